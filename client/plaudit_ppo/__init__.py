@@ -1,0 +1,1 @@
+"""PPO for language models against a remote reward model."""

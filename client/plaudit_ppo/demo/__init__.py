@@ -1,0 +1,1 @@
+"""The whole loop on two cores: preferences, reward model, bundle, service, PPO."""

@@ -1,0 +1,1 @@
+"""Turns a reward-model checkpoint into a verified bundle."""

@@ -1,0 +1,1 @@
+"""The scoring service: loads verified bundles and answers `POST /score`, batched."""

@@ -1,0 +1,113 @@
+"""Every error that the service raises on purpose; the class owns its HTTP status and problem type.
+
+ServiceError
+├── SettingsError            what the user set is wrong                       exit 2
+├── BundleError              a bundle is missing, damaged or not allowed      exit 2
+├── EngineError              the engine could not be built or run             exit 1
+└── RequestError             one request cannot be answered
+    ├── NotJson              400
+    ├── Unauthorized         401
+    ├── UnknownModel         404
+    ├── Mismatch             409  another fingerprint or engine is loaded
+    ├── TooLarge             413
+    ├── InvalidRequest       422
+    ├── QueueFull            429  Retry-After
+    ├── Unavailable          503  Retry-After
+    └── AllExpired           504
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Base of all errors of this package; its text is one clear line for the user."""
+
+
+class SettingsError(ServiceError):
+    """A flag or environment variable has a value that cannot be used."""
+
+
+class BundleError(ServiceError):
+    """A bundle is missing, damaged, of another format, or not allowed."""
+
+
+class EngineError(ServiceError):
+    """The inference engine could not be built, or failed to run a batch."""
+
+
+class RequestError(ServiceError):
+    """A request that gets a problem document instead of results (RFC 9457).
+
+    Args:
+        detail: One line that says what, where, actual, limit and remedy.
+    """
+
+    status: ClassVar[int]
+    slug: ClassVar[str]
+    title: ClassVar[str]
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    @property
+    def type(self) -> str:
+        """The stable problem type, a URN."""
+        return f"urn:plaudit:{self.slug}"
+
+
+class NotJson(RequestError):  # noqa: N818  named as the answer that the client sees
+    """The body is not a JSON document."""
+
+    status, slug, title = 400, "not-json", "The body is not JSON"
+
+
+class Unauthorized(RequestError):  # noqa: N818
+    """No API key, or a wrong one."""
+
+    status, slug, title = 401, "unauthorized", "No or wrong API key"
+
+
+class UnknownModel(RequestError):  # noqa: N818
+    """The request names a model that is not loaded."""
+
+    status, slug, title = 404, "unknown-model", "No such model"
+
+
+class Mismatch(RequestError):  # noqa: N818
+    """The request pins a fingerprint or an engine, and another one is loaded."""
+
+    status, slug, title = 409, "mismatch", "Another fingerprint or engine is loaded"
+
+
+class TooLarge(RequestError):  # noqa: N818
+    """The request is over a limit and could never be admitted."""
+
+    status, slug, title = 413, "too-large", "The request is over a limit"
+
+
+class InvalidRequest(RequestError):  # noqa: N818
+    """The body is JSON of a wrong shape."""
+
+    status, slug, title = 422, "invalid-request", "The request has a wrong shape"
+
+
+class QueueFull(RequestError):  # noqa: N818
+    """The queue has no room for the whole request now."""
+
+    status, slug, title = 429, "queue-full", "The queue is full"
+    retry_after_s = 1
+
+
+class Unavailable(RequestError):  # noqa: N818
+    """The service is not ready yet, is draining, or its scores were found wrong."""
+
+    status, slug, title = 503, "unavailable", "The service is not ready"
+    retry_after_s = 1
+
+
+class AllExpired(RequestError):  # noqa: N818
+    """Every sequence of the request passed its deadline before it was computed."""
+
+    status, slug, title = 504, "expired", "Every sequence expired"

@@ -1,0 +1,66 @@
+"""A loaded reward model: sequences to raw head values to results, with every failure kept to its own sequence.
+
+Knows nothing of queues or HTTP.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from plaudit_service.bundle import Bundle
+from plaudit_service.engines import Engine
+from plaudit_service.tokenization import Tokenization, TokenizedText
+from plaudit_service.wire import Result, Status
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a sequence has no score."""
+
+    status: Status
+    detail: str
+
+
+# The raw value of each head, or why there are none.
+Outcome = tuple[float, ...] | Failure
+
+
+class Model:
+    """A bundle with its tokenization and the engine that runs its graph."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.tokenization = Tokenization(bundle)
+
+    def compute(self, batch: Sequence[TokenizedText]) -> list[Outcome]:
+        """Run the engine on a batch; where it raises, halve the batch until the culprit is alone."""
+        if not batch:
+            return []
+        try:
+            heads = self.engine.run(batch).astype(np.float64)
+        except Exception as error:  # noqa: BLE001  whatever one sequence makes an engine raise, its mates get their scores
+            if len(batch) == 1:
+                return [Failure(Status.FAILED, f"the engine failed: {type(error).__name__}")]
+            half = len(batch) // 2
+            return self.compute(batch[:half]) + self.compute(batch[half:])
+        return [
+            tuple(row.tolist())
+            if np.isfinite(row).all()
+            else Failure(Status.NON_FINITE, "the model's score is not a finite number")
+            for row in heads
+        ]
+
+    def result(self, text: TokenizedText, outcome: Outcome, *, raw: bool) -> Result:
+        """Weigh the heads and normalize: score = (sum of weight x head - mean) / std, in float64."""
+        if isinstance(outcome, Failure):
+            return Result(outcome.status, None, text.num_tokens, text.truncated, outcome.detail)
+        scoring = self.bundle.scoring
+        score = sum(head.weight * value for head, value in zip(scoring.heads, outcome, strict=True))
+        if scoring.normalization is not None and not raw:
+            score = (score - scoring.normalization.mean) / scoring.normalization.std
+        if not np.isfinite(score):
+            return Result(Status.NON_FINITE, None, text.num_tokens, text.truncated, "the weighted score is not finite")
+        heads = dict(zip((head.name for head in scoring.heads), outcome, strict=True)) if len(outcome) > 1 else None
+        return Result(Status.OK, score, text.num_tokens, text.truncated, heads=heads)

@@ -1,0 +1,117 @@
+"""The path of every request, and of the start-up check: tokenize, queue, compute, finish.
+
+Knows nothing of HTTP.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from plaudit_service.errors import Mismatch
+from plaudit_service.metrics import Metrics
+from plaudit_service.model import Model
+from plaudit_service.parity import ParityReport, compare, golden_items
+from plaudit_service.scheduler import Scheduler
+from plaudit_service.tokenization import TokenizedText
+from plaudit_service.wire import Item, Result, ScoreRequest, Truncation
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A request's sequences, a result in place of each that cannot be computed, and the seconds that this took."""
+
+    texts: Sequence[TokenizedText | Result]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The results of a request, one per sequence, and where its time went, in seconds."""
+
+    results: Sequence[Result]
+    queue_s: float
+    infer_s: float
+
+
+class Pipeline:
+    """One model with its queue and the threads that it shares with others.
+
+    Args:
+        model: The loaded model.
+        scheduler: Its queue.
+        metrics: Where results are counted.
+        tokenizer_thread: Runs tokenization off the event loop.
+    """
+
+    def __init__(self, model: Model, scheduler: Scheduler, metrics: Metrics, tokenizer_thread: Executor) -> None:
+        self.model = model
+        self.scheduler = scheduler
+        self._metrics = metrics
+        self._tokenizer_thread = tokenizer_thread
+
+    def check_pins(self, request: ScoreRequest) -> None:
+        """Refuse a request that wants another fingerprint or engine.
+
+        Raises:
+            Mismatch: 409.
+        """
+        bundle, engine = self.model.bundle, self.model.engine
+        for what, wanted, actual in (
+            ("fingerprint", request.fingerprint, bundle.fingerprint),
+            ("engine", request.engine, engine.name),
+        ):
+            if wanted is not None and wanted != actual:
+                raise Mismatch(
+                    f'the request pins {what} {wanted}, model "{bundle.name}" has {actual}; '
+                    f"another reward model is loaded here: use its own URL, or drop the pin"
+                )
+
+    async def tokenize(self, items: Sequence[Item], truncation: Truncation = "error") -> Tokenized:
+        """Tokenize off the event loop.
+
+        Raises:
+            InvalidRequest: an item cannot be scored by this model.
+        """
+        started = time.monotonic()
+        texts = await asyncio.get_running_loop().run_in_executor(
+            self._tokenizer_thread, self.model.tokenization.tokenize, items, truncation
+        )
+        seconds = time.monotonic() - started
+        self._metrics.tokenize_seconds.observe(seconds)
+        return Tokenized(texts, seconds)
+
+    async def compute(self, tokenized: Tokenized, *, raw: bool, deadline: float = float("inf")) -> Scored:
+        """Queue what there is to compute, and make the results; `deadline` is a time of `time.monotonic`.
+
+        Raises:
+            QueueFull, TooLarge: the request is not admitted.
+        """
+        texts = tokenized.texts
+        ticket = await self.scheduler.compute(
+            [text for text in texts if isinstance(text, TokenizedText)], deadline=deadline
+        )
+        outcomes = iter(ticket.outcomes)
+        results = [
+            text if isinstance(text, Result) else self.model.result(text, next(outcomes), raw=raw) for text in texts
+        ]
+        return Scored(results, ticket.queue_s, ticket.infer_s)
+
+    async def check_parity(self) -> ParityReport:
+        """Score the golden texts, one at a time and all at once, through this very path."""
+        items = golden_items(self.model.bundle)
+        alone = [(await self.compute(await self.tokenize([item]), raw=True)).results[0] for item in items]
+        tokenized = await self.tokenize(items)
+        batched = (await self.compute(tokenized, raw=True)).results
+        return compare(self.model.bundle, tokenized.texts, alone, batched)
+
+    def count(self, results: Sequence[Result]) -> None:
+        """Count what was answered."""
+        name = self.model.bundle.name
+        for result in results:
+            self._metrics.sequences.labels(name, str(result.status)).inc()
+            if result.truncated:
+                self._metrics.truncated.inc()
+            if result.score is not None:
+                self._metrics.score.labels(name).observe(result.score)

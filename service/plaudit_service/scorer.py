@@ -1,0 +1,102 @@
+"""In-process scoring: the same tokenization, batches and engine as the service, without HTTP and queue."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from plaudit_service.batching import choose_batch
+from plaudit_service.bundle import Bundle, load_bundle
+from plaudit_service.engines import OnnxRuntimeEngine
+from plaudit_service.model import Failure, Model, Outcome
+from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS
+from plaudit_service.tokenization import TokenizedText
+from plaudit_service.wire import Result, Status, Truncation, check_request
+
+
+class Scores(Sequence[Result]):
+    """The results of one call, one per sequence, in order."""
+
+    def __init__(self, results: Sequence[Result], *, model: str, fingerprint: str, engine: str) -> None:
+        self._results = tuple(results)
+        self.model = model
+        self.fingerprint = fingerprint
+        self.engine = engine
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Result]: ...
+    def __getitem__(self, index: int | slice) -> Result | Sequence[Result]:
+        return self._results[index]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self._results)
+
+    @property
+    def floats(self) -> list[float]:
+        """The scores, NaN where there is none."""
+        return [float("nan") if result.score is None else result.score for result in self._results]
+
+
+class Scorer:
+    """Scores items with a bundle in this process; `score` has the signature of the client's.
+
+    Args:
+        bundle: A bundle directory, or a loaded bundle.
+        num_threads: Threads of the engine; 0: one per core that this process may use.
+        max_batch_tokens: Limit of rows x longest row of one engine call.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+    """
+
+    def __init__(
+        self,
+        bundle: Path | str | Bundle,
+        *,
+        num_threads: int = 0,
+        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self.model = Model(self.bundle, OnnxRuntimeEngine(self.bundle, num_threads=num_threads))
+        self._max_batch_tokens = max_batch_tokens
+
+    def score(
+        self,
+        items: Sequence[Mapping[str, Any] | str],
+        *,
+        truncation: Truncation = "error",
+        raw: bool = False,
+    ) -> Scores:
+        """Score items in any form of the wire; a plain string is a text.
+
+        Raises:
+            InvalidRequest: an item has a wrong shape; the message says which.
+        """
+        wire = [{"text": item} if isinstance(item, str) else dict(item) for item in items]
+        request = check_request({"items": wire, "truncation": truncation, "raw": raw})
+        texts = self.model.tokenization.tokenize(request.items, truncation)
+        outcomes = iter(self._compute([text for text in texts if isinstance(text, TokenizedText)]))
+        results = [
+            text if isinstance(text, Result) else self.model.result(text, next(outcomes), raw=raw) for text in texts
+        ]
+        return Scores(
+            results, model=self.bundle.name, fingerprint=self.bundle.fingerprint, engine=self.model.engine.name
+        )
+
+    def _compute(self, texts: Sequence[TokenizedText]) -> list[Outcome]:
+        outcomes: list[Outcome] = [Failure(Status.FAILED, "not computed")] * len(texts)
+        waiting = list(range(len(texts)))
+        while waiting:
+            chosen = choose_batch(
+                [(0, len(texts[at].token_ids)) for at in waiting], max_padded_tokens=self._max_batch_tokens
+            )
+            batch = [waiting[index] for index in chosen]
+            for at, outcome in zip(batch, self.model.compute([texts[at] for at in batch]), strict=True):
+                outcomes[at] = outcome
+            taken = set(batch)
+            waiting = [at for at in waiting if at not in taken]
+        return outcomes

@@ -1,0 +1,172 @@
+"""The loaded models of one process, their life cycle, and what is known of them. Knows nothing of HTTP."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any
+
+from plaudit_service.bundle import Bundle
+from plaudit_service.engines import OnnxRuntimeEngine
+from plaudit_service.errors import InvalidRequest, SettingsError, Unavailable, UnknownModel
+from plaudit_service.logs import log
+from plaudit_service.metrics import Metrics
+from plaudit_service.model import Model
+from plaudit_service.parity import ParityReport
+from plaudit_service.pipeline import Pipeline
+from plaudit_service.scheduler import Scheduler
+from plaudit_service.settings import Settings
+
+_LIMITS = (
+    "max_sequences_per_request",
+    "max_body_bytes",
+    "max_text_chars",
+    "max_queued_sequences",
+    "max_queued_tokens",
+)
+
+
+class Service:
+    """Everything behind the routes. A process is immutable: another reward model means another process.
+
+    Args:
+        bundles: Verified bundles with names of their own.
+        settings: What the operator set.
+
+    Raises:
+        BundleError: a graph or tokenizer cannot be loaded.
+        SettingsError: two bundles have one name.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle], settings: Settings) -> None:
+        names = [bundle.name for bundle in bundles]
+        for name in names:
+            if names.count(name) > 1:
+                raise SettingsError(f'two bundles are named "{name}"; export one of them again with --name')
+        self.settings = settings
+        self.metrics = Metrics()
+        self.parity: dict[str, ParityReport] = {}
+        self._not_ready: str | None = "the golden texts are being checked"
+        # One device, one thread: its queue of single batches serves the models in turn.
+        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _load(self, bundle: Bundle) -> Pipeline:
+        model = Model(bundle, OnnxRuntimeEngine(bundle, num_threads=self.settings.num_threads))
+        scheduler = Scheduler(model, self.settings, self.metrics, self._engine_thread)
+        self.metrics.model_info.labels(
+            bundle.name, bundle.fingerprint, bundle.scoring.precision, self.settings.runtime
+        ).set(1)
+        return Pipeline(model, scheduler, self.metrics, self._tokenizer_thread)
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why `/score` is refused; None when it is answered."""
+        return self._not_ready
+
+    def require_ready(self) -> None:
+        """Refuse to score before the golden texts were right, and after draining began.
+
+        Raises:
+            Unavailable: 503.
+        """
+        if self._not_ready is not None:
+            raise Unavailable(f"{self._not_ready}; ask /readyz")
+
+    def pipeline(self, model: str | None) -> Pipeline:
+        """The model that a request names, or the only one.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            InvalidRequest: several are loaded and none is named.
+        """
+        loaded = ", ".join(self.pipelines)
+        if model is None:
+            if len(self.pipelines) > 1:
+                raise InvalidRequest(f"model: not given, and several are loaded; choose one of {loaded}")
+            return next(iter(self.pipelines.values()))
+        if model not in self.pipelines:
+            raise UnknownModel(f'model "{model}" is not loaded; here: {loaded}')
+        return self.pipelines[model]
+
+    def start(self) -> None:
+        """Begin to take batches, and check the golden texts; must be called in the event loop."""
+        for pipeline in self.pipelines.values():
+            self._spawn(pipeline.scheduler.run())
+        self._spawn(self._check_parity())
+
+    def drain(self) -> None:
+        """Stop to be ready; what was admitted is finished."""
+        self._set_not_ready("the service is shutting down")
+
+    async def stop(self) -> None:
+        """End the tasks and threads."""
+        self.drain()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._engine_thread.shutdown(cancel_futures=True)
+        self._tokenizer_thread.shutdown(cancel_futures=True)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        task.add_done_callback(self._on_task_end)
+        self._tasks.append(task)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._set_not_ready(f"a background task failed ({type(error).__name__})")
+            log("task_failed", level=logging.ERROR, error=error)
+
+    def _set_not_ready(self, reason: str | None) -> None:
+        self._not_ready = reason
+        self.metrics.ready.set(reason is None)
+
+    async def _check_parity(self) -> None:
+        wrong = []
+        for name, pipeline in self.pipelines.items():
+            report = self.parity[name] = await pipeline.check_parity()
+            self.metrics.batch_invariant.labels(name).set(report.batch_invariant)
+            self.metrics.parity_max_abs_diff.labels(name).set(report.max_abs_diff)
+            log("parity", model=name, **self._parity_info(name))
+            if not report.ok:
+                wrong.append(f'model "{name}" does not give its reference scores: {report.describe_worst()}')
+        self._set_not_ready("; ".join(wrong) or None)
+        log("not_ready" if wrong else "ready", reason=self._not_ready)
+
+    def _parity_info(self, name: str) -> dict[str, Any]:
+        report = self.parity[name]
+        return {
+            "ok": report.ok,
+            "num_golden_texts": len(report.rows),
+            "max_abs_diff": _finite(report.max_abs_diff),
+            "batch_invariant": report.batch_invariant,
+            "batch_max_abs_diff": _finite(report.batch_max_abs_diff),
+            "worst": report.describe_worst(),
+        }
+
+    def info(self) -> dict[str, Any]:
+        """The answer of `GET /info`."""
+        return {
+            "version": version("plaudit"),
+            "ready": self._not_ready is None,
+            "limits": {name: getattr(self.settings, name) for name in _LIMITS},
+            "models": [self._model_info(name, pipeline.model) for name, pipeline in self.pipelines.items()],
+        }
+
+    def _model_info(self, name: str, model: Model) -> dict[str, Any]:
+        return {
+            "name": name,
+            "fingerprint": model.bundle.fingerprint,
+            "engine": model.engine.name,
+            "runtime": self.settings.runtime,
+            "manifest": model.bundle.manifest.model_dump(mode="json"),
+            "parity": self._parity_info(name) if name in self.parity else None,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None

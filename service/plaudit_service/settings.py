@@ -1,0 +1,129 @@
+"""The settings of `plaudit-serve`, each by flag and by `PLAUDIT_*` environment variable; read once, at the edge."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from plaudit_service.errors import SettingsError
+
+# On two cores, batches between 512 and 2,048 padded tokens were the fastest (docs/decisions.md).
+DEFAULT_MAX_BATCH_TOKENS = 1024
+
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def _setting(default: Any, help_text: str, *, minimum: float | None = None, choices: Sequence[str] = ()) -> Any:
+    return field(default=default, metadata={"help": help_text, "minimum": minimum, "choices": tuple(choices)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator can set; `max_body_bytes` by --max-body-bytes or PLAUDIT_MAX_BODY_BYTES."""
+
+    host: str = _setting("127.0.0.1", "address to bind")
+    port: int = _setting(8000, "TCP port; 0: any free one, named in the log line `listening`", minimum=0)
+    runtime: str = _setting("onnxruntime", "inference runtime", choices=["onnxruntime"])
+    provider: str = _setting("cpu", "execution provider of the runtime", choices=["cpu"])
+    num_threads: int = _setting(0, "threads of the engine; 0: one per core", minimum=0)
+    max_batch_tokens: int = _setting(
+        DEFAULT_MAX_BATCH_TOKENS, "padded tokens of one engine call (rows x longest)", minimum=1
+    )
+    max_queued_sequences: int = _setting(8192, "sequences that may wait; beyond: 429", minimum=1)
+    max_queued_tokens: int = _setting(4_194_304, "tokens that may wait; beyond: 429", minimum=1)
+    max_sequences_per_request: int = _setting(1024, "sequences of one request; beyond: 413", minimum=1)
+    max_body_bytes: int = _setting(33_554_432, "bytes of a request body; beyond: 413", minimum=1)
+    max_text_chars: int = _setting(1_000_000, "characters of one text or chat; beyond: 413", minimum=1)
+    max_tokenizing_bytes: int = _setting(134_217_728, "bytes of bodies awaiting tokenization; beyond: 429", minimum=1)
+    drain_timeout_s: float = _setting(30.0, "seconds that open requests get after SIGTERM", minimum=0)
+    api_key_file: str = _setting("", "file with one API key a line; requests then need Authorization: Bearer KEY")
+    allow_unauthenticated: bool = _setting(False, "bind another address than loopback without any API key")
+    open_metrics: bool = _setting(False, "answer /metrics and /openapi.json without an API key")
+
+    def api_keys(self, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+        """Keys of the file and of PLAUDIT_API_KEYS (separated by commas).
+
+        Raises:
+            SettingsError: the file cannot be read or holds no key.
+        """
+        keys = [key.strip() for key in environ.get("PLAUDIT_API_KEYS", "").split(",")]
+        if self.api_key_file:
+            try:
+                lines = Path(self.api_key_file).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"--api-key-file {self.api_key_file}: cannot be read ({error})") from error
+            if not any(line.strip() for line in lines):
+                raise SettingsError(f"--api-key-file {self.api_key_file}: holds no key; put one key on a line")
+            keys += [line.strip() for line in lines]
+        return tuple(key for key in keys if key)
+
+    def check_binding(self, api_keys: Sequence[str]) -> None:
+        """Refuse to serve strangers by accident.
+
+        Raises:
+            SettingsError: the address is not loopback, there is no key, and nobody allowed that.
+        """
+        if self.host not in _LOOPBACK and not api_keys and not self.allow_unauthenticated:
+            raise SettingsError(
+                f"--host {self.host} would serve other machines without an API key; "
+                "give --api-key-file FILE, or --allow-unauthenticated"
+            )
+
+
+def environment_variable(name: str) -> str:
+    """The variable of a setting."""
+    return f"PLAUDIT_{name.upper()}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for each setting; the help names default and variable."""
+    for setting in fields(Settings):
+        flag = f"--{setting.name.replace('_', '-')}"
+        shown = f"{setting.metadata['help']} (default: {setting.default!r}; {environment_variable(setting.name)})"
+        if isinstance(setting.default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=shown)
+        else:
+            parser.add_argument(flag, default=None, metavar=setting.name.rsplit("_", 1)[-1].upper(), help=shown)
+
+
+def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings: a flag wins over its environment variable, which wins over the default.
+
+    Raises:
+        SettingsError: a value has the wrong type or is out of range.
+    """
+    values: dict[str, Any] = {}
+    for setting in fields(Settings):
+        assert setting.default is not MISSING
+        variable = environment_variable(setting.name)
+        flag = getattr(arguments, setting.name)
+        if flag is not None:
+            where, value = f"--{setting.name.replace('_', '-')}", flag
+        elif environ.get(variable):
+            where, value = variable, environ[variable]
+        else:
+            continue
+        values[setting.name] = _convert(where, value, setting.default, setting.metadata)
+    return Settings(**values)
+
+
+def _convert(where: str, value: Any, default: Any, metadata: Mapping[str, Any]) -> Any:
+    kind = type(default)
+    if kind is bool:
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if isinstance(value, bool):
+            return value
+        if value.lower() not in words:
+            raise SettingsError(f"{where}: {value!r} is neither true nor false")
+        return words[value.lower()]
+    try:
+        converted = kind(value)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {value!r} is not a number ({kind.__name__})") from error
+    if metadata["minimum"] is not None and not converted >= metadata["minimum"]:
+        raise SettingsError(f"{where}: {converted}, but the least is {metadata['minimum']}")
+    if metadata["choices"] and converted not in metadata["choices"]:
+        raise SettingsError(f"{where}: {converted!r} is none of {', '.join(metadata['choices'])}")
+    return converted

@@ -1,0 +1,250 @@
+"""Items to sequences of token ids, equal to what transformers gives for the same input.
+
+Knows nothing of batches, engines or HTTP. The rules and the one exception (no second BOS): docs/scoring.md.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from plaudit_service.bundle import TOKENIZER, Bundle
+from plaudit_service.chat_template import ChatTemplateError, compile_chat_template
+from plaudit_service.errors import BundleError, InvalidRequest
+from plaudit_service.wire import ChatItem, Item, PromptItem, Result, Status, TextItem, TokenItem, Truncation
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedText:
+    """One sequence, ready for the engine.
+
+    Attributes:
+        token_ids: shape (T,), int64, 1 <= T <= max_tokens; of a causal model it ends with the pooled token.
+        type_ids: shape (T,), int64, or None where all are 0.
+        num_tokens: tokens of the whole text, before truncation.
+        truncated: whether tokens were left out.
+    """
+
+    token_ids: Ids
+    type_ids: Ids | None
+    num_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one sequence is made from: text (or a pair of texts) to encode, or ids, or an error already."""
+
+    where: str
+    text: str | tuple[str, str] | None = None
+    token_ids: list[int] | None = None
+    error: str | None = None
+    add_special_tokens: bool = False
+    append_eos: bool = False
+
+
+class Tokenization:
+    """The tokenizer and chat template of one bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._scoring = bundle.scoring
+        self._name = bundle.name
+        try:
+            self._tokenizer = Tokenizer.from_file(str(bundle.path / TOKENIZER))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise BundleError(f"bundle {bundle.path}: {TOKENIZER} cannot be read ({error}); export it again") from error
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special_ids = np.array(sorted(id_ for id_, token in added.items() if token.special), dtype=np.int64)
+        self._render = None
+        if bundle.chat_template is not None:
+            bos, eos = self._scoring.bos, self._scoring.eos
+            tokens = {"bos_token": bos.text if bos else "", "eos_token": eos.text if eos else ""}
+            try:
+                self._render = compile_chat_template(bundle.chat_template, tokens)
+            except ChatTemplateError as error:
+                raise BundleError(f"bundle {bundle.path}: {error}") from error
+
+    def tokenize(self, items: Sequence[Item], truncation: Truncation = "error") -> list[TokenizedText | Result]:
+        """Make the sequences of all items, in order; a `Result` stands where there is nothing to compute.
+
+        Raises:
+            InvalidRequest: an item has a form that this bundle cannot score, or an id outside of the vocabulary.
+        """
+        sources = [source for number, item in enumerate(items) for source in self._sources(f"items[{number}]", item)]
+        encoded = self._encode(sources)
+        return [self._finish(source, ids, truncation) for source, ids in zip(sources, encoded, strict=True)]
+
+    def _sources(self, where: str, item: Item) -> Iterator[_Source]:
+        match item:
+            case TokenItem():
+                yield _Source(where, token_ids=item.token_ids)
+            case TextItem():
+                yield self._text(where, item.text, item.finished)
+            case PromptItem():
+                completions = [item.completion or ""] if item.completions is None else item.completions
+                for completion in completions:
+                    if self._scoring.pair:
+                        yield self._pair(where, item.prompt, completion, item.finished)
+                    else:
+                        yield self._text(where, item.prompt + completion, item.finished)
+            case ChatItem():
+                yield from self._chat(where, item)
+
+    def _text(self, where: str, text: str, finished: bool) -> _Source:
+        if self._scoring.pair:
+            raise InvalidRequest(
+                f'{where}: model "{self._name}" was trained on pairs and scores prompt with completion only, '
+                "or one user and one assistant turn"
+            )
+        return _Source(
+            where,
+            text=text,
+            add_special_tokens=self._scoring.add_special_tokens,
+            append_eos=self._scoring.append_eos and finished,
+        )
+
+    def _pair(self, where: str, prompt: str, completion: str, finished: bool) -> _Source:
+        return _Source(
+            where,
+            text=(prompt, completion),
+            add_special_tokens=self._scoring.add_special_tokens,
+            append_eos=self._scoring.append_eos and finished,
+        )
+
+    def _chat(self, where: str, item: ChatItem) -> Iterator[_Source]:
+        head = [message.model_dump() for message in item.messages]
+        tails = [[]] if item.completions is None else [[{"role": "assistant", "content": c}] for c in item.completions]
+        for tail in tails:
+            messages = head + tail
+            if self._scoring.pair:
+                if [message["role"] for message in messages] != ["user", "assistant"]:
+                    raise InvalidRequest(
+                        f'{where}: model "{self._name}" was trained on pairs and scores one user and one assistant '
+                        f"turn; this chat has {len(messages)} turns"
+                    )
+                yield self._pair(where, messages[0]["content"], messages[1]["content"], item.finished)
+                continue
+            if self._render is None:
+                raise InvalidRequest(
+                    f'{where}: model "{self._name}" has no chat template; send prompt and completion, or export the '
+                    "bundle again with --chat-template FILE"
+                )
+            try:
+                text = self._render(messages)
+            except ChatTemplateError as error:
+                yield _Source(where, error=str(error))
+            else:
+                yield _Source(where, text=text, append_eos=self._scoring.append_eos and item.finished)
+
+    def _encode(self, sources: Sequence[_Source]) -> list[tuple[list[int], list[int]] | str]:
+        """Token ids and type ids of each source, or an error text."""
+        encoded: list[tuple[list[int], list[int]] | str] = [(source.token_ids or [], []) for source in sources]
+        for add_special_tokens in (False, True):
+            places = [
+                at
+                for at, source in enumerate(sources)
+                if source.text is not None and source.add_special_tokens is add_special_tokens
+            ]
+            texts = [sources[at].text for at in places]
+            try:
+                encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+            except Exception:  # noqa: BLE001  one text that the tokenizer cannot take must not fail its mates
+                for at in places:
+                    encoded[at] = self._encode_alone(sources[at])
+            else:
+                for at, encoding in zip(places, encodings, strict=True):
+                    encoded[at] = encoding.ids, encoding.type_ids
+        return [source.error if source.error is not None else ids for source, ids in zip(sources, encoded, strict=True)]
+
+    def _encode_alone(self, source: _Source) -> tuple[list[int], list[int]] | str:
+        try:
+            encoding = self._tokenizer.encode_batch([source.text], add_special_tokens=source.add_special_tokens)[0]
+        except Exception as error:  # noqa: BLE001  the Rust library raises plain Exception
+            return f"the tokenizer failed: {type(error).__name__}"
+        return encoding.ids, encoding.type_ids
+
+    def _finish(
+        self, source: _Source, encoded: tuple[list[int], list[int]] | str, truncation: Truncation
+    ) -> TokenizedText | Result:
+        if isinstance(encoded, str):
+            return Result(Status.FAILED, None, 0, detail=f"{source.where}: {encoded}")
+        ids = np.array(encoded[0], dtype=np.int64)
+        type_ids = np.array(encoded[1], dtype=np.int64) if any(encoded[1]) else None
+        scoring = self._scoring
+        if self._is_empty(source, ids):
+            return Result(
+                Status.EMPTY, None, len(ids), detail=f"{source.where}: there is no token besides special ones"
+            )
+        if ids.max() >= scoring.vocab_size:
+            raise InvalidRequest(
+                f'{source.where}: token id {ids.max()}, but the vocabulary of model "{self._name}" has '
+                f"{scoring.vocab_size} entries; send ids of its own tokenizer"
+            )
+        if source.text is not None:
+            ids, type_ids = self._with_right_ends(source, ids, type_ids)
+        num_tokens = len(ids)
+        if num_tokens > scoring.max_tokens:
+            if truncation == "error":
+                return Result(
+                    Status.TOO_LONG,
+                    None,
+                    num_tokens,
+                    detail=f'{source.where}: {num_tokens} tokens, limit {scoring.max_tokens} (model "{self._name}"); '
+                    'shorten it or send truncation="left"',
+                )
+            kept = self._kept(ids, truncation)
+            ids, type_ids = ids[kept], None if type_ids is None else type_ids[kept]
+        truncated = num_tokens > scoring.max_tokens
+        if scoring.kind == "causal":
+            ids = ids[: pooled_index(ids, scoring.pad_token_id) + 1]
+            type_ids = None
+        return TokenizedText(ids, type_ids, num_tokens, truncated)
+
+    def _is_empty(self, source: _Source, ids: Ids) -> bool:
+        """Ids are scored as they are, special or not; a text has to hold something besides special tokens."""
+        if source.token_ids is not None or len(ids) == 0:
+            return len(ids) == 0
+        return bool(np.isin(ids, self._special_ids).all())
+
+    def _with_right_ends(self, source: _Source, ids: Ids, type_ids: Ids | None) -> tuple[Ids, Ids | None]:
+        """No second BOS; one EOS where the model was trained so."""
+        bos, eos = self._scoring.bos, self._scoring.eos
+        text = source.text if isinstance(source.text, str) else (source.text or ("",))[0]
+        if (
+            source.add_special_tokens
+            and bos is not None
+            and text.startswith(bos.text)
+            and list(ids[:2]) == [bos.id, bos.id]
+        ):
+            ids, type_ids = ids[1:], None if type_ids is None else type_ids[1:]
+        if source.append_eos and eos is not None and ids[-1] != eos.id:
+            ids = np.append(ids, eos.id)
+            type_ids = None if type_ids is None else np.append(type_ids, type_ids[-1])
+        return ids, type_ids
+
+    def _kept(self, ids: Ids, truncation: Truncation) -> Ids:
+        """Positions that stay: the end and the leading special tokens, or the start and the trailing ones."""
+        limit = self._scoring.max_tokens
+        at = np.arange(len(ids))
+        special = np.isin(ids, self._special_ids)
+        if truncation == "left":
+            num_leading = min(int(np.argmin(special)), limit - 1)
+            return np.concatenate([at[:num_leading], at[len(ids) - (limit - num_leading) :]])
+        num_trailing = min(int(np.argmin(special[::-1])), limit - 1)
+        return np.concatenate([at[: limit - num_trailing], at[len(ids) - num_trailing :]])
+
+
+def pooled_index(token_ids: Ids, pad_token_id: int | None) -> int:
+    """Which token of a causal model's sequence is scored: the rightmost that is no padding.
+
+    transformers, `GenericForSequenceClassification.forward`: by id, whatever the mask, so that with pad == EOS a final
+    EOS is not pooled; no pad id: the last token; nothing but pads: index 0.
+    """
+    if pad_token_id is None:
+        return len(token_ids) - 1
+    real = np.flatnonzero(token_ids != pad_token_id)
+    return int(real[-1]) if len(real) else 0

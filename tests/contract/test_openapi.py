@@ -1,0 +1,73 @@
+"""The service and the client never import each other; they meet in this document.
+
+After a change that is meant: `PLAUDIT_UPDATE_CONTRACT=1 .venv/bin/pytest tests/contract`.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from plaudit_client.items import FORMS, WIRE_FIELDS, normalize_items
+from plaudit_client.protocol import Limits, Options, Reply, parse_answer, split_items
+from plaudit_client.scores import Status
+from plaudit_service.app import build_routes
+from plaudit_service.bundle import load_bundle
+from plaudit_service.service import Service
+from plaudit_service.settings import Settings
+from plaudit_service.wire import Result, parse_request
+from plaudit_service.wire import Status as ServiceStatus
+
+SNAPSHOT = Path(__file__).parent / "openapi.json"
+
+
+def test_the_service_emits_the_snapshot(tiny_bundle):
+    document = build_routes(Service([load_bundle(tiny_bundle())], Settings())).openapi()
+    if os.environ.get("PLAUDIT_UPDATE_CONTRACT"):
+        SNAPSHOT.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    assert json.loads(SNAPSHOT.read_text()) == document
+
+
+SCHEMAS = json.loads(SNAPSHOT.read_text())["components"]["schemas"]
+ITEMS = ("TextItem", "PromptItem", "ChatItem", "TokenItem")
+VALUES = {
+    "text": "a",
+    "prompt": "a",
+    "completion": "b",
+    "completions": ["b", "c"],
+    "messages": [{"role": "user", "content": "a"}],
+    "token_ids": [1, 2],
+}
+
+
+def test_the_client_sends_no_field_that_the_contract_lacks_and_lacks_none():
+    assert frozenset().union(*(SCHEMAS[name]["properties"] for name in ITEMS)) == WIRE_FIELDS
+
+
+@pytest.mark.parametrize("form", FORMS, ids="+".join)
+def test_the_service_takes_every_item_form_that_the_client_sends(form):
+    items = normalize_items([{**{key: VALUES[key] for key in form}, "finished": False}])
+    options = Options(model="m", truncation="left", raw=True, fingerprint="f", engine="e")
+    (request,) = split_items(items, options, Limits())
+    parsed = parse_request(request.body)
+    assert parsed.num_sequences == request.num_sequences
+    assert parsed.items[0].model_dump(exclude_unset=True) == items[0]
+    assert parsed.model_dump(exclude={"items"}) == options.to_wire()
+
+
+def test_client_and_service_know_the_same_statuses():
+    assert set(get_args(Status)) == set(SCHEMAS["Status"]["enum"]) == {str(status) for status in ServiceStatus}
+
+
+def test_the_client_reads_the_results_that_the_service_writes():
+    results = [
+        Result(ServiceStatus.OK, 1.5, 3, truncated=True, heads={"a": 1.0, "b": 2.0}),
+        Result(ServiceStatus.TOO_LONG, None, 9000, detail="items[1]: too long"),
+    ]
+    answer = {"model": "m", "fingerprint": "f", "engine": "e", "results": [result.to_wire() for result in results]}
+    reply = Reply("POST /score", 200, {}, json.dumps(answer).encode(), 10_000)
+    for score, result in zip(parse_answer(reply, 2, Options()), results, strict=True):
+        assert (score.status, score.score, score.num_tokens) == (str(result.status), result.score, result.num_tokens)
+        assert (score.truncated, score.detail, score.heads) == (result.truncated, result.detail, result.heads)

@@ -1,0 +1,127 @@
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from plaudit_service import Scorer
+from plaudit_service.bundle import Normalization
+from plaudit_service.errors import InvalidRequest
+from plaudit_service.parity import check
+from plaudit_service.testing import score_by_hand
+
+texts = st.lists(st.sampled_from(["good", "fine", "bad", "awful"]), min_size=1, max_size=20).map(" ".join)
+
+
+def test_every_item_form_gets_its_score_by_hand(tiny_bundle):
+    scores = Scorer(tiny_bundle()).score(
+        [
+            "good fine",
+            {"text": "good bad bad"},
+            {"prompt": "good", "completion": " fine"},
+            {"prompt": "bad", "completions": [" good", " bad bad"]},
+            {"messages": [{"role": "user", "content": "good"}, {"role": "assistant", "content": "fine"}]},
+            {"messages": [{"role": "user", "content": "bad"}], "completions": ["good", "awful"]},
+            {"token_ids": [1, 4, 5]},
+        ]
+    )
+    assert scores.floats == [1.5, -1.0, 1.5, 0.0, -3.0, 1.5, 0.0, -3.25, 1.5]
+
+
+def test_a_failure_is_a_status_and_its_mates_keep_their_scores(tiny_bundle):
+    scores = Scorer(tiny_bundle(max_tokens=8)).score(
+        ["good", "crash", "fine", "good infinite", "", "[BOS]", "good " * 8, "bad"]
+    )
+    statuses = ["ok", "failed", "ok", "non_finite", "empty", "empty", "too_long", "ok"]
+    assert [score.status for score in scores] == statuses
+    assert [score.score for score in scores] == [1.0, None, 0.5, None, None, None, None, -1.0]
+    assert [math.isnan(value) for value in scores.floats] == [status != "ok" for status in statuses]
+    assert scores[6].detail == 'items[6]: 9 tokens, limit 8 (model "tiny"); shorten it or send truncation="left"'
+
+
+def test_truncation_keeps_the_bos_and_the_end_or_the_start(tiny_bundle):
+    scorer = Scorer(tiny_bundle(max_tokens=4))
+    text = "good good fine bad bad"
+    left, right = (scorer.score([text], truncation=side)[0] for side in ("left", "right"))
+    assert (left.score, left.truncated, left.num_tokens) == (0.5 - 1 - 1, True, 6)
+    assert (right.score, right.truncated, right.num_tokens) == (1 + 1 + 0.5, True, 6)
+
+
+def test_normalization_applies_unless_raw_is_asked_for(tiny_bundle):
+    scorer = Scorer(tiny_bundle(normalization=Normalization(mean=0.25, std=0.5)))
+    assert scorer.score(["good"]).floats == [1.5]
+    assert scorer.score(["good"], raw=True).floats == [1.0]
+
+
+def test_several_heads_are_weighted_and_named(tiny_bundle):
+    scorer = Scorer(tiny_bundle(heads={"helpful": 0.75, "harmless": 0.25}))
+    (score,) = scorer.score(["good fine"])
+    assert score.heads == {"helpful": 1.5, "harmless": 3.0}
+    assert score.score == 0.75 * 1.5 + 0.25 * 3.0
+
+
+def test_a_text_that_begins_with_bos_gets_no_second_one(tiny_bundle):
+    scorer = Scorer(tiny_bundle())
+    assert scorer.score(["[BOS] good"])[0].num_tokens == 2
+
+
+def test_eos_is_appended_once_and_only_to_finished_texts(tiny_bundle):
+    scorer = Scorer(tiny_bundle(append_eos=True))
+    items = [{"text": "good"}, {"text": "good [EOS]"}, {"text": "good", "finished": False}]
+    assert [score.num_tokens for score in scorer.score(items)] == [3, 3, 2]
+
+
+def test_a_pair_model_scores_prompt_with_completion_and_one_turn_chats_only(tiny_bundle):
+    scorer = Scorer(tiny_bundle(pair=True))
+    chat = [{"role": "user", "content": "good"}, {"role": "assistant", "content": "fine"}]
+    items = [{"prompt": "good", "completion": "fine"}, {"messages": chat}]
+    assert scorer.score(items).floats == [1.5, 1.5]
+    for item in ({"text": "good"}, {"messages": [*chat, *chat]}):
+        with pytest.raises(InvalidRequest, match=r"items\[0\].*trained on pairs"):
+            scorer.score([item])
+
+
+def test_messages_without_a_chat_template_are_refused_with_the_remedy(tiny_bundle):
+    with pytest.raises(InvalidRequest, match=r"items\[0\].*no chat template; send prompt and completion"):
+        Scorer(tiny_bundle(chat_template=None)).score([{"messages": [{"role": "user", "content": "good"}]}])
+
+
+def test_a_template_that_refuses_the_messages_fails_that_item_alone(tiny_bundle):
+    template = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}good"
+    scores = Scorer(tiny_bundle(chat_template=template)).score(
+        [{"messages": [{"role": role, "content": "x"}]} for role in ("user", "system")]
+    )
+    assert [score.status for score in scores] == ["ok", "failed"]
+    assert scores[1].detail == "items[1]: the chat template refused the messages: user first"
+
+
+def test_ids_outside_of_the_vocabulary_are_refused(tiny_bundle):
+    with pytest.raises(InvalidRequest, match=r"items\[0\]: token id 10, but the vocabulary .* has 10 entries"):
+        Scorer(tiny_bundle()).score([{"token_ids": [10]}])
+
+
+@pytest.fixture(scope="module")
+def module_scorer(tmp_path_factory):
+    from plaudit_service.testing import write_tiny_bundle
+
+    return Scorer(write_tiny_bundle(tmp_path_factory.mktemp("scorer") / "bundle"), max_batch_tokens=64)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(texts, min_size=1, max_size=30))
+def test_scores_come_in_order_whatever_the_batches(module_scorer, batch):
+    assert module_scorer.score(batch).floats == [score_by_hand(text) for text in batch]
+
+
+def test_parity_holds_for_a_right_bundle_and_is_exact(tiny_bundle):
+    report = check(Scorer(tiny_bundle()))
+    assert report.ok
+    assert report.max_abs_diff == 0
+    assert report.batch_invariant
+
+
+def test_parity_fails_on_wrong_reference_scores_and_says_by_how_much(tiny_bundle):
+    report = check(Scorer(tiny_bundle(golden_offset=0.001)))
+    assert not report.ok
+    assert report.max_abs_diff == pytest.approx(0.001)
+    assert "|served - reference| = 0.001, limit" in report.describe_worst()

@@ -16,7 +16,7 @@ class Metrics:
     """All metrics; the attribute is the name without the prefix `plaudit_` and the suffix `_total`."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each metric, which no query here uses
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each metric, which no query here uses
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -25,7 +25,7 @@ class Metrics:
         self.requests = self._counter("requests", "HTTP requests by what became of them", "route", "outcome")
         self.request_seconds = self._histogram("request_seconds", "Time of a request, body to answer", SECONDS, "route")
         self.queue_seconds = self._histogram("queue_seconds", "Time that a sequence waited for the engine", SECONDS)
-        self.tokenize_seconds = self._histogram("tokenize_seconds", "Time of parsing and tokenizing a request", SECONDS)
+        self.tokenize_seconds = self._histogram("tokenize_seconds", "Time of tokenizing a request", SECONDS)
         self.infer_seconds = self._histogram("infer_seconds", "Time of one batch in the engine", SECONDS)
         self.sequences = self._counter("sequences", "Sequences by what became of them", "model", "status")
         self.queued_sequences = self._gauge("queued_sequences", "Sequences that wait for the engine")
@@ -44,7 +44,7 @@ class Metrics:
             "batch_invariant", "1: at start, every golden text got the same bits alone and batched", "model"
         )
         self.parity_max_abs_diff = self._gauge(
-            "parity_max_abs_diff", "At start, the largest |served - reference| over the golden texts", "model"
+            "parity_max_abs_diff", "At start, the largest distance of served from reference score over the golden texts", "model"
         )
         self.model_info = self._gauge(
             "model_info", "1 for each loaded model", "model", "fingerprint", "precision", "runtime"

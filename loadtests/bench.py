@@ -149,8 +149,8 @@ def minilm_bundle(work: Path) -> Path:
         from minilm import write_minilm_checkpoint
 
         checkpoint = write_minilm_checkpoint(work / "minilm-checkpoint")
-        export = [sys.executable, "-m", "plaudit_export.cli", "checkpoint", str(checkpoint), str(bundle)]
-        subprocess.run(export, check=True)
+        export = Path(sys.executable).with_name("plaudit-export")
+        subprocess.run([export, "checkpoint", checkpoint, bundle], check=True)
     return bundle
 
 

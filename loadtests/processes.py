@@ -22,7 +22,7 @@ def running_service(bundle: Path, *flags: str, ready_timeout_s: float = 120.0) -
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "service.log"
         with log.open("wb") as file:
-            command = [sys.executable, "-m", "plaudit_service.cli", str(bundle), "--port", "0", *flags]
+            command = [str(Path(sys.executable).with_name("plaudit-serve")), str(bundle), "--port", "0", *flags]
             process = subprocess.Popen(command, stderr=file)
         try:
             url = _wait_for_url(process, log, time.monotonic() + ready_timeout_s)

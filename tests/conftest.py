@@ -16,6 +16,8 @@ import pytest
 
 from plaudit_service.testing import write_tiny_bundle
 
+BIN = Path(sys.executable).parent
+
 
 @dataclass
 class ServiceProcess:
@@ -54,7 +56,7 @@ def serve(tmp_path: Path) -> Callable[..., object]:
         *bundles: Path, flags: Sequence[str] = (), env: dict[str, str] | None = None, ready: bool = True
     ) -> Iterator[ServiceProcess]:
         log = tmp_path / f"serve-{time.monotonic_ns()}.log"
-        command = [sys.executable, "-m", "plaudit_service.cli", *map(str, bundles), "--port", "0", *flags]
+        command = [str(BIN / "plaudit-serve"), *map(str, bundles), "--port", "0", *flags]
         with log.open("w") as file:
             process = subprocess.Popen(command, stderr=file, env={**os.environ, **(env or {})})
         service = ServiceProcess(process, "", log)
@@ -95,3 +97,25 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; set PLAUDIT_DATA")
     return path
+
+
+@pytest.fixture(scope="session")
+def causal_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama reward model with a chat template, exported."""
+    from plaudit_export.exporter import export_checkpoint
+    from plaudit_export.testing import tiny_causal_checkpoint
+
+    folder = tmp_path_factory.mktemp("causal")
+    checkpoint = tiny_causal_checkpoint(folder / "checkpoint")
+    return export_checkpoint(str(checkpoint), folder / "bundle").bundle.path
+
+
+@pytest.fixture(scope="session")
+def encoder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT reward model, exported."""
+    from plaudit_export.exporter import export_checkpoint
+    from plaudit_export.testing import tiny_encoder_checkpoint
+
+    folder = tmp_path_factory.mktemp("encoder")
+    checkpoint = tiny_encoder_checkpoint(folder / "checkpoint")
+    return export_checkpoint(str(checkpoint), folder / "bundle").bundle.path

@@ -1,1 +1,45 @@
 """PPO for language models against a remote reward model."""
+
+from typing import TYPE_CHECKING, Any
+
+from plaudit_ppo.config import PPOConfig, load_config
+from plaudit_ppo.errors import PPOError
+
+if TYPE_CHECKING:
+    from plaudit_ppo.models import Critic, frozen_copy, load_critic, load_policy
+    from plaudit_ppo.prompts import Prompt, read_prompts
+    from plaudit_ppo.trainer import PPOTrainer, TrainSummary
+
+__all__ = [
+    "Critic",
+    "PPOConfig",
+    "PPOError",
+    "PPOTrainer",
+    "Prompt",
+    "TrainSummary",
+    "frozen_copy",
+    "load_config",
+    "load_critic",
+    "load_policy",
+    "read_prompts",
+]
+
+_MODULES = {
+    "Critic": "models",
+    "PPOTrainer": "trainer",
+    "Prompt": "prompts",
+    "TrainSummary": "trainer",
+    "frozen_copy": "models",
+    "load_critic": "models",
+    "load_policy": "models",
+    "read_prompts": "prompts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports torch and transformers only when something that needs them is asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -3,8 +3,23 @@
 `Scorer` is the same path in this process, without HTTP.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from plaudit_service.errors import BundleError, RequestError, ServiceError
-from plaudit_service.scorer import Scorer, Scores
-from plaudit_service.wire import Result, Status
+
+if TYPE_CHECKING:
+    from plaudit_service.scorer import Scorer, Scores
+    from plaudit_service.wire import Result, Status
 
 __all__ = ["BundleError", "RequestError", "Result", "Scorer", "Scores", "ServiceError", "Status"]
+
+_MODULES = {"Result": "wire", "Scorer": "scorer", "Scores": "scorer", "Status": "wire"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the engine only when it is asked for, so that the command can say which extra is not installed."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from plaudit_service.service import Service
@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 _KEEP_ALIVE_S = 75  # longer than a client keeps an idle connection, so that none is closed under a request
 
 
+class _Parser(argparse.ArgumentParser):
+    """Prints an error as one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"plaudit-serve: error: {message}; see plaudit-serve --help\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 stopped by a signal, 1 failed, 2 what the user gave is wrong."""
     try:
-        from plaudit_service import settings
+        from plaudit_service import app, settings  # noqa: F401  app imports all that the extra brings
         from plaudit_service.errors import BundleError, ServiceError, SettingsError
     except ModuleNotFoundError as error:
         return _fail(2, f"{error.name} is not installed; pip install 'plaudit[service]'")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="plaudit-serve",
         description="Serve reward-model bundles behind POST /score. Not ready until the golden texts got their scores.",
         epilog="Also read: PLAUDIT_API_KEYS, API keys separated by commas.",
@@ -110,7 +117,3 @@ def _run(app: object, service: "Service", listener: socket.socket) -> None:
 def _fail(code: int, message: str) -> int:
     print(f"plaudit-serve: error: {message}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -44,7 +44,9 @@ class Metrics:
             "batch_invariant", "1: at start, every golden text got the same bits alone and batched", "model"
         )
         self.parity_max_abs_diff = self._gauge(
-            "parity_max_abs_diff", "At start, the largest distance of served from reference score over the golden texts", "model"
+            "parity_max_abs_diff",
+            "At start, the largest distance of served from reference score over the golden texts",
+            "model",
         )
         self.model_info = self._gauge(
             "model_info", "1 for each loaded model", "model", "fingerprint", "precision", "runtime"

@@ -3,12 +3,13 @@
 Knows nothing of batches, engines or HTTP. The rules and the one exception (no second BOS): docs/scoring.md.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from plaudit_service.bundle import TOKENIZER, Bundle
 from plaudit_service.chat_template import ChatTemplateError, compile_chat_template
@@ -58,7 +59,8 @@ class Tokenization:
         except Exception as error:  # the Rust library raises plain Exception
             raise BundleError(f"bundle {bundle.path}: {TOKENIZER} cannot be read ({error}); export it again") from error
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special_ids = np.array(sorted(id_ for id_, token in added.items() if token.special), dtype=np.int64)
+        special = {id_ for id_, token in added.items() if token.special} - {_unknown_id(self._tokenizer)}
+        self._special_ids = np.array(sorted(special), dtype=np.int64)
         self._render = None
         if bundle.chat_template is not None:
             bos, eos = self._scoring.bos, self._scoring.eos
@@ -236,6 +238,15 @@ class Tokenization:
             return np.concatenate([at[:num_leading], at[len(ids) - (limit - num_leading) :]])
         num_trailing = min(int(np.argmin(special[::-1])), limit - 1)
         return np.concatenate([at[: limit - num_trailing], at[len(ids) - num_trailing :]])
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id that stands for what the vocabulary lacks: it is content, though tokenizers flag it as special."""
+    model = tokenizer.model
+    if isinstance(model, models.Unigram):
+        return json.loads(tokenizer.to_str())["model"]["unk_id"]  # type: ignore[no-any-return]
+    unknown = getattr(model, "unk_token", None)
+    return None if unknown is None else tokenizer.token_to_id(unknown)
 
 
 def pooled_index(token_ids: Ids, pad_token_id: int | None) -> int:

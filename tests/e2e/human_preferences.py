@@ -147,18 +147,16 @@ def train(
 
 def score_over_http(pairs: Sequence[Pair], output: Path) -> list[dict[str, dict[str, object]]]:
     """Export and serve the checkpoint, and score the pairs with `plaudit-score`: one result for each text."""
-    packages = {"export": "plaudit_export", "serve": "plaudit_service", "score": "plaudit_client"}
-    commands = {name: [sys.executable, "-m", f"{package}.cli"] for name, package in packages.items()}
+    export, serve, score = (Path(sys.executable).with_name(f"plaudit-{name}") for name in ("export", "serve", "score"))
     bundle, held_out, scores = output / "bundle", output / "held-out.jsonl", output / "scores.jsonl"
     held_out.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
-    subprocess.run([*commands["export"], "checkpoint", output / "checkpoint", bundle, "--force"], check=True)
+    subprocess.run([export, "checkpoint", output / "checkpoint", bundle, "--force"], check=True)
     log = output / "service.log"
     with log.open("wb") as file:
-        service = subprocess.Popen([*commands["serve"], bundle, "--port", "0"], stderr=file)
+        service = subprocess.Popen([serve, bundle, "--port", "0"], stderr=file)
     try:
         url = wait_for_url(service, log)
-        score = [*commands["score"], "--url", url, held_out, "-o", scores, "--allow-failures"]
-        subprocess.run(score, check=True)
+        subprocess.run([score, "--url", url, held_out, "-o", scores, "--allow-failures"], check=True)
     finally:
         service.terminate()
         service.wait(30)

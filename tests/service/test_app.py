@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -221,7 +222,7 @@ def test_a_signal_ends_the_service_with_exit_code_0(serve, tiny_bundle, number):
 
 
 def run_serve(*arguments):
-    command = [sys.executable, "-m", "plaudit_service.cli", *map(str, arguments)]
+    command = [str(Path(sys.executable).with_name("plaudit-serve")), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
@@ -237,6 +238,7 @@ def test_what_the_user_gave_wrong_ends_in_one_line_and_exit_code_2(tiny_bundle, 
             ([bundle, "--port", str(port)], f"port {port} of 127.0.0.1 is in use"),
             ([bundle, "--port", "http"], "--port: 'http' is not a number"),
             ([bundle, bundle, "--port", "0"], 'two bundles are named "tiny"'),
+            ([], "the following arguments are required: BUNDLE"),
             ([bundle, "--host", "0.0.0.0"], "--allow-unauthenticated"),
             ([bundle, "--api-key-file", "/nowhere", "--port", "0"], "--api-key-file /nowhere: cannot be read"),
         ]

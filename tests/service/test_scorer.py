@@ -39,6 +39,10 @@ def test_a_failure_is_a_status_and_its_mates_keep_their_scores(tiny_bundle):
     assert scores[6].detail == 'items[6]: 9 tokens, limit 8 (model "tiny"); shorten it or send truncation="left"'
 
 
+def test_an_unknown_word_is_content_and_is_scored(tiny_bundle):
+    assert Scorer(tiny_bundle()).score(["whatever"]).floats == [0.0]
+
+
 def test_truncation_keeps_the_bos_and_the_end_or_the_start(tiny_bundle):
     scorer = Scorer(tiny_bundle(max_tokens=4))
     text = "good good fine bad bad"

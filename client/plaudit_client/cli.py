@@ -1,0 +1,261 @@
+"""`plaudit-score`: scores a JSONL file through a scoring service.
+
+Exit 0: done. 1: right but failed. 2: what the user gave is wrong. 130: interrupted.
+"""
+
+import argparse
+import contextlib
+import gzip
+import os
+import sys
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, NoReturn, TextIO, get_args
+
+from tqdm import tqdm
+
+from plaudit_client import jsonl, settings
+from plaudit_client.client import RewardClient
+from plaudit_client.errors import FingerprintMismatch, InvalidArgument, PlauditError, RequestRejected
+from plaudit_client.jsonl import Line, Summary
+from plaudit_client.protocol import Truncation
+from plaudit_client.scores import Score, Scores
+
+PROGRAM = "plaudit-score"
+DEFAULT_TIMEOUT_S = 300.0
+DEFAULT_BATCH_SIZE = 64
+
+_DESCRIPTION = """\
+Score a JSONL file through a scoring service.
+
+Each input line is an item as POST /score takes it, a JSON string (a text), or a preference pair
+{"chosen": "...", "rejected": "..."}; an "id" is copied. Each output line is {"line": n, "id": ..., and the result},
+in the order of the input; for an item with completions {"results": [...]}, for a pair {"chosen": {...},
+"rejected": {...}}. After pairs, a summary with their accuracy goes to stderr."""
+
+_EPILOG = """\
+Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself.
+
+exit status: 0 done; 1 right but failed (server unreachable, items failed); 2 what you gave is wrong; 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit status.
+    """
+    if not sys.warnoptions:  # an error is one line: no library adds another
+        warnings.simplefilter("ignore")
+    try:
+        return _score_file(_parse_arguments(argv))
+    except KeyboardInterrupt:
+        return 130
+    except PlauditError as error:
+        refused = isinstance(error, InvalidArgument | RequestRejected)
+        return _fail(str(error), 2 if refused and not isinstance(error, FingerprintMismatch) else 1)
+    except OSError as error:
+        # What is still buffered must not fail once more when Python flushes it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(f"output: {error.strerror or error}", 1)
+    except Exception as error:  # noqa: BLE001  a user of the command never sees a stack trace
+        return _fail(f"internal error: {type(error).__name__}: {error}", 1)
+
+
+def _fail(message: str, exit_status: int) -> int:
+    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
+    return exit_status
+
+
+def _score_file(options: argparse.Namespace) -> int:
+    summary = Summary()
+    client = RewardClient(options.url, api_key=_read_api_key(options.api_key_file), timeout_s=options.timeout_s)
+    file_name = "stdin" if options.input == "-" else options.input
+    with client, _open_output(options.output) as output, _open_progress(options.quiet) as progress:
+        lines = jsonl.parse_lines(_read_lines(options.input), file_name)
+        for line, scores in _score_lines(client, lines, options):
+            output.write(jsonl.render(line, scores))
+            summary.add(line, scores)
+            progress.update(len(scores))
+    if summary.pairs:
+        print(f"{PROGRAM}: {summary.describe_pairs()}", file=sys.stderr)
+    if summary.failures and not options.allow_failures:
+        return _fail(
+            f"{summary.failures.total()} of {summary.sequences} sequences have no score: "
+            f"{jsonl.describe_counts(summary.failures)}; accept this with --allow-failures",
+            1,
+        )
+    return 0
+
+
+def _score_lines(
+    client: RewardClient, lines: Iterable[Line], options: argparse.Namespace
+) -> Iterator[tuple[Line, Sequence[Score]]]:
+    """Score lines as they are read, in order, with a bounded number of requests in flight."""
+
+    def score(chunk: list[Line]) -> Scores:
+        items = [item for line in chunk for item in line.items]
+        return client.score(items, model=options.model, truncation=options.truncation, raw=options.raw)
+
+    in_flight: deque[tuple[list[Line], Future[Scores]]] = deque()
+    with ThreadPoolExecutor(settings.DEFAULT_MAX_CONCURRENCY) as pool:
+        try:
+            for chunk in jsonl.form_chunks(lines, options.batch_size):
+                in_flight.append((chunk, pool.submit(score, chunk)))
+                while in_flight and (len(in_flight) > settings.DEFAULT_MAX_CONCURRENCY or in_flight[0][1].done()):
+                    yield from _deal_out(*in_flight.popleft())
+            while in_flight:
+                yield from _deal_out(*in_flight.popleft())
+        finally:
+            if in_flight:  # the pool's end waits for its threads
+                client.close()
+
+
+def _deal_out(chunk: list[Line], future: Future[Scores]) -> Iterator[tuple[Line, Sequence[Score]]]:
+    results = future.result().results
+    start = 0
+    for line in chunk:
+        end = start + line.num_sequences
+        yield line, results[start:end]
+        start = end
+
+
+def _read_lines(name: str) -> Iterator[bytes]:
+    try:
+        with _open_input(name) as file:
+            yield from file
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidArgument(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _open_input(name: str) -> contextlib.AbstractContextManager[IO[bytes] | gzip.GzipFile]:
+    if name == "-":
+        return contextlib.nullcontext(sys.stdin.buffer)
+    return gzip.open(name, "rb") if name.endswith(".gz") else Path(name).open("rb")
+
+
+@contextlib.contextmanager
+def _open_output(name: str) -> Iterator[TextIO]:
+    """Open stdout for `-`; else a file that takes its name only when all is written."""
+    if name == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    target = Path(name).resolve()
+    is_device = target.exists() and not target.is_file()  # such as /dev/null, which must not be replaced
+    part = target if is_device else target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        file = part.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InvalidArgument(f"{name}: cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+        if not is_device:
+            part.replace(target)
+    except BaseException:
+        if not is_device:
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _open_progress(quiet: bool) -> "tqdm[NoReturn]":
+    return tqdm(unit=" sequences", disable=quiet or not sys.stderr.isatty())
+
+
+def _read_api_key(name: str | None) -> str | None:
+    if name is None:
+        return None
+    try:
+        key = Path(name).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"{name}: API key cannot be read: {error}") from error
+    if not key:
+        raise InvalidArgument(f"{name}: holds no API key; write the key into it")
+    return key
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InvalidArgument(f"{message}; see {PROGRAM} --help")
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog=PROGRAM, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def add(flag: str, text: str, *, default: object = None, **more: object) -> None:
+        variable = "PLAUDIT_" + flag.strip("-").replace("-", "_").upper()
+        shown = "" if default is None else f" (default: {default})"
+        value = os.environ.get(variable) or (None if default is None else str(default))
+        parser.add_argument(flag, default=value, help=f"{text}{shown} [{variable}]", **more)  # type: ignore[arg-type]  # argparse's own keywords
+
+    def add_switch(flag: str, text: str) -> None:
+        variable = "PLAUDIT_" + flag.strip("-").replace("-", "_").upper()
+        parser.add_argument(
+            flag, action="store_true", default=_is_on(variable), help=f"{text} (default: off) [{variable}=1]"
+        )
+
+    parser.add_argument("input", metavar="INPUT", nargs="?", default="-", help="JSONL, also .gz; - is stdin (default)")
+    parser.add_argument(
+        "-o", "--output", metavar="OUTPUT", default="-", help="written at the end, as a whole; - is stdout (default)"
+    )
+    add("--url", "base URL of the service, or of its replicas, separated by commas", metavar="URL[,URL...]")
+    add("--api-key-file", "file with the API key", metavar="FILE")
+    add("--model", "which of the service's models; needed only if it has several", metavar="NAME")
+    add(
+        "--truncation",
+        "a text over the model's limit: error = status too_long, left = keep its end, right = keep its beginning",
+        default="error",
+        type=_truncation,
+        metavar="|".join(get_args(Truncation)),
+    )
+    add(
+        "--timeout-s",
+        "total deadline of one request, retries included, in seconds",
+        default=f"{DEFAULT_TIMEOUT_S:g}",
+        type=_seconds,
+        metavar="S",
+    )
+    add("--batch-size", "sequences per request", default=DEFAULT_BATCH_SIZE, type=_count, metavar="N")
+    add_switch("--raw", "scores without the model's normalization")
+    add_switch("--allow-failures", "exit 0 also if some sequences have no score")
+    add_switch("--quiet", "no progress bar; there is none either where stderr is not a terminal")
+    return parser.parse_args(argv)
+
+
+def _is_on(variable: str) -> bool:
+    value = os.environ.get(variable, "").lower()
+    if value not in {"", "0", "false", "1", "true"}:
+        raise InvalidArgument(f"{variable}: got {value!r}; give 1 or 0")
+    return value in {"1", "true"}
+
+
+def _truncation(value: str) -> str:
+    if value not in get_args(Truncation):
+        raise argparse.ArgumentTypeError(f"got {value!r}; give one of {', '.join(get_args(Truncation))}")
+    return value
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+        settings.check_positive("seconds", seconds)
+    except ValueError as error:  # InvalidArgument is one too
+        raise argparse.ArgumentTypeError(f"got {value!r}; give seconds, above 0") from error
+    return seconds
+
+
+def _count(value: str) -> int:
+    if not (value.isdecimal() and int(value) > 0):
+        raise argparse.ArgumentTypeError(f"got {value!r}; give a whole number above 0")
+    return int(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,311 @@
+"""The two clients: `AsyncRewardClient`, and `RewardClient`, which runs one on a thread of its own.
+
+What they send and accept is in `protocol`, how often in `retry`. So the two cannot differ, a deadline ends a call of
+either even in the middle of a byte, and the sync one works where an event loop already runs (and blocks it).
+"""
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, ParamSpec, Self, TypeVar
+
+import httpx2
+
+from plaudit_client import protocol, settings
+from plaudit_client.errors import PlauditError, UnknownModel
+from plaudit_client.exchange import Deadline, Exchange
+from plaudit_client.items import ItemLike, normalize_items
+from plaudit_client.protocol import Limits, Options, ScoreRequest, Truncation
+from plaudit_client.retry import Timing
+from plaudit_client.scores import Scores
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_MAX_INFO_BYTES = 16 * 1024 * 1024
+
+
+class AsyncRewardClient:
+    """Scores items with a remote reward model.
+
+    One client belongs to one event loop. Use it as `async with`, or call `aclose` at the end.
+
+    Args:
+        url: Base URL of the service, or of its replicas (a sequence, or separated by commas); requests take turns, a
+            retry goes to the next one. None: PLAUDIT_URL.
+        api_key: Sent as a bearer token. None: PLAUDIT_API_KEY, if that is set.
+        timeout_s: Total deadline of one call, in seconds, all its requests, waits and retries included.
+        max_retries: Of one request; usually the deadline ends them first.
+        max_items_per_request: Sequences per request; None: as many as the service's /info says. A group is never
+            split.
+        max_concurrency: Requests in flight at once, over all calls.
+        pin: Refuse answers of another fingerprint or engine than the first answer's, for the client's life.
+        transport: Instead of the network, for tests; see `plaudit_client.testing.FakeService`.
+        timing: Clock, sleep and chance, for tests.
+
+    Raises:
+        InvalidArgument: One of them cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = settings.DEFAULT_TIMEOUT_S,
+        max_retries: int = settings.DEFAULT_MAX_RETRIES,
+        max_items_per_request: int | None = None,
+        max_concurrency: int = settings.DEFAULT_MAX_CONCURRENCY,
+        pin: bool = True,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        settings.check_positive("timeout_s", timeout_s)
+        settings.check_positive("max_concurrency", max_concurrency)
+        if max_items_per_request is not None:
+            settings.check_positive("max_items_per_request", max_items_per_request)
+        self._timeout_s = timeout_s
+        self._max_items_per_request = max_items_per_request
+        self._pin = pin
+        self._timing = timing or Timing()
+        self._limits: Limits | None = None
+        # What the first answer to each (model, fingerprint, engine) as the caller gave them was computed by.
+        self._pinned: dict[tuple[str | None, str | None, str | None], Scores] = {}
+        self._exchange = Exchange(
+            settings.resolve_urls(url),
+            settings.resolve_headers(api_key),
+            transport=transport,
+            max_concurrency=max_concurrency,
+            max_retries=max_retries,
+            timing=self._timing,
+        )
+
+    async def score(
+        self,
+        items: Sequence[ItemLike],
+        *,
+        model: str | None = None,
+        truncation: Truncation = "error",
+        raw: bool = False,
+        fingerprint: str | None = None,
+        engine: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Scores:
+        """Score items; a sequence that cannot be scored has a status that says why, and no number.
+
+        Args:
+            items: Texts, or dicts of a wire form; one with n completions gives n scores, in place.
+            model: Which of the service's models; None where it has only one.
+            truncation: What happens to a text over the model's limit: `error` gives it the status `too_long`, `left`
+                keeps its end, `right` its beginning.
+            raw: Leave out the normalization.
+            fingerprint: Of the reward model that must compute the scores.
+            engine: That must compute the scores.
+            timeout_s: Instead of the client's.
+
+        Returns:
+            One score per sequence, in the order of `items`.
+
+        Raises:
+            InvalidArgument: An item has a wrong shape; nothing was sent.
+            PlauditError: The call failed as a whole; the subclass says how.
+        """
+        deadline = self._deadline(timeout_s)
+        wire_items = normalize_items(items)
+        if not wire_items:
+            return Scores((), model, fingerprint, engine)
+        key = (model, fingerprint, engine)
+        pinned = self._pinned.get(key)
+        options = Options(
+            model=model,
+            truncation=truncation,
+            raw=raw,
+            fingerprint=fingerprint if pinned is None else pinned.fingerprint,
+            engine=engine if pinned is None else pinned.engine,
+        )
+        requests = list(protocol.split_items(wire_items, options, await self._get_limits(deadline)))
+        scores = protocol.merge(
+            await _all_or_first_error([self._score(request, options, deadline, len(requests)) for request in requests])
+        )
+        if self._pin:
+            # A call that began before the first answer was here knows the pin only now.
+            protocol.check_same(scores, self._pinned.setdefault(key, replace(scores, results=())))
+        return scores
+
+    async def info(self) -> dict[str, Any]:
+        """The service's /info: per model its manifest, fingerprint, measured parity, runtime; and its limits."""
+        return protocol.parse_object(await self._fetch_info(self._deadline(None)))
+
+    async def wait_until_ready(self, timeout_s: float = settings.DEFAULT_TIMEOUT_S) -> None:
+        """Wait until a replica is ready to score.
+
+        Raises:
+            DeadlineExceeded: None was within `timeout_s` seconds.
+        """
+        await self._exchange.wait_until_ready(self._deadline(timeout_s))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._exchange.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        if timeout_s is None:
+            timeout_s = self._timeout_s
+        settings.check_positive("timeout_s", timeout_s)
+        return Deadline.after(timeout_s, self._timing)
+
+    async def _fetch_info(self, deadline: Deadline) -> protocol.Reply:
+        return await self._exchange.send("GET", "/info", deadline, max_answer_bytes=_MAX_INFO_BYTES)
+
+    async def _get_limits(self, deadline: Deadline) -> Limits:
+        if self._limits is None:
+            try:
+                limits = protocol.parse_limits(await self._fetch_info(deadline))
+            except UnknownModel:  # 404: a service that speaks only /score
+                limits = Limits()
+            if self._max_items_per_request is not None:
+                limits = Limits(self._max_items_per_request, limits.max_body_bytes)
+            self._limits = limits
+        return self._limits
+
+    async def _score(self, request: ScoreRequest, options: Options, deadline: Deadline, num_requests: int) -> Scores:
+        last_item = request.first_item + request.num_items - 1
+        reply = await self._exchange.send(
+            "POST",
+            "/score",
+            deadline,
+            max_answer_bytes=request.max_answer_bytes,
+            body=request.body,
+            about=f" items[{request.first_item}] to items[{last_item}]" if num_requests > 1 else "",
+        )
+        return protocol.parse_answer(reply, request.num_sequences, options)
+
+
+class RewardClient:
+    """Scores items with a remote reward model, from code without async.
+
+    Safe to use from several threads. Use it as `with`, or call `close` at the end. Arguments and errors are those of
+    `AsyncRewardClient`; `transport` is an async one too.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = settings.DEFAULT_TIMEOUT_S,
+        max_retries: int = settings.DEFAULT_MAX_RETRIES,
+        max_items_per_request: int | None = None,
+        max_concurrency: int = settings.DEFAULT_MAX_CONCURRENCY,
+        pin: bool = True,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        self._client = AsyncRewardClient(
+            url,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            max_retries=max_retries,
+            max_items_per_request=max_items_per_request,
+            max_concurrency=max_concurrency,
+            pin=pin,
+            transport=transport,
+            timing=timing,
+        )
+        self._pid = os.getpid()
+        self._closed = False
+        self._submission = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="plaudit-client", daemon=True)
+        self._thread.start()
+
+    def score(
+        self,
+        items: Sequence[ItemLike],
+        *,
+        model: str | None = None,
+        truncation: Truncation = "error",
+        raw: bool = False,
+        fingerprint: str | None = None,
+        engine: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Scores:
+        """Score items; see `AsyncRewardClient.score`."""
+        return self._run(
+            self._client.score,
+            items,
+            model=model,
+            truncation=truncation,
+            raw=raw,
+            fingerprint=fingerprint,
+            engine=engine,
+            timeout_s=timeout_s,
+        )
+
+    def info(self) -> dict[str, Any]:
+        """The service's /info; see `AsyncRewardClient.info`."""
+        return self._run(self._client.info)
+
+    def wait_until_ready(self, timeout_s: float = settings.DEFAULT_TIMEOUT_S) -> None:
+        """Wait until a replica is ready to score; see `AsyncRewardClient.wait_until_ready`."""
+        self._run(self._client.wait_until_ready, timeout_s)
+
+    def close(self) -> None:
+        """End the calls that still run in other threads, and close the connections; twice does no harm."""
+        if os.getpid() != self._pid:
+            return
+        with self._submission:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _run(self, call: Callable[_P, Coroutine[Any, Any, _T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if os.getpid() != self._pid:  # its thread stayed in the parent, and the call would wait for ever
+            raise PlauditError("client: made before this process was forked; make a new one in each process")
+        with self._submission:  # else a call could come after `close` has ended all calls, and wait for ever
+            if self._closed:
+                raise PlauditError("client: closed; make a new one")
+            future = asyncio.run_coroutine_threadsafe(call(*args, **kwargs), self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise PlauditError("client: closed during the call") from None
+        finally:
+            future.cancel()  # of use only when this thread was interrupted while it waited
+
+    async def _end(self) -> None:
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self._client.aclose()
+
+
+async def _all_or_first_error(coroutines: list[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Await all; when one raises, cancel the others and raise that one's error alone."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+        return [task.result() for task in tasks]
+    except BaseExceptionGroup as failures:
+        first = failures.exceptions[0]
+    raise first  # outside of `except`, so that it keeps its own cause

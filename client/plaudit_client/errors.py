@@ -1,0 +1,105 @@
+"""Every error that the client raises on purpose. A failure never becomes a number.
+
+    PlauditError
+    ├── InvalidArgument          what the caller gave cannot be sent (also a ValueError)
+    ├── ConnectionFailed         no answer came: refused, reset, connect timeout        retried
+    ├── ServiceUnavailable       429, 500, 502, 503, 504                                retried
+    ├── DeadlineExceeded         the call's own time was over before an answer came
+    ├── RequestRejected          any other status than 200; the answer would stay the same
+    │   ├── Unauthorized         401
+    │   ├── UnknownModel         404
+    │   ├── FingerprintMismatch  409  the service has another fingerprint or engine than the pinned one
+    │   ├── RequestTooLarge      413
+    │   └── InvalidRequest       422
+    └── InvalidAnswer            status 200, but nothing that may be used as scores
+        └── FingerprintChanged   the answer was computed by another reward model or engine than the pinned one
+
+An error that was retried is raised only after the last attempt; `attempts` says how many there were.
+"""
+# ruff: noqa: N818  the names say what happened; all of them end a sentence that begins with "PlauditError:"
+
+
+class PlauditError(Exception):
+    """Base of all errors of this package; its text is one clear line.
+
+    Attributes:
+        attempts: How many times the request was sent before this error was raised.
+    """
+
+    attempts: int = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.attempts == 1 else f"{text} (after {self.attempts} attempts)"
+
+
+class InvalidArgument(PlauditError, ValueError):
+    """What the caller gave is wrong; nothing was sent."""
+
+
+class ConnectionFailed(PlauditError):
+    """The service could not be reached, or the connection broke before the whole answer was here."""
+
+
+class DeadlineExceeded(PlauditError):
+    """The total deadline of the call passed."""
+
+
+class ServiceUnavailable(PlauditError):
+    """The service cannot answer now: overloaded, draining, not ready, or an error inside it.
+
+    Attributes:
+        status: The HTTP status.
+        retry_after_s: What the service's Retry-After header asked for, if it was usable.
+    """
+
+    def __init__(self, message: str, *, status: int = 503, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class RequestRejected(PlauditError):
+    """The service refused the request, and would refuse it again.
+
+    Attributes:
+        status: The HTTP status.
+        problem_type: The stable `type` of the problem document (RFC 9457), if there was one.
+        detail: Its `detail`, if there was one.
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 400, problem_type: str | None = None, detail: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.problem_type = problem_type
+        self.detail = detail
+
+
+class Unauthorized(RequestRejected):
+    """401: no API key, or a wrong one."""
+
+
+class UnknownModel(RequestRejected):
+    """404: no model of that name, or the URL is not that of a scoring service."""
+
+
+class FingerprintMismatch(RequestRejected):
+    """409: the service has loaded another fingerprint or engine than the one asked for."""
+
+
+class RequestTooLarge(RequestRejected):
+    """413: more bytes or sequences than the service takes in one request."""
+
+
+class InvalidRequest(RequestRejected):
+    """422: an item or option has a wrong shape."""
+
+
+class InvalidAnswer(PlauditError):
+    """The answer has status 200 but is not a full, consistent set of results."""
+
+
+class FingerprintChanged(InvalidAnswer):
+    """The answer's fingerprint or engine is another one than before, so its scores are not comparable."""

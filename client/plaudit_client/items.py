@@ -1,0 +1,160 @@
+"""The items that can be scored: their forms, their check, how many sequences each makes.
+
+Checks keys and types, so that a mistake is named by its index in the caller's list, which the service never sees.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from plaudit_client.errors import InvalidArgument
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+class _Finished(TypedDict, total=False):
+    finished: bool  # False: the completion was cut by length, so the service appends no EOS
+
+
+class TextItem(_Finished):
+    """One text, scored as it is."""
+
+    text: str
+
+
+class CompletionItem(_Finished):
+    """A prompt and its completion, concatenated as they are."""
+
+    prompt: str
+    completion: str
+
+
+class CompletionsItem(_Finished):
+    """A prompt with several completions: a group, one score for each."""
+
+    prompt: str
+    completions: list[str]
+
+
+class ChatItem(_Finished):
+    """A whole chat."""
+
+    messages: list[Message]
+
+
+class ChatCompletionsItem(_Finished):
+    """A chat with several completions, each an assistant's message: a group."""
+
+    messages: list[Message]
+    completions: list[str]
+
+
+class TokenIdsItem(_Finished):
+    """Token ids of the reward model's own tokenizer, used as they are."""
+
+    token_ids: list[int]
+
+
+Item = TextItem | CompletionItem | CompletionsItem | ChatItem | ChatCompletionsItem | TokenIdsItem
+ItemLike = str | Item | Mapping[str, Any]
+
+FORMS = (
+    frozenset({"text"}),
+    frozenset({"prompt", "completion"}),
+    frozenset({"prompt", "completions"}),
+    frozenset({"messages"}),
+    frozenset({"messages", "completions"}),
+    frozenset({"token_ids"}),
+)
+WIRE_FIELDS = frozenset({"finished"}).union(*FORMS)
+
+
+def normalize_items(items: Sequence[ItemLike]) -> list[dict[str, Any]]:
+    """Bring every item into its wire form.
+
+    Args:
+        items: Texts, or mappings of one of the wire forms.
+
+    Returns:
+        One dict per item, ready for JSON.
+
+    Raises:
+        InvalidArgument: An item has a wrong shape; the message says which and what would be right.
+    """
+    if isinstance(items, str | bytes | Mapping):
+        raise InvalidArgument(f"items: got one {type(items).__name__}; give a list of items, as in [item]")
+    return [normalize_item(item, f"items[{index}]") for index, item in enumerate(items)]
+
+
+def normalize_item(item: ItemLike, where: str) -> dict[str, Any]:
+    """Bring one item into its wire form; `where` begins the message of an error."""
+    if isinstance(item, str):
+        return {"text": item}
+    if not isinstance(item, Mapping):
+        raise InvalidArgument(f"{where}: got {type(item).__name__}; give a str, or a dict with one of {_forms()}")
+    keys = item.keys() - {"finished"}
+    if keys not in FORMS:
+        raise InvalidArgument(f"{where}: keys {_join(map(str, item))}; give one of {_forms()}, and finished if wanted")
+    for key, value in item.items():
+        expected, is_right = _CHECKS[key]
+        if not is_right(value):
+            raise InvalidArgument(f"{where}.{key}: got {_describe(value)}; give {expected}")
+    return dict(item)
+
+
+def num_sequences(item: Mapping[str, Any]) -> int:
+    """How many sequences, and so scores, a normalized item makes."""
+    return len(item["completions"]) if "completions" in item else 1
+
+
+def _is_message(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"role", "content"}
+        and all(isinstance(text, str) for text in value.values())
+    )
+
+
+def _is_token_id(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_filled_list(value: object, is_right: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_right, value))
+
+
+def _is_str(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "text": ("a str", _is_str),
+    "prompt": ("a str", _is_str),
+    "completion": ("a str", _is_str),
+    "completions": ("a list of at least one str", lambda value: _is_filled_list(value, _is_str)),
+    "messages": (
+        'a list of at least one {"role": str, "content": str}',
+        lambda value: _is_filled_list(value, _is_message),
+    ),
+    "token_ids": ("a list of int, none negative", lambda value: value == [] or _is_filled_list(value, _is_token_id)),
+    "finished": ("true or false", lambda value: isinstance(value, bool)),
+}
+
+
+def _describe(value: object) -> str:
+    """The type of a value, never its text: prompts do not belong in logs."""
+    if isinstance(value, list):
+        return f"a list of {_join({type(entry).__name__ for entry in value})}" if value else "an empty list"
+    return type(value).__name__
+
+
+def _forms() -> str:
+    return ", ".join("+".join(sorted(form, reverse=True)) for form in FORMS)
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

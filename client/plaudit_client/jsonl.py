@@ -1,0 +1,161 @@
+"""The lines that `plaudit-score` reads and writes: one item, or one preference pair, per line.
+
+Knows nothing of the network and of arguments.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from plaudit_client.errors import InvalidArgument
+from plaudit_client.items import WIRE_FIELDS, normalize_item, num_sequences
+from plaudit_client.scores import Score
+
+_MAX_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the input.
+
+    Attributes:
+        where: File and line number, for messages.
+        copied: What the output line begins with: `line`, and `id` where the input has one.
+        items: What is to be scored.
+        num_bytes: Its length.
+        is_pair: Whether the sequences are the chosen and the rejected text of a preference pair.
+    """
+
+    where: str
+    copied: dict[str, Any]
+    items: list[dict[str, Any]]
+    num_bytes: int
+    is_pair: bool = False
+
+    @property
+    def num_sequences(self) -> int:
+        """How many scores belong to this line."""
+        return sum(num_sequences(item) for item in self.items)
+
+
+@dataclass
+class Summary:
+    """What is counted over all lines."""
+
+    sequences: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
+    pair_failures: Counter[str] = field(default_factory=Counter)
+    pairs_right: int = 0
+
+    def add(self, line: Line, scores: Sequence[Score]) -> None:
+        """Count one line and its scores."""
+        self.sequences += len(scores)
+        self.failures.update(score.status for score in scores if not score.ok)
+        if not line.is_pair:
+            return
+        self.pairs += 1
+        chosen, rejected = (score.score for score in scores)
+        if chosen is None or rejected is None:
+            # A pair counts once: by the chosen text's status where both failed.
+            self.pair_failures[next(score.status for score in scores if not score.ok)] += 1
+        else:
+            self.pairs_right += chosen > rejected
+
+    def describe_pairs(self) -> str:
+        """One line on the pairs. Accuracy: the share of scored pairs whose chosen text scores higher; a tie is not."""
+        scored = self.pairs - self.pair_failures.total()
+        accuracy = f"{self.pairs_right / scored:.4f}" if scored else "none"
+        left_out = f", left out: {describe_counts(self.pair_failures)}" if self.pair_failures else ""
+        return f"pairs: {self.pairs}, scored: {scored}{left_out}, pair accuracy: {accuracy}"
+
+
+def describe_counts(counts: Counter[str]) -> str:
+    """Counts by status, the most frequent first: `too_long 3, empty 1`."""
+    return ", ".join(f"{status} {count}" for status, count in counts.most_common())
+
+
+def parse_lines(lines: Iterable[bytes], file_name: str) -> Iterator[Line]:
+    """Parse lines as they come; blank ones are left out, but counted.
+
+    Raises:
+        InvalidArgument: A line is no JSON, or no item and no pair; the message begins with file and line number.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.isspace():
+            yield _parse_line(line, f"{file_name}:{number}", number)
+
+
+def form_chunks(lines: Iterable[Line], max_sequences: int) -> Iterator[list[Line]]:
+    """Group lines so that each group has at most `max_sequences` sequences (one line alone may have more).
+
+    A group also ends when its lines are long, so that the memory for those in flight stays bounded.
+    """
+    chunk: list[Line] = []
+    sequences = size = 0
+    for line in lines:
+        if chunk and (sequences + line.num_sequences > max_sequences or size + line.num_bytes > _MAX_CHUNK_BYTES):
+            yield chunk
+            chunk, sequences, size = [], 0, 0
+        chunk.append(line)
+        sequences += line.num_sequences
+        size += line.num_bytes
+    if chunk:
+        yield chunk
+
+
+def render(line: Line, scores: Sequence[Score]) -> str:
+    """The output line, with its newline."""
+    results = [_to_json(score) for score in scores]
+    answer: dict[str, Any]
+    if line.is_pair:
+        answer = dict(zip(("chosen", "rejected"), results, strict=True))
+    elif "completions" in line.items[0]:
+        answer = {"results": results}
+    else:
+        (answer,) = results
+    return json.dumps(line.copied | answer) + "\n"
+
+
+def _parse_line(line: bytes, where: str, number: int) -> Line:
+    try:
+        value = json.loads(line, parse_constant=lambda name: _refuse(where, f"not JSON: {name}"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidArgument):
+            raise
+        raise InvalidArgument(f"{where}: not JSON: {error}; give one JSON value per line") from error
+    copied: dict[str, Any] = {"line": number}
+    if not isinstance(value, dict):
+        return Line(where, copied, [normalize_item(value, where)], len(line))
+    if "id" in value:
+        copied["id"] = value.pop("id")
+    if "chosen" in value or "rejected" in value:
+        return Line(where, copied, _parse_pair(value, where), len(line), is_pair=True)
+    if unknown := value.keys() - WIRE_FIELDS:
+        _refuse(where, f"unknown keys {', '.join(sorted(unknown))}; leave only the item's keys and id")
+    return Line(where, copied, [normalize_item(value, where)], len(line))
+
+
+def _parse_pair(value: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    if value.keys() != {"chosen", "rejected"}:
+        _refuse(where, f"keys {', '.join(sorted(value))}; a preference pair has chosen and rejected, and id if wanted")
+    if not all(isinstance(text, str) for text in value.values()):
+        _refuse(where, "chosen and rejected are not both texts; give two strings")
+    return [{"text": value["chosen"]}, {"text": value["rejected"]}]
+
+
+def _to_json(score: Score) -> dict[str, Any]:
+    wire: dict[str, Any] = {
+        "status": score.status,
+        "score": score.score,
+        "num_tokens": score.num_tokens,
+        "truncated": score.truncated,
+    }
+    optional = {"detail": score.detail, "heads": score.heads}
+    return wire | {key: value for key, value in optional.items() if value is not None}
+
+
+def _refuse(where: str, what: str) -> NoReturn:
+    raise InvalidArgument(f"{where}: {what}")

@@ -1,0 +1,70 @@
+"""What a client is set up with: arguments first, PLAUDIT_URL and PLAUDIT_API_KEY where there is none."""
+
+import math
+import os
+from collections.abc import Sequence
+
+import httpx2
+
+from plaudit_client.errors import InvalidArgument
+
+DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_MAX_CONCURRENCY = 8
+# The deadline should end the retries, not their number: with the backoff's mean of half its cap, 20 take a minute.
+DEFAULT_MAX_RETRIES = 20
+
+
+def resolve_urls(url: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The base URLs of the service's replicas, without a slash at the end.
+
+    Args:
+        url: One URL, several separated by commas, or a sequence of URLs; None for PLAUDIT_URL.
+
+    Raises:
+        InvalidArgument: There is none, or one cannot be used.
+    """
+    given = url if url is not None else os.environ.get("PLAUDIT_URL", "")
+    parts = given.split(",") if isinstance(given, str) else given
+    urls = tuple(_check_url(part.strip()) for part in parts if part.strip())
+    if not urls:
+        raise InvalidArgument("url: none given; pass one such as http://127.0.0.1:8000, or set PLAUDIT_URL")
+    return urls
+
+
+def _check_url(text: str) -> str:
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL as error:
+        raise InvalidArgument(f"url {text!r}: {error}; give one such as http://127.0.0.1:8000") from error
+    if url.userinfo:  # not shown in the message, because messages end up in logs
+        raise InvalidArgument("url: has a user or password in it; give the key as api_key or PLAUDIT_API_KEY")
+    is_base = url.scheme in {"http", "https"} and url.host and not (url.query or url.fragment)
+    if not is_base or not (url.port is None or 0 < url.port < 65536):
+        raise InvalidArgument(f"url {text!r}: not the base URL of a service; give one such as http://127.0.0.1:8000")
+    return text.rstrip("/")
+
+
+def resolve_headers(api_key: str | None) -> dict[str, str]:
+    """The headers of every request; `api_key` None means PLAUDIT_API_KEY, and no key where that is not set.
+
+    Raises:
+        InvalidArgument: The key cannot stand in a header.
+    """
+    # The answer's size is checked while it is read, and a compressed one could hide a huge one.
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    key = (os.environ.get("PLAUDIT_API_KEY", "") if api_key is None else api_key).strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidArgument("api_key: has characters that cannot stand in a header; give printable ASCII")
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a limit or a number of seconds that is not positive and finite.
+
+    Raises:
+        InvalidArgument: It is not.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise InvalidArgument(f"{name}: got {value}; give a number above 0")

@@ -1,0 +1,164 @@
+"""Fakes for the tests of code that scores: no network, no model, the same checks of every answer.
+
+service = FakeService(lambda item: float(len(item["text"])))
+with RewardClient("http://fake", transport=service) as client:
+    client.score(["abc"]).floats  # [3.0]
+
+scorer = FakeScorer(lambda item: "too_long")  # may stand wherever `client.score` does
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx2
+
+from plaudit_client import protocol
+from plaudit_client.items import ItemLike, normalize_items
+from plaudit_client.protocol import Options, Reply, Truncation
+from plaudit_client.scores import Scores, Status
+
+ScoreFunction = Callable[[dict[str, Any]], float | Status]
+"""Gives the score or the failure of one sequence: an item in wire form, a group's completions one at a time."""
+
+
+class FakeScorer:
+    """A callable with the signature of `RewardClient.score` that scores with a function.
+
+    Args:
+        function: Called once per sequence; a float that is not finite becomes the status `non_finite`.
+        model: What the answers say.
+        fingerprint: Likewise.
+        engine: Likewise.
+
+    Attributes:
+        calls: The items of each call, in wire form.
+    """
+
+    def __init__(
+        self,
+        function: ScoreFunction,
+        *,
+        model: str = "fake",
+        fingerprint: str = "sha256:fake",
+        engine: str = "fake",
+    ) -> None:
+        self.calls: list[list[dict[str, Any]]] = []
+        self._function = function
+        self._identity = {"model": model, "fingerprint": fingerprint, "engine": engine}
+
+    def __call__(
+        self,
+        items: Sequence[ItemLike],
+        *,
+        model: str | None = None,
+        truncation: Truncation = "error",
+        raw: bool = False,
+        fingerprint: str | None = None,
+        engine: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Scores:
+        """Score items as `RewardClient.score` does; `truncation`, `raw` and `timeout_s` change nothing."""
+        wire_items = normalize_items(items)
+        self.calls.append(wire_items)
+        results = _score_all(self._function, wire_items)
+        body = json.dumps(self._identity | {"results": results}).encode()
+        reply = Reply("FakeScorer", 200, {}, body, len(body))
+        return protocol.parse_answer(reply, len(results), Options(model, truncation, raw, fingerprint, engine))
+
+
+class FakeService(httpx2.MockTransport):
+    """A transport for both clients that answers /score, /info and /readyz in memory.
+
+    Args:
+        function: Called once per sequence; a float that is not finite becomes the status `non_finite`.
+        model: What the answers say.
+        fingerprint: Likewise; a request that asks for another gets 409.
+        engine: Likewise.
+        max_sequences_per_request: The limit that /info says; a larger request gets 413.
+
+    Attributes:
+        requests: All that came, in order.
+    """
+
+    def __init__(
+        self,
+        function: ScoreFunction,
+        *,
+        model: str = "fake",
+        fingerprint: str = "sha256:fake",
+        engine: str = "fake",
+        max_sequences_per_request: int = 256,
+    ) -> None:
+        super().__init__(self._answer)
+        self.requests: list[httpx2.Request] = []
+        self._function = function
+        self._identity = {"model": model, "fingerprint": fingerprint, "engine": engine}
+        self._limits = {"max_sequences_per_request": max_sequences_per_request, "max_body_bytes": 8 * 1024 * 1024}
+
+    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        self.requests.append(request)
+        match request.method, request.url.path:
+            case "GET", "/readyz":
+                return httpx2.Response(200, json={"ready": True})
+            case "GET", "/info":
+                return httpx2.Response(200, json={"limits": self._limits, "models": [self._identity]})
+            case "POST", "/score":
+                return self._answer_score(json.loads(request.content))
+            case _:
+                return _problem(404, f"no route {request.method} {request.url.path}")
+
+    def _answer_score(self, body: dict[str, Any]) -> httpx2.Response:
+        for key, status in (("model", 404), ("fingerprint", 409), ("engine", 409)):
+            if body.get(key) not in {None, self._identity[key]}:
+                return _problem(status, f"{key}: asked for {body[key]}, loaded is {self._identity[key]}")
+        results = _score_all(self._function, body["items"])
+        if len(results) > self._limits["max_sequences_per_request"]:
+            limit = self._limits["max_sequences_per_request"]
+            return _problem(413, f"items: {len(results)} sequences, limit {limit}; send fewer")
+        return httpx2.Response(200, json=self._identity | {"results": results})
+
+
+def _score_all(function: ScoreFunction, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [_to_result(function(sequence), sequence) for item in items for sequence in _sequences(item)]
+
+
+def _sequences(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The items with one sequence each that a group stands for."""
+    if "completions" not in item:
+        yield dict(item)
+        return
+    shared = {key: value for key, value in item.items() if key != "completions"}
+    for completion in item["completions"]:
+        if "messages" in item:
+            message = {"role": "assistant", "content": completion}
+            yield shared | {"messages": [*item["messages"], message]}
+        else:
+            yield shared | {"completion": completion}
+
+
+def _to_result(outcome: float | Status, sequence: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(outcome, str) and not math.isfinite(outcome):
+        outcome = "non_finite"
+    failed = isinstance(outcome, str)
+    return {
+        "status": outcome if failed else "ok",
+        "score": None if failed else outcome,
+        "num_tokens": _count_words(sequence),
+        "truncated": False,
+    }
+
+
+def _count_words(sequence: Mapping[str, Any]) -> int:
+    """A number of tokens as a fake tokenizer would have it: one per word."""
+    if "token_ids" in sequence:
+        return len(sequence["token_ids"])
+    texts = [message["content"] for message in sequence.get("messages", [])]
+    texts += [sequence.get(key, "") for key in ("text", "prompt", "completion")]
+    return sum(len(text.split()) for text in texts)
+
+
+def _problem(status: int, detail: str) -> httpx2.Response:
+    problem = {"type": "about:blank", "title": "refused", "status": status, "detail": detail}
+    return httpx2.Response(status, json=problem, headers={"Content-Type": "application/problem+json"})

@@ -1,0 +1,126 @@
+"""The `plaudit-ppo` command: reads the configuration, loads the models, runs the trainer, says how it went."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
+
+from plaudit_ppo.config import PPOConfig, load_config, settings_help
+from plaudit_ppo.errors import ConfigError, PPOError
+
+if TYPE_CHECKING:
+    from plaudit_ppo.scoring import Scorer
+
+_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints an error as one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"plaudit-ppo: error: {message}; see plaudit-ppo --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0: done, 1: it failed, 2: what the user gave is wrong, 130: interrupted."""
+    try:
+        return _run(argv)
+    except PPOError as error:
+        return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _TRAINING_PACKAGES:
+            raise
+        return _fail(f"{error.name} is not installed; pip install 'plaudit[train]'", 2)
+    except OSError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        print("plaudit-ppo: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    config = _configure(_parser().parse_args(argv))
+    from plaudit_client import InvalidArgument, RewardClient
+
+    try:
+        client = RewardClient(config.scorer_urls, timeout_s=config.scorer_timeout_s)
+    except InvalidArgument as error:
+        raise ConfigError(str(error)) from error
+    with client:
+        return _train(config, client.score)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="plaudit-ppo", description="PPO for language models against a remote reward model.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="train a policy",
+        description="Train a causal LM by PPO; writes config.toml, log.jsonl, policy/ and critic/.",
+        epilog=f"settings in the configuration file, with their defaults:\n\n{settings_help()}\n\n"
+        "Relative paths start at the working directory. A flag wins over the environment, and that over the file.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("--config", metavar="FILE", required=True, help="TOML file with the settings below")
+    train.add_argument("--output", metavar="DIR", help="instead of the setting `output`")
+    train.add_argument(
+        "--url",
+        metavar="URL[,URL...]",
+        default=os.environ.get("PLAUDIT_URL"),
+        help="instead of the setting `scorer_urls` (environment: PLAUDIT_URL); PLAUDIT_API_KEY holds the key, if any",
+    )
+    return parser
+
+
+def _configure(arguments: argparse.Namespace) -> PPOConfig:
+    """The settings of the file, with what flags and environment replace."""
+    config = load_config(arguments.config)
+    if arguments.output is not None:
+        config = replace(config, output=arguments.output)
+    if arguments.url:
+        config = replace(config, scorer_urls=tuple(arguments.url.split(",")))
+    needed = {"policy": config.policy, "prompts": config.prompts, "scorer_urls (or --url)": config.scorer_urls}
+    missing = [name for name, value in needed.items() if not value]
+    if missing:
+        raise ConfigError(f"{arguments.config}: {', '.join(missing)} not set; see docs/ppo.md for an example")
+    return config
+
+
+def _train(config: PPOConfig, scorer: "Scorer") -> int:
+    # Imported late: they take seconds, and may not be installed.
+    import torch
+    from transformers.utils import logging
+
+    from plaudit_ppo.log import Progress
+    from plaudit_ppo.models import frozen_copy, load_critic, load_policy
+    from plaudit_ppo.prompts import read_prompts
+    from plaudit_ppo.seeding import seeded_generator
+    from plaudit_ppo.trainer import PPOTrainer
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    prompts = read_prompts(config.prompts or "")
+    policy, tokenizer = load_policy(config.policy or "")
+    generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
+    critic = load_critic(config.critic or config.policy or "", head_init=config.critic_head_init, generator=generator)
+    trainer = PPOTrainer(config, policy, frozen_copy(policy), critic, tokenizer, prompts, scorer)
+    with Progress(config.iterations) as progress:
+        summary = trainer.train(on_iteration=progress)
+    print(
+        f"{summary.iterations} iterations, {summary.episodes} rollouts in {summary.seconds:.0f} s "
+        f"({summary.exposed_wait_share:.1%} waiting for scores, {summary.masked_share:.1%} masked): "
+        f"score {_number(summary.final['scoring/score_mean'])}, KL {_number(summary.final['objective/kl'])}; "
+        f"policy in {config.output}/policy"
+    )
+    return 0
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print(f"plaudit-ppo: error: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code

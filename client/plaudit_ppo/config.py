@@ -1,0 +1,210 @@
+"""Every setting of a PPO run, with its default, its limits and where it comes from.
+
+Knows nothing of torch: a configuration can be read and refused before anything heavy is imported.
+"""
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from plaudit_ppo.errors import ConfigError
+
+
+def _setting(
+    default: Any,
+    help: str,  # noqa: A002  # argparse's word for the same thing
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A dataclass field that knows its help text and its limits (`above` is exclusive, `least` and `most` are not)."""
+    limits = {"above": above, "least": least, "most": most, "choices": tuple(choices)}
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """The settings of a run; docs/ppo.md names the source of each default.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of its limits.
+    """
+
+    policy: str | None = _setting(None, "directory of the causal LM to train (safetensors, with its tokenizer)")
+    critic: str | None = _setting(
+        None,
+        "directory that the critic starts from, such as a reward model's; none: the policy's weights and a new head",
+    )
+    prompts: str | None = _setting(None, 'JSONL file, one {"prompt": "..."} or {"messages": [...]} per line')
+    scorer_urls: tuple[str, ...] = _setting((), "addresses of the scoring service's replicas")
+    output: str = _setting("runs/ppo", "directory for config.toml, log.jsonl, policy/ and critic/")
+
+    iterations: int = _setting(100, "rollout batches, each followed by its update", least=1)
+    rollout_batch_size: int = _setting(64, "rollouts per iteration", least=1)
+    rollout_micro_batch_size: int = _setting(
+        16, "rollouts generated, sent to the scorer and evaluated together", least=1
+    )
+    max_prompt_tokens: int = _setting(512, "longest prompt, in tokens; a longer one is refused, never cut", least=1)
+    max_completion_tokens: int = _setting(128, "a completion without EOS is cut here, in tokens", least=1)
+    temperature: float = _setting(0.7, "divides the logits in sampling, reference and training alike", above=0)
+    missing_pad: str = _setting("add", "a tokenizer without a pad token, or with pad == EOS", choices=("add", "refuse"))
+
+    send_eos_text: bool = _setting(
+        False,
+        "send the EOS text after a finished completion to the scorer (not after a chat's: its template ends the turn)",
+    )
+    scorer_timeout_s: float = _setting(60.0, "limit of one call to the scorer with its retries, in seconds", above=0)
+    scorer_concurrency: int = _setting(4, "calls to the scorer in flight at once", least=1)
+    max_masked_share: float = _setting(
+        0.1, "largest share of rollouts without a score; above it the run stops", least=0, most=1
+    )
+    missing_eos: str = _setting(
+        "replace", "what happens to the score of a completion without EOS", choices=("replace", "subtract", "off")
+    )
+    missing_eos_score: float = _setting(-1.0, 'the score of a completion without EOS under "replace"')
+    missing_eos_penalty: float = _setting(
+        1.0, 'taken from the score of a completion without EOS under "subtract"', least=0
+    )
+
+    kl_coef: float = _setting(0.05, "beta, the weight of the KL penalty in the reward", least=0)
+    gamma: float = _setting(1.0, "discount per token", least=0, most=1)
+    gae_lambda: float = _setting(0.95, "lambda of generalized advantage estimation", least=0, most=1)
+    whiten_advantages: str = _setting(
+        "batch", "advantages are whitened over the rollout batch or over each minibatch", choices=("batch", "minibatch")
+    )
+
+    epochs: int = _setting(4, "passes over each rollout batch", least=1)
+    num_minibatches: int = _setting(1, "optimizer steps per epoch", least=1)
+    micro_batch_size: int = _setting(
+        16, "rollouts per forward and backward pass; changes memory and speed, not the result", least=1
+    )
+    clip_range: float = _setting(0.2, "the probability ratio is clipped to 1 ± this", above=0, most=1)
+    value_clip_range: float = _setting(0.2, "a value moves at most this far from the one at sampling", above=0)
+    value_coef: float = _setting(0.1, "weight of the value loss", least=0)
+    critic_head_init: str = _setting(
+        "normal",
+        "a new critic head starts from a normal distribution of std 1/sqrt(d+1), or from zero",
+        choices=("normal", "zero"),
+    )
+
+    learning_rate: float = _setting(3e-6, "of AdamW, for the policy", above=0)
+    critic_learning_rate: float | None = _setting(None, "of AdamW, for the critic; none: the policy's", above=0)
+    lr_schedule: str = _setting(
+        "linear", "the learning rate falls to 0 over the run, or stays", choices=("linear", "constant")
+    )
+    warmup_iterations: int = _setting(0, "iterations over which the learning rate rises from 0", least=0)
+    adam_epsilon: float = _setting(1e-5, "epsilon of AdamW", above=0)
+    weight_decay: float = _setting(0.0, "weight decay of AdamW", least=0)
+    max_grad_norm: float = _setting(
+        1.0, "limit of the gradient's norm, for policy and critic each; 0: no limit", least=0
+    )
+
+    ratio_tolerance: float = _setting(
+        1e-4, "largest |ratio - 1| before the first step of an iteration; 1e-4 is for float32", above=0
+    )
+    sampling_tolerance: float = _setting(
+        1e-2, "largest |ratio - 1| between the generating and the training forward", above=0
+    )
+    seed: int = _setting(0, "of everything random", least=0)
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(PPOConfig)
+        for spec in fields(self):
+            object.__setattr__(self, spec.name, _checked(spec, hints[spec.name], getattr(self, spec.name)))
+        if self.num_minibatches > self.rollout_batch_size:
+            raise ConfigError(
+                f"num_minibatches = {self.num_minibatches}, limit {self.rollout_batch_size} (rollout_batch_size); "
+                "lower it or raise rollout_batch_size"
+            )
+
+
+def load_config(path: str | Path) -> PPOConfig:
+    """A PPOConfig from a TOML file.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or has an unknown or bad setting; the message names the file.
+    """
+    try:
+        settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); --config takes a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file ({error}); see docs/ppo.md for an example") from error
+    known = [spec.name for spec in fields(PPOConfig)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else '"plaudit-ppo train --help" lists them all'
+            raise ConfigError(f'{path}: unknown setting "{name}"; {hint}')
+    try:
+        return PPOConfig(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def to_toml(config: PPOConfig) -> str:
+    """The settings as TOML text that load_config reads back; a setting without a value stays a comment."""
+    lines = []
+    for spec in fields(config):
+        value = getattr(config, spec.name)
+        lines.append(f"# {spec.metadata['help']}")
+        lines.append(f"# {spec.name} =" if value is None else f"{spec.name} = {_toml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def settings_help() -> str:
+    """One line per setting: name, default, meaning; for `--help`."""
+    lines = []
+    for spec in fields(PPOConfig):
+        default = "none" if spec.default is None else _toml_value(spec.default)
+        choices = f" (one of {', '.join(spec.metadata['choices'])})" if spec.metadata["choices"] else ""
+        lines.append(f"  {spec.name} = {default}\n      {spec.metadata['help']}{choices}")
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False)
+
+
+_KINDS: dict[Any, tuple[str, Any]] = {
+    bool: ("true or false", lambda value: type(value) is bool),
+    int: ("a whole number", lambda value: type(value) is int),
+    float: ("a number", lambda value: type(value) is float and math.isfinite(value)),
+    float | None: ("a number", lambda value: value is None or (type(value) is float and math.isfinite(value))),
+    str: ("a string", lambda value: type(value) is str and value != ""),
+    str | None: ("a string", lambda value: value is None or (type(value) is str and value != "")),
+    tuple[str, ...]: ("a list of strings", lambda value: type(value) is tuple and all(type(v) is str for v in value)),
+}
+
+
+def _checked(spec: "Field[Any]", hint: Any, value: Any) -> Any:
+    """The value in the field's type, if it is of that type and within the field's limits."""
+    if type(value) is int and hint in (float, float | None):
+        value = float(value)
+    if isinstance(value, (str, Path)) and hint in (str, str | None):
+        value = str(value)
+    if isinstance(value, list) and hint == tuple[str, ...]:
+        value = tuple(value)
+    kind, accepts = _KINDS[hint]
+    rules, remedy = spec.metadata, f"the default is {'none' if spec.default is None else _toml_value(spec.default)}"
+    if not accepts(value):
+        raise ConfigError(f"{spec.name} = {value!r}: has to be {kind}; {remedy}")
+    if rules["choices"] and value not in rules["choices"]:
+        raise ConfigError(f"{spec.name} = {value!r}: has to be one of {', '.join(rules['choices'])}; {remedy}")
+    if isinstance(value, (int, float)) and not (rules["least"] <= value <= rules["most"] and value > rules["above"]):
+        raise ConfigError(
+            f"{spec.name} = {value!r}, limit {_limits(rules['above'], rules['least'], rules['most'])}; {remedy}"
+        )
+    return value
+
+
+def _limits(above: float, least: float, most: float) -> str:
+    lower = f"above {above:g}" if math.isfinite(above) else f"at least {least:g}"
+    return f"{lower} and at most {most:g}" if math.isfinite(most) else lower

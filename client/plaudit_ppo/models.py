@@ -1,0 +1,125 @@
+"""Policy, reference and critic: loaded from checkpoint directories, dropout off, saved as what transformers reads."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from plaudit_ppo.errors import CheckpointError
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class Critic(nn.Module):
+    """A value for every position: the backbone of a `*ForSequenceClassification` and its scalar head `score`.
+
+    Args:
+        model: a sequence classifier with one label; `save_pretrained` writes it back as such.
+
+    Raises:
+        CheckpointError: it has no linear head named `score` with one output.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        head = getattr(model, "score", None)
+        if not isinstance(head, nn.Linear) or head.out_features != 1:
+            raise CheckpointError(
+                f"critic: {type(model).__name__} has no head `score` with one output; give a causal LM, or a "
+                "reward model made from one with num_labels = 1"
+            )
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Values of shape (B, S) for int64 inputs of shape (B, S)."""
+        hidden = self.model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        values: Tensor = self.model.score(hidden)[:, :, 0]
+        return values
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes the classifier: safetensors and config."""
+        self.model.save_pretrained(directory)
+
+
+def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM in float32 and its tokenizer, from a checkpoint directory.
+
+    Raises:
+        CheckpointError: the directory is missing or does not hold both.
+    """
+    model = _load(AutoModelForCausalLM, path, "policy", dtype=torch.float32, use_safetensors=True)
+    return disable_dropout(model), _load(AutoTokenizer, path, "policy's tokenizer")
+
+
+def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator) -> Critic:
+    """A critic from a reward model's directory, whose head it keeps, or from a causal LM's, with a new head.
+
+    Raises:
+        CheckpointError: the directory is missing, or holds neither.
+    """
+    model, info = _load(
+        AutoModelForSequenceClassification,
+        path,
+        "critic",
+        dtype=torch.float32,
+        use_safetensors=True,
+        num_labels=1,
+        output_loading_info=True,
+    )
+    critic = Critic(model)
+    if "score.weight" in info["missing_keys"]:
+        init_head(critic, head_init=head_init, generator=generator)
+    return disable_dropout(critic)
+
+
+def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:  # transformers is untyped
+    if not (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"{what}: {path} has no config.json; give the directory of a transformers checkpoint")
+    try:
+        return auto.from_pretrained(path, trust_remote_code=False, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{what}: {path} cannot be loaded ({reason}); it needs config.json, *.safetensors and tokenizer files"
+        ) from error
+
+
+def init_head(critic: Critic, *, head_init: str, generator: torch.Generator) -> None:
+    """A new scalar head: weights from a normal distribution of std 1/sqrt(d + 1), or all zero; bias 0.
+
+    Stiennon et al. 2020, code; Huang et al. 2024, detail on the head's initialization, arXiv 2403.17031.
+    """
+    head = critic.model.score
+    with torch.no_grad():
+        if head_init == "normal":
+            head.weight.normal_(std=1 / math.sqrt(head.in_features + 1), generator=generator)
+        else:
+            head.weight.zero_()
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def disable_dropout(model: _Module) -> _Module:
+    """The same model, always deterministic: evaluation mode, and every dropout module at 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.eval()
+
+
+def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    """The reference: a copy of the policy that no optimizer can change."""
+    reference: PreTrainedModel = copy.deepcopy(policy)
+    return reference.requires_grad_(False)

@@ -1,0 +1,62 @@
+"""From scores (one per rollout) to rewards (one per token)."""
+
+import torch
+from torch import Tensor
+
+
+def apply_missing_eos(scores: Tensor, finished: Tensor, *, rule: str, score: float, penalty: float) -> Tensor:
+    """Scores after the rule for completions that were cut before an EOS.
+
+    replace: score of the setting (Ziegler et al. 2019, and 2403.17031); subtract: s - penalty (TRL); off: s.
+    A failed score is NaN and stays NaN: no rule turns a failure into a number.
+
+    Args:
+        scores: shape (B,), float32, NaN where scoring failed.
+        finished: shape (B,), bool, True where the completion ends with EOS.
+        rule: "replace", "subtract" or "off".
+        score: what "replace" writes.
+        penalty: what "subtract" takes off.
+
+    Returns:
+        shape (B,), float32.
+    """
+    if rule == "off":
+        return scores
+    changed = torch.full_like(scores, score) if rule == "replace" else scores - penalty
+    return torch.where(finished | scores.isnan(), scores, changed)
+
+
+def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """The k1 estimate of the KL divergence from the reference, per token.
+
+    k1 = logprob - ref_logprob, an unbiased estimate under the sampling policy (Schulman 2020, "Approximating KL").
+
+    Args:
+        logprobs: shape (B, T), float32, at sampling.
+        ref_logprobs: shape (B, T), float32.
+
+    Returns:
+        shape (B, T), float32, 0 on padding.
+    """
+    return logprobs - ref_logprobs
+
+
+def compute_rewards(kl: Tensor, scores: Tensor, completion_mask: Tensor, *, kl_coef: float) -> Tensor:
+    """Per-token rewards: a KL penalty everywhere, and the score once, at the last kept token.
+
+    r[t] = -beta * kl[t] + (score if t is the last real token else 0).
+    Ouyang et al. 2022, section 3.5, arXiv 2203.02155. Deviation from 2403.17031 and TRL, which put the score one index
+    after the last token: the last token is the EOS, or the last one before the cut.
+
+    Args:
+        kl: shape (B, T), float32.
+        scores: shape (B,), float32; not read where the mask is all False.
+        completion_mask: shape (B, T), bool.
+        kl_coef: beta.
+
+    Returns:
+        shape (B, T), float32, 0 on padding.
+    """
+    last = completion_mask & ~torch.nn.functional.pad(completion_mask[:, 1:], (0, 1), value=False)
+    penalty = torch.where(completion_mask, -kl_coef * kl, 0.0)
+    return penalty + torch.where(last, scores[:, None], 0.0)

@@ -1,0 +1,258 @@
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from plaudit_client.testing import FakeService
+
+COMMAND = [sys.executable, "-m", "plaudit_client.cli"]
+
+
+def length(item):
+    if "token_ids" in item:
+        return float(len(item["token_ids"]))
+    text = item.get("text", item.get("prompt", "") + item.get("completion", ""))
+    return "too_long" if len(text) > 100 else float(len(text))
+
+
+def run(*arguments, stdin=b"", **environment):
+    return subprocess.run(
+        [*COMMAND, *arguments], input=stdin, capture_output=True, env=os.environ | environment, timeout=60
+    )
+
+
+def jsonl(*values):
+    return b"".join(json.dumps(value).encode() + b"\n" for value in values)
+
+
+def read(output):
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def assert_one_line_of_error(done, exit_status, message):
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("plaudit-score: error: ")
+    assert message in lines[0]
+    assert done.returncode == exit_status
+
+
+@pytest.fixture
+def service():
+    return FakeService(length)
+
+
+@pytest.fixture
+def url(serve, service):
+    return serve(service)
+
+
+def test_lines_of_every_form_are_scored_in_order(url):
+    done = run(
+        "--url",
+        url,
+        stdin=jsonl("a", {"text": "bb", "id": "x"}, {"prompt": "p", "completions": ["", "q"]}, {"token_ids": [1, 2]}),
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    text, item, group, ids = read(done.stdout)
+    assert text == {"line": 1, "status": "ok", "score": 1.0, "num_tokens": 1, "truncated": False}
+    assert (item["line"], item["id"], item["score"]) == (2, "x", 2.0)
+    assert [result["score"] for result in group["results"]] == [1.0, 2.0]
+    assert ids["score"] == 2.0
+
+
+def test_a_long_input_is_scored_in_order_by_requests_of_the_batch_size(url, service):
+    sizes = [1 + index % 7 for index in range(500)]
+    done = run("--url", url, "--batch-size", "20", stdin=jsonl(*["a" * size for size in sizes]))
+    assert [answer["score"] for answer in read(done.stdout)] == sizes
+    bodies = [json.loads(request.content) for request in service.requests if request.method == "POST"]
+    assert [len(body["items"]) for body in bodies] == [20] * 25
+
+
+def test_files_are_read_also_compressed_and_written_as_a_whole(url, tmp_path):
+    source, target = tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl"
+    source.write_bytes(gzip.compress(jsonl("a", "bb")))
+    done = run(str(source), "-o", str(target), "--url", url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert [answer["score"] for answer in read(target.read_bytes())] == [1.0, 2.0]
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl.gz", "out.jsonl"}
+
+
+def test_a_failed_run_leaves_the_old_output_as_it_was(url, tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(jsonl("a") * 1000 + b"oops\n")
+    target.write_text("old")
+    done = run(str(source), "-o", str(target), "--url", url)
+    assert_one_line_of_error(done, 2, f"{source}:1001: not JSON")
+    assert target.read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_a_device_as_output_is_written_and_not_replaced(url):
+    done = run("-o", "/dev/null", "--url", url, stdin=jsonl("a"))
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_pairs_get_both_scores_and_a_summary(url):
+    pairs = [("aa", "a"), ("a", "aa"), ("aaa", "a"), ("a" * 101, "a")]
+    lines = jsonl(*[{"chosen": chosen, "rejected": rejected} for chosen, rejected in pairs])
+    done = run("--url", url, "--allow-failures", stdin=lines)
+    assert done.returncode == 0
+    first, *_, last = read(done.stdout)
+    assert (first["chosen"]["score"], first["rejected"]["score"]) == (2.0, 1.0)
+    assert (last["chosen"]["status"], last["chosen"]["score"]) == ("too_long", None)
+    summary = "plaudit-score: pairs: 4, scored: 3, left out: too_long 1, pair accuracy: 0.6667\n"
+    assert done.stderr.decode() == summary
+
+
+def test_failed_sequences_are_written_and_are_exit_1_unless_allowed(url, tmp_path):
+    target = tmp_path / "out.jsonl"
+    arguments = ["-o", str(target), "--url", url]
+    lines = jsonl("a", "a" * 101)
+    assert_one_line_of_error(run(*arguments, stdin=lines), 1, "1 of 2 sequences have no score: too_long 1; accept")
+    assert [answer["status"] for answer in read(target.read_bytes())] == ["ok", "too_long"]
+    assert run(*arguments, "--allow-failures", stdin=lines).returncode == 0
+    assert run(*arguments, stdin=lines, PLAUDIT_ALLOW_FAILURES="1").returncode == 0
+
+
+def test_options_reach_the_service_from_flags_and_from_the_environment(url, service, tmp_path):
+    key_file = tmp_path / "key"
+    key_file.write_text("secret\n")
+    flags = ["--url", url, "--model", "fake", "--truncation", "left", "--raw", "--timeout-s", "9"]
+    run(*flags, "--api-key-file", str(key_file), stdin=jsonl("a"), PLAUDIT_API_KEY="other", PLAUDIT_MODEL="other")
+    settings = {"URL": url, "MODEL": "fake", "TRUNCATION": "left", "RAW": "true", "TIMEOUT_S": "9", "API_KEY": "secret"}
+    run(stdin=jsonl("a"), **{f"PLAUDIT_{name}": value for name, value in settings.items()})
+    by_flag, by_environment = (request for request in service.requests if request.method == "POST")
+    for request in (by_flag, by_environment):
+        options = {"model": "fake", "truncation": "left", "raw": True}
+        assert json.loads(request.content) == {"items": [{"text": "a"}]} | options
+        assert request.headers["Authorization"] == "Bearer secret"
+        assert 8.0 < float(request.headers["X-Request-Timeout-S"]) <= 9.0
+
+
+def test_an_empty_input_is_an_empty_output_and_no_request(url, service):
+    done = run("--url", url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert service.requests == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "url: none given"),
+        (["--url", "nowhere"], "url 'nowhere': not the base URL of a service"),
+        (["--url", "http://a", "--bogus"], "unrecognized arguments: --bogus"),
+        (["--url", "http://a", "--timeout-s", "soon"], "argument --timeout-s: got 'soon'; give seconds, above 0"),
+        (["--url", "http://a", "--timeout-s", "0"], "argument --timeout-s: got '0'"),
+        (["--url", "http://a", "--batch-size", "0"], "argument --batch-size: got '0'; give a whole number above 0"),
+        (["--url", "http://a", "--truncation", "mid"], "argument --truncation: got 'mid'; give one of error, left"),
+        (["--url", "http://a", "missing.jsonl"], "missing.jsonl: cannot be read: No such file or directory"),
+        (["--url", "http://a", "missing.jsonl.gz"], "missing.jsonl.gz: cannot be read: No such file or directory"),
+        (["--url", "http://a", "/"], "/: cannot be read: Is a directory"),
+        (["--url", "http://a", "-o", "/nowhere/out"], "/nowhere/out: cannot be written: No such file or directory"),
+        (["--url", "http://a", "-o", "/"], "/: cannot be written: Is a directory"),
+        (["--url", "http://a", "--api-key-file", "missing"], "missing: API key cannot be read: "),
+        (["--url", "http://a", "--api-key-file", "/dev/null"], "/dev/null: holds no API key"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(arguments, message):
+    assert_one_line_of_error(run(*arguments), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ({"PLAUDIT_TRUNCATION": "mid"}, "argument --truncation: got 'mid'"),
+        ({"PLAUDIT_BATCH_SIZE": "many"}, "argument --batch-size: got 'many'"),
+        ({"PLAUDIT_RAW": "maybe"}, "PLAUDIT_RAW: got 'maybe'; give 1 or 0"),
+    ],
+)
+def test_a_wrong_environment_variable_is_one_line_and_exit_2(variable, message):
+    assert_one_line_of_error(run("--url", "http://a", **variable), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"plain text", "Not a gzipped file"), (gzip.compress(b'"a"\n' * 99)[:-9], "cannot be read: ")],
+)
+def test_a_damaged_compressed_file_is_one_line_and_exit_2(tmp_path, content, message):
+    source = tmp_path / "in.jsonl.gz"
+    source.write_bytes(content)
+    assert_one_line_of_error(run(str(source), "--url", "http://127.0.0.1:9"), 2, message)
+
+
+def test_a_line_of_standard_input_is_named_too():
+    assert_one_line_of_error(run("--url", "http://127.0.0.1:9", stdin=b"\n{"), 2, "stdin:2: not JSON")
+
+
+def test_an_unreachable_server_is_one_line_and_exit_1():
+    done = run("--url", "http://127.0.0.1:9", "--timeout-s", "0.3", stdin=jsonl("a"))
+    assert_one_line_of_error(done, 1, "http://127.0.0.1:9/info")
+
+
+def test_an_unusable_answer_is_one_line_and_exit_1(serve):
+    url = serve(httpx2.MockTransport(lambda request: httpx2.Response(200, html="<html>")))
+    assert_one_line_of_error(run("--url", url, stdin=jsonl("a")), 1, "not JSON (text/html; charset=utf-8)")
+
+
+def test_a_request_that_the_service_refuses_is_one_line_and_exit_2(url):
+    done = run("--url", url, "--model", "other", stdin=jsonl("a"))
+    assert_one_line_of_error(done, 2, "status 404: model: asked for other, loaded is fake")
+
+
+def test_a_closed_output_is_one_line_and_no_stack_trace(url):
+    command = [*COMMAND, "--url", url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write(jsonl("a"))
+        process.stdin.close()
+        assert process.stderr.read() == b"plaudit-score: error: output: Broken pipe\n"
+    assert process.returncode == 1
+
+
+def test_a_full_disk_is_one_line_and_exit_1(url):
+    to_file = run("-o", "/dev/full", "--url", url, stdin=jsonl("a"))
+    assert_one_line_of_error(to_file, 1, "output: No space left on device")
+    with Path("/dev/full").open("wb") as full:
+        to_stdout = subprocess.run([*COMMAND, "--url", url], input=jsonl("a"), stdout=full, stderr=subprocess.PIPE)
+    assert_one_line_of_error(to_stdout, 1, "output: No space left on device")
+
+
+@pytest.mark.parametrize("at", ["reading", "waiting"])
+def test_an_interrupt_is_quiet_and_exit_130(serve, tmp_path, at):
+    arrived, stop = threading.Event(), threading.Event()
+
+    def answer(request):
+        arrived.set()
+        if at == "waiting":
+            stop.wait(30)
+        return FakeService(length).handle_request(request)
+
+    target = tmp_path / "out.jsonl"
+    command = [*COMMAND, "--url", serve(httpx2.MockTransport(answer)), "-o", str(target), "--batch-size", "1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(jsonl("a", "b"))  # the end of the input does not come
+        process.stdin.flush()
+        if at == "waiting":
+            process.stdin.close()
+        assert arrived.wait(30)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == b""
+        assert process.wait() == 130
+    stop.set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_says_units_defaults_and_variables():
+    done = run("--help")
+    text = " ".join(done.stdout.decode().split())
+    assert done.returncode == 0
+    assert "in seconds (default: 300) [PLAUDIT_TIMEOUT_S]" in text
+    assert "sequences per request (default: 64) [PLAUDIT_BATCH_SIZE]" in text

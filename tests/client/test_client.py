@@ -1,0 +1,566 @@
+import asyncio
+import gc
+import json
+import multiprocessing
+import socket
+import threading
+
+import httpx2
+import pytest
+
+from plaudit_client import AsyncRewardClient, RewardClient
+from plaudit_client.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    FingerprintChanged,
+    FingerprintMismatch,
+    InvalidAnswer,
+    InvalidArgument,
+    PlauditError,
+    ServiceUnavailable,
+    Unauthorized,
+)
+from plaudit_client.testing import FakeService
+
+URL = "http://fake"
+
+
+def length(item):
+    return float(len(item["text"]))
+
+
+def score_sync(items, options=None, url=URL, **settings):
+    with RewardClient(url, **settings) as client:
+        return client.score(items, **(options or {}))
+
+
+def score_async(items, options=None, url=URL, **settings):
+    async def run():
+        async with AsyncRewardClient(url, **settings) as client:
+            return await client.score(items, **(options or {}))
+
+    return asyncio.run(run())
+
+
+both = pytest.mark.parametrize("score", [score_sync, score_async])
+
+
+class Script(httpx2.MockTransport):
+    """Answers POST /score with one prepared response, exception or transport after the other; the last one stays."""
+
+    def __init__(self, *steps):
+        super().__init__(self._answer)
+        self.steps = list(steps)
+        self.requests = []
+
+    def _answer(self, request):
+        if request.url.path != "/score":
+            return httpx2.Response(404)
+        self.requests.append(request)
+        step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        if isinstance(step, Exception):
+            raise step
+        return step.handle_request(request) if isinstance(step, httpx2.MockTransport) else step
+
+
+# What both clients do
+
+
+@both
+def test_scores_come_back_in_the_callers_order(score):
+    service = FakeService(length, max_sequences_per_request=2)
+    scores = score(["a" * size for size in range(1, 8)], transport=service)
+    assert scores.floats == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert (scores.model, scores.fingerprint, scores.engine) == ("fake", "sha256:fake", "fake")
+    assert [request.url.path for request in service.requests] == ["/info"] + ["/score"] * 4
+
+
+@both
+def test_a_group_gives_one_score_per_completion_in_place(score):
+    service = FakeService(lambda item: float(item.get("completion", item.get("text"))))
+    items = ["1", {"prompt": "p", "completions": ["2", "3"]}, {"text": "4"}]
+    assert score(items, transport=service).floats == [1.0, 2.0, 3.0, 4.0]
+
+
+@both
+def test_a_failed_sequence_has_a_status_and_no_number(score):
+    scores = score(["a", "b"], transport=FakeService(lambda item: "too_long" if item["text"] == "b" else 1.0))
+    assert [result.status for result in scores] == ["ok", "too_long"]
+    assert scores[1].score is None
+
+
+@both
+def test_no_items_are_no_request(score):
+    service = FakeService(length)
+    assert list(score([], transport=service)) == []
+    assert service.requests == []
+
+
+@both
+def test_options_key_and_deadline_are_sent(score):
+    service = FakeService(length)
+    options = {"model": "fake", "truncation": "left", "raw": True, "fingerprint": "sha256:fake", "engine": "fake"}
+    score(["a"], options, transport=service, api_key="secret", timeout_s=5.0)
+    request = service.requests[-1]
+    assert json.loads(request.content) == options | {"items": [{"text": "a"}]}
+    assert request.headers["Authorization"] == "Bearer secret"
+    assert 4.0 < float(request.headers["X-Request-Timeout-S"]) <= 5.0
+    assert len(request.headers["X-Request-Id"]) == 32
+
+
+@both
+def test_what_passes_is_retried_until_there_is_an_answer(score, fake_time):
+    transport = Script(
+        httpx2.ConnectError("refused"),
+        httpx2.ReadTimeout("slow"),
+        httpx2.RemoteProtocolError("closed"),
+        httpx2.Response(503, headers={"Retry-After": "7"}),
+        httpx2.Response(502, text="<html>"),
+        FakeService(length),
+    )
+    assert score(["abc"], transport=transport, timing=fake_time.timing).floats == [3.0]
+    assert fake_time.slept == [0.125, 0.25, 0.5, 7.0, 2.0]
+    assert len({request.headers["X-Request-Id"] for request in transport.requests}) == 1
+
+
+@both
+@pytest.mark.parametrize("status", [400, 401, 409, 413, 422, 501])
+def test_a_refusal_is_not_retried(score, status, fake_time):
+    transport = Script(httpx2.Response(status, json={"detail": "no"}))
+    with pytest.raises(PlauditError, match=f"status {status}: no$"):
+        score(["a"], transport=transport, timing=fake_time.timing)
+    assert len(transport.requests) == 1
+
+
+@both
+def test_the_last_failure_is_raised_when_retries_are_used_up(score, fake_time):
+    transport = Script(httpx2.Response(429, json={"detail": "queue full"}))
+    with pytest.raises(ServiceUnavailable, match=r"status 429: queue full \(after 3 attempts\)") as caught:
+        score(["a"], transport=transport, timing=fake_time.timing, max_retries=2)
+    assert (caught.value.status, caught.value.attempts) == (429, 3)
+
+
+@both
+def test_no_retry_begins_after_the_total_deadline(score, fake_time):
+    transport = Script(httpx2.Response(503, headers={"Retry-After": "20"}))
+    with pytest.raises(ServiceUnavailable):
+        score(["a"], transport=transport, timing=fake_time.timing, timeout_s=50.0)
+    assert fake_time.slept == [20.0, 20.0]
+    assert [float(request.headers["X-Request-Timeout-S"]) for request in transport.requests] == [50.0, 30.0, 10.0]
+
+
+@both
+def test_the_timeout_of_one_call_wins_over_the_clients(score, fake_time):
+    transport = Script(httpx2.Response(503, headers={"Retry-After": "20"}))
+    with pytest.raises(ServiceUnavailable):
+        score(["a"], {"timeout_s": 10.0}, transport=transport, timing=fake_time.timing)
+    assert fake_time.slept == []
+
+
+@both
+def test_requests_take_turns_and_a_retry_goes_to_the_next_replica(score, fake_time):
+    hosts = []
+
+    def answer(request):
+        hosts.append(request.url.host)
+        if request.url.host == "b":
+            raise httpx2.ConnectError("refused")
+        return FakeService(length).handle_request(request)
+
+    transport = httpx2.MockTransport(answer)
+    settings = {"transport": transport, "timing": fake_time.timing, "max_items_per_request": 1, "max_concurrency": 1}
+    assert score(["a", "b"], url="http://a,http://b,http://c", **settings).floats == [1.0, 1.0]
+    assert hosts == ["a", "b", "c", "c"]  # /info, the first request and its retry, the second request
+
+
+@both
+def test_an_explicit_number_of_items_wins_over_the_services_limit(score):
+    service = FakeService(length, max_sequences_per_request=4)
+    score(["a"] * 4, transport=service, max_items_per_request=2)
+    assert [request.url.path for request in service.requests] == ["/info", "/score", "/score"]
+
+
+@both
+def test_a_service_without_info_gets_256_sequences_per_request(score):
+    transport = Script(FakeService(length))
+    score(["a"] * 300, transport=transport)
+    assert sorted(len(json.loads(request.content)["items"]) for request in transport.requests) == [44, 256]
+
+
+@both
+def test_one_failed_part_fails_the_call_and_names_its_items(score):
+    def judge(request):
+        if request.url.path == "/score" and b"bad" in request.content:
+            return httpx2.Response(422, json={"detail": "items[0]: no"})
+        return FakeService(length, max_sequences_per_request=2).handle_request(request)
+
+    with pytest.raises(PlauditError, match=r"items\[2\] to items\[3\] .* items\[0\]: no"):
+        score(["a", "a", "bad", "a", "a"], transport=httpx2.MockTransport(judge))
+
+
+@both
+def test_no_more_requests_are_in_flight_than_allowed(score):
+    in_flight, peak = 0, 0
+
+    async def answer(request):
+        nonlocal in_flight, peak
+        in_flight += 1
+        peak = max(peak, in_flight)
+        await asyncio.sleep(0)
+        in_flight -= 1
+        return FakeService(length).handle_request(request)
+
+    transport = httpx2.MockTransport(answer)
+    assert score(["a"] * 12, transport=transport, max_items_per_request=1, max_concurrency=3).floats == [1.0] * 12
+    assert peak == 3
+
+
+@both
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b"{}", b'{"results": [NaN]}'])
+def test_an_unusable_answer_is_a_typed_error_and_not_retried(score, body):
+    transport = Script(httpx2.Response(200, content=body))
+    with pytest.raises(InvalidAnswer):
+        score(["a"], transport=transport)
+    assert len(transport.requests) == 1
+
+
+@both
+def test_an_endless_body_is_cut_off(score):
+    async def endless():
+        while True:
+            yield b" " * 65536
+
+    transport = Script(httpx2.Response(200, content=endless()))
+    with pytest.raises(InvalidAnswer, match="longer than 69632 bytes"):
+        score(["a"], transport=transport)
+
+
+@both
+def test_a_compressed_answer_is_refused_unread(score):
+    class Unreadable(httpx2.AsyncByteStream):
+        async def __aiter__(self):
+            raise AssertionError("the body was read")
+            yield b""
+
+    transport = Script(httpx2.Response(200, headers={"Content-Encoding": "gzip"}, stream=Unreadable()))
+    with pytest.raises(InvalidAnswer, match="content-encoding 'gzip'"):
+        score(["a"], transport=transport)
+
+
+@both
+def test_a_wrong_key_is_unauthorized(score):
+    with pytest.raises(Unauthorized):
+        score(["a"], transport=Script(httpx2.Response(401, json={"detail": "no"})))
+
+
+# Pinning
+
+
+def test_the_first_answer_pins_fingerprint_and_engine_in_later_requests():
+    service = FakeService(length)
+    with RewardClient(URL, transport=service) as client:
+        client.score(["a"])
+        client.score(["b"])
+    first, second = (json.loads(request.content) for request in service.requests[1:])
+    assert "fingerprint" not in first
+    assert (second["fingerprint"], second["engine"]) == ("sha256:fake", "fake")
+
+
+def test_a_service_that_changed_its_reward_model_is_refused():
+    transport = Script(FakeService(length), FakeService(length, fingerprint="sha256:other"))
+    with RewardClient(URL, transport=transport) as client:
+        client.score(["a"])
+        with pytest.raises(FingerprintMismatch, match="sha256:other"):
+            client.score(["b"])
+
+
+def ignore_pins(service):
+    """A transport that leaves out what the request pins."""
+
+    def answer(request):
+        body = json.loads(request.content)
+        bare = {key: value for key, value in body.items() if key not in {"fingerprint", "engine"}}
+        return service.handle_request(httpx2.Request("POST", request.url, json=bare))
+
+    return httpx2.MockTransport(answer)
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": "sha256:other"}, {"engine": "gpu"}])
+def test_an_answer_of_another_reward_model_or_engine_is_refused_even_where_the_service_ignores_the_pin(change):
+    transport = Script(FakeService(length), ignore_pins(FakeService(length, **change)))
+    with RewardClient(URL, transport=transport) as client:
+        client.score(["a"])
+        with pytest.raises(FingerprintChanged):
+            client.score(["b"])
+
+
+def test_the_parts_of_the_first_call_must_agree_too():
+    transport = Script(FakeService(length), FakeService(length, fingerprint="sha256:other"))
+    with (
+        RewardClient(URL, transport=transport, max_items_per_request=1, pin=False) as client,
+        pytest.raises(FingerprintChanged),
+    ):
+        client.score(["a", "b"])
+
+
+def test_a_first_call_that_is_overtaken_by_another_answer_is_refused():
+    async def run():
+        both_sent = asyncio.Barrier(2)
+        services = [FakeService(length), FakeService(length, fingerprint="sha256:other")]
+
+        async def answer(request):
+            if request.url.path != "/score":
+                return httpx2.Response(404)
+            service = services.pop()
+            await both_sent.wait()
+            return service.handle_request(request)
+
+        async with AsyncRewardClient(URL, transport=httpx2.MockTransport(answer)) as client:
+            return await asyncio.gather(client.score(["a"]), client.score(["b"]), return_exceptions=True)
+
+    outcomes = asyncio.run(run())
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["FingerprintChanged", "Scores"]
+
+
+def test_without_pinning_a_changed_reward_model_is_accepted():
+    transport = Script(FakeService(length), FakeService(length, fingerprint="sha256:other"))
+    with RewardClient(URL, transport=transport, pin=False) as client:
+        assert client.score(["a"]).fingerprint == "sha256:fake"
+        assert client.score(["b"]).fingerprint == "sha256:other"
+
+
+# Readiness and info
+
+
+def test_info_is_what_the_service_says():
+    with RewardClient(URL, transport=FakeService(length)) as client:
+        assert client.info()["models"] == [{"model": "fake", "fingerprint": "sha256:fake", "engine": "fake"}]
+
+
+def test_waiting_ends_when_one_replica_is_ready(fake_time):
+    answers = [httpx2.ConnectError("refused"), httpx2.Response(503), httpx2.Response(200)]
+
+    def answer(request):
+        assert request.url.path == "/readyz"
+        step = answers.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    with RewardClient(URL, transport=httpx2.MockTransport(answer), timing=fake_time.timing) as client:
+        client.wait_until_ready(60.0)
+    assert fake_time.slept == [0.5, 0.5]
+
+
+def test_waiting_for_a_service_that_never_is_ready_ends_at_the_deadline(fake_time):
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(503, json={"detail": "loading"}))
+    with (
+        RewardClient(URL, transport=transport, timing=fake_time.timing) as client,
+        pytest.raises(DeadlineExceeded, match=r"not ready within 2 s; last failure: .*loading"),
+    ):
+        client.wait_until_ready(2.0)
+    assert fake_time.slept == [0.5] * 4
+
+
+# Real sockets
+
+
+@both
+def test_scores_come_over_a_real_socket(score, serve):
+    url = serve(FakeService(length, max_sequences_per_request=2))
+    assert score(["a", "bb", "ccc"], url=url).floats == [1.0, 2.0, 3.0]
+
+
+@both
+def test_a_refused_connection_says_so(score, fake_time):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(ConnectionFailed, match=f"http://127.0.0.1:{port}/info .*Connection refused; check that"):
+        score(["a"], url=f"http://127.0.0.1:{port}", max_retries=1, timing=fake_time.timing)
+
+
+@both
+@pytest.mark.parametrize("trickle", [b"", b"HTTP/1.1 200 OK\r\nX-A: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_server_that_never_ends_its_answer_is_left_at_the_deadline(score, trickle):
+    """Silent, in the middle of a header, in the middle of the body: a byte now and then keeps no call alive."""
+    stop = threading.Event()
+
+    def answer_for_ever(server):
+        connection, _ = server.accept()
+        with connection, pytest.MonkeyPatch.context():
+            connection.sendall(trickle)
+            while trickle and not stop.wait(0.05):
+                try:
+                    connection.sendall(b"x")
+                except OSError:
+                    return
+            stop.wait(10)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer_for_ever, args=(server,))
+        thread.start()
+        with pytest.raises(DeadlineExceeded, match=r"no answer within 0\.3 s"):
+            score(["a"], url=f"http://127.0.0.1:{server.getsockname()[1]}", timeout_s=0.3)
+        stop.set()
+        thread.join()
+
+
+# The sync client
+
+
+def silent_transport(arrived):
+    """A transport that says when a request is there, and never answers it."""
+
+    async def answer(request):
+        arrived.set()
+        await asyncio.Event().wait()
+
+    return httpx2.MockTransport(answer)
+
+
+def test_the_sync_client_works_inside_a_running_event_loop():
+    async def run():
+        return score_sync(["abc"], transport=FakeService(length))
+
+    assert asyncio.run(run()).floats == [3.0]
+
+
+def test_several_threads_may_share_one_sync_client():
+    found = {}
+    with RewardClient(URL, transport=FakeService(length)) as client:
+
+        def work(size):
+            found[size] = client.score(["a" * size]).floats
+
+        threads = [threading.Thread(target=work, args=(size,)) for size in range(1, 9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == {size: [float(size)] for size in range(1, 9)}
+
+
+def test_closing_ends_the_calls_of_other_threads():
+    arrived = threading.Event()
+    client = RewardClient(URL, transport=silent_transport(arrived))
+    failures = []
+
+    def work():
+        try:
+            client.score(["a"])
+        except PlauditError as error:
+            failures.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    arrived.wait()
+    client.close()
+    thread.join()
+    assert failures == ["client: closed during the call"]
+
+
+def test_a_call_that_comes_while_the_client_closes_is_refused_instead_of_waiting_for_ever():
+    closing, refused = threading.Event(), threading.Event()
+
+    class SlowToClose(FakeService):
+        async def aclose(self):
+            closing.set()
+            while not refused.is_set():  # noqa: ASYNC110  set by another thread
+                await asyncio.sleep(0.001)
+
+    client = RewardClient(URL, transport=SlowToClose(length))
+    thread = threading.Thread(target=client.close)
+    thread.start()
+    closing.wait()
+    with pytest.raises(PlauditError, match="client: closed; make a new one"):
+        client.score(["a"])
+    refused.set()
+    thread.join()
+
+
+def test_a_closed_client_refuses_calls_and_may_be_closed_again():
+    client = RewardClient(URL, transport=FakeService(length))
+    client.close()
+    client.close()
+    with pytest.raises(PlauditError, match="client: closed; make a new one"):
+        client.score(["a"])
+    assert "plaudit-client" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_client_taken_through_a_fork_refuses_instead_of_hanging():
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    with RewardClient(URL, transport=FakeService(length)) as client:
+
+        def work():
+            try:
+                client.score(["a"])
+            except PlauditError as error:
+                answers.put(str(error))
+
+        process = context.Process(target=work)
+        process.start()
+        process.join()
+        assert answers.get() == "client: made before this process was forked; make a new one in each process"
+
+
+# The async client
+
+
+def test_a_cancelled_call_leaves_no_task_behind():
+    async def run():
+        arrived = asyncio.Event()
+        async with AsyncRewardClient(URL, transport=silent_transport(arrived)) as client:
+            call = asyncio.create_task(client.score(["a"]))
+            await arrived.wait()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(run()) == set()
+
+
+def test_when_one_part_fails_the_others_are_cancelled():
+    async def run():
+        cancelled = []
+
+        async def answer(request):
+            if request.url.path != "/score":
+                return httpx2.Response(404)
+            if b"bad" in request.content:
+                return httpx2.Response(422, json={"detail": "no"})
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(request)
+                raise
+
+        settings = {"transport": httpx2.MockTransport(answer), "max_items_per_request": 1}
+        async with AsyncRewardClient(URL, **settings) as client:
+            with pytest.raises(PlauditError, match="status 422"):
+                await client.score(["a", "b", "bad"])
+        return cancelled
+
+    assert len(asyncio.run(run())) == 2
+
+
+# Both constructors
+
+
+@pytest.mark.parametrize("kind", [RewardClient, AsyncRewardClient])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"timeout_s": 0}, {"max_concurrency": 0}, {"max_items_per_request": 0}, {"url": "nowhere"}, {"api_key": "a\nb"}],
+)
+def test_a_wrong_setting_is_refused_at_once(kind, wrong):
+    with pytest.raises(InvalidArgument):
+        kind(**({"url": URL} | wrong))
+    gc.collect()  # a half-made client would warn here
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
+def test_a_call_without_time_is_refused(timeout_s):
+    with RewardClient(URL, transport=FakeService(length)) as client, pytest.raises(InvalidArgument, match="timeout_s"):
+        client.score(["a"], timeout_s=timeout_s)

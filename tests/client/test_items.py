@@ -1,0 +1,64 @@
+import pytest
+
+from plaudit_client.errors import InvalidArgument
+from plaudit_client.items import normalize_items, num_sequences
+
+CHAT = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("item", "sequences"),
+    [
+        ({"text": "a"}, 1),
+        ({"text": ""}, 1),
+        ({"prompt": "a", "completion": "b", "finished": False}, 1),
+        ({"prompt": "a", "completions": ["b"]}, 1),
+        ({"prompt": "a", "completions": ["b", "c", ""]}, 3),
+        ({"messages": CHAT}, 1),
+        ({"messages": CHAT, "completions": ["b", "c"]}, 2),
+        ({"token_ids": [1, 2, 3]}, 1),
+        ({"token_ids": []}, 1),
+    ],
+)
+def test_every_wire_form_passes_unchanged_and_its_sequences_are_counted(item, sequences):
+    assert normalize_items([item]) == [item]
+    assert num_sequences(item) == sequences
+
+
+def test_a_plain_string_is_a_text():
+    assert normalize_items(["abc"]) == [{"text": "abc"}]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (3, r"items\[1\]: got int; give a str, or a dict with one of text, "),
+        ({}, r"items\[1\]: keys none; give one of text, prompt\+completion, "),
+        ({"prompt": "a"}, r"items\[1\]: keys prompt; give one of"),
+        ({"prompt": "a", "completion": "b", "completions": []}, r"items\[1\]: keys completion, completions, prompt;"),
+        ({"text": "a", "id": 7}, r"items\[1\]: keys id, text;"),
+        ({"text": None}, r"items\[1\]\.text: got NoneType; give a str"),
+        ({"prompt": "a", "completions": []}, r"items\[1\]\.completions: got an empty list; give a list of at least"),
+        ({"prompt": "a", "completions": ["b", 3]}, r"items\[1\]\.completions: got a list of int, str;"),
+        ({"messages": [{"role": "user"}]}, r"items\[1\]\.messages: got a list of dict; give"),
+        ({"messages": [{"role": "user", "content": 1}]}, r"items\[1\]\.messages: "),
+        ({"token_ids": [1, True]}, r"items\[1\]\.token_ids: got a list of bool, int; give a list of int"),
+        ({"token_ids": [-1]}, r"items\[1\]\.token_ids: "),
+        ({"text": "a", "finished": "yes"}, r"items\[1\]\.finished: got str; give true or false"),
+    ],
+)
+def test_a_wrong_item_is_named_by_its_place_and_its_mistake(item, message):
+    with pytest.raises(InvalidArgument, match=message):
+        normalize_items(["fine", item])
+
+
+@pytest.mark.parametrize("items", ["abc", {"text": "a"}, b"abc"])
+def test_one_item_that_is_no_list_is_refused_instead_of_scored_letter_by_letter(items):
+    with pytest.raises(InvalidArgument, match="give a list of items"):
+        normalize_items(items)
+
+
+def test_no_text_of_an_item_is_in_the_message():
+    with pytest.raises(InvalidArgument) as caught:
+        normalize_items([{"prompt": ["secret"], "completion": "secret"}])
+    assert "secret" not in str(caught.value)

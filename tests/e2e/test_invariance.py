@@ -1,0 +1,63 @@
+"""Promise 2: a score is a function of the text alone; on ONNX Runtime CPU in float32, to the bit."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from plaudit_client import AsyncRewardClient, RewardClient
+from plaudit_service import Scorer
+
+words = st.sampled_from(["the", "egg", "boils", "Mir", "geht", "def", "return", "1+1", "é", "😀", "a\nb", "no"])
+texts = st.lists(words, min_size=1, max_size=40).map(" ".join)
+
+
+@pytest.fixture(scope="module", params=["causal_bundle", "encoder_bundle"])
+def bundle(request) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def scorers(bundle):
+    return {budget: Scorer(bundle, max_batch_tokens=budget) for budget in (1, 64, 1024)}
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(texts, min_size=1, max_size=24), st.randoms(use_true_random=False))
+def test_a_score_does_not_depend_on_its_batch_mates(scorers, batch, random):
+    alone = {text: scorers[1].score([text]).floats[0] for text in batch}
+    order = random.sample(batch, len(batch))
+    for scorer in scorers.values():
+        assert dict(zip(order, scorer.score(order).floats, strict=True)) == alone
+
+
+def test_a_score_does_not_depend_on_how_it_was_sent(bundle, serve):
+    batch = [f"the egg boils {'no ' * (number * 7 % 50)}{number}" for number in range(100)]
+    expected = Scorer(bundle).score(batch).floats
+
+    async def one_each(url):
+        async with AsyncRewardClient(url, max_items_per_request=1, max_concurrency=32) as client:
+            return (await client.score(batch)).floats
+
+    with serve(bundle) as service:
+        with RewardClient(service.url) as client:
+            assert client.score(batch).floats == expected
+            pairs = [{"prompt": text[:9], "completion": text[9:]} for text in batch]
+            assert client.score(pairs).floats == expected
+        assert asyncio.run(one_each(service.url)) == expected
+
+
+def test_served_scores_are_those_of_the_checkpoint(bundle, serve):
+    checkpoint = bundle.parent / "checkpoint"
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    batch = [f"Wie geht es dir? {'no ' * (number * 11 % 40)}" for number in range(40)]
+    with torch.inference_mode():
+        expected = [model(**tokenizer(text, return_tensors="pt")).logits.item() for text in batch]
+    with serve(bundle) as service, RewardClient(service.url) as client:
+        for score, reference in zip(client.score(batch), expected, strict=True):
+            assert abs(score.score - reference) <= 1e-5 * max(1.0, abs(reference))

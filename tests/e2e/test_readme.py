@@ -1,0 +1,66 @@
+"""The README's blocks run as they stand, but for the paths and the port."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def url(serve, causal_bundle):
+    with serve(causal_bundle) as service:
+        yield service.url
+
+
+def test_the_curl_block_gets_a_score_for_each_completion(url):
+    (block,) = [block for block in blocks("bash") if block.startswith("curl")]
+    done = subprocess.run(
+        ["bash", "-c", block.replace("http://127.0.0.1:8000", url)], capture_output=True, text=True, timeout=60
+    )
+    results = json.loads(done.stdout)["results"]
+    assert [result["status"] for result in results] == ["ok", "ok"]
+
+
+def test_the_python_block_prints_finite_scores_and_the_fingerprint(url):
+    (block,) = blocks("python")
+    command = [sys.executable, "-c", block.replace("http://127.0.0.1:8000", url)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    scores, fingerprint = done.stdout.rsplit(maxsplit=1)
+    assert all(math.isfinite(score) for score in json.loads(scores))
+    assert fingerprint.startswith("sha256:")
+
+
+def test_the_serving_commands_are_those_that_exist(causal_bundle, tmp_path):
+    (block,) = [block for block in blocks("bash") if block.startswith("plaudit-export")]
+    export, serve = (line.split("#")[0].split() for line in block.splitlines())
+    bin_folder = Path(sys.executable).parent
+    places = {"path/to/checkpoint": str(causal_bundle.parent / "checkpoint"), "rm-bundle": str(tmp_path / "rm-bundle")}
+    export = [str(bin_folder / export[0]), *(places.get(word, word) for word in export[1:])]
+    subprocess.run(export, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "rm-bundle" / "bundle.json").exists()
+    assert serve == ["plaudit-serve", "rm-bundle"]
+    assert (bin_folder / serve[0]).exists()
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"plaudit-(?:\w+)", README))))
+def test_every_command_that_the_readme_names_answers_help(command):
+    path = Path(sys.executable).parent / command
+    done = subprocess.run([str(path), "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: {command}")
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", README))))
+def test_every_link_of_the_readme_leads_somewhere(link):
+    assert (Path(__file__).parents[2] / link).exists()

@@ -1,0 +1,206 @@
+import json
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from plaudit_ppo.cli import main
+from plaudit_ppo.config import PPOConfig, to_toml
+
+COMMAND = str(Path(sys.executable).with_name("plaudit-ppo"))
+
+
+class Service(ThreadingHTTPServer):
+    """Answers /score with 1.0 for every item, once `may_answer` is set."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.asked, self.may_answer = threading.Event(), threading.Event()
+        self.may_answer.set()
+        self.headers_seen = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(404)
+
+    def do_POST(self):
+        items = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["items"]
+        self.server.headers_seen.append(dict(self.headers))
+        self.server.asked.set()
+        self.server.may_answer.wait(60)
+        results = [{"status": "ok", "score": 1.0, "num_tokens": 3, "truncated": False}] * len(items)
+        body = json.dumps({"model": "m", "fingerprint": "sha256:0", "engine": "e", "results": results}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def service():
+    server = Service()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.may_answer.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def write_config(policy, tokenizer, tmp_path, monkeypatch):
+    """A run that works, but for the settings that are replaced."""
+    monkeypatch.delenv("PLAUDIT_URL", raising=False)
+    monkeypatch.delenv("PLAUDIT_API_KEY", raising=False)
+    policy.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "w2 w3"}\n{"prompt": "w4"}\n')
+
+    def write(**settings):
+        small = {
+            "policy": str(tmp_path / "policy"),
+            "prompts": str(tmp_path / "prompts.jsonl"),
+            "scorer_urls": ("http://127.0.0.1:9",),
+            "output": str(tmp_path / "run"),
+            "iterations": 2,
+            "rollout_batch_size": 4,
+            "max_completion_tokens": 4,
+            "scorer_timeout_s": 0.3,
+        }
+        path = tmp_path / "run.toml"
+        path.write_text(to_toml(PPOConfig(**small | settings)))
+        return str(path)
+
+    return write
+
+
+def refused(capsys, *argv):
+    """The exit code and the one line on stderr."""
+    capsys.readouterr()  # fixtures that save models write there too
+    try:
+        code = main(argv)
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("plaudit-ppo: error: ")
+    assert err.count("\n") == 1
+    return code, err
+
+
+def test_a_run_over_http_leaves_a_policy_and_one_line(write_config, service, tmp_path):
+    """The real process over a real socket; flag and environment win over the file."""
+    done = subprocess.run(
+        [COMMAND, "train", "--config", write_config(scorer_timeout_s=30.0), "--output", str(tmp_path / "other")],
+        env={"PLAUDIT_URL": service.url, "PLAUDIT_API_KEY": "secret", "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("2 iterations, 8 rollouts in ")
+    assert done.stdout.count("\n") == 1
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "other" / "policy")
+    assert len((tmp_path / "other" / "log.jsonl").read_text().splitlines()) == 2
+    assert {headers["Authorization"] for headers in service.headers_seen} == {"Bearer secret"}
+    assert "secret" not in (tmp_path / "other" / "config.toml").read_text()
+
+
+def test_ctrl_c_ends_the_process_at_once_even_while_a_score_is_awaited(write_config, service):
+    service.may_answer.clear()
+    process = subprocess.Popen(
+        [COMMAND, "train", "--config", write_config(scorer_timeout_s=60.0, scorer_urls=(service.url,))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert service.asked.wait(60)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (130, "", "plaudit-ppo: interrupted\n")
+
+
+def test_a_service_that_cannot_be_reached_is_exit_1_and_the_policy_is_saved(capsys, write_config, tmp_path):
+    code, err = refused(capsys, "train", "--config", write_config())
+    assert code == 1
+    assert "100% of the rollouts got no score, limit 10% (max_masked_share); first failure: " in err
+    assert "http://127.0.0.1:9" in err
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ((), "required: COMMAND"),
+        (("fly",), "invalid choice: 'fly'"),
+        (("train",), "required: --config"),
+        (("train", "--config", "absent.toml"), "absent.toml: cannot be read"),
+        (("train", "--config", "absent.toml", "--resume", "x"), "unrecognized arguments: --resume x"),
+    ],
+)
+def test_a_wrong_call_is_exit_2(capsys, argv, says):
+    code, err = refused(capsys, *argv)
+    assert code == 2
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"policy": None, "scorer_urls": ()}, "policy, scorer_urls (or --url) not set"),
+        ({"policy": "absent"}, "policy: absent has no config.json"),
+        ({"critic": "absent"}, "critic: absent has no config.json"),
+        ({"prompts": "absent.jsonl"}, "absent.jsonl: cannot be read"),
+        ({"scorer_urls": ("ftp://a",)}, "'ftp://a'"),
+        ({"max_completion_tokens": 64}, "64 positions"),
+    ],
+)
+def test_a_wrong_setting_is_exit_2(capsys, write_config, settings, says):
+    code, err = refused(capsys, "train", "--config", write_config(**settings))
+    assert code == 2
+    assert says in err
+
+
+def test_a_prompt_line_that_is_not_json_is_named(capsys, write_config, tmp_path):
+    config = write_config()
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "w2"}\n{"prompt": \n')
+    code, err = refused(capsys, "train", "--config", config)
+    assert code == 2
+    assert "prompts.jsonl line 2: not JSON" in err
+
+
+def test_without_torch_the_remedy_is_named(write_config):
+    code = "import sys; sys.modules['torch'] = None; from plaudit_ppo.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--config", write_config()], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "plaudit-ppo: error: torch is not installed; pip install 'plaudit[train]'\n"
+
+
+def test_the_help_names_settings_with_their_defaults_and_the_environment(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert "kl_coef = 0.05" in out
+    assert "PLAUDIT_URL" in out
+    assert "PLAUDIT_API_KEY" in out
+
+
+def test_the_package_and_the_command_line_are_imported_without_torch():
+    code = "import plaudit_ppo.cli, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

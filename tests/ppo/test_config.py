@@ -1,0 +1,77 @@
+import dataclasses
+
+import pytest
+
+from plaudit_ppo.config import PPOConfig, load_config, settings_help, to_toml
+from plaudit_ppo.errors import ConfigError
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text):
+        path = tmp_path / "run.toml"
+        path.write_text(text)
+        return load_config(path)
+
+    return load
+
+
+def test_settings_left_out_have_their_default(load):
+    assert load("kl_coef = 0.1") == PPOConfig(kl_coef=0.1)
+
+
+def test_a_whole_number_may_stand_for_a_number(load):
+    assert load("temperature = 1").temperature == 1.0
+    assert type(load("temperature = 1").temperature) is float
+
+
+def test_what_is_written_is_read_back_the_same(load):
+    config = PPOConfig(
+        policy='a "quoted" päth\\x', scorer_urls=("http://a", "http://b"), kl_coef=1e-7, send_eos_text=True, seed=3
+    )
+    assert load(to_toml(config)) == config
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PPOConfig().kl_coef = 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("cliprange = 0.1", 'unknown setting "cliprange"; did you mean "clip_range"?'),
+        ("zzz = 1", 'unknown setting "zzz"; "plaudit-ppo train --help" lists them all'),
+        ('kl_coef = "high"', "kl_coef = 'high': has to be a number; the default is 0.05"),
+        ("epochs = 1.5", "epochs = 1.5: has to be a whole number; the default is 4"),
+        ("epochs = true", "epochs = True: has to be a whole number; the default is 4"),
+        ("epochs = 0", "epochs = 0, limit at least 1; the default is 4"),
+        ("gamma = 1.5", "gamma = 1.5, limit at least 0 and at most 1; the default is 1.0"),
+        ("temperature = 0", "temperature = 0.0, limit above 0; the default is 0.7"),
+        ("kl_coef = nan", "kl_coef = nan: has to be a number; the default is 0.05"),
+        ("policy = ''", "policy = '': has to be a string; the default is none"),
+        ("scorer_urls = 'http://a'", "scorer_urls = 'http://a': has to be a list of strings; the default is []"),
+        ("missing_eos = 'drop'", "missing_eos = 'drop': has to be one of replace, subtract, off"),
+        ("num_minibatches = 65", "num_minibatches = 65, limit 64 (rollout_batch_size)"),
+        ("kl_coef = ", "not a TOML file"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_file_value_limit_and_remedy(load, tmp_path, text, says):
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'run.toml'}: ")
+    assert says in message
+    assert "\n" not in message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read \(No such file or directory\)"):
+        load_config(tmp_path / "absent.toml")
+
+
+def test_the_help_names_every_setting_with_its_default():
+    text = settings_help()
+    for field in dataclasses.fields(PPOConfig):
+        assert f"  {field.name} = " in text
+    assert "learning_rate = 3e-06" in text

@@ -1,0 +1,293 @@
+import json
+import math
+import threading
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from plaudit_client import Score
+from plaudit_ppo import PPOConfig, Prompt, load_config, load_policy
+from plaudit_ppo.errors import ConfigError, MaskedShareError, PromptError, RatioError
+from plaudit_ppo.metrics import METRICS
+
+LINE_25 = {
+    *("objective/kl", "objective/kl_coef", "objective/entropy", "objective/non_score_reward", "objective/scores"),
+    *("objective/rlhf_reward", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg"),
+    *("loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio", "val/ratio_var", "val/num_eos_tokens"),
+    *("val/explained_variance", "lr", "episode"),
+}
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def read_log(tmp_path, name="run"):
+    return [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+
+
+def failing(share):
+    """A scorer without a score for a share of all items, evenly spread."""
+    lock, count = threading.Lock(), 0
+
+    def scorer(items):
+        nonlocal count
+        results = []
+        for _ in items:
+            with lock:
+                count += 1
+                fails = math.floor(count * share) > math.floor((count - 1) * share)
+            results.append(Score("failed", None, detail="no memory") if fails else Score("ok", 1.0))
+        return results
+
+    return scorer
+
+
+def test_ppo_raises_a_simple_reward(make_trainer, tmp_path):
+    """The whole loop: the share of one word in the completions goes from a few percent to most of them."""
+    trainer = make_trainer(
+        iterations=25,
+        rollout_batch_size=32,
+        rollout_micro_batch_size=16,
+        max_completion_tokens=8,
+        learning_rate=3e-3,
+        lr_schedule="constant",
+        missing_eos="off",
+        kl_coef=0.01,
+    )
+    summary = trainer.train()
+    scores = [line["objective/scores"] for line in read_log(tmp_path)]
+    assert sum(scores[:3]) / 3 < 0.15
+    assert sum(scores[-3:]) / 3 > 0.6
+    assert summary.final["objective/kl"] > 1.0
+    assert (summary.iterations, summary.episodes, summary.masked_share) == (25, 800, 0.0)
+    assert 0 <= summary.exposed_wait_share < 1
+
+
+def test_two_runs_with_one_seed_end_in_the_same_bits(make_trainer, make_policy, make_critic, tmp_path):
+    """Detail 22: all randomness comes from the seed, and torch's own state is not touched."""
+    runs = {}
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        torch.manual_seed(hash(name) % 1000)
+        policy, critic = make_policy(), make_critic()
+        make_trainer(policy=policy, critic=critic, output=str(tmp_path / name), seed=seed, num_minibatches=2).train()
+        lines = [{k: v for k, v in line.items() if not k.endswith("_s")} for line in read_log(tmp_path, name)]
+        runs[name] = torch.cat([weights(policy), weights(critic)]), lines
+    assert torch.equal(runs["a"][0], runs["b"][0])
+    assert runs["a"][1] == runs["b"][1]
+    assert not torch.equal(runs["a"][0], runs["c"][0])
+
+
+def test_every_metric_is_logged_under_its_name(make_trainer, scorer, tmp_path):
+    """Detail 25, and ours: scoring/*, time/*, tokens/*."""
+    seen = []
+    make_trainer(eval_scorer=scorer).train(on_iteration=seen.append)
+    lines = read_log(tmp_path)
+    assert lines == seen
+    for line in lines:
+        assert set(line) == set(METRICS)
+    assert set(METRICS) >= LINE_25
+    assert [line["episode"] for line in lines] == [8, 16]
+    assert [line["lr"] for line in lines] == [1e-3, 5e-4]
+
+
+def test_before_the_first_update_the_policy_is_the_reference(make_trainer, tmp_path):
+    """Details 4, 11 and 25: KL 0 in the first iteration, at any temperature, and not in the second."""
+    make_trainer(lr_schedule="constant", temperature=0.7).train()
+    first, second = read_log(tmp_path)
+    assert first["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert first["val/sampling_ratio_error"] < 1e-4
+    assert abs(second["objective/kl"]) > 1e-3
+
+
+def test_policy_and_critic_are_trained_and_the_reference_is_not(make_trainer, make_policy, make_critic):
+    """Detail 19: a separate critic."""
+    policy, reference, critic = make_policy(), make_policy(), make_critic()
+    before = [weights(model).clone() for model in (policy, reference, critic)]
+    make_trainer(policy=policy, reference=reference, critic=critic).train()
+    after = [weights(model) for model in (policy, reference, critic)]
+    assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [False, True, False]
+
+
+def test_what_is_left_is_what_transformers_reads(make_trainer, make_policy, tmp_path):
+    policy = make_policy()
+    make_trainer(policy=policy, kl_coef=0.2).train()
+    run = tmp_path / "run"
+    assert torch.equal(weights(AutoModelForCausalLM.from_pretrained(run / "policy")), weights(policy))
+    assert AutoTokenizer.from_pretrained(run / "policy").eos_token == "<eos>"
+    assert AutoModelForSequenceClassification.from_pretrained(run / "critic").num_labels == 1
+    assert load_config(run / "config.toml").kl_coef == 0.2
+    assert load_policy(run / "policy")
+    assert not list(run.rglob("*.bin"))
+
+
+def test_the_scorer_gets_the_kept_text_and_whether_it_ended(make_trainer, prompts, tmp_path):
+    """Details 3 and 6: text through the EOS, which is named only on demand."""
+    texts = {prompt.text for prompt in prompts}
+    for send_eos_text in (False, True):
+        items = []
+
+        def scorer(batch, items=items):
+            items.extend(batch)
+            return [Score("ok", 0.0)] * len(batch)
+
+        output = str(tmp_path / str(send_eos_text))
+        make_trainer(scorer, output=output, iterations=1, send_eos_text=send_eos_text).train()
+        assert len(items) == 8
+        assert all(item["prompt"] in texts for item in items)
+        assert {item["finished"] for item in items} == {True, False}
+        for item in items:
+            assert item["completion"].endswith("<eos>") == (send_eos_text and item["finished"])
+
+
+def test_a_chat_goes_to_the_scorer_as_messages(make_trainer, tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    chat = Prompt(messages=({"role": "user", "content": "w4 w5"},), where="chats line 1")
+    items = []
+
+    def scorer(batch):
+        items.extend(batch)
+        return [Score("ok", 0.0)] * len(batch)
+
+    make_trainer(
+        scorer, tokenizer=tokenizer, prompts=[chat], iterations=1, send_eos_text=True, rollout_batch_size=32
+    ).train()
+    assert len(items) == 32
+    assert all(item["messages"] == [{"role": "user", "content": "w4 w5"}] for item in items)
+    assert all(len(item["completions"]) == 1 for item in items)
+    assert any(item["finished"] for item in items)
+    assert not any("<eos>" in item["completions"][0] for item in items)  # the template ends the turn
+
+
+def test_scores_are_awaited_only_after_the_reference_and_the_critic(make_trainer, make_policy, make_critic):
+    """The scorer answers only once both have run, which would never be if they waited for it."""
+    reference, critic = make_policy(), make_critic()
+    done = {reference: threading.Event(), critic: threading.Event()}
+    for model, event in done.items():
+        model.register_forward_hook(lambda *_, event=event: event.set())
+
+    def scorer(items):
+        in_time = all(event.wait(10) for event in done.values())
+        return [Score("ok" if in_time else "expired", 1.0) for _ in items]
+
+    summary = make_trainer(scorer, reference=reference, critic=critic, iterations=1).train()
+    assert summary.masked_share == 0.0
+
+
+def test_every_micro_batch_is_sent_for_on_its_own(make_trainer):
+    sizes = []
+
+    def scorer(items):
+        sizes.append(len(items))
+        return [Score("ok", 1.0)] * len(items)
+
+    make_trainer(scorer, iterations=1, rollout_batch_size=8, rollout_micro_batch_size=3).train()
+    assert sorted(sizes) == [2, 3, 3]
+
+
+def test_failed_rollouts_are_masked_and_their_share_is_logged(make_trainer, tmp_path):
+    """Detail 10."""
+    summary = make_trainer(failing(0.25), max_masked_share=0.25).train()
+    assert [line["scoring/masked_share"] for line in read_log(tmp_path)] == [0.25, 0.25]
+    assert [line["scoring/score_mean"] for line in read_log(tmp_path)] == [1.0, 1.0]
+    assert summary.masked_share == 0.25
+
+
+def test_a_step_without_a_single_score_is_skipped(make_trainer, make_policy, tmp_path):
+    """Detail 10: all masked."""
+    policy = make_policy()
+    before = weights(policy).clone()
+    make_trainer(failing(1.0), policy=policy, max_masked_share=1.0).train()
+    assert torch.equal(weights(policy), before)
+    for line in read_log(tmp_path):
+        assert line["scoring/masked_share"] == 1.0
+        assert line["objective/scores"] is None
+        assert "loss/policy_avg" not in line
+
+
+def test_too_many_failures_stop_the_run_with_a_reason_and_a_saved_policy(make_trainer, make_policy, tmp_path):
+    """Detail 10: above the limit."""
+    policy = make_policy()
+    with pytest.raises(MaskedShareError) as caught:
+        make_trainer(failing(0.5), policy=policy, max_masked_share=0.25).train()
+    assert "50% of the rollouts got no score, limit 25% (max_masked_share)" in str(caught.value)
+    assert "first failure: failed (no memory)" in str(caught.value)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+    assert torch.equal(weights(saved), weights(policy))
+
+
+def test_an_evaluation_scorer_is_logged_and_never_trained_on(make_trainer, make_policy, tmp_path):
+    final = []
+    for name, eval_scorer in (("with", lambda items: [Score("ok", 7.0)] * len(items)), ("without", None)):
+        policy = make_policy()
+        make_trainer(policy=policy, eval_scorer=eval_scorer, output=str(tmp_path / name)).train()
+        final.append(weights(policy))
+    assert torch.equal(*final)
+    assert [line["eval/scores"] for line in read_log(tmp_path, "with")] == [7.0, 7.0]
+    assert "eval/scores" not in read_log(tmp_path, "without")[0]
+
+
+def test_a_failing_evaluation_scorer_masks_no_rollout(make_trainer, tmp_path):
+    make_trainer(eval_scorer=failing(1.0)).train()
+    assert read_log(tmp_path)[0]["eval/scores"] is None
+    assert read_log(tmp_path)[0]["scoring/masked_share"] == 0.0
+
+
+def test_a_generating_forward_that_is_another_model_stops_the_run(make_trainer, make_policy):
+    """Detail 23: an engine mismatch between sampling and training."""
+    policy = make_policy()
+
+    def distort(module, args, kwargs, output):
+        if kwargs["use_cache"]:  # the generating forward alone
+            output.logits = output.logits * 1.3
+        return output
+
+    policy.register_forward_hook(distort, with_kwargs=True)
+    with pytest.raises(RatioError, match=r"limit 1\.00e-02 \(sampling_tolerance\)"):
+        make_trainer(policy=policy).train()
+
+
+def test_dropout_of_a_given_model_is_turned_off(make_trainer, make_policy, make_critic):
+    """Detail 5: in policy, reference and critic."""
+    policy, reference, critic = make_policy().train(), make_policy().train(), make_critic().train()
+    make_trainer(policy=policy, reference=reference, critic=critic, iterations=1).train()
+    assert not any(module.training for model in (policy, reference, critic) for module in model.modules())
+
+
+def test_a_tokenizer_whose_pad_is_eos_trains_on_the_eos(make_trainer, make_tokenizer, tmp_path):
+    """Detail 2: every EOS is a real token, and the saved tokenizer is the one given."""
+    tokenizer = make_tokenizer(eos_token="<eos>", pad_token="<eos>")
+    make_trainer(tokenizer=tokenizer).train()
+    assert read_log(tmp_path)[0]["val/num_eos_tokens"] > 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "policy").pad_token == "<eos>"
+    with pytest.raises(ConfigError, match="pad == EOS"):
+        make_trainer(tokenizer=tokenizer, missing_pad="refuse")
+
+
+def test_a_directory_that_holds_a_run_is_not_overwritten(make_trainer):
+    make_trainer(iterations=1).train()
+    with pytest.raises(ConfigError, match=r"already holds a run \(log\.jsonl\)"):
+        make_trainer(iterations=1).train()
+
+
+def test_an_output_that_cannot_be_written_is_refused(make_trainer, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output: .*file.run cannot be written \(Not a directory\)"):
+        make_trainer(output=str(tmp_path / "file" / "run")).train()
+
+
+def test_prompts_that_do_not_fit_are_refused_before_training(make_trainer):
+    with pytest.raises(PromptError, match="here: 4 tokens, limit 1 to 3"):
+        make_trainer(prompts=[Prompt(text="w2 w3 w4 w5", where="here")], max_prompt_tokens=3)
+    with pytest.raises(ConfigError, match=r"longest prompt has 4 tokens .* is 61.* 64 positions"):
+        make_trainer(max_completion_tokens=61)
+
+
+def test_the_defaults_are_those_of_the_sources():
+    """Details 4, 9, 13, 15, 18, 20 and 21."""
+    config = PPOConfig()
+    assert (config.temperature, config.missing_eos, config.missing_eos_score) == (0.7, "replace", -1.0)
+    assert (config.kl_coef, config.gamma, config.gae_lambda) == (0.05, 1.0, 0.95)
+    assert (config.clip_range, config.value_clip_range, config.value_coef, config.epochs) == (0.2, 0.2, 0.1, 4)
+    assert (config.learning_rate, config.lr_schedule, config.adam_epsilon) == (3e-6, "linear", 1e-5)

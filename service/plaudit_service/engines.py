@@ -4,7 +4,8 @@ Knows nothing of texts, queues or HTTP. One interface, `Engine`; one implementat
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import onnxruntime as ort
 
 from plaudit_service.bundle import GRAPH, Bundle
 from plaudit_service.errors import BundleError
-from plaudit_service.tokenization import TokenizedText
+from plaudit_service.tokenization import Ids, TokenizedText
 
 Heads = npt.NDArray[np.float32]
 
@@ -28,13 +29,33 @@ _INPUTS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The first tokens of a sequence, computed, so that sequences that begin with them continue from there.
+
+    Attributes:
+        num_tokens: P.
+        past: `past.{layer}.{key,value}`, each of shape (1, H, P, D).
+    """
+
+    num_tokens: int
+    past: Mapping[str, npt.NDArray[Any]]
+
+
 class Engine(Protocol):
-    """What the scheduler needs of an engine. `run` is called from one thread at a time."""
+    """What a model needs of an engine. Its methods are called from one thread at a time."""
 
     name: str
 
-    def run(self, batch: Sequence[TokenizedText]) -> Heads:
-        """Raw head values of every sequence, shape (B, heads), float32; raises whatever the runtime raises."""
+    def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
+        """Raw head values of every sequence, shape (B, heads), float32; raises whatever the runtime raises.
+
+        Every sequence is longer than the prefix and begins with its tokens.
+        """
+        ...
+
+    def compute_prefix(self, token_ids: Ids) -> Prefix:
+        """Compute the prefix of a causal model; `token_ids` of shape (P,)."""
         ...
 
 
@@ -65,38 +86,50 @@ class OnnxRuntimeEngine:
         self._session = _build_session(bundle.path / GRAPH, num_threads)
         self._inputs = {tensor.name: tensor for tensor in self._session.get_inputs()}
         self._check_graph(bundle.path)
-        self._empty_past = {
+        past = {
             name: np.zeros([1, tensor.shape[1], 0, tensor.shape[3]], dtype=_DTYPES[tensor.type])
             for name, tensor in self._inputs.items()
             if name.startswith("past.")
         }
+        self._no_prefix = Prefix(0, past)
 
-    def run(self, batch: Sequence[TokenizedText]) -> Heads:
+    def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
         """Raw head values of every sequence, shape (B, heads), float32."""
-        feeds = self._feeds(batch)
-        scores = self._session.run([self._output], {name: feeds[name] for name in self._inputs})[0]
+        (scores,) = self._call([self._output], batch, prefix or self._no_prefix)
         return np.asarray(scores, dtype=np.float32).reshape(len(batch), self._num_heads)
 
-    def _feeds(self, batch: Sequence[TokenizedText]) -> dict[str, npt.NDArray[Any]]:
-        """Rows padded on the right to one length; the past is empty."""
-        lengths = np.array([len(text.token_ids) for text in batch])
+    def compute_prefix(self, token_ids: Ids) -> Prefix:
+        """Keys and values of the tokens, cut to their number where the call was padded."""
+        names = list(self._no_prefix.past)
+        text = TokenizedText(token_ids, None, len(token_ids), truncated=False)
+        outputs = self._call([name.replace("past.", "present.") for name in names], [text], self._no_prefix)
+        return Prefix(
+            len(token_ids),
+            {name: value[:, :, : len(token_ids)] for name, value in zip(names, outputs, strict=True)},
+        )
+
+    def _call(self, outputs: list[str], batch: Sequence[TokenizedText], prefix: Prefix) -> list[npt.NDArray[Any]]:
+        """Run the graph on what follows the prefix, the rows padded on the right to one length."""
+        P = prefix.num_tokens
+        lengths = np.array([len(text.token_ids) - P for text in batch])
         shape = len(batch), max(_MIN_TOKENS, int(lengths.max()))
         input_ids = np.full(shape, self._pad_id, dtype=np.int64)
         type_ids = np.zeros(shape, dtype=np.int64)
         for row, text in enumerate(batch):
-            input_ids[row, : len(text.token_ids)] = text.token_ids
+            input_ids[row, : lengths[row]] = text.token_ids[P:]
             if text.type_ids is not None:
-                type_ids[row, : len(text.type_ids)] = text.type_ids
-        positions = np.broadcast_to(np.arange(shape[1]), shape)
-        return {
+                type_ids[row, : lengths[row]] = text.type_ids[P:]
+        feeds = {
             "input_ids": input_ids,
-            "attention_mask": (positions < lengths[:, None]).astype(np.int64),
+            "attention_mask": (np.arange(P + shape[1]) < P + lengths[:, None]).astype(np.int64),
             "token_type_ids": type_ids,
-            "position_ids": np.ascontiguousarray(positions),
+            "position_ids": np.tile(np.arange(P, P + shape[1]), (len(batch), 1)),
             "prefix_index": np.zeros(len(batch), dtype=np.int64),
             "last_index": lengths - 1,
-            **self._empty_past,
+            **prefix.past,
         }
+        result: list[npt.NDArray[Any]] = self._session.run(outputs, {name: feeds[name] for name in self._inputs})
+        return result
 
     def _check_graph(self, path: Path) -> None:
         unknown = {name for name in self._inputs if not name.startswith("past.")} - _INPUTS[self._kind]

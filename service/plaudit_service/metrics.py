@@ -41,7 +41,7 @@ class Metrics:
         self.truncated = self._counter("truncated", "Sequences that were scored without some of their tokens")
         self.score = self._histogram("score", "Scores that were answered", SCORES, "model")
         self.batch_invariant = self._gauge(
-            "batch_invariant", "1: at start, every golden text got the same bits alone and batched", "model"
+            "batch_invariant", "1: at start, every golden text got the same bits alone, batched and continued", "model"
         )
         self.parity_max_abs_diff = self._gauge(
             "parity_max_abs_diff",

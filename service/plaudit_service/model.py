@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from plaudit_service.bundle import Bundle
 from plaudit_service.engines import Engine
@@ -42,15 +43,19 @@ class Model:
             heads = self.engine.run(batch).astype(np.float64)
         except Exception as error:  # noqa: BLE001  whatever one sequence makes an engine raise, its mates get their scores
             if len(batch) == 1:
-                return [Failure(Status.FAILED, f"the engine failed: {type(error).__name__}")]
+                return [_engine_failure(error)]
             half = len(batch) // 2
             return self.compute(batch[:half]) + self.compute(batch[half:])
-        return [
-            tuple(row.tolist())
-            if np.isfinite(row).all()
-            else Failure(Status.NON_FINITE, "the model's score is not a finite number")
-            for row in heads
-        ]
+        return [_outcome(row) for row in heads]
+
+    def compute_continued(self, text: TokenizedText, num_prefix_tokens: int) -> Outcome:
+        """Compute a sequence of a causal model as the continuation of its own first tokens."""
+        try:
+            prefix = self.engine.compute_prefix(text.token_ids[:num_prefix_tokens])
+            (row,) = self.engine.run([text], prefix).astype(np.float64)
+        except Exception as error:  # noqa: BLE001  as in compute
+            return _engine_failure(error)
+        return _outcome(row)
 
     def result(self, text: TokenizedText, outcome: Outcome, *, raw: bool) -> Result:
         """Weigh the heads and normalize: score = (sum of weight x head - mean) / std, in float64."""
@@ -64,3 +69,13 @@ class Model:
             return Result(Status.NON_FINITE, None, text.num_tokens, text.truncated, "the weighted score is not finite")
         heads = dict(zip((head.name for head in scoring.heads), outcome, strict=True)) if len(outcome) > 1 else None
         return Result(Status.OK, score, text.num_tokens, text.truncated, heads=heads)
+
+
+def _engine_failure(error: Exception) -> Failure:
+    return Failure(Status.FAILED, f"the engine failed: {type(error).__name__}")
+
+
+def _outcome(heads: npt.NDArray[np.float64]) -> Outcome:
+    if np.isfinite(heads).all():
+        return tuple(heads.tolist())
+    return Failure(Status.NON_FINITE, "the model's score is not a finite number")

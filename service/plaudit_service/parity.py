@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plaudit_service.bundle import Bundle, Golden
+from plaudit_service.model import Model
 from plaudit_service.scorer import Scorer
 from plaudit_service.tokenization import TokenizedText, pooled_index
 from plaudit_service.wire import Item, Result, check_request
@@ -22,6 +23,7 @@ class ParityRow:
         reference: raw score of the checkpoint in transformers, float32, alone.
         alone: raw score of the serving path, None where it gave none.
         batched: the same among all other golden texts.
+        shared: the same as the continuation of its own first half; None where a sequence cannot be continued.
         allowed: tolerance · max(1, |reference|).
         problem: what is wrong besides the distance, such as other token ids; None where nothing is.
     """
@@ -31,18 +33,29 @@ class ParityRow:
     reference: float
     alone: float | None
     batched: float | None
+    shared: float | None
     allowed: float
     problem: str | None = None
 
     @property
     def difference(self) -> float:
-        """The larger |served - reference| of alone and batched; infinite where there is no score."""
-        served = (self.alone, self.batched)
-        return max(float("inf") if score is None else abs(score - self.reference) for score in served)
+        """The largest |served - reference| of alone, batched and shared; infinite where there is no score."""
+        if self.alone is None or self.batched is None:
+            return float("inf")
+        return max(abs(score - self.reference) for score in self._scores)
+
+    @property
+    def spread(self) -> float:
+        """The distance between the ways to compute it: 0 where they gave the same bits."""
+        return max(self._scores) - min(self._scores) if self._scores else float("inf")
+
+    @property
+    def _scores(self) -> list[float]:
+        return [score for score in (self.alone, self.batched, self.shared) if score is not None]
 
     @property
     def ok(self) -> bool:
-        """Same tokens, and a score within the tolerance both alone and batched."""
+        """Same tokens, and every score within the tolerance."""
         return self.problem is None and self.difference <= self.allowed
 
 
@@ -64,14 +77,13 @@ class ParityReport:
 
     @property
     def batch_max_abs_diff(self) -> float:
-        """The largest |batched - alone|."""
-        pairs = [(row.alone, row.batched) for row in self.rows if row.alone is not None and row.batched is not None]
-        return max((abs(alone - batched) for alone, batched in pairs), default=float("inf"))
+        """The largest distance between alone, batched and shared."""
+        return max(row.spread for row in self.rows)
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether every score was the same, to the bit, alone and batched."""
-        return all(row.alone is not None and row.alone == row.batched for row in self.rows)
+        """Whether every score was the same, to the bit, alone, batched and continued from a prefix."""
+        return self.batch_max_abs_diff == 0
 
     @property
     def worst(self) -> ParityRow:
@@ -94,35 +106,59 @@ def golden_items(bundle: Bundle) -> list[Item]:
     return check_request({"items": [dict(golden.item) for golden in bundle.golden]}).items
 
 
+def score_shared(model: Model, texts: Sequence[TokenizedText | Result]) -> list[Result | None]:
+    """Score each sequence as the continuation of its own first half; None where that cannot be done."""
+    causal = model.bundle.scoring.kind == "causal"
+    return [
+        model.result(text, model.compute_continued(text, len(text.token_ids) // 2), raw=True)
+        if causal and isinstance(text, TokenizedText) and len(text.token_ids) > 1
+        else None
+        for text in texts
+    ]
+
+
 def compare(
-    bundle: Bundle, texts: Sequence[TokenizedText | Result], alone: Sequence[Result], batched: Sequence[Result]
+    bundle: Bundle,
+    texts: Sequence[TokenizedText | Result],
+    *,
+    alone: Sequence[Result],
+    batched: Sequence[Result],
+    shared: Sequence[Result | None],
 ) -> ParityReport:
     """Hold the golden texts' sequences and raw results, one per text and in order, against their references."""
-    cases = zip(bundle.golden, texts, alone, batched, strict=True)
+    cases = zip(bundle.golden, texts, alone, batched, shared, strict=True)
     return ParityReport(tuple(_row(bundle, index, *case) for index, case in enumerate(cases)))
 
 
 def check(scorer: Scorer) -> ParityReport:
-    """Score the golden texts one at a time and all at once, and compare."""
+    """Score the golden texts one at a time, all at once, and continued from a prefix, and compare."""
     items = [golden.item for golden in scorer.bundle.golden]
     alone = [scorer.score([item], raw=True)[0] for item in items]
     texts = scorer.model.tokenization.tokenize(golden_items(scorer.bundle))
-    return compare(scorer.bundle, texts, alone, scorer.score(items, raw=True))
+    batched = scorer.score(items, raw=True)
+    return compare(scorer.bundle, texts, alone=alone, batched=batched, shared=score_shared(scorer.model, texts))
 
 
 def _row(
-    bundle: Bundle, index: int, golden: Golden, text: TokenizedText | Result, alone: Result, batched: Result
+    bundle: Bundle,
+    index: int,
+    golden: Golden,
+    text: TokenizedText | Result,
+    alone: Result,
+    batched: Result,
+    shared: Result | None,
 ) -> ParityRow:
     problem = _token_problem(bundle, golden, text)
-    if problem is None and not (alone.ok and batched.ok):
-        failed = batched if alone.ok else alone
-        problem = f"{failed.status}: {failed.detail}"
+    failed = [result for result in (alone, batched, shared) if result is not None and not result.ok]
+    if problem is None and failed:
+        problem = f"{failed[0].status}: {failed[0].detail}"
     return ParityRow(
         index=index,
         num_tokens=len(golden.token_ids),
         reference=golden.score,
         alone=alone.score,
         batched=batched.score,
+        shared=None if shared is None else shared.score,
         allowed=bundle.manifest.tolerance * max(1.0, abs(golden.score)),
         problem=problem,
     )

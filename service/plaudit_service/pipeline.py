@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from plaudit_service.errors import Mismatch
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
-from plaudit_service.parity import ParityReport, compare, golden_items
+from plaudit_service.parity import ParityReport, compare, golden_items, score_shared
 from plaudit_service.scheduler import Scheduler
 from plaudit_service.tokenization import TokenizedText
 from plaudit_service.wire import Item, Result, ScoreRequest, Truncation
@@ -99,12 +99,15 @@ class Pipeline:
         return Scored(results, ticket.queue_s, ticket.infer_s)
 
     async def check_parity(self) -> ParityReport:
-        """Score the golden texts, one at a time and all at once, through this very path."""
+        """Score the golden texts through this very path, one at a time and all at once; and continued from a prefix."""
         items = golden_items(self.model.bundle)
         alone = [(await self.compute(await self.tokenize([item]), raw=True)).results[0] for item in items]
         tokenized = await self.tokenize(items)
         batched = (await self.compute(tokenized, raw=True)).results
-        return compare(self.model.bundle, tokenized.texts, alone, batched)
+        shared = await asyncio.get_running_loop().run_in_executor(
+            self.scheduler.engine_thread, score_shared, self.model, tokenized.texts
+        )
+        return compare(self.model.bundle, tokenized.texts, alone=alone, batched=batched, shared=shared)
 
     def count(self, results: Sequence[Result]) -> None:
         """Count what was answered."""

@@ -11,6 +11,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plaudit_client import AsyncRewardClient, RewardClient
 from plaudit_service import Scorer
+from plaudit_service.parity import check
+from plaudit_service.wire import TextItem
 
 words = st.sampled_from(["the", "egg", "boils", "Mir", "geht", "def", "return", "1+1", "é", "😀", "a\nb", "no"])
 texts = st.lists(words, min_size=1, max_size=40).map(" ".join)
@@ -26,6 +28,11 @@ def scorers(bundle):
     return {budget: Scorer(bundle, max_batch_tokens=budget) for budget in (1, 64, 1024)}
 
 
+@pytest.fixture(scope="module")
+def causal_scorer(causal_bundle):
+    return Scorer(causal_bundle)
+
+
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(texts, min_size=1, max_size=24), st.randoms(use_true_random=False))
 def test_a_score_does_not_depend_on_its_batch_mates(scorers, batch, random):
@@ -33,6 +40,23 @@ def test_a_score_does_not_depend_on_its_batch_mates(scorers, batch, random):
     order = random.sample(batch, len(batch))
     for scorer in scorers.values():
         assert dict(zip(order, scorer.score(order).floats, strict=True)) == alone
+
+
+def test_golden_texts_get_the_same_bits_alone_batched_and_continued(bundle, scorers):
+    report = check(scorers[64])
+    assert report.batch_invariant
+    assert report.batch_max_abs_diff == 0
+    is_causal = scorers[64].bundle.scoring.kind == "causal"
+    assert any(row.shared is not None for row in report.rows) == is_causal
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@given(texts)
+def test_a_causal_score_is_the_same_wherever_its_prefix_is_cut(causal_scorer, text):
+    model = causal_scorer.model
+    (sequence,) = model.tokenization.tokenize([TextItem(text=text)])
+    (plain,) = model.compute([sequence])
+    assert {model.compute_continued(sequence, cut) for cut in range(1, len(sequence.token_ids))} <= {plain}
 
 
 def test_a_score_does_not_depend_on_how_it_was_sent(bundle, serve):

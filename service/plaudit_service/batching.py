@@ -35,3 +35,22 @@ def choose_batch(waiting: Sequence[tuple[int, int]], *, max_padded_tokens: int) 
             last += 1
         else:
             return order[first : last + 1]
+
+
+def cut_batches(lengths: Sequence[int], *, max_padded_tokens: int) -> list[list[int]]:
+    """Cut sequences that are all there at once into batches, as repeated `choose_batch` would, in one pass.
+
+    Args:
+        lengths: Length in tokens of each sequence.
+        max_padded_tokens: Limit of rows x longest row; a sequence over it goes alone.
+
+    Returns:
+        Indices into `lengths`, longest first.
+    """
+    batches: list[list[int]] = []
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_padded_tokens:
+            batches[-1].append(at)
+        else:
+            batches.append([at])
+    return batches

@@ -5,7 +5,8 @@ Knows nothing of engines, tokenization or HTTP.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -185,11 +186,20 @@ def load_bundle(path: Path | str) -> Bundle:
         BundleError: with one line that says which file and why.
     """
     path = Path(path)
+    try:
+        return _load(path)
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"bundle {path}: cannot be read ({error}); copy or export it again") from error
+
+
+def _load(path: Path) -> Bundle:
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
         raise BundleError(f"bundle {path}: {what}; make one with `plaudit-export checkpoint SOURCE BUNDLE`")
     manifest = _read_manifest(path)
-    for name, expected in [*manifest.scoring.sha256.items(), *manifest.sha256.items()]:
+    hashes: list[tuple[str, str]] = [*manifest.scoring.sha256.items(), *manifest.sha256.items()]
+    _refuse_other_files(path, {MANIFEST, *(name for name, _ in hashes)})
+    for name, expected in hashes:
         actual = sha256_of(_regular_file(path, name))
         if actual != expected:
             raise BundleError(
@@ -197,6 +207,13 @@ def load_bundle(path: Path | str) -> Bundle:
                 "it is damaged or was changed: copy or export it again"
             )
     return Bundle(path, manifest, _read_template(path, manifest), _read_golden(path, len(manifest.scoring.heads)))
+
+
+def _refuse_other_files(path: Path, known: Collection[str]) -> None:
+    """A graph could read weights from a file that no hash covers."""
+    for file in sorted(path.iterdir()):
+        if file.name not in known:
+            raise BundleError(f"bundle {path}: {file.name} is not in {MANIFEST}, so no hash covers it; remove it")
 
 
 def _regular_file(path: Path, name: str) -> Path:
@@ -254,6 +271,8 @@ def _read_golden(path: Path, num_heads: int) -> tuple[Golden, ...]:
                 heads=tuple(map(float, record["heads"])),
                 score=float(record["score"]),
             )
+            if not all(map(math.isfinite, (*text.heads, text.score))):
+                raise ValueError("a score is not finite")
         except (ValueError, KeyError, TypeError) as error:
             raise BundleError(
                 f"bundle {path}: {GOLDEN} line {number} cannot be read ({error}); export again"

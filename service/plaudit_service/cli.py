@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import math
 import signal
 import socket
 import sys
@@ -26,10 +27,17 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 stopped by a signal, 1 failed, 2 what the user gave is wrong."""
     try:
-        from plaudit_service import app, settings  # noqa: F401  app imports all that the extra brings
-        from plaudit_service.errors import BundleError, ServiceError, SettingsError
+        return _main(arguments)
     except ModuleNotFoundError as error:
         return _fail(2, f"{error.name} is not installed; pip install 'plaudit[service]'")
+    except KeyboardInterrupt:  # before the server took over the signal
+        return 130
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    from plaudit_service import settings
+    from plaudit_service.errors import BundleError, ServiceError, SettingsError
+
     parser = _Parser(
         prog="plaudit-serve",
         description="Serve reward-model bundles behind POST /score. Not ready until the golden texts got their scores.",
@@ -44,8 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(2, str(error))
     except ServiceError as error:
         return _fail(1, str(error))
-    except KeyboardInterrupt:  # before the server took over the signal
-        return 130
 
 
 def _serve(paths: Sequence[str], settings: "Settings") -> int:
@@ -59,7 +65,10 @@ def _serve(paths: Sequence[str], settings: "Settings") -> int:
     listener = _bind(settings.host, settings.port)
     service = Service([load_bundle(path) for path in paths], settings)
     logs.configure()
-    _run(build_app(service, api_keys), service, listener)
+    try:
+        _run(build_app(service, api_keys), service, listener)
+    except OSError as error:  # another process began to listen there while the bundles were loaded
+        raise _cannot_bind(settings.host, settings.port, error) from error
     return 0
 
 
@@ -69,18 +78,22 @@ def _bind(host: str, port: int) -> socket.socket:
     Raises:
         SettingsError: the port is taken or the address cannot be bound.
     """
-    from plaudit_service.errors import SettingsError
-
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise SettingsError(f"port {port} of {host} is in use; choose another with --port") from error
-        raise SettingsError(f"--host {host} --port {port}: cannot be bound ({error})") from error
+        raise _cannot_bind(host, port, error) from error
     return listener
+
+
+def _cannot_bind(host: str, port: int, error: Exception) -> Exception:
+    from plaudit_service.errors import SettingsError
+
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return SettingsError(f"port {port} of {host} is in use; choose another with --port")
+    return SettingsError(f"--host {host} --port {port}: cannot be bound ({error})")
 
 
 def _run(app: object, service: "Service", listener: socket.socket) -> None:
@@ -94,6 +107,7 @@ def _run(app: object, service: "Service", listener: socket.socket) -> None:
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             log("draining", signal=signal.Signals(sig).name)
             service.drain()
+            self.force_exit = self.should_exit  # a second signal does not wait for open requests
             self.should_exit = True
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -109,7 +123,7 @@ def _run(app: object, service: "Service", listener: socket.socket) -> None:
             server_header=False,
             lifespan="on",
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=round(service.settings.drain_timeout_s),
+            timeout_graceful_shutdown=math.ceil(service.settings.drain_timeout_s),
         )
     ).run(sockets=[listener])
 

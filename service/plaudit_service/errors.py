@@ -3,7 +3,6 @@
 ServiceError
 ├── SettingsError            what the user set is wrong                       exit 2
 ├── BundleError              a bundle is missing, damaged or not allowed      exit 2
-├── EngineError              the engine could not be built or run             exit 1
 └── RequestError             one request cannot be answered
     ├── NotJson              400
     ├── Unauthorized         401
@@ -29,10 +28,6 @@ class SettingsError(ServiceError):
 
 class BundleError(ServiceError):
     """A bundle is missing, damaged, of another format, or not allowed."""
-
-
-class EngineError(ServiceError):
-    """The inference engine could not be built, or failed to run a batch."""
 
 
 class RequestError(ServiceError):

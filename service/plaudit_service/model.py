@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from plaudit_service.bundle import Bundle
 from plaudit_service.engines import Engine
+from plaudit_service.errors import Mismatch
 from plaudit_service.tokenization import Tokenization, TokenizedText
-from plaudit_service.wire import Result, Status
+from plaudit_service.wire import Result, ScoreRequest, Status
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,22 @@ class Model:
         self.bundle = bundle
         self.engine = engine
         self.tokenization = Tokenization(bundle)
+
+    def check_pins(self, request: ScoreRequest) -> None:
+        """Refuse a request that wants another fingerprint or engine.
+
+        Raises:
+            Mismatch: 409.
+        """
+        for what, wanted, actual in (
+            ("fingerprint", request.fingerprint, self.bundle.fingerprint),
+            ("engine", request.engine, self.engine.name),
+        ):
+            if wanted is not None and wanted != actual:
+                raise Mismatch(
+                    f'the request pins {what} {wanted}, model "{self.bundle.name}" has {actual}; '
+                    f"another reward model is loaded here: use its own URL, or drop the pin"
+                )
 
     def compute(self, batch: Sequence[TokenizedText]) -> list[Outcome]:
         """Run the engine on a batch; where it raises, halve the batch until the culprit is alone."""

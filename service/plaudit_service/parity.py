@@ -152,6 +152,8 @@ def _row(
     failed = [result for result in (alone, batched, shared) if result is not None and not result.ok]
     if problem is None and failed:
         problem = f"{failed[0].status}: {failed[0].detail}"
+    if problem is None:
+        problem = _head_problem(bundle, golden, alone)
     return ParityRow(
         index=index,
         num_tokens=len(golden.token_ids),
@@ -162,6 +164,15 @@ def _row(
         allowed=bundle.manifest.tolerance * max(1.0, abs(golden.score)),
         problem=problem,
     )
+
+
+def _head_problem(bundle: Bundle, golden: Golden, alone: Result) -> str | None:
+    """Several heads are answered one by one, so each of them has to be right."""
+    for (name, served), reference in zip((alone.heads or {}).items(), golden.heads, strict=False):
+        allowed = bundle.manifest.tolerance * max(1.0, abs(reference))
+        if not abs(served - reference) <= allowed:
+            return f"head {name}: |served - reference| = {abs(served - reference):.3g}, limit {allowed:.3g}"
+    return None
 
 
 def _token_problem(bundle: Bundle, golden: Golden, text: TokenizedText | Result) -> str | None:

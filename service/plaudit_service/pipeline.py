@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from plaudit_service.errors import Mismatch
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport, compare, golden_items, score_shared
 from plaudit_service.scheduler import Scheduler
 from plaudit_service.tokenization import TokenizedText
-from plaudit_service.wire import Item, Result, ScoreRequest, Truncation
+from plaudit_service.wire import Item, Result, Truncation
 
 
 @dataclass(frozen=True)
@@ -51,23 +50,6 @@ class Pipeline:
         self._metrics = metrics
         self._tokenizer_thread = tokenizer_thread
 
-    def check_pins(self, request: ScoreRequest) -> None:
-        """Refuse a request that wants another fingerprint or engine.
-
-        Raises:
-            Mismatch: 409.
-        """
-        bundle, engine = self.model.bundle, self.model.engine
-        for what, wanted, actual in (
-            ("fingerprint", request.fingerprint, bundle.fingerprint),
-            ("engine", request.engine, engine.name),
-        ):
-            if wanted is not None and wanted != actual:
-                raise Mismatch(
-                    f'the request pins {what} {wanted}, model "{bundle.name}" has {actual}; '
-                    f"another reward model is loaded here: use its own URL, or drop the pin"
-                )
-
     async def tokenize(self, items: Sequence[Item], truncation: Truncation = "error") -> Tokenized:
         """Tokenize off the event loop.
 
@@ -82,15 +64,17 @@ class Pipeline:
         self._metrics.tokenize_seconds.observe(seconds)
         return Tokenized(texts, seconds)
 
-    async def compute(self, tokenized: Tokenized, *, raw: bool, deadline: float = float("inf")) -> Scored:
-        """Queue what there is to compute, and make the results; `deadline` is a time of `time.monotonic`.
+    async def compute(
+        self, tokenized: Tokenized, *, raw: bool, deadline: float = float("inf"), bounded: bool = True
+    ) -> Scored:
+        """Queue what there is to compute, and make the results; `deadline` is a time of the scheduler's clock.
 
         Raises:
             QueueFull, TooLarge: the request is not admitted.
         """
         texts = tokenized.texts
         ticket = await self.scheduler.compute(
-            [text for text in texts if isinstance(text, TokenizedText)], deadline=deadline
+            [text for text in texts if isinstance(text, TokenizedText)], deadline=deadline, bounded=bounded
         )
         outcomes = iter(ticket.outcomes)
         results = [
@@ -101,20 +85,22 @@ class Pipeline:
     async def check_parity(self) -> ParityReport:
         """Score the golden texts through this very path, one at a time and all at once; and continued from a prefix."""
         items = golden_items(self.model.bundle)
-        alone = [(await self.compute(await self.tokenize([item]), raw=True)).results[0] for item in items]
+        alone = [
+            (await self.compute(await self.tokenize([item]), raw=True, bounded=False)).results[0] for item in items
+        ]
         tokenized = await self.tokenize(items)
-        batched = (await self.compute(tokenized, raw=True)).results
+        batched = (await self.compute(tokenized, raw=True, bounded=False)).results
         shared = await asyncio.get_running_loop().run_in_executor(
             self.scheduler.engine_thread, score_shared, self.model, tokenized.texts
         )
         return compare(self.model.bundle, tokenized.texts, alone=alone, batched=batched, shared=shared)
 
-    def count(self, results: Sequence[Result]) -> None:
-        """Count what was answered."""
+    def count(self, results: Sequence[Result], *, raw: bool) -> None:
+        """Count what was answered; raw scores are on another scale, and not in the histogram of scores."""
         name = self.model.bundle.name
         for result in results:
             self._metrics.sequences.labels(name, str(result.status)).inc()
             if result.truncated:
                 self._metrics.truncated.inc()
-            if result.score is not None:
+            if result.score is not None and not raw:
                 self._metrics.score.labels(name).observe(result.score)

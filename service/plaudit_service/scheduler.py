@@ -73,15 +73,23 @@ class Scheduler:
     _arrivals: int = 0
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def compute(self, texts: Sequence[TokenizedText], *, deadline: float = float("inf")) -> Ticket:
+    async def compute(
+        self, texts: Sequence[TokenizedText], *, deadline: float = float("inf"), bounded: bool = True
+    ) -> Ticket:
         """Wait for the outcomes of all sequences of a request, which is admitted whole or not at all.
+
+        Args:
+            texts: The sequences.
+            deadline: Time of the scheduler's clock after which nobody wants them.
+            bounded: False for the start-up check, which no limit may refuse.
 
         Raises:
             QueueFull: there is no room now.
             TooLarge: there could never be room.
         """
         num_tokens = sum(len(text.token_ids) for text in texts)
-        self._admit(len(texts), num_tokens)
+        if bounded:
+            self._admit(len(texts), num_tokens)
         ticket = Ticket(
             arrival=self._arrivals,
             deadline=deadline,
@@ -91,9 +99,7 @@ class Scheduler:
             done=asyncio.get_running_loop().create_future(),
         )
         self._arrivals += 1
-        self._queue += [_Entry(ticket, place, text) for place, text in enumerate(texts)]
-        self._queued_tokens += num_tokens
-        self._show_queue()
+        self._set_queue([*self._queue, *(_Entry(ticket, place, text) for place, text in enumerate(texts))])
         if texts:
             self._wake.set()
             await ticket.done
@@ -147,9 +153,7 @@ class Scheduler:
         waiting = [(entry.ticket.arrival, entry.num_tokens) for entry in alive]
         chosen = choose_batch(waiting, max_padded_tokens=self.settings.max_batch_tokens)
         taken = set(chosen)
-        self._queue = [entry for at, entry in enumerate(alive) if at not in taken]
-        self._queued_tokens = sum(entry.num_tokens for entry in self._queue)
-        self._show_queue()
+        self._set_queue([entry for at, entry in enumerate(alive) if at not in taken])
         return [alive[at] for at in chosen]
 
     def _deliver(self, entry: _Entry, outcome: Outcome) -> None:
@@ -168,6 +172,9 @@ class Scheduler:
         self.metrics.computed_tokens.inc(sum(lengths))
         self.metrics.padding_tokens.inc(padded - sum(lengths))
 
-    def _show_queue(self) -> None:
-        self.metrics.queued_sequences.set(len(self._queue))
-        self.metrics.queued_tokens.set(self._queued_tokens)
+    def _set_queue(self, queue: list[_Entry]) -> None:
+        """Replace the queue; the gauges add up the queues of all models."""
+        num_tokens = sum(entry.num_tokens for entry in queue)
+        self.metrics.queued_sequences.inc(len(queue) - len(self._queue))
+        self.metrics.queued_tokens.inc(num_tokens - self._queued_tokens)
+        self._queue, self._queued_tokens = queue, num_tokens

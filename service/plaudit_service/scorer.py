@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from plaudit_service.batching import choose_batch
+from plaudit_service.batching import cut_batches
 from plaudit_service.bundle import Bundle, load_bundle
 from plaudit_service.engines import OnnxRuntimeEngine
+from plaudit_service.errors import UnknownModel
 from plaudit_service.model import Failure, Model, Outcome
 from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS
 from plaudit_service.tokenization import TokenizedText
@@ -68,16 +69,24 @@ class Scorer:
         self,
         items: Sequence[Mapping[str, Any] | str],
         *,
+        model: str | None = None,
         truncation: Truncation = "error",
         raw: bool = False,
+        fingerprint: str | None = None,
+        engine: str | None = None,
     ) -> Scores:
-        """Score items in any form of the wire; a plain string is a text.
+        """Score items in any form of the wire; a plain string is a text. The arguments are those of `/score`.
 
         Raises:
             InvalidRequest: an item has a wrong shape; the message says which.
+            UnknownModel, Mismatch: another model, fingerprint or engine is asked for.
         """
-        wire = [{"text": item} if isinstance(item, str) else dict(item) for item in items]
-        request = check_request({"items": wire, "truncation": truncation, "raw": raw})
+        wire = [{"text": item} if isinstance(item, str) else item for item in items]
+        fields = {"truncation": truncation, "raw": raw, "model": model, "fingerprint": fingerprint, "engine": engine}
+        request = check_request({"items": wire, **fields})
+        if model not in {None, self.bundle.name}:
+            raise UnknownModel(f'model "{model}" is not loaded; here: {self.bundle.name}')
+        self.model.check_pins(request)
         texts = self.model.tokenization.tokenize(request.items, truncation)
         outcomes = iter(self._compute([text for text in texts if isinstance(text, TokenizedText)]))
         results = [
@@ -89,14 +98,8 @@ class Scorer:
 
     def _compute(self, texts: Sequence[TokenizedText]) -> list[Outcome]:
         outcomes: list[Outcome] = [Failure(Status.FAILED, "not computed")] * len(texts)
-        waiting = list(range(len(texts)))
-        while waiting:
-            chosen = choose_batch(
-                [(0, len(texts[at].token_ids)) for at in waiting], max_padded_tokens=self._max_batch_tokens
-            )
-            batch = [waiting[index] for index in chosen]
+        lengths = [len(text.token_ids) for text in texts]
+        for batch in cut_batches(lengths, max_padded_tokens=self._max_batch_tokens):
             for at, outcome in zip(batch, self.model.compute([texts[at] for at in batch]), strict=True):
                 outcomes[at] = outcome
-            taken = set(batch)
-            waiting = [at for at in waiting if at not in taken]
         return outcomes

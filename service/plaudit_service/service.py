@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
@@ -33,21 +34,26 @@ class Service:
     Args:
         bundles: Verified bundles with names of their own.
         settings: What the operator set.
+        clock: Seconds that only grow; deadlines are on it.
 
     Raises:
         BundleError: a graph or tokenizer cannot be loaded.
         SettingsError: two bundles have one name.
     """
 
-    def __init__(self, bundles: Sequence[Bundle], settings: Settings) -> None:
+    def __init__(
+        self, bundles: Sequence[Bundle], settings: Settings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         names = [bundle.name for bundle in bundles]
         for name in names:
             if names.count(name) > 1:
                 raise SettingsError(f'two bundles are named "{name}"; export one of them again with --name')
         self.settings = settings
+        self.clock = clock
         self.metrics = Metrics()
         self.parity: dict[str, ParityReport] = {}
         self._not_ready: str | None = "the golden texts are being checked"
+        self._draining = False
         # One device, one thread: its queue of single batches serves the models in turn.
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
@@ -56,7 +62,7 @@ class Service:
 
     def _load(self, bundle: Bundle) -> Pipeline:
         model = Model(bundle, OnnxRuntimeEngine(bundle, num_threads=self.settings.num_threads))
-        scheduler = Scheduler(model, self.settings, self.metrics, self._engine_thread)
+        scheduler = Scheduler(model, self.settings, self.metrics, self._engine_thread, self.clock)
         self.metrics.model_info.labels(
             bundle.name, bundle.fingerprint, bundle.scoring.precision, self.settings.runtime
         ).set(1)
@@ -99,8 +105,9 @@ class Service:
         self._spawn(self._check_parity())
 
     def drain(self) -> None:
-        """Stop to be ready; what was admitted is finished."""
+        """Stop to be ready, for good; what was admitted is finished."""
         self._set_not_ready("the service is shutting down")
+        self._draining = True
 
     async def stop(self) -> None:
         """End the tasks and threads."""
@@ -122,6 +129,8 @@ class Service:
             log("task_failed", level=logging.ERROR, error=error)
 
     def _set_not_ready(self, reason: str | None) -> None:
+        if self._draining:
+            return
         self._not_ready = reason
         self.metrics.ready.set(reason is None)
 

@@ -1,6 +1,7 @@
 """The settings of `plaudit-serve`, each by flag and by `PLAUDIT_*` environment variable; read once, at the edge."""
 
 import argparse
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -32,11 +33,16 @@ class Settings:
         DEFAULT_MAX_BATCH_TOKENS, "padded tokens of one engine call (rows x longest)", minimum=1
     )
     max_queued_sequences: int = _setting(8192, "sequences that may wait; beyond: 429", minimum=1)
-    max_queued_tokens: int = _setting(4_194_304, "tokens that may wait; beyond: 429", minimum=1)
+    max_queued_tokens: int = _setting(16_777_216, "tokens that may wait; beyond: 429", minimum=1)
     max_sequences_per_request: int = _setting(1024, "sequences of one request; beyond: 413", minimum=1)
     max_body_bytes: int = _setting(33_554_432, "bytes of a request body; beyond: 413", minimum=1)
     max_text_chars: int = _setting(1_000_000, "characters of one text or chat; beyond: 413", minimum=1)
-    max_tokenizing_bytes: int = _setting(134_217_728, "bytes of bodies awaiting tokenization; beyond: 429", minimum=1)
+    max_request_chars: int = _setting(
+        33_554_432, "characters of all sequences of a request, prompts of groups repeated; beyond: 413", minimum=1
+    )
+    max_pending_bytes: int = _setting(
+        268_435_456, "bytes (and repeated characters) of all bodies being read and tokenized; beyond: 429", minimum=1
+    )
     drain_timeout_s: float = _setting(30.0, "seconds that open requests get after SIGTERM", minimum=0)
     api_key_file: str = _setting("", "file with one API key a line; requests then need Authorization: Bearer KEY")
     allow_unauthenticated: bool = _setting(False, "bind another address than loopback without any API key")
@@ -122,6 +128,8 @@ def _convert(where: str, value: Any, default: Any, metadata: Mapping[str, Any]) 
         converted = kind(value)
     except ValueError as error:
         raise SettingsError(f"{where}: {value!r} is not a number ({kind.__name__})") from error
+    if kind is float and not math.isfinite(converted):
+        raise SettingsError(f"{where}: {value!r} is not a finite number")
     if metadata["minimum"] is not None and not converted >= metadata["minimum"]:
         raise SettingsError(f"{where}: {converted}, but the least is {metadata['minimum']}")
     if metadata["choices"] and converted not in metadata["choices"]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, models
+from tokenizers import Encoding, Tokenizer, models
 
 from plaudit_service.bundle import TOKENIZER, Bundle
 from plaudit_service.chat_template import ChatTemplateError, compile_chat_template
@@ -48,6 +48,15 @@ class _Source:
     append_eos: bool = False
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """What the tokenizer made of one text; `num_trailing` counts the special tokens that it added at the end."""
+
+    ids: list[int]
+    type_ids: list[int]
+    num_trailing: int
+
+
 class Tokenization:
     """The tokenizer and chat template of one bundle."""
 
@@ -58,8 +67,12 @@ class Tokenization:
             self._tokenizer = Tokenizer.from_file(str(bundle.path / TOKENIZER))
         except Exception as error:  # the Rust library raises plain Exception
             raise BundleError(f"bundle {bundle.path}: {TOKENIZER} cannot be read ({error}); export it again") from error
+        if self._tokenizer.truncation is not None or self._tokenizer.padding is not None:
+            raise BundleError(
+                f"bundle {bundle.path}: {TOKENIZER} truncates or pads, so scores would be wrong; export again"
+            )
         added = self._tokenizer.get_added_tokens_decoder()
-        special = {id_ for id_, token in added.items() if token.special} - {_unknown_id(self._tokenizer)}
+        special = {id_ for id_, token in added.items() if token.special} - self._unknown_ids()
         self._special_ids = np.array(sorted(special), dtype=np.int64)
         self._render = None
         if bundle.chat_template is not None:
@@ -83,6 +96,7 @@ class Tokenization:
     def _sources(self, where: str, item: Item) -> Iterator[_Source]:
         match item:
             case TokenItem():
+                self._refuse_if_pair(where)
                 yield _Source(where, token_ids=item.token_ids)
             case TextItem():
                 yield self._text(where, item.text, item.finished)
@@ -96,12 +110,15 @@ class Tokenization:
             case ChatItem():
                 yield from self._chat(where, item)
 
-    def _text(self, where: str, text: str, finished: bool) -> _Source:
+    def _refuse_if_pair(self, where: str) -> None:
         if self._scoring.pair:
             raise InvalidRequest(
                 f'{where}: model "{self._name}" was trained on pairs and scores prompt with completion only, '
                 "or one user and one assistant turn"
             )
+
+    def _text(self, where: str, text: str, finished: bool) -> _Source:
+        self._refuse_if_pair(where)
         return _Source(
             where,
             text=text,
@@ -142,9 +159,11 @@ class Tokenization:
             else:
                 yield _Source(where, text=text, append_eos=self._scoring.append_eos and item.finished)
 
-    def _encode(self, sources: Sequence[_Source]) -> list[tuple[list[int], list[int]] | str]:
-        """Token ids and type ids of each source, or an error text."""
-        encoded: list[tuple[list[int], list[int]] | str] = [(source.token_ids or [], []) for source in sources]
+    def _encode(self, sources: Sequence[_Source]) -> list[_Encoded | str]:
+        """The tokens of each source, or an error text."""
+        encoded: list[_Encoded | str] = [
+            _Encoded(source.token_ids or [], [], 0) if source.error is None else source.error for source in sources
+        ]
         for add_special_tokens in (False, True):
             places = [
                 at
@@ -159,51 +178,60 @@ class Tokenization:
                     encoded[at] = self._encode_alone(sources[at])
             else:
                 for at, encoding in zip(places, encodings, strict=True):
-                    encoded[at] = encoding.ids, encoding.type_ids
-        return [source.error if source.error is not None else ids for source, ids in zip(sources, encoded, strict=True)]
+                    encoded[at] = _as_encoded(encoding)
+        return encoded
 
-    def _encode_alone(self, source: _Source) -> tuple[list[int], list[int]] | str:
+    def _encode_alone(self, source: _Source) -> _Encoded | str:
         try:
-            encoding = self._tokenizer.encode_batch([source.text], add_special_tokens=source.add_special_tokens)[0]
+            (encoding,) = self._tokenizer.encode_batch([source.text], add_special_tokens=source.add_special_tokens)
         except Exception as error:  # noqa: BLE001  the Rust library raises plain Exception
             return f"the tokenizer failed: {type(error).__name__}"
-        return encoding.ids, encoding.type_ids
+        return _as_encoded(encoding)
 
-    def _finish(
-        self, source: _Source, encoded: tuple[list[int], list[int]] | str, truncation: Truncation
-    ) -> TokenizedText | Result:
+    def _finish(self, source: _Source, encoded: _Encoded | str, truncation: Truncation) -> TokenizedText | Result:
         if isinstance(encoded, str):
             return Result(Status.FAILED, None, 0, detail=f"{source.where}: {encoded}")
-        ids = np.array(encoded[0], dtype=np.int64)
-        type_ids = np.array(encoded[1], dtype=np.int64) if any(encoded[1]) else None
-        scoring = self._scoring
+        ids = np.array(encoded.ids, dtype=np.int64)
         if self._is_empty(source, ids):
-            return Result(
-                Status.EMPTY, None, len(ids), detail=f"{source.where}: there is no token besides special ones"
-            )
-        if ids.max() >= scoring.vocab_size:
-            raise InvalidRequest(
-                f'{source.where}: token id {ids.max()}, but the vocabulary of model "{self._name}" has '
-                f"{scoring.vocab_size} entries; send ids of its own tokenizer"
-            )
+            detail = f"{source.where}: there is no token besides special ones"
+            return Result(Status.EMPTY, None, len(ids), detail=detail)
+        if ids.max() >= self._scoring.vocab_size:
+            return self._outside_of_vocabulary(source, ids)
+        type_ids = np.array(encoded.type_ids, dtype=np.int64) if any(encoded.type_ids) else None
+        num_trailing = encoded.num_trailing
         if source.text is not None:
+            num_before_eos = len(ids)
             ids, type_ids = self._with_right_ends(source, ids, type_ids)
-        num_tokens = len(ids)
-        if num_tokens > scoring.max_tokens:
-            if truncation == "error":
-                return Result(
-                    Status.TOO_LONG,
-                    None,
-                    num_tokens,
-                    detail=f'{source.where}: {num_tokens} tokens, limit {scoring.max_tokens} (model "{self._name}"); '
-                    'shorten it or send truncation="left"',
-                )
-            kept = self._kept(ids, truncation)
-            ids, type_ids = ids[kept], None if type_ids is None else type_ids[kept]
+            num_trailing += max(0, len(ids) - num_before_eos)
+        return self._fit(source, ids, type_ids, num_trailing, truncation)
+
+    def _outside_of_vocabulary(self, source: _Source, ids: Ids) -> Result:
+        """The caller's ids show another tokenizer, and that every item is wrong; a text's show a wrong bundle."""
+        detail = (
+            f'{source.where}: token id {ids.max()}, but the vocabulary of model "{self._name}" has '
+            f"{self._scoring.vocab_size} entries"
+        )
+        if source.token_ids is not None:
+            raise InvalidRequest(f"{detail}; send ids of its own tokenizer")
+        return Result(Status.FAILED, None, len(ids), detail=f"{detail}; its tokenizer has more than it knows")
+
+    def _fit(
+        self, source: _Source, ids: Ids, type_ids: Ids | None, num_trailing: int, truncation: Truncation
+    ) -> TokenizedText | Result:
+        """Bring a sequence to the model's positions, and a causal one to its pooled token."""
+        scoring, num_tokens = self._scoring, len(ids)
         truncated = num_tokens > scoring.max_tokens
+        if truncated and truncation == "error":
+            detail = (
+                f'{source.where}: {num_tokens} tokens, limit {scoring.max_tokens} (model "{self._name}"); shorten it '
+                'or send truncation="left"'
+            )
+            return Result(Status.TOO_LONG, None, num_tokens, detail=detail)
+        if truncated:
+            kept = self._kept(ids, num_trailing, truncation)
+            ids, type_ids = ids[kept], None if type_ids is None else type_ids[kept]
         if scoring.kind == "causal":
-            ids = ids[: pooled_index(ids, scoring.pad_token_id) + 1]
-            type_ids = None
+            ids, type_ids = ids[: pooled_index(ids, scoring.pad_token_id) + 1], None
         return TokenizedText(ids, type_ids, num_tokens, truncated)
 
     def _is_empty(self, source: _Source, ids: Ids) -> bool:
@@ -228,25 +256,33 @@ class Tokenization:
             type_ids = None if type_ids is None else np.append(type_ids, type_ids[-1])
         return ids, type_ids
 
-    def _kept(self, ids: Ids, truncation: Truncation) -> Ids:
-        """Positions that stay: the end and the leading special tokens, or the start and the trailing ones."""
+    def _kept(self, ids: Ids, num_trailing: int, truncation: Truncation) -> Ids:
+        """Positions that stay: the end and the leading special tokens, or the start and the added trailing ones."""
         limit = self._scoring.max_tokens
         at = np.arange(len(ids))
-        special = np.isin(ids, self._special_ids)
         if truncation == "left":
-            num_leading = min(int(np.argmin(special)), limit - 1)
+            num_leading = min(int(np.argmin(np.isin(ids, self._special_ids))), limit - 1)
             return np.concatenate([at[:num_leading], at[len(ids) - (limit - num_leading) :]])
-        num_trailing = min(int(np.argmin(special[::-1])), limit - 1)
+        num_trailing = min(num_trailing, limit - 1)
         return np.concatenate([at[: limit - num_trailing], at[len(ids) - num_trailing :]])
 
+    def _unknown_ids(self) -> set[int]:
+        """The id that stands for what the vocabulary lacks: it is content, though tokenizers flag it as special.
 
-def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id that stands for what the vocabulary lacks: it is content, though tokenizers flag it as special."""
-    model = tokenizer.model
-    if isinstance(model, models.Unigram):
-        return json.loads(tokenizer.to_str())["model"]["unk_id"]  # type: ignore[no-any-return]
-    unknown = getattr(model, "unk_token", None)
-    return None if unknown is None else tokenizer.token_to_id(unknown)
+        Not where the model uses one id for both, as GPT-2 does.
+        """
+        model = self._tokenizer.model
+        if isinstance(model, models.Unigram):
+            unknown = json.loads(self._tokenizer.to_str())["model"]["unk_id"]
+        else:
+            unknown = self._tokenizer.token_to_id(getattr(model, "unk_token", None) or "")
+        bos, eos = self._scoring.bos, self._scoring.eos
+        return {unknown} - {self._scoring.pad_token_id, bos and bos.id, eos and eos.id}
+
+
+def _as_encoded(encoding: Encoding) -> _Encoded:
+    added = encoding.special_tokens_mask[::-1]
+    return _Encoded(encoding.ids, encoding.type_ids, added.index(0) if 0 in added else 0)
 
 
 def pooled_index(token_ids: Ids, pad_token_id: int | None) -> int:

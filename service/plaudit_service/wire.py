@@ -10,12 +10,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from plaudit_service.errors import InvalidRequest, NotJson
+from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
 
 Truncation = Literal["error", "left", "right"]
 
+# Far above any useful setting: it bounds what parsing a body can cost before the settings' limits are checked.
+MAX_ITEMS = 65_536
+_MAX_DETAIL_CHARS = 500
+
 
 class _Strict(BaseModel):
+    # Lists fail fast: a body of wrong entries must not make an error for each.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -39,7 +44,7 @@ class PromptItem(_Item):
 
     prompt: str
     completion: str | None = None
-    completions: list[str] | None = Field(None, min_length=1)
+    completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
 
     @model_validator(mode="after")
     def _has_one_kind_of_completion(self) -> Self:
@@ -63,8 +68,8 @@ class Message(_Strict):
 class ChatItem(_Item):
     """A chat that the model's template renders, or a chat with several completions, each an assistant's message."""
 
-    messages: list[Message] = Field(min_length=1)
-    completions: list[str] | None = Field(None, min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
 
     @property
     def num_sequences(self) -> int:
@@ -75,7 +80,7 @@ class ChatItem(_Item):
 class TokenItem(_Item):
     """Token ids of the reward model's own tokenizer, used as they are."""
 
-    token_ids: list[Annotated[int, Field(ge=0)]]
+    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(fail_fast=True)
 
 
 _FORMS = ("text", "prompt", "messages", "token_ids")
@@ -103,7 +108,7 @@ Item = Annotated[
 class ScoreRequest(_Strict):
     """The body of `POST /score`."""
 
-    items: list[Item]
+    items: list[Item] = Field(max_length=MAX_ITEMS, fail_fast=True)
     model: str | None = Field(None, description="Which loaded model; may be left out when there is only one.")
     truncation: Truncation = "error"
     fingerprint: str | None = Field(None, description="Refuse (409) unless this fingerprint computes the scores.")
@@ -152,7 +157,7 @@ class Result:
             "truncated": self.truncated,
         }
         if self.detail is not None:
-            wire["detail"] = self.detail
+            wire["detail"] = self.detail[:_MAX_DETAIL_CHARS]
         if self.heads is not None:
             wire["heads"] = dict(self.heads)
         return wire
@@ -212,13 +217,13 @@ def check_request(content: Mapping[str, Any]) -> ScoreRequest:
         raise _as_request_error(error) from error
 
 
-def _as_request_error(error: ValidationError) -> NotJson | InvalidRequest:
-    errors = error.errors(include_url=False, include_input=False, include_context=False)
-    first = errors[0]
+def _as_request_error(error: ValidationError) -> RequestError:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return NotJson(f"{first['msg']}; send a JSON object with items")
+    if first["type"] == "too_long" and first["loc"] == ("items",):
+        return TooLarge(f"the request has more than {MAX_ITEMS} items; split it")
     # The tag of an item's form is no key of the document.
     keys = [key for at, key in enumerate(first["loc"]) if not (at == 2 and first["loc"][0] == "items")]
     where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".") or "body"
-    more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
-    return InvalidRequest(f"{where}: {first['msg']}{more}")
+    return InvalidRequest(f"{where}: {first['msg']}")

@@ -1,17 +1,23 @@
 """The service as a user meets it: a real process on a real socket."""
 
+import asyncio
 import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
+from conftest import wait_for
 
+from plaudit_service.app import build_app
 from plaudit_service.bundle import load_bundle
+from plaudit_service.service import Service
+from plaudit_service.settings import Settings
 from plaudit_service.testing import score_by_hand
 
 SECRET = "this-is-a-secret-text"
@@ -72,6 +78,11 @@ PROBLEMS = [
     ({"items": [], "unknown": 1}, 422, "invalid-request"),
     ({"items": [], "truncation": "middle"}, 422, "invalid-request"),
     ({"items": [{"token_ids": [99]}]}, 422, "invalid-request"),
+    ({"items": [{"token_ids": [10**25]}]}, 422, "invalid-request"),
+    ({"items": [1] * 60_000}, 422, "invalid-request"),
+    ({"items": [{"text": ""}] * 65_537}, 413, "too-large"),
+    ({"items": [{"prompt": "good " * 15, "completions": ["fine"] * 8}]}, 413, "too-large"),
+    ({"items": [{"messages": [{"role": "x" * 200, "content": "good"}]}]}, 413, "too-large"),
     ({"items": [], "model": "other"}, 404, "unknown-model"),
     ({"items": [], "fingerprint": "sha256:0"}, 409, "mismatch"),
     ({"items": [], "engine": "openvino"}, 409, "mismatch"),
@@ -83,12 +94,11 @@ PROBLEMS = [
 
 
 def test_every_wrong_request_gets_its_problem_type(serve, tiny_bundle):
-    flags = ["--max-sequences-per-request", "8", "--max-text-chars", "100", "--max-body-bytes", "1000"]
+    flags = ["--max-sequences-per-request", "8", "--max-text-chars", "100", "--max-request-chars", "500"]
     with serve(tiny_bundle(), flags=flags) as service:
         for body, status, slug in PROBLEMS:
             document = problem(post(service, body))
             assert (document["status"], document["type"]) == (status, f"urn:plaudit:{slug}"), body
-        assert problem(post(service, b"x" * 1001))["type"] == "urn:plaudit:too-large"
         assert post(service, {"items": []}).json()["results"] == []
         for method, path, status in (("GET", "/nowhere", 404), ("GET", "/score", 405)):
             assert problem(httpx2.request(method, service.url + path))["status"] == status
@@ -116,6 +126,133 @@ def test_concurrent_requests_share_batches_and_keep_their_scores(serve, tiny_bun
         texts = ["good " * (number % 7 + 1) + "bad" for number in range(200)]
         answers = list(pool.map(lambda text: post(service, {"items": [{"text": text}]}).json(), texts))
         assert [answer["results"][0]["score"] for answer in answers] == [score_by_hand(text) for text in texts]
+
+
+async def until(condition):
+    """Let the loop run until the condition holds; the test's own time limit ends it."""
+    while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
+        await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def in_process(tiny_bundle):
+    """Runs a scenario against the application in this process, with a clock and an engine that the test holds."""
+
+    def run(scenario, **settings):
+        clock = [100.0]
+        service = Service([load_bundle(tiny_bundle())], Settings(**settings), clock=lambda: clock[0])
+        pipeline = service.pipelines["tiny"]
+
+        async def main():
+            service.start()
+            await until(lambda: service.not_ready is None)
+            engine = pipeline.model.engine = HeldEngine(pipeline.model.engine)
+            transport = httpx2.ASGITransport(app=build_app(service))
+            async with httpx2.AsyncClient(transport=transport, base_url="http://plaudit") as client:
+                try:
+                    await scenario(client, engine, clock, service.metrics.registry)
+                finally:
+                    engine.gate.set()
+                    await service.stop()
+
+        asyncio.run(main())
+
+    return run
+
+
+class HeldEngine:
+    """An engine that waits for `gate` before every batch."""
+
+    def __init__(self, engine):
+        self.name = engine.name
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self._engine = engine
+
+    def run(self, batch, prefix=None):
+        self.entered.set()
+        assert self.gate.wait(10)
+        return self._engine.run(batch, prefix)
+
+
+def test_a_deadline_that_passes_in_the_queue_is_504_for_a_request_and_expired_for_a_sequence(in_process):
+    async def scenario(client, engine, clock, registry):
+        first = asyncio.create_task(client.post("/score", json={"items": [{"text": "good"}]}))
+        await asyncio.to_thread(engine.entered.wait, 10)
+        body = {"items": [{"text": "fine"}, {"text": ""}]}
+        late = asyncio.create_task(client.post("/score", json=body, headers={"X-Request-Timeout-S": "5"}))
+        alone = asyncio.create_task(
+            client.post("/score", json={"items": [{"text": "fine"}]}, headers={"X-Request-Timeout-S": "5"})
+        )
+        in_time = asyncio.create_task(
+            client.post("/score", json={"items": [{"text": "bad"}]}, headers={"X-Request-Timeout-S": "50"})
+        )
+        await until(lambda: registry.get_sample_value("plaudit_queued_sequences") == 3)
+        clock[0] += 10
+        engine.gate.set()
+        statuses = [[result["status"] for result in (await task).json()["results"]] for task in (first, late, in_time)]
+        assert statuses == [["ok"], ["expired", "empty"], ["ok"]]
+        assert problem(await alone)["type"] == "urn:plaudit:expired"
+
+    in_process(scenario)
+
+
+def test_bodies_that_are_being_read_have_a_bound_together_and_alone(in_process):
+    async def scenario(client, engine, _, __):
+        engine.gate.set()
+        body = {"items": [{"text": "good"}]}
+        assert (await client.post("/score", json=body)).status_code == 200
+        answer = await client.post("/score", json={"items": [{"text": "good " * 30}]})
+        assert problem(answer)["type"] == "urn:plaudit:too-large"
+
+        async def endless():
+            yield b'{"items": ['
+            reading.set()
+            await held.wait()
+            yield b"]}"
+
+        reading, held = asyncio.Event(), asyncio.Event()
+        slow = asyncio.create_task(client.post("/score", content=endless()))
+        await reading.wait()
+        answer = await client.post("/score", json={"items": [{"text": "g" * 60}]})
+        assert problem(answer)["type"] == "urn:plaudit:queue-full"
+        assert answer.headers["retry-after"] == "1"
+        held.set()
+        assert (await slow).status_code == 200
+
+    in_process(scenario, max_pending_bytes=150)
+
+
+def test_truncated_sequences_and_normalized_scores_are_counted(in_process):
+    async def scenario(client, engine, _, registry):
+        engine.gate.set()
+        items = [{"text": "good " * 100}]
+        await client.post("/score", json={"items": items, "truncation": "left"})
+        await client.post("/score", json={"items": [{"text": "good"}], "raw": True})
+        assert registry.get_sample_value("plaudit_truncated_total") == 1
+        assert registry.get_sample_value("plaudit_score_count", {"model": "tiny"}) == 1
+
+    in_process(scenario)
+
+
+def test_a_service_that_began_to_drain_during_the_check_does_not_become_ready(tiny_bundle):
+    async def scenario():
+        service = Service([load_bundle(tiny_bundle())], Settings())
+        service.start()
+        service.drain()
+        await until(lambda: service.parity)
+        await service.stop()
+        assert service.not_ready == "the service is shutting down"
+
+    asyncio.run(scenario())
+
+
+def test_the_start_up_check_is_not_bound_by_the_queue_limits(in_process):
+    async def scenario(client, engine, _, __):
+        engine.gate.set()
+        assert (await client.get("/readyz")).status_code == 200
+
+    in_process(scenario, max_queued_sequences=1, max_queued_tokens=1)
 
 
 def test_a_key_protects_all_but_the_probes(serve, tiny_bundle, tmp_path):
@@ -194,8 +331,7 @@ def test_metrics_count_what_happened(serve, tiny_bundle):
 
 def test_a_bundle_that_does_not_give_its_reference_scores_is_never_ready(serve, tiny_bundle):
     with serve(tiny_bundle(golden_offset=0.01), ready=False) as service:
-        while not service.events("not_ready"):
-            pass
+        wait_for(lambda: '"not_ready"' in service.log.read_text())
         ready = httpx2.get(f"{service.url}/readyz")
         assert ready.status_code == 503
         assert "does not give its reference scores: golden text" in ready.json()["detail"]
@@ -237,6 +373,7 @@ def test_what_the_user_gave_wrong_ends_in_one_line_and_exit_code_2(tiny_bundle, 
             ([damaged, "--port", "0"], "model.onnx has sha256"),
             ([bundle, "--port", str(port)], f"port {port} of 127.0.0.1 is in use"),
             ([bundle, "--port", "http"], "--port: 'http' is not a number"),
+            ([bundle, "--port", "0", "--drain-timeout-s", "inf"], "--drain-timeout-s: 'inf' is not a finite number"),
             ([bundle, bundle, "--port", "0"], 'two bundles are named "tiny"'),
             ([], "the following arguments are required: BUNDLE"),
             ([bundle, "--host", "0.0.0.0"], "--allow-unauthenticated"),

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit_service.batching import choose_batch
+from plaudit_service.batching import choose_batch, cut_batches
 
 waiting_lists = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 600)), max_size=60)
 
@@ -39,6 +39,17 @@ def test_a_batch_fits_the_budget_and_holds_one_of_the_oldest(waiting, budget):
         assert min(arrival for arrival, _ in waiting) in {waiting[at][0] for at in batch}
         longest = max(waiting[at][1] for at in batch)
         assert len(batch) == 1 or len(batch) * longest <= budget
+
+
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 2000))
+def test_cutting_at_once_gives_the_batches_that_taking_one_after_the_other_gives(lengths, budget):
+    left = list(range(len(lengths)))
+    expected = []
+    while left:
+        chosen = choose_batch([(0, lengths[at]) for at in left], max_padded_tokens=budget)
+        expected.append([left[at] for at in chosen])
+        left = [at for at in left if at not in expected[-1]]
+    assert cut_batches(lengths, max_padded_tokens=budget) == expected
 
 
 @given(waiting_lists)

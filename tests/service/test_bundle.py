@@ -1,10 +1,13 @@
+import hashlib
 import json
 
 import pytest
+from tokenizers import Tokenizer
 
 from plaudit_service.bundle import Head, Normalization, SpecialToken, fingerprint, load_bundle
 from plaudit_service.errors import BundleError
 from plaudit_service.testing import GOLDEN_TEXTS
+from plaudit_service.tokenization import Tokenization
 
 
 def edit_manifest(path, change):
@@ -53,6 +56,54 @@ def test_a_manifest_cannot_name_a_file_outside_of_the_bundle(tiny_bundle):
     edit_manifest(path, lambda manifest: manifest["scoring"]["sha256"].update({"../secret": "0" * 64}))
     with pytest.raises(BundleError, match=r"bundle.json: scoring.sha256"):
         load_bundle(path)
+
+
+def rehash(path, name):
+    section = "scoring" if name != "golden.jsonl" else None
+
+    def change(manifest):
+        hashes = (manifest["scoring"] if section else manifest)["sha256"]
+        hashes[name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
+
+    edit_manifest(path, change)
+
+
+def test_a_file_that_no_hash_covers_is_refused_because_a_graph_could_read_it(tiny_bundle):
+    path = tiny_bundle()
+    (path / "model.onnx.data").write_bytes(b"weights")
+    with pytest.raises(BundleError, match=r"model\.onnx\.data is not in bundle\.json, so no hash covers it"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("field", ["score", "heads"])
+def test_a_golden_score_that_is_not_finite_is_refused_because_everything_would_equal_it(tiny_bundle, field):
+    path = tiny_bundle()
+    record = json.loads((path / "golden.jsonl").read_text().splitlines()[0])
+    record[field] = float("inf") if field == "score" else [float("inf")]
+    (path / "golden.jsonl").write_text(json.dumps(record) + "\n")
+    rehash(path, "golden.jsonl")
+    with pytest.raises(BundleError, match=r"golden\.jsonl line 1 cannot be read \(a score is not finite\)"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "golden.jsonl"])
+def test_a_file_that_is_not_utf_8_is_refused_without_a_stack_trace(tiny_bundle, name):
+    path = tiny_bundle()
+    (path / name).write_bytes(b"\xff\xfe")
+    rehash(path, name)
+    with pytest.raises(BundleError, match=r"cannot be read .*utf-8"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("what", ["truncation", "padding"])
+def test_a_tokenizer_that_truncates_or_pads_is_refused(tiny_bundle, what):
+    path = tiny_bundle()
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.enable_truncation(128) if what == "truncation" else tokenizer.enable_padding()
+    tokenizer.save(str(path / "tokenizer.json"))
+    rehash(path, "tokenizer.json")
+    with pytest.raises(BundleError, match=r"tokenizer\.json truncates or pads"):
+        Tokenization(load_bundle(path))
 
 
 def test_another_format_version_is_refused(tiny_bundle):

@@ -1,12 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit_service import Scorer
-from plaudit_service.bundle import Normalization
-from plaudit_service.errors import InvalidRequest
+from plaudit_service.bundle import Normalization, load_bundle
+from plaudit_service.errors import InvalidRequest, Mismatch, UnknownModel
 from plaudit_service.parity import check
 from plaudit_service.testing import score_by_hand
 
@@ -99,6 +100,16 @@ def test_a_template_that_refuses_the_messages_fails_that_item_alone(tiny_bundle)
     assert scores[1].detail == "items[1]: the chat template refused the messages: user first"
 
 
+def test_another_model_fingerprint_or_engine_is_refused(tiny_bundle):
+    scorer = Scorer(tiny_bundle())
+    fingerprint = scorer.bundle.fingerprint
+    pinned = scorer.score(["good"], model="tiny", fingerprint=fingerprint, engine="onnxruntime-cpu-fp32")
+    assert pinned.floats == [1.0]
+    for pin, error in (("model", UnknownModel), ("fingerprint", Mismatch), ("engine", Mismatch)):
+        with pytest.raises(error):
+            scorer.score(["good"], **{pin: "other"})
+
+
 def test_ids_outside_of_the_vocabulary_are_refused(tiny_bundle):
     with pytest.raises(InvalidRequest, match=r"items\[0\]: token id 10, but the vocabulary .* has 10 entries"):
         Scorer(tiny_bundle()).score([{"token_ids": [10]}])
@@ -122,6 +133,14 @@ def test_parity_holds_for_a_right_bundle_and_is_exact(tiny_bundle):
     assert report.ok
     assert report.max_abs_diff == 0
     assert report.batch_invariant
+
+
+def test_parity_fails_when_one_of_several_heads_is_wrong_though_the_score_is_right(tiny_bundle):
+    bundle = load_bundle(tiny_bundle(heads={"a": 1.0, "b": 1.0}))
+    swapped = tuple(replace(golden, heads=golden.heads[::-1]) for golden in bundle.golden)
+    report = check(Scorer(replace(bundle, golden=swapped)))
+    assert not report.ok
+    assert "head a: |served - reference|" in report.describe_worst()
 
 
 def test_parity_fails_on_wrong_reference_scores_and_says_by_how_much(tiny_bundle):

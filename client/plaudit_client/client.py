@@ -38,7 +38,7 @@ class AsyncRewardClient:
             retry goes to the next one. None: PLAUDIT_URL.
         api_key: Sent as a bearer token. None: PLAUDIT_API_KEY, if that is set.
         timeout_s: Total deadline of one call, in seconds, all its requests, waits and retries included.
-        max_retries: Of one request; usually the deadline ends them first.
+        max_retries: Of one request; None: until the deadline.
         max_items_per_request: Sequences per request; None: as many as the service's /info says. A group is never
             split.
         max_concurrency: Requests in flight at once, over all calls.
@@ -56,7 +56,7 @@ class AsyncRewardClient:
         *,
         api_key: str | None = None,
         timeout_s: float = settings.DEFAULT_TIMEOUT_S,
-        max_retries: int = settings.DEFAULT_MAX_RETRIES,
+        max_retries: int | None = None,
         max_items_per_request: int | None = None,
         max_concurrency: int = settings.DEFAULT_MAX_CONCURRENCY,
         pin: bool = True,
@@ -203,7 +203,7 @@ class RewardClient:
         *,
         api_key: str | None = None,
         timeout_s: float = settings.DEFAULT_TIMEOUT_S,
-        max_retries: int = settings.DEFAULT_MAX_RETRIES,
+        max_retries: int | None = None,
         max_items_per_request: int | None = None,
         max_concurrency: int = settings.DEFAULT_MAX_CONCURRENCY,
         pin: bool = True,

@@ -57,7 +57,7 @@ class Exchange:
         headers: Of every request.
         transport: Instead of the network, for tests.
         max_concurrency: Attempts in flight at once.
-        max_retries: Of one request.
+        max_retries: Of one request; None: until the deadline.
         timing: Clock, sleep and chance.
     """
 
@@ -68,7 +68,7 @@ class Exchange:
         *,
         transport: httpx2.AsyncBaseTransport | None,
         max_concurrency: int,
-        max_retries: int,
+        max_retries: int | None,
         timing: Timing,
     ) -> None:
         self._urls = urls
@@ -109,7 +109,10 @@ class Exchange:
             ServiceUnavailable: The answer to the last attempt was that the service cannot answer now.
             RequestRejected: The service refused the request.
             DeadlineExceeded: The deadline passed during an attempt.
+            PlauditError: The client is closed.
         """
+        if self._http.is_closed:
+            raise PlauditError("client: closed; make a new one")
         request_id = uuid.uuid4().hex
         turn = next(self._turns)
         failure: PlauditError | None = None

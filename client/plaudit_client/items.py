@@ -3,6 +3,7 @@
 Checks keys and types, so that a mistake is named by its index in the caller's list, which the service never sees.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -70,6 +71,7 @@ FORMS = (
     frozenset({"messages", "completions"}),
     frozenset({"token_ids"}),
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 WIRE_FIELDS = frozenset({"finished"}).union(*FORMS)
 
 
@@ -93,7 +95,7 @@ def normalize_items(items: Sequence[ItemLike]) -> list[dict[str, Any]]:
 def normalize_item(item: ItemLike, where: str) -> dict[str, Any]:
     """Bring one item into its wire form; `where` begins the message of an error."""
     if isinstance(item, str):
-        return {"text": item}
+        item = {"text": item}
     if not isinstance(item, Mapping):
         raise InvalidArgument(f"{where}: got {type(item).__name__}; give a str, or a dict with one of {_forms()}")
     keys = item.keys() - {"finished"}
@@ -128,7 +130,8 @@ def _is_filled_list(value: object, is_right: Callable[[object], bool]) -> bool:
 
 
 def _is_str(value: object) -> bool:
-    return isinstance(value, str)
+    """A lone surrogate is no text: the service would refuse the whole request for it, without saying where."""
+    return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
 
 
 _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
@@ -147,6 +150,8 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
 
 def _describe(value: object) -> str:
     """The type of a value, never its text: prompts do not belong in logs."""
+    if isinstance(value, str) and not _is_str(value):
+        return "a str with a lone surrogate"
     if isinstance(value, list):
         return f"a list of {_join({type(entry).__name__ for entry in value})}" if value else "an empty list"
     return type(value).__name__

@@ -102,7 +102,6 @@ def split_items(items: Sequence[Mapping[str, Any]], options: Options, limits: Li
     Yields:
         The requests.
     """
-    # JSON escapes keep the body ASCII, so lone surrogates reach the service, which answers what they are.
     tail = b"]," + json.dumps(options.to_wire()).encode()[1:]
     head = b'{"items":['
     parts: list[bytes] = []

@@ -44,7 +44,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def next_delay_s(
-    retries_done: int, *, max_retries: int, retry_after_s: float | None, remaining_s: float, chance: float
+    retries_done: int, *, max_retries: int | None, retry_after_s: float | None, remaining_s: float, chance: float
 ) -> float | None:
     """How long to wait before the next attempt, or None to give up.
 
@@ -53,7 +53,7 @@ def next_delay_s(
 
     Args:
         retries_done: Attempts after the first that have failed too.
-        max_retries: How many there may be.
+        max_retries: How many there may be; None: any number.
         retry_after_s: What the service asked for, if it was usable.
         remaining_s: Time left until the total deadline.
         chance: A random number in [0, 1).
@@ -61,7 +61,7 @@ def next_delay_s(
     Returns:
         Seconds, always less than `remaining_s`; None when no retry is left, or none would begin before the deadline.
     """
-    if retries_done >= max_retries:
+    if max_retries is not None and retries_done >= max_retries:
         return None
     # The exponent is bounded because 2.0**1024 overflows.
     backoff_s = chance * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(retries_done, 32))

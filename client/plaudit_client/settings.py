@@ -10,8 +10,6 @@ from plaudit_client.errors import InvalidArgument
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_MAX_CONCURRENCY = 8
-# The deadline should end the retries, not their number: with the backoff's mean of half its cap, 20 take a minute.
-DEFAULT_MAX_RETRIES = 20
 
 
 def resolve_urls(url: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -25,6 +23,8 @@ def resolve_urls(url: str | Sequence[str] | None) -> tuple[str, ...]:
     """
     given = url if url is not None else os.environ.get("PLAUDIT_URL", "")
     parts = given.split(",") if isinstance(given, str) else given
+    if not (isinstance(parts, Sequence) and all(isinstance(part, str) for part in parts)):
+        raise InvalidArgument(f"url: got {type(given).__name__}; give a str or a sequence of str")
     urls = tuple(_check_url(part.strip()) for part in parts if part.strip())
     if not urls:
         raise InvalidArgument("url: none given; pass one such as http://127.0.0.1:8000, or set PLAUDIT_URL")
@@ -52,7 +52,10 @@ def resolve_headers(api_key: str | None) -> dict[str, str]:
     """
     # The answer's size is checked while it is read, and a compressed one could hide a huge one.
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-    key = (os.environ.get("PLAUDIT_API_KEY", "") if api_key is None else api_key).strip()
+    given = os.environ.get("PLAUDIT_API_KEY", "") if api_key is None else api_key
+    if not isinstance(given, str):
+        raise InvalidArgument(f"api_key: got {type(given).__name__}; give a str")
+    key = given.strip()
     if not (key.isascii() and key.isprintable()):
         raise InvalidArgument("api_key: has characters that cannot stand in a header; give printable ASCII")
     if key:
@@ -66,5 +69,5 @@ def check_positive(name: str, value: float) -> None:
     Raises:
         InvalidArgument: It is not.
     """
-    if not (math.isfinite(value) and value > 0):
-        raise InvalidArgument(f"{name}: got {value}; give a number above 0")
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise InvalidArgument(f"{name}: got {value!r}; give a number above 0")

@@ -564,3 +564,13 @@ def test_a_wrong_setting_is_refused_at_once(kind, wrong):
 def test_a_call_without_time_is_refused(timeout_s):
     with RewardClient(URL, transport=FakeService(length)) as client, pytest.raises(InvalidArgument, match="timeout_s"):
         client.score(["a"], timeout_s=timeout_s)
+
+
+def test_a_closed_async_client_says_so():
+    async def scenario():
+        client = AsyncRewardClient("http://127.0.0.1:1")
+        await client.aclose()
+        with pytest.raises(PlauditError, match="client: closed; make a new one"):
+            await client.score(["a"])
+
+    asyncio.run(scenario())

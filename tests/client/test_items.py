@@ -62,3 +62,8 @@ def test_no_text_of_an_item_is_in_the_message():
     with pytest.raises(InvalidArgument) as caught:
         normalize_items([{"prompt": ["secret"], "completion": "secret"}])
     assert "secret" not in str(caught.value)
+
+
+def test_a_lone_surrogate_is_named_by_its_item_because_the_service_could_not():
+    with pytest.raises(InvalidArgument, match=r"items\[1\]\.text: got a str with a lone surrogate; give a str"):
+        normalize_items(["whole \U0001f600", "broken \ud83d"])

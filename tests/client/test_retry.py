@@ -47,6 +47,7 @@ def test_the_delay_doubles_up_to_its_cap_and_is_jittered_in_full(retries_done, c
     [
         (0, 0, None, 60.0, None),  # no retry was allowed
         (2, 3, None, 60.0, 1.0),
+        (10**6, None, None, 60.0, 8.0),  # the deadline alone decides
         (3, 3, None, 60.0, None),  # all used up
         (0, 3, 7.0, 60.0, 7.0),  # what the service asked for, not the backoff
         (0, 3, 7.0, 7.0, None),  # would begin when the deadline has passed

@@ -60,3 +60,17 @@ def test_a_key_that_cannot_stand_in_a_header_is_refused_and_not_repeated(key):
 def test_a_limit_must_be_positive_and_finite(value):
     with pytest.raises(InvalidArgument, match="timeout_s: got"):
         settings.check_positive("timeout_s", value)
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: settings.resolve_urls(5), "url: got int; give a str"),
+        (lambda: settings.resolve_urls([5]), "url: got list; give a str"),
+        (lambda: settings.resolve_headers(5), "api_key: got int; give a str"),
+        (lambda: settings.check_positive("timeout_s", "60"), "timeout_s: got '60'; give a number above 0"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_by_name(check, message):
+    with pytest.raises(InvalidArgument, match=message):
+        check()

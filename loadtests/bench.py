@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from processes import running_service
 from tqdm import tqdm
 
 from plaudit_client import AsyncRewardClient, RewardClient
 from plaudit_service import Scorer
+from plaudit_service.testing import running_service
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,7 +43,8 @@ def main() -> int:
     texts, origin = read_texts(options.texts)
     scorer = Scorer(bundle)
     keep = [text for text, score in zip(texts, scorer.score(texts), strict=True) if score.ok]
-    with running_service(bundle) as url:
+    with running_service(bundle) as service:
+        url = service.url
         ways: dict[str, Callable[[], list[float]]] = {
             "in process": lambda: scorer.score(keep).floats,
             "service, one request": lambda: one_request(url, keep),
@@ -146,12 +147,25 @@ def minilm_bundle(work: Path) -> Path:
     """The MiniLM encoder with a random head, exported once."""
     bundle = work / "minilm-bundle"
     if not bundle.exists():
-        from minilm import write_minilm_checkpoint
-
         checkpoint = write_minilm_checkpoint(work / "minilm-checkpoint")
         export = Path(sys.executable).with_name("plaudit-export")
         subprocess.run([export, "checkpoint", checkpoint, bundle], check=True)
     return bundle
+
+
+def write_minilm_checkpoint(path: Path) -> Path:
+    """The encoder with a random scalar head, and its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    from plaudit_export.testing import minilm_encoder
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification.from_pretrained(minilm_encoder(), num_labels=1)
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(path)
+    AutoTokenizer.from_pretrained(minilm_encoder()).save_pretrained(path)
+    return path
 
 
 def read_texts(count: int) -> tuple[list[str], str]:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from bench import ROOT, minilm_bundle
-from processes import running_service
+
+from plaudit_service.testing import running_service
 
 
 def main() -> int:
@@ -20,9 +21,9 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, help="bundle to serve (default: the MiniLM encoder, exported for this)")
     options = parser.parse_args()
     bundle = options.bundle or minilm_bundle(ROOT / "runs" / "bench")
-    with running_service(bundle) as url:
+    with running_service(bundle) as service:
         command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("locustfile.py"))]
-        command += ["--headless", "--only-summary", "--host", url, "--users", str(options.users)]
+        command += ["--headless", "--only-summary", "--host", service.url, "--users", str(options.users)]
         command += ["--spawn-rate", str(options.users), "--run-time", f"{options.seconds}s", "--stop-timeout", "30"]
         return subprocess.run(command, check=False).returncode
 

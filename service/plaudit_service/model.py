@@ -29,12 +29,16 @@ Outcome = tuple[float, ...] | Failure
 
 
 class Model:
-    """A bundle with its tokenization and the engine that runs its graph."""
+    """A bundle with its tokenization and the engine that runs its graph.
+
+    `num_engine_failures` counts the batches on which the engine raised.
+    """
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         self.bundle = bundle
         self.engine = engine
         self.tokenization = Tokenization(bundle)
+        self.num_engine_failures = 0
 
     def check_pins(self, request: ScoreRequest) -> None:
         """Refuse a request that wants another fingerprint or engine.
@@ -59,6 +63,7 @@ class Model:
         try:
             heads = self.engine.run(batch).astype(np.float64)
         except Exception as error:  # noqa: BLE001  whatever one sequence makes an engine raise, its mates get their scores
+            self.num_engine_failures += 1
             if len(batch) == 1:
                 return [_engine_failure(error)]
             half = len(batch) // 2

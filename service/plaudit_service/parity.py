@@ -61,14 +61,18 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What the golden texts showed."""
+    """What the golden texts showed.
+
+    `engine_failures` counts the batches on which the engine raised: halving a batch hides a graph that cannot batch.
+    """
 
     rows: tuple[ParityRow, ...]
+    engine_failures: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether every golden text got its reference score."""
-        return all(row.ok for row in self.rows)
+        """Whether every golden text got its reference score, and the engine took every batch."""
+        return self.engine_failures == 0 and all(row.ok for row in self.rows)
 
     @property
     def max_abs_diff(self) -> float:
@@ -93,6 +97,10 @@ class ParityReport:
     def describe_worst(self) -> str:
         """One line: which text, by how much."""
         row = self.worst
+        if row.ok and self.engine_failures:
+            return (
+                f"the engine raised on {self.engine_failures} batches of golden texts, and scored them one by one only"
+            )
         what = row.problem or f"|served - reference| = {row.difference:.3g}, limit {row.allowed:.3g}"
         return f"golden text {row.index} ({row.num_tokens} tokens): {what}"
 
@@ -121,22 +129,33 @@ def compare(
     bundle: Bundle,
     texts: Sequence[TokenizedText | Result],
     *,
+    engine_failures: int,
     alone: Sequence[Result],
     batched: Sequence[Result],
     shared: Sequence[Result | None],
 ) -> ParityReport:
     """Hold the golden texts' sequences and raw results, one per text and in order, against their references."""
     cases = zip(bundle.golden, texts, alone, batched, shared, strict=True)
-    return ParityReport(tuple(_row(bundle, index, *case) for index, case in enumerate(cases)))
+    rows = tuple(_row(bundle, index, *case) for index, case in enumerate(cases))
+    return ParityReport(rows, engine_failures)
 
 
 def check(scorer: Scorer) -> ParityReport:
     """Score the golden texts one at a time, all at once, and continued from a prefix, and compare."""
+    model = scorer.model
+    failures_before = model.num_engine_failures
     items = [golden.item for golden in scorer.bundle.golden]
     alone = [scorer.score([item], raw=True)[0] for item in items]
-    texts = scorer.model.tokenization.tokenize(golden_items(scorer.bundle))
     batched = scorer.score(items, raw=True)
-    return compare(scorer.bundle, texts, alone=alone, batched=batched, shared=score_shared(scorer.model, texts))
+    texts = model.tokenization.tokenize(golden_items(scorer.bundle))
+    return compare(
+        scorer.bundle,
+        texts,
+        alone=alone,
+        batched=batched,
+        shared=score_shared(model, texts),
+        engine_failures=model.num_engine_failures - failures_before,
+    )
 
 
 def _row(

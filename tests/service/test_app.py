@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import wait_for
 
 from plaudit_service.app import build_app
 from plaudit_service.bundle import load_bundle
@@ -330,8 +329,8 @@ def test_metrics_count_what_happened(serve, tiny_bundle):
 
 
 def test_a_bundle_that_does_not_give_its_reference_scores_is_never_ready(serve, tiny_bundle):
-    with serve(tiny_bundle(golden_offset=0.01), ready=False) as service:
-        wait_for(lambda: '"not_ready"' in service.log.read_text())
+    with serve(tiny_bundle(golden_offset=0.01)) as service:
+        assert service.events("not_ready")
         ready = httpx2.get(f"{service.url}/readyz")
         assert ready.status_code == 503
         assert "does not give its reference scores: golden text" in ready.json()["detail"]

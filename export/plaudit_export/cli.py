@@ -1,0 +1,191 @@
+"""`plaudit-export`: turn a reward-model checkpoint into a verified bundle, and look at bundles."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from plaudit_export.errors import ExportError, ParityError, SourceError
+
+PROG = "plaudit-export"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0: done. 2: what the user gave is wrong. 1: it was right but failed. 130: interrupted.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except ParityError as error:
+        print(error.table)
+        return _fail(str(error), error.exit_status)
+    except ExportError as error:
+        return _fail(str(error), error.exit_status)
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed; install what export needs: pip install 'plaudit[export]'", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return status
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"{PROG}: error: {message}", file=sys.stderr)
+    return status
+
+
+def _checkpoint(parsed: argparse.Namespace) -> int:
+    from plaudit_export.exporter import export_checkpoint
+    from plaudit_export.golden import read_golden_file
+    from plaudit_export.report import describe_parity
+    from plaudit_export.rules import DEFAULT_TOLERANCE, Options
+    from plaudit_service.bundle import Head
+
+    options = Options(
+        name=parsed.name,
+        append_eos=parsed.append_eos,
+        add_special_tokens=parsed.add_special_tokens,
+        pair=parsed.pair,
+        max_tokens=parsed.max_tokens,
+        heads=[Head(name=name, weight=weight) for name, weight in parsed.heads] if parsed.heads else None,
+        chat_template=_read_text(parsed.chat_template) if parsed.chat_template else None,
+        golden=read_golden_file(parsed.golden) if parsed.golden else (),
+        tolerance=parsed.tolerance or DEFAULT_TOLERANCE,
+    )
+    exported = export_checkpoint(
+        parsed.source,
+        parsed.bundle,
+        options,
+        force=parsed.force,
+        step=lambda line: print(f"{PROG}: {line} ...", file=sys.stderr),
+        note=lambda line: print(f"{PROG}: note: {line}", file=sys.stderr),
+    )
+    print(describe_parity(exported.parity))
+    print(f"{parsed.bundle}: {exported.bundle.name} {exported.bundle.fingerprint}")
+    return 0
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from plaudit_export.report import describe_bundle
+    from plaudit_service.bundle import load_bundle
+    from plaudit_service.errors import BundleError
+
+    try:
+        print(describe_bundle(load_bundle(parsed.bundle)))
+    except BundleError as error:
+        raise SourceError(str(error)) from error
+    return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from plaudit_export.report import describe_parity
+    from plaudit_service import parity
+    from plaudit_service.errors import BundleError, ServiceError
+    from plaudit_service.scorer import Scorer
+
+    try:
+        report = parity.check(Scorer(parsed.bundle))
+    except BundleError as error:
+        raise SourceError(str(error)) from error
+    except ServiceError as error:
+        raise ExportError(str(error)) from error
+    if not report.ok:
+        raise ParityError(f"{parsed.bundle}: {report.describe_worst()}", describe_parity(report))
+    print(describe_parity(report))
+    return 0
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read ({error})") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROG}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROG, description=__doc__.split(": ", 1)[1])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
+    inspect = commands.add_parser("inspect", help="what a bundle is; checks every hash")
+    inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
+    inspect.set_defaults(run=_inspect)
+    verify = commands.add_parser("verify", help="score the golden texts as the service does, and compare")
+    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Turn a *ForSequenceClassification checkpoint (safetensors, fast tokenizer) into a bundle. "
+        "Nothing is written unless every golden text gets its reference score through the serving path."
+    )
+    parser.set_defaults(run=_checkpoint)
+    add = parser.add_argument
+    flag = argparse.BooleanOptionalAction
+    add("source", metavar="SOURCE", help="checkpoint directory, or hub id")
+    add("bundle", type=Path, metavar="BUNDLE", help="directory to make")
+    add("--precision", choices=["fp32"], default="fp32", help="of the weights and the computation (default: fp32)")
+    add("--name", help="model name that requests use (default: the last part of SOURCE)")
+    add("--append-eos", action=flag, help="the model was trained on texts that end with EOS (default: no)")
+    add(
+        "--add-special-tokens",
+        action=flag,
+        help="text and prompt + completion get the tokenizer's special tokens (default: yes)",
+    )
+    add("--pair", action="store_true", help="the model was trained on (prompt, completion) pairs (default: no)")
+    add("--max-tokens", type=_positive, metavar="N", help="longest text, in tokens (default: the usable positions)")
+    add(
+        "--heads",
+        type=_heads,
+        metavar="NAME[=WEIGHT],...",
+        help="name of each head and its weight in the score (default: the config's labels, weight 1)",
+    )
+    add("--chat-template", type=Path, metavar="FILE", help="Jinja template (default: the tokenizer's)")
+    add("--golden", type=Path, metavar="FILE", help="more texts to check: one item of POST /score per line")
+    add(
+        "--tolerance",
+        type=_tolerance,
+        metavar="X",
+        help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5)",
+    )
+    add("--force", action="store_true", help="replace a bundle that is there already")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
+    return int(text)
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _heads(text: str) -> list[tuple[str, float]]:
+    heads = []
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            heads.append((name.strip(), float(weight or 1)))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r}: {weight!r} is not a number") from None
+    names = [name for name, _ in heads]
+    if not all(names) or len(set(names)) < len(names) or not all(math.isfinite(weight) for _, weight in heads):
+        raise argparse.ArgumentTypeError(f"{text!r}: give each head one name of its own and a finite weight")
+    return heads

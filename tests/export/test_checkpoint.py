@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from plaudit_export.checkpoint import load_checkpoint
 from plaudit_export.errors import SourceError
@@ -88,10 +89,10 @@ def test_damaged_weights_are_refused(copy):
         load_checkpoint(str(copy))
 
 
-def test_an_adapter_is_refused(copy):
-    (copy / "adapter_config.json").write_text("{}")
-    with pytest.raises(SourceError, match="merge it into its base model"):
-        load_checkpoint(str(copy))
+def test_an_adapter_on_the_hub_is_refused_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(transformers.utils, "find_adapter_config_file", lambda _: "adapter_config.json")
+    with pytest.raises(SourceError, match="org/adapter: is a PEFT adapter on the hub; download it"):
+        load_checkpoint("org/adapter")
 
 
 def test_a_language_model_is_no_reward_model(copy):
@@ -124,6 +125,13 @@ def test_a_head_that_was_not_saved_is_refused_instead_of_drawn_at_random(copy):
     weights = {name: value for name, value in model.state_dict().items() if name != "score.weight"}
     model.save_pretrained(copy, state_dict=weights)
     with pytest.raises(SourceError, match=r"1 missing weights, such as score\.weight"):
+        load_checkpoint(str(copy))
+
+
+def test_a_bias_of_the_head_that_transformers_would_leave_out_is_refused(copy):
+    weights = load_file(copy / "model.safetensors")
+    save_file(weights | {"score.bias": torch.tensor([0.5])}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=r"score\.bias is a weight of the head that .* leaves out"):
         load_checkpoint(str(copy))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language):
@@ -63,4 +64,27 @@ def test_every_command_that_the_readme_names_answers_help(command):
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", README))))
 def test_every_link_of_the_readme_leads_somewhere(link):
-    assert (Path(__file__).parents[2] / link).exists()
+    assert (ROOT / link).exists()
+
+
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+@pytest.mark.parametrize("named", sorted(set(re.findall(r"`(tests/[^`]+)`", ARCHITECTURE))))
+def test_every_test_that_the_architecture_names_exists(named):
+    path, _, name = named.partition("::")
+    assert (ROOT / path).exists()
+    assert not name or f"def {name}(" in (ROOT / path).read_text()
+
+
+def test_the_architecture_is_short_and_every_invariant_names_what_holds_it():
+    assert len(ARCHITECTURE.splitlines()) <= 150
+    for invariant in ARCHITECTURE.split("**Invariant:**")[1:]:
+        assert "`tests/" in invariant.split("\n\n")[0]
+
+
+def test_every_module_of_the_service_is_in_the_code_map():
+    modules = {path.name for path in (ROOT / "service" / "plaudit_service").glob("*.py")} - {"__init__.py"}
+    assert {
+        module for module in modules if f"`{module}`" not in ARCHITECTURE and f"/{module}`" not in ARCHITECTURE
+    } == set()

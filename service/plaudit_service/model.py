@@ -3,7 +3,7 @@
 Knows nothing of queues or HTTP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +91,13 @@ class Model:
             return Result(Status.NON_FINITE, None, text.num_tokens, text.truncated, "the weighted score is not finite")
         heads = dict(zip((head.name for head in scoring.heads), outcome, strict=True)) if len(outcome) > 1 else None
         return Result(Status.OK, score, text.num_tokens, text.truncated, heads=heads)
+
+    def results(
+        self, texts: Sequence[TokenizedText | Result], outcomes: Iterable[Outcome], *, raw: bool
+    ) -> list[Result]:
+        """The results of a request: those that stand already, and one for each computed sequence, in order."""
+        computed = iter(outcomes)
+        return [text if isinstance(text, Result) else self.result(text, next(computed), raw=raw) for text in texts]
 
 
 def _engine_failure(error: Exception) -> Failure:

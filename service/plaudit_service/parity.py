@@ -46,8 +46,10 @@ class ParityRow:
 
     @property
     def spread(self) -> float:
-        """The distance between the ways to compute it: 0 where they gave the same bits."""
-        return max(self._scores) - min(self._scores) if self._scores else float("inf")
+        """The distance between the ways to compute it: 0 where they gave the same bits; infinite without a score."""
+        if self.alone is None or self.batched is None:
+            return float("inf")
+        return max(self._scores) - min(self._scores)
 
     @property
     def _scores(self) -> list[float]:

@@ -76,11 +76,7 @@ class Pipeline:
         ticket = await self.scheduler.compute(
             [text for text in texts if isinstance(text, TokenizedText)], deadline=deadline, bounded=bounded
         )
-        outcomes = iter(ticket.outcomes)
-        results = [
-            text if isinstance(text, Result) else self.model.result(text, next(outcomes), raw=raw) for text in texts
-        ]
-        return Scored(results, ticket.queue_s, ticket.infer_s)
+        return Scored(self.model.results(texts, ticket.outcomes, raw=raw), ticket.queue_s, ticket.infer_s)
 
     async def check_parity(self) -> ParityReport:
         """Score the golden texts through this very path, one at a time and all at once; and continued from a prefix."""

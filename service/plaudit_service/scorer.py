@@ -88,10 +88,8 @@ class Scorer:
             raise UnknownModel(f'model "{model}" is not loaded; here: {self.bundle.name}')
         self.model.check_pins(request)
         texts = self.model.tokenization.tokenize(request.items, truncation)
-        outcomes = iter(self._compute([text for text in texts if isinstance(text, TokenizedText)]))
-        results = [
-            text if isinstance(text, Result) else self.model.result(text, next(outcomes), raw=raw) for text in texts
-        ]
+        outcomes = self._compute([text for text in texts if isinstance(text, TokenizedText)])
+        results = self.model.results(texts, outcomes, raw=raw)
         return Scores(
             results, model=self.bundle.name, fingerprint=self.bundle.fingerprint, engine=self.model.engine.name
         )

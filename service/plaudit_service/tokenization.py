@@ -99,14 +99,13 @@ class Tokenization:
                 self._refuse_if_pair(where)
                 yield _Source(where, token_ids=item.token_ids)
             case TextItem():
-                yield self._text(where, item.text, item.finished)
+                self._refuse_if_pair(where)
+                yield self._source(where, item.text, item.finished)
             case PromptItem():
                 completions = [item.completion or ""] if item.completions is None else item.completions
                 for completion in completions:
-                    if self._scoring.pair:
-                        yield self._pair(where, item.prompt, completion, item.finished)
-                    else:
-                        yield self._text(where, item.prompt + completion, item.finished)
+                    text = (item.prompt, completion) if self._scoring.pair else item.prompt + completion
+                    yield self._source(where, text, item.finished)
             case ChatItem():
                 yield from self._chat(where, item)
 
@@ -117,19 +116,10 @@ class Tokenization:
                 "or one user and one assistant turn"
             )
 
-    def _text(self, where: str, text: str, finished: bool) -> _Source:
-        self._refuse_if_pair(where)
+    def _source(self, where: str, text: str | tuple[str, str], finished: bool) -> _Source:
         return _Source(
             where,
             text=text,
-            add_special_tokens=self._scoring.add_special_tokens,
-            append_eos=self._scoring.append_eos and finished,
-        )
-
-    def _pair(self, where: str, prompt: str, completion: str, finished: bool) -> _Source:
-        return _Source(
-            where,
-            text=(prompt, completion),
             add_special_tokens=self._scoring.add_special_tokens,
             append_eos=self._scoring.append_eos and finished,
         )
@@ -145,7 +135,7 @@ class Tokenization:
                         f'{where}: model "{self._name}" was trained on pairs and scores one user and one assistant '
                         f"turn; this chat has {len(messages)} turns"
                     )
-                yield self._pair(where, messages[0]["content"], messages[1]["content"], item.finished)
+                yield self._source(where, (messages[0]["content"], messages[1]["content"]), item.finished)
                 continue
             if self._render is None:
                 raise InvalidRequest(
@@ -199,10 +189,13 @@ class Tokenization:
             return self._outside_of_vocabulary(source, ids)
         type_ids = np.array(encoded.type_ids, dtype=np.int64) if any(encoded.type_ids) else None
         num_trailing = encoded.num_trailing
-        if source.text is not None:
-            num_before_eos = len(ids)
-            ids, type_ids = self._with_right_ends(source, ids, type_ids)
-            num_trailing += max(0, len(ids) - num_before_eos)
+        if self._has_second_bos(source, ids):
+            ids, type_ids = ids[1:], None if type_ids is None else type_ids[1:]
+        eos = self._scoring.eos
+        if source.append_eos and eos is not None and ids[-1] != eos.id:
+            ids = np.append(ids, eos.id)
+            type_ids = None if type_ids is None else np.append(type_ids, type_ids[-1])
+            num_trailing += 1
         return self._fit(source, ids, type_ids, num_trailing, truncation)
 
     def _outside_of_vocabulary(self, source: _Source, ids: Ids) -> Result:
@@ -240,21 +233,13 @@ class Tokenization:
             return len(ids) == 0
         return bool(np.isin(ids, self._special_ids).all())
 
-    def _with_right_ends(self, source: _Source, ids: Ids, type_ids: Ids | None) -> tuple[Ids, Ids | None]:
-        """No second BOS; one EOS where the model was trained so."""
-        bos, eos = self._scoring.bos, self._scoring.eos
-        text = source.text if isinstance(source.text, str) else (source.text or ("",))[0]
-        if (
-            source.add_special_tokens
-            and bos is not None
-            and text.startswith(bos.text)
-            and list(ids[:2]) == [bos.id, bos.id]
-        ):
-            ids, type_ids = ids[1:], None if type_ids is None else type_ids[1:]
-        if source.append_eos and eos is not None and ids[-1] != eos.id:
-            ids = np.append(ids, eos.id)
-            type_ids = None if type_ids is None else np.append(type_ids, type_ids[-1])
-        return ids, type_ids
+    def _has_second_bos(self, source: _Source, ids: Ids) -> bool:
+        """Whether the tokenizer put a BOS before a text that begins with one."""
+        bos = self._scoring.bos
+        if bos is None or source.text is None or not source.add_special_tokens:
+            return False
+        text = source.text if isinstance(source.text, str) else source.text[0]
+        return text.startswith(bos.text) and ids[:2].tolist() == [bos.id, bos.id]
 
     def _kept(self, ids: Ids, num_trailing: int, truncation: Truncation) -> Ids:
         """Positions that stay: the end and the leading special tokens, or the start and the added trailing ones."""

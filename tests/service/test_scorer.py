@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from plaudit_service import Scorer
 from plaudit_service.bundle import Normalization, load_bundle
 from plaudit_service.errors import InvalidRequest, Mismatch, UnknownModel
-from plaudit_service.parity import check
+from plaudit_service.parity import ParityReport, ParityRow, check
 from plaudit_service.testing import score_by_hand
 
 texts = st.lists(st.sampled_from(["good", "fine", "bad", "awful"]), min_size=1, max_size=20).map(" ".join)
@@ -141,6 +141,33 @@ def test_parity_fails_when_one_of_several_heads_is_wrong_though_the_score_is_rig
     report = check(Scorer(replace(bundle, golden=swapped)))
     assert not report.ok
     assert "head a: |served - reference|" in report.describe_worst()
+
+
+class NoBatches:
+    """An engine that takes one sequence at a time, as a graph traced with fixed rows does."""
+
+    def __init__(self, engine):
+        self.name = engine.name
+        self._engine = engine
+
+    def run(self, batch, prefix=None):
+        if len(batch) > 1:
+            raise RuntimeError("one row only")
+        return self._engine.run(batch, prefix)
+
+
+def test_parity_fails_when_the_engine_cannot_batch_though_every_score_is_right(tiny_bundle):
+    scorer = Scorer(tiny_bundle())
+    scorer.model.engine = NoBatches(scorer.model.engine)
+    report = check(scorer)
+    assert all(row.ok for row in report.rows)
+    assert not report.ok
+    assert "the engine raised on" in report.describe_worst()
+
+
+def test_a_text_without_a_score_is_no_proof_of_batch_invariance():
+    row = ParityRow(0, 3, reference=1.0, alone=None, batched=1.0, shared=None, allowed=1e-5, problem="failed")
+    assert not ParityReport((row,)).batch_invariant
 
 
 def test_parity_fails_on_wrong_reference_scores_and_says_by_how_much(tiny_bundle):

@@ -87,6 +87,13 @@ def test_an_appended_eos_survives_truncation_on_the_right(make):
     assert ids_of(result) == [1, 4, 5, 2, 0]
 
 
+def test_an_appended_eos_survives_truncation_also_where_a_second_bos_was_dropped(make):
+    rules = {"max_tokens": 4, "append_eos": True, "eos": SpecialToken(text="[PAD]", id=0)}
+    tokenization = make(bos=SpecialToken(text="[CLS]", id=1), **rules)
+    (result,) = tokenization.tokenize([TextItem(text="[CLS] a b c d")], "right")
+    assert ids_of(result) == [1, 4, 2, 0]
+
+
 def test_token_ids_of_a_pair_model_are_refused_because_they_do_not_say_what_is_the_completion(make):
     with pytest.raises(InvalidRequest, match="trained on pairs"):
         make(pair=True).tokenize([TokenItem(token_ids=[1, 4, 2])])

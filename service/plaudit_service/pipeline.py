@@ -13,6 +13,7 @@ from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport, compare, golden_items, score_shared
 from plaudit_service.scheduler import Scheduler
+from plaudit_service.score_window import ScoreWindow
 from plaudit_service.tokenization import TokenizedText
 from plaudit_service.wire import Item, Result, Truncation
 
@@ -49,6 +50,11 @@ class Pipeline:
         self.scheduler = scheduler
         self._metrics = metrics
         self._tokenizer_thread = tokenizer_thread
+        self._window = ScoreWindow()
+        name = model.bundle.name
+        metrics.score_mean.labels(name).set_function(self._window.mean)
+        metrics.score_std.labels(name).set_function(self._window.std)
+        metrics.score_length_correlation.labels(name).set_function(self._window.length_correlation)
 
     async def tokenize(self, items: Sequence[Item], truncation: Truncation = "error") -> Tokenized:
         """Tokenize off the event loop.
@@ -86,8 +92,8 @@ class Pipeline:
         ]
         tokenized = await self.tokenize(items)
         batched = (await self.compute(tokenized, raw=True, bounded=False)).results
-        shared = await asyncio.get_running_loop().run_in_executor(
-            self.scheduler.engine_thread, score_shared, self.model, tokenized.texts
+        shared = await asyncio.wrap_future(
+            self.scheduler.engine_thread.submit(lambda: score_shared(self.model, tokenized.texts))
         )
         return compare(
             self.model.bundle,
@@ -99,7 +105,7 @@ class Pipeline:
         )
 
     def count(self, results: Sequence[Result], *, raw: bool) -> None:
-        """Count what was answered; raw scores are on another scale, and not in the histogram of scores."""
+        """Count what was answered; raw scores are on another scale, and not in the statistics of scores."""
         name = self.model.bundle.name
         for result in results:
             self._metrics.sequences.labels(name, str(result.status)).inc()
@@ -107,3 +113,4 @@ class Pipeline:
                 self._metrics.truncated.inc()
             if result.score is not None and not raw:
                 self._metrics.score.labels(name).observe(result.score)
+                self._window.add(result.score, result.num_tokens)

@@ -71,10 +71,17 @@ stems = st.lists(words, min_size=20, max_size=40).map(" ".join)
 @given(st.lists(stems, min_size=1, max_size=3), st.data())
 def test_a_score_does_not_depend_on_what_it_shares(causal_scorer, plain_scorer, stems, data):
     batch = [data.draw(st.sampled_from(stems)) + " " + data.draw(texts) for _ in range(data.draw(st.integers(2, 16)))]
-    computed = causal_scorer.model.num_computed_prefix_tokens
     assert causal_scorer.score(batch).floats == plain_scorer.score(batch).floats
-    if len(set(batch)) > 6 * len(stems):
-        assert causal_scorer.model.num_computed_prefix_tokens > computed or causal_scorer.model.prefixes is None
+
+
+def test_completions_of_one_prompt_share_its_computation(causal_scorer, plain_scorer):
+    prompt = "Wie geht es dir? the egg boils " * 6
+    group = {"prompt": prompt, "completions": [f" no {number}" for number in range(8)]}
+    before = causal_scorer.model.num_computed_prefix_tokens
+    scores = causal_scorer.score([group])
+    num_computed = causal_scorer.model.num_computed_prefix_tokens - before
+    assert 64 < num_computed < min(score.num_tokens for score in scores)
+    assert scores.floats == plain_scorer.score([group]).floats
 
 
 def test_a_score_does_not_depend_on_how_it_was_sent(bundle, serve):

@@ -1,9 +1,8 @@
-"""Engines run one batch of sequences on one device and return raw head values.
+"""An engine runs one batch of sequences of one bundle's graph and returns raw head values.
 
-Knows nothing of texts, queues or HTTP. One interface, `Engine`; one implementation, ONNX Runtime on the CPU.
+Knows nothing of texts, queues or HTTP, nor of what runs the graph.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from plaudit_service.bundle import GRAPH, Bundle
 from plaudit_service.errors import BundleError
+from plaudit_service.runtimes import RUNTIMES, Runtime
 from plaudit_service.tokenization import Ids, TokenizedText
 
 Heads = npt.NDArray[np.float32]
@@ -35,22 +34,27 @@ class Prefix:
 
     Attributes:
         num_tokens: P.
-        past: `past.{layer}.{key,value}`, each of shape (1, H, P, D).
+        past: `past.{layer}.{key,value}`, each of shape (1, H, P, D), where the runtime keeps them.
+        num_bytes: Memory that they take.
     """
 
     num_tokens: int
-    past: Mapping[str, npt.NDArray[Any]]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the keys and values."""
-        return sum(value.nbytes for value in self.past.values())
+    past: Mapping[str, Any]
+    num_bytes: int
 
 
 class Engine(Protocol):
-    """What a model needs of an engine. Its methods are called from one thread at a time."""
+    """What a model needs of an engine. Its methods are called from one thread at a time.
+
+    Attributes:
+        name: What computes the scores: runtime, device, precision.
+        tolerance: How far it may move a score, as a part of max(1, |score|); 0 where the bundle's tolerance holds.
+        promises_bits: Whether a score's bits are to be the same in every batch.
+    """
 
     name: str
+    tolerance: float
+    promises_bits: bool
 
     def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
         """Raw head values of every sequence, shape (B, heads), float32; raises whatever the runtime raises.
@@ -69,52 +73,70 @@ def padded_tokens(lengths: Sequence[int]) -> int:
     return len(lengths) * max(_MIN_TOKENS, *lengths)
 
 
-class OnnxRuntimeEngine:
-    """ONNX Runtime on the CPU: in float32 the bits of a score do not depend on the batch."""
+def open_engine(
+    bundle: Bundle, *, runtime: str = "onnxruntime", provider: str = "cpu", num_threads: int = 0
+) -> "GraphEngine":
+    """Load a bundle's graph.
 
-    def __init__(self, bundle: Bundle, *, num_threads: int = 0) -> None:
-        """Build the session.
+    Args:
+        bundle: A verified bundle.
+        runtime: `onnxruntime` or `openvino`.
+        provider: `cpu` or `cuda`.
+        num_threads: Threads of one call; 0: one per core that this process may use.
 
-        Args:
-            bundle: A verified bundle.
-            num_threads: Threads of one call; 0: one per core that this process may use.
+    Raises:
+        BundleError: the graph cannot be loaded, or is not of the contract.
+        ServiceError: the device is not there.
+    """
+    return GraphEngine(bundle, RUNTIMES[runtime, provider](bundle.path / GRAPH, num_threads))
 
-        Raises:
-            BundleError: the graph cannot be loaded, or is not of the contract.
-        """
+
+class GraphEngine:
+    """Pads a batch, feeds the graph, and takes its outputs.
+
+    Args:
+        bundle: A verified bundle.
+        runtime: Its loaded graph.
+
+    Raises:
+        BundleError: the graph is not of the contract.
+    """
+
+    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
         scoring = bundle.scoring
-        self.name = f"onnxruntime-cpu-{scoring.precision}"
-        self._kind = scoring.kind
+        self.name = runtime.name if runtime.name.startswith("openvino") else f"{runtime.name}-{scoring.precision}"
+        self.tolerance, self.promises_bits = runtime.tolerance, runtime.promises_bits
         self._pad_id = scoring.pad_token_id or 0
         self._output = "logits" if scoring.kind == "plain" else "scores"
         self._num_heads = len(scoring.heads)
-        self._session = _build_session(bundle.path / GRAPH, num_threads)
-        self._inputs = {tensor.name: tensor for tensor in self._session.get_inputs()}
-        self._check_graph(bundle.path)
+        self._runtime = runtime
+        self._check_graph(bundle.path, scoring.kind)
         past = {
-            name: np.zeros([1, tensor.shape[1], 0, tensor.shape[3]], dtype=_DTYPES[tensor.type])
-            for name, tensor in self._inputs.items()
+            name: np.zeros([1, tensor.shape[1] or 0, 0, tensor.shape[3] or 0], dtype=tensor.dtype)
+            for name, tensor in runtime.inputs.items()
             if name.startswith("past.")
         }
-        self._no_prefix = Prefix(0, past)
+        self._no_prefix = Prefix(0, past, 0)
+        self._bytes_per_prefix_token = sum(
+            value.shape[1] * value.shape[3] * value.dtype.itemsize for value in past.values()
+        )
 
     def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
         """Raw head values of every sequence, shape (B, heads), float32."""
-        (scores,) = self._call([self._output], batch, prefix or self._no_prefix)
+        (scores,) = self._runtime.run([self._output], self._feeds(batch, prefix or self._no_prefix))
         return np.asarray(scores, dtype=np.float32).reshape(len(batch), self._num_heads)
 
     def compute_prefix(self, token_ids: Ids, base: Prefix | None = None) -> Prefix:
         """Keys and values of the tokens, cut to their number where the call was padded."""
         names = list(self._no_prefix.past)
         text = TokenizedText(token_ids, None, len(token_ids), truncated=False)
-        outputs = self._call([name.replace("past.", "present.") for name in names], [text], base or self._no_prefix)
-        return Prefix(
-            len(token_ids),
-            {name: value[:, :, : len(token_ids)] for name, value in zip(names, outputs, strict=True)},
-        )
+        outputs = [name.replace("past.", "present.") for name in names]
+        kept = self._runtime.run_kept(outputs, self._feeds([text], base or self._no_prefix))
+        past = {name: self._runtime.cut(value, len(token_ids)) for name, value in zip(names, kept, strict=True)}
+        return Prefix(len(token_ids), past, len(token_ids) * self._bytes_per_prefix_token)
 
-    def _call(self, outputs: list[str], batch: Sequence[TokenizedText], prefix: Prefix) -> list[npt.NDArray[Any]]:
-        """Run the graph on what follows the prefix, the rows padded on the right to one length."""
+    def _feeds(self, batch: Sequence[TokenizedText], prefix: Prefix) -> dict[str, Any]:
+        """The graph's inputs for what follows the prefix, the rows padded on the right to one length."""
         P = prefix.num_tokens
         lengths = np.array([len(text.token_ids) - P for text in batch])
         shape = len(batch), max(_MIN_TOKENS, int(lengths.max()))
@@ -124,7 +146,7 @@ class OnnxRuntimeEngine:
             input_ids[row, : lengths[row]] = text.token_ids[P:]
             if text.type_ids is not None:
                 type_ids[row, : lengths[row]] = text.type_ids[P:]
-        feeds = {
+        return {
             "input_ids": input_ids,
             "attention_mask": (np.arange(P + shape[1]) < P + lengths[:, None]).astype(np.int64),
             "token_type_ids": type_ids,
@@ -133,29 +155,9 @@ class OnnxRuntimeEngine:
             "last_index": lengths - 1,
             **prefix.past,
         }
-        result: list[npt.NDArray[Any]] = self._session.run(outputs, {name: feeds[name] for name in self._inputs})
-        return result
 
-    def _check_graph(self, path: Path) -> None:
-        unknown = {name for name in self._inputs if not name.startswith("past.")} - _INPUTS[self._kind]
-        outputs = {tensor.name for tensor in self._session.get_outputs()}
-        if unknown or self._output not in outputs:
+    def _check_graph(self, path: Path, kind: str) -> None:
+        unknown = {name for name in self._runtime.inputs if not name.startswith("past.")} - _INPUTS[kind]
+        if unknown or self._output not in self._runtime.outputs:
             what = f"takes {sorted(unknown)}" if unknown else f"has no output {self._output!r}"
-            raise BundleError(f"bundle {path}: {GRAPH} {what}, which no {self._kind} graph does; export it again")
-
-
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-
-
-def _build_session(graph: Path, num_threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # fatal; errors are raised, and reported by us
-    # A spinning worker takes the core that the event loop and the tokenizer need between two calls.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime raises classes of its own for each way a graph can be wrong
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"bundle {graph.parent}: {graph.name} cannot be loaded: {reason}") from error
+            raise BundleError(f"bundle {path}: {GRAPH} {what}, which no {kind} graph does; export it again")

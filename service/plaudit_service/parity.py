@@ -12,7 +12,12 @@ from plaudit_service.bundle import Bundle, Golden
 from plaudit_service.model import Model
 from plaudit_service.scorer import Scorer
 from plaudit_service.tokenization import TokenizedText, pooled_index
-from plaudit_service.wire import Item, Result, check_request
+from plaudit_service.wire import Item, Result, Status, check_request
+
+# Padded tokens of a call that mixes lengths: large ones show what small ones do not.
+MIXED_TOKENS = 4096
+
+_NOT_COMPUTED = Result(Status.FAILED, None, 0, detail="not computed")
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class ParityRow:
     Attributes:
         reference: raw score of the checkpoint in transformers, float32, alone.
         alone: raw score of the serving path, None where it gave none.
-        batched: the same among all other golden texts.
+        batched: the same where all golden texts wait at once.
+        mixed: the same in one call with texts of quite other lengths, so that it is padded.
         shared: the same as the continuation of its own first half; None where a sequence cannot be continued.
         allowed: tolerance · max(1, |reference|).
         problem: what is wrong besides the distance, such as other token ids; None where nothing is.
@@ -33,27 +39,28 @@ class ParityRow:
     reference: float
     alone: float | None
     batched: float | None
+    mixed: float | None
     shared: float | None
     allowed: float
     problem: str | None = None
 
     @property
     def difference(self) -> float:
-        """The largest |served - reference| of alone, batched and shared; infinite where there is no score."""
-        if self.alone is None or self.batched is None:
+        """The largest |served - reference| of all ways to compute it; infinite where there is no score."""
+        if self.alone is None or self.batched is None or self.mixed is None:
             return float("inf")
         return max(abs(score - self.reference) for score in self._scores)
 
     @property
     def spread(self) -> float:
         """The distance between the ways to compute it: 0 where they gave the same bits; infinite without a score."""
-        if self.alone is None or self.batched is None:
+        if self.alone is None or self.batched is None or self.mixed is None:
             return float("inf")
         return max(self._scores) - min(self._scores)
 
     @property
     def _scores(self) -> list[float]:
-        return [score for score in (self.alone, self.batched, self.shared) if score is not None]
+        return [score for score in (self.alone, self.batched, self.mixed, self.shared) if score is not None]
 
     @property
     def ok(self) -> bool:
@@ -66,10 +73,12 @@ class ParityReport:
     """What the golden texts showed.
 
     `engine_failures` counts the batches on which the engine raised: halving a batch hides a graph that cannot batch.
+    `promises_bits` is what the engine says of itself: golden texts can refute it, but not show it.
     """
 
     rows: tuple[ParityRow, ...]
     engine_failures: int = 0
+    promises_bits: bool = True
 
     @property
     def ok(self) -> bool:
@@ -83,13 +92,13 @@ class ParityReport:
 
     @property
     def batch_max_abs_diff(self) -> float:
-        """The largest distance between alone, batched and shared."""
+        """The largest distance between alone, batched, mixed and shared."""
         return max(row.spread for row in self.rows)
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether every score was the same, to the bit, alone, batched and continued from a prefix."""
-        return self.batch_max_abs_diff == 0
+        """Whether the engine promises it, and every golden text got the same bits in all ways."""
+        return self.promises_bits and self.batch_max_abs_diff == 0
 
     @property
     def worst(self) -> ParityRow:
@@ -127,19 +136,46 @@ def score_shared(model: Model, texts: Sequence[TokenizedText | Result]) -> list[
     ]
 
 
+def score_mixed(model: Model, texts: Sequence[TokenizedText | Result], *, max_padded_tokens: int) -> list[Result]:
+    """Score texts in calls that mix the longest with the shortest, which no scheduler would choose."""
+    places = [place for place, text in enumerate(texts) if isinstance(text, TokenizedText)]
+    order = sorted(places, key=lambda place: -_num_tokens(texts[place]))
+    mixed = [place for pair in zip(order, reversed(order), strict=True) for place in pair][: len(order)]
+    batches: list[list[int]] = []
+    for place in mixed:
+        longest = max(_num_tokens(texts[at]) for at in [place, *(batches[-1] if batches else [])])
+        if batches and (len(batches[-1]) + 1) * longest <= max_padded_tokens:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    results: list[Result] = [text if isinstance(text, Result) else _NOT_COMPUTED for text in texts]
+    for batch in batches:
+        sequences = [text for place in batch if isinstance(text := texts[place], TokenizedText)]
+        for place, text, outcome in zip(batch, sequences, model.compute(sequences), strict=True):
+            results[place] = model.result(text, outcome, raw=True)
+    return results
+
+
+def _num_tokens(text: TokenizedText | Result) -> int:
+    return len(text.token_ids) if isinstance(text, TokenizedText) else 0
+
+
 def compare(
-    bundle: Bundle,
+    model: Model,
     texts: Sequence[TokenizedText | Result],
     *,
     engine_failures: int,
     alone: Sequence[Result],
     batched: Sequence[Result],
+    mixed: Sequence[Result],
     shared: Sequence[Result | None],
 ) -> ParityReport:
     """Hold the golden texts' sequences and raw results, one per text and in order, against their references."""
-    cases = zip(bundle.golden, texts, alone, batched, shared, strict=True)
-    rows = tuple(_row(bundle, index, *case) for index, case in enumerate(cases))
-    return ParityReport(rows, engine_failures)
+    bundle = model.bundle
+    tolerance = max(bundle.manifest.tolerance, model.engine.tolerance)
+    cases = zip(bundle.golden, texts, alone, batched, mixed, shared, strict=True)
+    rows = tuple(_row(bundle, tolerance, index, *case) for index, case in enumerate(cases))
+    return ParityReport(rows, engine_failures, model.engine.promises_bits)
 
 
 def check(scorer: Scorer) -> ParityReport:
@@ -151,10 +187,11 @@ def check(scorer: Scorer) -> ParityReport:
     batched = scorer.score(items, raw=True)
     texts = model.tokenization.tokenize(golden_items(scorer.bundle))
     return compare(
-        scorer.bundle,
+        model,
         texts,
         alone=alone,
         batched=batched,
+        mixed=score_mixed(model, texts, max_padded_tokens=MIXED_TOKENS),
         shared=score_shared(model, texts),
         engine_failures=model.num_engine_failures - failures_before,
     )
@@ -162,35 +199,38 @@ def check(scorer: Scorer) -> ParityReport:
 
 def _row(
     bundle: Bundle,
+    tolerance: float,
     index: int,
     golden: Golden,
     text: TokenizedText | Result,
     alone: Result,
     batched: Result,
+    mixed: Result,
     shared: Result | None,
 ) -> ParityRow:
     problem = _token_problem(bundle, golden, text)
-    failed = [result for result in (alone, batched, shared) if result is not None and not result.ok]
+    failed = [result for result in (alone, batched, mixed, shared) if result is not None and not result.ok]
     if problem is None and failed:
         problem = f"{failed[0].status}: {failed[0].detail}"
     if problem is None:
-        problem = _head_problem(bundle, golden, alone)
+        problem = _head_problem(tolerance, golden, alone)
     return ParityRow(
         index=index,
         num_tokens=len(golden.token_ids),
         reference=golden.score,
         alone=alone.score,
         batched=batched.score,
+        mixed=mixed.score,
         shared=None if shared is None else shared.score,
-        allowed=bundle.manifest.tolerance * max(1.0, abs(golden.score)),
+        allowed=tolerance * max(1.0, abs(golden.score)),
         problem=problem,
     )
 
 
-def _head_problem(bundle: Bundle, golden: Golden, alone: Result) -> str | None:
+def _head_problem(tolerance: float, golden: Golden, alone: Result) -> str | None:
     """Several heads are answered one by one, so each of them has to be right."""
     for (name, served), reference in zip((alone.heads or {}).items(), golden.heads, strict=False):
-        allowed = bundle.manifest.tolerance * max(1.0, abs(reference))
+        allowed = tolerance * max(1.0, abs(reference))
         if not abs(served - reference) <= allowed:
             return f"head {name}: |served - reference| = {abs(served - reference):.3g}, limit {allowed:.3g}"
     return None

@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
-from plaudit_service.parity import ParityReport, compare, golden_items, score_shared
+from plaudit_service.parity import MIXED_TOKENS, ParityReport, compare, golden_items, score_mixed, score_shared
 from plaudit_service.scheduler import Scheduler
 from plaudit_service.score_window import ScoreWindow
 from plaudit_service.tokenization import TokenizedText
@@ -85,21 +86,23 @@ class Pipeline:
         return Scored(self.model.results(texts, ticket.outcomes, raw=raw), ticket.queue_s, ticket.infer_s)
 
     async def check_parity(self) -> ParityReport:
-        """Score the golden texts through this very path, one at a time and all at once; and continued from a prefix."""
+        """Score the golden texts through this very path, alone and all at once; then mixed in length, and continued."""
         items = golden_items(self.model.bundle)
         alone = [
             (await self.compute(await self.tokenize([item]), raw=True, bounded=False)).results[0] for item in items
         ]
         tokenized = await self.tokenize(items)
         batched = (await self.compute(tokenized, raw=True, bounded=False)).results
-        shared = await asyncio.wrap_future(
-            self.scheduler.engine_thread.submit(lambda: score_shared(self.model, tokenized.texts))
-        )
+        model, texts, engine_thread = self.model, tokenized.texts, self.scheduler.engine_thread
+        mix = partial(score_mixed, model, texts, max_padded_tokens=MIXED_TOKENS)
+        mixed = await asyncio.wrap_future(engine_thread.submit(mix))
+        shared = await asyncio.wrap_future(engine_thread.submit(partial(score_shared, model, texts)))
         return compare(
-            self.model.bundle,
+            self.model,
             tokenized.texts,
             alone=alone,
             batched=batched,
+            mixed=mixed,
             shared=shared,
             engine_failures=self.model.num_engine_failures,
         )

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from plaudit_service.batching import Backlog, no_prefix_is_kept
 from plaudit_service.bundle import Bundle, load_bundle
-from plaudit_service.engines import OnnxRuntimeEngine
+from plaudit_service.engines import open_engine
 from plaudit_service.errors import UnknownModel
 from plaudit_service.model import Model, Outcome
 from plaudit_service.prefixes import PrefixCache
@@ -52,6 +52,8 @@ class Scorer:
         num_threads: Threads of the engine; 0: one per core that this process may use.
         max_batch_tokens: Limit of rows x longest row of one engine call.
         share_prefixes: Whether tokens that causal sequences begin with in common are computed only once.
+        runtime: `onnxruntime` or `openvino`.
+        provider: `cpu` or `cuda`.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -64,9 +66,11 @@ class Scorer:
         num_threads: int = 0,
         max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
         share_prefixes: bool = True,
+        runtime: str = "onnxruntime",
+        provider: str = "cpu",
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        engine = OnnxRuntimeEngine(self.bundle, num_threads=num_threads)
+        engine = open_engine(self.bundle, runtime=runtime, provider=provider, num_threads=num_threads)
         self.model = Model(self.bundle, engine, PrefixCache(DEFAULT_PREFIX_CACHE_BYTES) if share_prefixes else None)
         self._max_batch_tokens = max_batch_tokens
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from plaudit_service.bundle import Bundle
 from plaudit_service.engine_thread import EngineThread
-from plaudit_service.engines import OnnxRuntimeEngine
+from plaudit_service.engines import open_engine
 from plaudit_service.errors import InvalidRequest, SettingsError, Unavailable, UnknownModel
 from plaudit_service.logs import log
 from plaudit_service.metrics import Metrics
@@ -68,7 +68,9 @@ class Service:
 
     def _load(self, bundle: Bundle) -> Pipeline:
         settings = self.settings
-        engine = OnnxRuntimeEngine(bundle, num_threads=settings.num_threads)
+        engine = open_engine(
+            bundle, runtime=settings.runtime, provider=settings.provider, num_threads=settings.num_threads
+        )
         prefixes = PrefixCache(settings.prefix_cache_bytes) if settings.share_prefixes else None
         model = Model(bundle, engine, prefixes)
         scheduler = Scheduler(model, self.settings, self.metrics, self._engine_thread, self.clock)

@@ -27,8 +27,10 @@ class Settings:
 
     host: str = _setting("127.0.0.1", "address to bind")
     port: int = _setting(8000, "TCP port; 0: any free one, named in the log line `listening`", minimum=0)
-    runtime: str = _setting("onnxruntime", "inference runtime", choices=["onnxruntime"])
-    provider: str = _setting("cpu", "execution provider of the runtime", choices=["cpu"])
+    runtime: str = _setting(
+        "onnxruntime", "inference runtime: onnxruntime or openvino", choices=["onnxruntime", "openvino"]
+    )
+    provider: str = _setting("cpu", "execution provider of onnxruntime: cpu or cuda", choices=["cpu", "cuda"])
     num_threads: int = _setting(0, "threads of the engine; 0: one per core", minimum=0)
     max_batch_tokens: int = _setting(
         DEFAULT_MAX_BATCH_TOKENS, "padded tokens of one engine call (rows x longest)", minimum=1

@@ -4,7 +4,7 @@ from plaudit_service.parity import ParityReport, ParityRow
 
 
 def row(index: int, served: float, problem: str | None = None, shared: float | None = None) -> ParityRow:
-    served_scores = {"alone": served, "batched": served, "shared": shared}
+    served_scores = {"alone": served, "batched": served, "mixed": served, "shared": shared}
     return ParityRow(index=index, num_tokens=5, reference=1.0, allowed=1e-5, problem=problem, **served_scores)
 
 

@@ -163,7 +163,7 @@ class HeldEngine:
     """An engine that waits for `gate` before every batch."""
 
     def __init__(self, engine):
-        self.name = engine.name
+        self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
         self.gate = threading.Event()
         self.entered = threading.Event()
         self._engine = engine

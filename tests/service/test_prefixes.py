@@ -10,7 +10,7 @@ def key(*ids):
 
 
 def prefix(num_tokens, num_bytes=100):
-    return Prefix(num_tokens, {"past.0.key": np.zeros(num_bytes, dtype=np.uint8)})
+    return Prefix(num_tokens, {}, num_bytes)
 
 
 def test_the_longest_kept_beginning_of_a_sequence_is_found_and_it_is_shorter_than_the_sequence():

@@ -22,6 +22,8 @@ class FakeEngine:
     """Scores a sequence with its first token id; waits for `gate`, records its batches, fails on id 13."""
 
     name = "fake"
+    tolerance = 0.0
+    promises_bits = True
 
     def __init__(self):
         self.gate = threading.Event()

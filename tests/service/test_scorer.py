@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from plaudit_service import Scorer
 from plaudit_service.bundle import Normalization, load_bundle
 from plaudit_service.errors import InvalidRequest, Mismatch, UnknownModel
-from plaudit_service.parity import ParityReport, ParityRow, check
+from plaudit_service.parity import ParityReport, ParityRow, check, score_mixed
 from plaudit_service.testing import score_by_hand
+from plaudit_service.wire import TextItem
 
 texts = st.lists(st.sampled_from(["good", "fine", "bad", "awful"]), min_size=1, max_size=20).map(" ".join)
 
@@ -147,7 +148,7 @@ class NoBatches:
     """An engine that takes one sequence at a time, as a graph traced with fixed rows does."""
 
     def __init__(self, engine):
-        self.name = engine.name
+        self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
         self._engine = engine
 
     def run(self, batch, prefix=None):
@@ -165,8 +166,32 @@ def test_parity_fails_when_the_engine_cannot_batch_though_every_score_is_right(t
     assert "the engine raised on" in report.describe_worst()
 
 
+def test_mixed_calls_hold_texts_of_unequal_length_and_every_text_once(tiny_bundle):
+    scorer = Scorer(tiny_bundle())
+    engine = scorer.model.engine = Recording(scorer.model.engine)
+    texts = scorer.model.tokenization.tokenize([TextItem(text="good " * n) for n in (1, 9, 3, 20, 2, 0)])
+    results = score_mixed(scorer.model, texts, max_padded_tokens=50)
+    assert [result.score for result in results] == [1.0, 9.0, 3.0, 20.0, 2.0, None]
+    assert engine.lengths == [[21, 2], [10, 3, 4]]
+
+
+class Recording:
+    """An engine that remembers the lengths of each batch."""
+
+    def __init__(self, engine):
+        self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
+        self._engine = engine
+        self.lengths = []
+
+    def run(self, batch, prefix=None):
+        self.lengths.append([len(text.token_ids) for text in batch])
+        return self._engine.run(batch, prefix)
+
+
 def test_a_text_without_a_score_is_no_proof_of_batch_invariance():
-    row = ParityRow(0, 3, reference=1.0, alone=None, batched=1.0, shared=None, allowed=1e-5, problem="failed")
+    row = ParityRow(
+        0, 3, reference=1.0, alone=None, batched=1.0, mixed=1.0, shared=None, allowed=1e-5, problem="failed"
+    )
     assert not ParityReport((row,)).batch_invariant
 
 

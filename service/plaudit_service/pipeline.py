@@ -5,16 +5,20 @@ Knows nothing of HTTP.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from plaudit_service.errors import AllExpired
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport, compare, golden_items, score_shared
 from plaudit_service.scheduler import Scheduler
 from plaudit_service.tokenization import TokenizedText
 from plaudit_service.wire import Item, Result, Truncation
+
+# How long a request may keep a tokenizer thread before it goes to the back of the line.
+_TURN_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,22 @@ class Pipeline:
         self._metrics = metrics
         self._tokenizer_thread = tokenizer_thread
 
-    async def tokenize(self, items: Sequence[Item], truncation: Truncation = "error") -> Tokenized:
-        """Tokenize off the event loop.
+    async def tokenize(
+        self, items: Sequence[Item], truncation: Truncation = "error", *, deadline: float = float("inf")
+    ) -> Tokenized:
+        """Tokenize off the event loop, in turns, so that a large request does not keep small ones waiting.
 
         Raises:
             InvalidRequest: an item cannot be scored by this model.
+            AllExpired: the deadline passed before the end.
         """
         started = time.monotonic()
-        texts = await asyncio.get_running_loop().run_in_executor(
-            self._tokenizer_thread, self.model.tokenization.tokenize, items, truncation
-        )
+        texts: list[TokenizedText | Result] = []
+        steps = self.model.tokenization.steps(items, truncation)
+        loop = asyncio.get_running_loop()
+        while await loop.run_in_executor(self._tokenizer_thread, _take_turn, steps, texts):
+            if self.scheduler.clock() >= deadline:
+                raise AllExpired("the deadline of X-Request-Timeout-S passed while the request was tokenized")
         seconds = time.monotonic() - started
         self._metrics.tokenize_seconds.observe(seconds)
         return Tokenized(texts, seconds)
@@ -107,3 +117,13 @@ class Pipeline:
                 self._metrics.truncated.inc()
             if result.score is not None and not raw:
                 self._metrics.score.labels(name).observe(result.score)
+
+
+def _take_turn(steps: Iterator[list[TokenizedText | Result]], texts: list[TokenizedText | Result]) -> bool:
+    """Take tokenization steps for a while; whether there are more."""
+    end = time.monotonic() + _TURN_S
+    for step in steps:
+        texts += step
+        if time.monotonic() >= end:
+            return True
+    return False

@@ -56,7 +56,7 @@ class Service:
         self._draining = False
         # One device, one thread: its queue of single batches serves the models in turn.
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._tokenizer_thread = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -5,6 +5,7 @@ uvicorn has no receive timeout of its own, and httptools no limit of headers. Kn
 
 import asyncio
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +13,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from plaudit_service.asgi import PROBLEM_MEDIA_TYPE, problem_document
 from plaudit_service.settings import Settings
+
+# httptools takes what follows this header for another protocol, and the body would be lost. Java's client offers HTTP/2
+# so with its first request; HTTP/1.1 goes on where the offer is ignored (RFC 9110, section 7.8).
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 # The application answers 408 to a slow body that it waits for. This later cut is for a body that nobody reads.
 _UNREAD_BODY_GRACE_S = 5.0
@@ -63,14 +68,17 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and time what is still missing."""
+        part, was_in_headers = self._part, self._in_headers
+        if was_in_headers and b"pgrade:" in data:
+            data = _UPGRADE.sub(b"\r\nx-ignored:", data, count=1)
         super().data_received(data)
-        if self._part != self._timed_part:
-            self._set_timer()
-        elif self._in_headers:
+        if was_in_headers and self._in_headers and self._part - part <= 1:  # the data were headers and nothing else
             self._header_bytes += len(data)
             if self._header_bytes > self.max_header_bytes and not self.transport.is_closing():
                 self._refuse_headers()
                 self.send_400_response("")
+        if self._part != self._timed_part:
+            self._set_timer()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -91,6 +99,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """All of the request is here."""
         super().on_message_complete()
+        self._in_headers = True
         self._expect(None)
 
     def send_400_response(self, msg: str) -> None:

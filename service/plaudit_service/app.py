@@ -130,6 +130,8 @@ def _document_score(app: FastAPI) -> None:
             document = generate()
             schema = ScoreRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"].update(schema.pop("$defs"), ScoreRequest=schema)
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{}, {"key": []}]
             document["paths"]["/score"]["post"]["requestBody"] = {
                 "required": True,
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}},

@@ -82,9 +82,11 @@ def build_routes(service: Service) -> FastAPI:
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="The process lives")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    @app.get("/healthz", summary="The process lives, and its engine does not hang", responses={503: {}})
+    async def healthz() -> Response:
+        if service.alive:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "failed", "detail": service.not_ready}, 503)
 
     @app.get("/readyz", summary="Every bundle is verified and the service is not draining", responses={503: {}})
     async def readyz() -> Response:

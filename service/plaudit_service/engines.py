@@ -41,6 +41,11 @@ class Prefix:
     num_tokens: int
     past: Mapping[str, npt.NDArray[Any]]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the keys and values."""
+        return sum(value.nbytes for value in self.past.values())
+
 
 class Engine(Protocol):
     """What a model needs of an engine. Its methods are called from one thread at a time."""
@@ -54,8 +59,8 @@ class Engine(Protocol):
         """
         ...
 
-    def compute_prefix(self, token_ids: Ids) -> Prefix:
-        """Compute the prefix of a causal model; `token_ids` of shape (P,)."""
+    def compute_prefix(self, token_ids: Ids, base: Prefix | None = None) -> Prefix:
+        """Compute the prefix of a causal model; `token_ids` of shape (P,), which begin with those of `base`."""
         ...
 
 
@@ -98,11 +103,11 @@ class OnnxRuntimeEngine:
         (scores,) = self._call([self._output], batch, prefix or self._no_prefix)
         return np.asarray(scores, dtype=np.float32).reshape(len(batch), self._num_heads)
 
-    def compute_prefix(self, token_ids: Ids) -> Prefix:
+    def compute_prefix(self, token_ids: Ids, base: Prefix | None = None) -> Prefix:
         """Keys and values of the tokens, cut to their number where the call was padded."""
         names = list(self._no_prefix.past)
         text = TokenizedText(token_ids, None, len(token_ids), truncated=False)
-        outputs = self._call([name.replace("past.", "present.") for name in names], [text], self._no_prefix)
+        outputs = self._call([name.replace("past.", "present.") for name in names], [text], base or self._no_prefix)
         return Prefix(
             len(token_ids),
             {name: value[:, :, : len(token_ids)] for name, value in zip(names, outputs, strict=True)},

@@ -35,11 +35,20 @@ class Metrics:
         self.batch_tokens = self._histogram("batch_tokens", "Padded tokens of a batch", TOKENS)
         self.padding_tokens = self._counter("padding_tokens", "Padding that was computed")
         self.computed_tokens = self._counter("computed_tokens", "Tokens that were computed, without padding")
+        self.shared_tokens = self._counter("shared_tokens", "Tokens that sequences shared, computed once or not at all")
+        self.score_cache_hits = self._counter("score_cache_hits", "Sequences answered from the cache of exact scores")
         self.rejected = self._counter("rejected", "Requests that were not admitted", "reason")
         self.cancelled = self._counter("cancelled", "Sequences that left the queue because nobody waited for them")
         self.expired = self._counter("expired", "Sequences that left the queue at their deadline")
         self.truncated = self._counter("truncated", "Sequences that were scored without some of their tokens")
         self.score = self._histogram("score", "Scores that were answered", SCORES, "model")
+        self.score_mean = self._gauge("score_mean", "Mean of the latest scores", "model")
+        self.score_std = self._gauge("score_std", "Standard deviation of the latest scores", "model")
+        self.score_length_correlation = self._gauge(
+            "score_length_correlation",
+            "Correlation of the latest scores with the lengths of their texts; near 1, length is what is rewarded",
+            "model",
+        )
         self.batch_invariant = self._gauge(
             "batch_invariant", "1: at start, every golden text got the same bits alone, batched and continued", "model"
         )

@@ -3,16 +3,19 @@
 Knows nothing of queues or HTTP.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from plaudit_service.batching import token_key
 from plaudit_service.bundle import Bundle
-from plaudit_service.engines import Engine
+from plaudit_service.engines import Engine, Prefix, padded_tokens
 from plaudit_service.errors import Mismatch
-from plaudit_service.tokenization import Tokenization, TokenizedText
+from plaudit_service.prefixes import PrefixCache
+from plaudit_service.tokenization import Ids, Tokenization, TokenizedText
 from plaudit_service.wire import Result, ScoreRequest, Status
 
 
@@ -28,17 +31,31 @@ class Failure:
 Outcome = tuple[float, ...] | Failure
 
 
+_OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate|bad_alloc|bad allocation", re.IGNORECASE)
+
+
 class Model:
     """A bundle with its tokenization and the engine that runs its graph.
 
-    `num_engine_failures` counts the batches on which the engine raised.
+    Args:
+        bundle: A verified bundle.
+        engine: What runs its graph.
+        prefixes: Where computed prefixes are kept; None: every sequence is computed whole.
+
+    Attributes:
+        max_batch_tokens: Padded tokens of one call that fit into the memory of the device, as far as calls have shown.
+        num_engine_failures: Batches on which the engine raised.
+        num_computed_prefix_tokens: Tokens of prefixes that were computed.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, prefixes: PrefixCache | None = None) -> None:
         self.bundle = bundle
         self.engine = engine
+        self.prefixes = prefixes if bundle.scoring.kind == "causal" else None
         self.tokenization = Tokenization(bundle)
+        self.max_batch_tokens: float = float("inf")
         self.num_engine_failures = 0
+        self.num_computed_prefix_tokens = 0
 
     def check_pins(self, request: ScoreRequest) -> None:
         """Refuse a request that wants another fingerprint or engine.
@@ -56,19 +73,48 @@ class Model:
                     f"another reward model is loaded here: use its own URL, or drop the pin"
                 )
 
-    def compute(self, batch: Sequence[TokenizedText]) -> list[Outcome]:
-        """Run the engine on a batch; where it raises, halve the batch until the culprit is alone."""
+    def compute(self, batch: Sequence[TokenizedText], num_prefix_tokens: int = 0) -> list[Outcome]:
+        """Run the engine on a batch; where it raises, halve the batch until the culprit is alone.
+
+        A sequence without a finite score is computed once more, alone: no mate may be the reason.
+
+        Args:
+            batch: Sequences, all longer than the prefix.
+            num_prefix_tokens: How many first tokens they have in common, to be computed once.
+        """
         if not batch:
             return []
         try:
-            heads = self.engine.run(batch).astype(np.float64)
+            prefix = self._prefix(batch[0].token_ids[:num_prefix_tokens]) if num_prefix_tokens else None
+            heads = self.engine.run(batch, prefix).astype(np.float64)
         except Exception as error:  # noqa: BLE001  whatever one sequence makes an engine raise, its mates get their scores
             self.num_engine_failures += 1
+            if num_prefix_tokens:
+                return self.compute(batch)
             if len(batch) == 1:
                 return [_engine_failure(error)]
+            if _OUT_OF_MEMORY.search(str(error)) or isinstance(error, MemoryError):
+                self.max_batch_tokens = padded_tokens([len(text.token_ids) for text in batch]) // 2
             half = len(batch) // 2
             return self.compute(batch[:half]) + self.compute(batch[half:])
-        return [_outcome(row) for row in heads]
+        if len(batch) == 1 and num_prefix_tokens == 0:
+            return [_outcome(row) for row in heads]
+        return [
+            _outcome(row) if np.isfinite(row).all() else self.compute([text])[0]
+            for text, row in zip(batch, heads, strict=True)
+        ]
+
+    def _prefix(self, token_ids: Ids) -> Prefix:
+        """The computed prefix, kept from before, or continued from what is kept of its beginning."""
+        assert self.prefixes is not None
+        key = token_key(token_ids)
+        prefix = self.prefixes.get(key)
+        if prefix is None:
+            base = self.prefixes.get(token_key(token_ids[: self.prefixes.longest(key)]))
+            prefix = self.engine.compute_prefix(token_ids, base)
+            self.num_computed_prefix_tokens += len(token_ids) - (base.num_tokens if base else 0)
+            self.prefixes.put(key, prefix)
+        return prefix
 
     def compute_continued(self, text: TokenizedText, num_prefix_tokens: int) -> Outcome:
         """Compute a sequence of a causal model as the continuation of its own first tokens."""

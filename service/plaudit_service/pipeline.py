@@ -5,7 +5,7 @@ Knows nothing of HTTP.
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport, compare, golden_items, score_shared
 from plaudit_service.scheduler import Scheduler
+from plaudit_service.score_window import ScoreWindow
 from plaudit_service.tokenization import TokenizedText
 from plaudit_service.wire import Item, Result, Truncation
 
@@ -45,14 +46,28 @@ class Pipeline:
         model: The loaded model.
         scheduler: Its queue.
         metrics: Where results are counted.
-        tokenizer_thread: Runs tokenization off the event loop.
+        tokenizer_threads: Run tokenization off the event loop.
+        clock: Seconds that only grow; deadlines are on it.
     """
 
-    def __init__(self, model: Model, scheduler: Scheduler, metrics: Metrics, tokenizer_thread: Executor) -> None:
+    def __init__(
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        tokenizer_threads: Executor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.model = model
         self.scheduler = scheduler
         self._metrics = metrics
-        self._tokenizer_thread = tokenizer_thread
+        self._tokenizer_threads = tokenizer_threads
+        self._clock = clock
+        self._window = ScoreWindow()
+        name = model.bundle.name
+        metrics.score_mean.labels(name).set_function(self._window.mean)
+        metrics.score_std.labels(name).set_function(self._window.std)
+        metrics.score_length_correlation.labels(name).set_function(self._window.length_correlation)
 
     async def tokenize(
         self, items: Sequence[Item], truncation: Truncation = "error", *, deadline: float = float("inf")
@@ -67,8 +82,8 @@ class Pipeline:
         texts: list[TokenizedText | Result] = []
         steps = self.model.tokenization.steps(items, truncation)
         loop = asyncio.get_running_loop()
-        while await loop.run_in_executor(self._tokenizer_thread, _take_turn, steps, texts):
-            if self.scheduler.clock() >= deadline:
+        while await loop.run_in_executor(self._tokenizer_threads, _take_turn, steps, texts):
+            if self._clock() >= deadline:
                 raise AllExpired("the deadline of X-Request-Timeout-S passed while the request was tokenized")
         seconds = time.monotonic() - started
         self._metrics.tokenize_seconds.observe(seconds)
@@ -96,8 +111,8 @@ class Pipeline:
         ]
         tokenized = await self.tokenize(items)
         batched = (await self.compute(tokenized, raw=True, bounded=False)).results
-        shared = await asyncio.get_running_loop().run_in_executor(
-            self.scheduler.engine_thread, score_shared, self.model, tokenized.texts
+        shared = await asyncio.wrap_future(
+            self.scheduler.engine_thread.submit(lambda: score_shared(self.model, tokenized.texts))
         )
         return compare(
             self.model.bundle,
@@ -109,7 +124,7 @@ class Pipeline:
         )
 
     def count(self, results: Sequence[Result], *, raw: bool) -> None:
-        """Count what was answered; raw scores are on another scale, and not in the histogram of scores."""
+        """Count what was answered; raw scores are on another scale, and not in the statistics of scores."""
         name = self.model.bundle.name
         for result in results:
             self._metrics.sequences.labels(name, str(result.status)).inc()
@@ -117,6 +132,7 @@ class Pipeline:
                 self._metrics.truncated.inc()
             if result.score is not None and not raw:
                 self._metrics.score.labels(name).observe(result.score)
+                self._window.add(result.score, result.num_tokens)
 
 
 def _take_turn(steps: Iterator[list[TokenizedText | Result]], texts: list[TokenizedText | Result]) -> bool:

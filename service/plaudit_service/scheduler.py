@@ -1,4 +1,4 @@
-"""The queue of one model: admits, waits, forms batches, hands them to the engine's thread, delivers.
+"""The queue of one model: admits, waits, hands batches to the engine's thread, delivers.
 
 Policy (which sequences make a batch) is in `batching`; computation is in `model`. Knows nothing of HTTP.
 """
@@ -6,17 +6,21 @@ Policy (which sequences make a batch) is in `batching`; computation is in `model
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from plaudit_service.batching import choose_batch
+from plaudit_service.batching import Backlog, Batch, no_prefix_is_kept
+from plaudit_service.engine_thread import EngineThread
 from plaudit_service.engines import padded_tokens
-from plaudit_service.errors import QueueFull, TooLarge
+from plaudit_service.errors import QueueFull, TooLarge, Unavailable
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Failure, Model, Outcome
+from plaudit_service.score_cache import ScoreCache
 from plaudit_service.settings import Settings
-from plaudit_service.tokenization import TokenizedText
+from plaudit_service.tokenization import Ids, TokenizedText
 from plaudit_service.wire import Status
+
+# One batch computes, and one full batch lies ready behind it.
+_MAX_HANDED_OVER = 2
 
 _EXPIRED = Failure(Status.EXPIRED, "the deadline passed before the sequence was computed")
 
@@ -29,8 +33,8 @@ class Ticket:
     deadline: float
     arrived: float
     outcomes: list[Outcome]
-    num_open: int
     done: asyncio.Future[None]
+    jobs: dict[int, "_Job"] = field(default_factory=dict)
     started: float | None = None
     finished: float = 0.0
 
@@ -45,38 +49,78 @@ class Ticket:
         return 0.0 if self.started is None else self.finished - self.started
 
 
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    ticket: Ticket
-    place: int
+@dataclass(eq=False)
+class _Job:
+    """One sequence to compute, and all who wait for it: (ticket, place in its outcomes)."""
+
+    key: "_Key"
     text: TokenizedText
+    arrival: int
+    waiters: set[tuple[Ticket, int]] = field(default_factory=set)
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.text.token_ids)
+    def token_ids(self) -> Ids:
+        return self.text.token_ids
 
 
-@dataclass(eq=False)
+# What a score is a function of: the bytes of token ids and of type ids.
+_Key = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What the engine's thread made of a batch, and when, on the scheduler's clock."""
+
+    outcomes: Sequence[Outcome]
+    started: float
+    finished: float
+    num_prefix_tokens: int
+
+
 class Scheduler:
-    """Batches the sequences of all requests to one model. `run` must be running for anything to be computed.
+    """Batches the sequences of all requests to one model.
 
-    No timer: an idle engine takes what is there at once, and under load batches grow by themselves.
+    No timer: an idle engine takes what is there at once, and under load batches grow by themselves. While the engine
+    computes, the next batch is handed over as soon as it is full; until then it stays open to what arrives. Identical
+    sequences are computed once.
+
+    Args:
+        model: What computes.
+        settings: Limits of queue and batches.
+        metrics: Where it counts.
+        engine_thread: The device's thread, shared by all its models in turn.
+        clock: Seconds that only grow; deadlines are on it.
     """
 
-    model: Model
-    settings: Settings
-    metrics: Metrics
-    engine_thread: Executor
-    clock: Callable[[], float] = time.monotonic
-    _queue: list[_Entry] = field(default_factory=list)
-    _queued_tokens: int = 0
-    _arrivals: int = 0
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        metrics: Metrics,
+        engine_thread: EngineThread,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self.engine_thread = engine_thread
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._backlog: Backlog[_Job] = Backlog(
+            share_prefixes=model.prefixes is not None,
+            longest_kept=model.prefixes.longest if model.prefixes else no_prefix_is_kept,
+        )
+        self._jobs: dict[_Key, _Job] = {}  # what waits or is computed
+        self._cache = ScoreCache(settings.score_cache_size)
+        self._arrivals = 0
+        self._num_handed_over = 0
+        self._shown = (0, 0)  # sequences and tokens that this queue has in the gauges
 
     async def compute(
         self, texts: Sequence[TokenizedText], *, deadline: float = float("inf"), bounded: bool = True
     ) -> Ticket:
         """Wait for the outcomes of all sequences of a request, which is admitted whole or not at all.
+
+        Cancelling it takes the sequences out of the queue, unless someone else waits for the same ones.
 
         Args:
             texts: The sequences.
@@ -86,51 +130,42 @@ class Scheduler:
         Raises:
             QueueFull: there is no room now.
             TooLarge: there could never be room.
+            Unavailable: the engine hangs.
         """
-        num_tokens = sum(len(text.token_ids) for text in texts)
         if bounded:
-            self._admit(len(texts), num_tokens)
-        ticket = Ticket(
-            arrival=self._arrivals,
-            deadline=deadline,
-            arrived=self.clock(),
-            outcomes=[_EXPIRED] * len(texts),
-            num_open=len(texts),
-            done=asyncio.get_running_loop().create_future(),
-        )
+            self._admit(len(texts), sum(len(text.token_ids) for text in texts))
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(self._arrivals, deadline, self._clock(), [_EXPIRED] * len(texts), loop.create_future())
         self._arrivals += 1
-        self._set_queue([*self._queue, *(_Entry(ticket, place, text) for place, text in enumerate(texts))])
-        if texts:
-            self._wake.set()
-            await ticket.done
-        ticket.finished = self.clock()
+        for place, text in enumerate(texts):
+            self._enqueue(ticket, place, text)
+        self._hand_over()
+        if ticket.jobs:
+            timer = (
+                None if deadline == float("inf") else loop.call_later(deadline - ticket.arrived, self._expire, ticket)
+            )
+            try:
+                await ticket.done
+            except asyncio.CancelledError:
+                self._metrics.cancelled.inc(len(ticket.jobs))
+                raise
+            finally:
+                self._release(ticket)
+                if timer is not None:
+                    timer.cancel()
+        ticket.finished = self._clock()
         return ticket
 
-    async def run(self) -> None:
-        """Take batches until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._wake.wait()
-            batch = self._take()
-            if not batch:
-                self._wake.clear()
-                continue
-            started = self.clock()
-            for entry in batch:
-                self.metrics.queue_seconds.observe(started - entry.ticket.arrived)
-                entry.ticket.started = entry.ticket.started or started
-            self.metrics.running_sequences.inc(len(batch))
-            texts = [entry.text for entry in batch]
-            outcomes = await loop.run_in_executor(self.engine_thread, self.model.compute, texts)
-            self.metrics.running_sequences.dec(len(batch))
-            self._observe(batch, self.clock() - started)
-            for entry, outcome in zip(batch, outcomes, strict=True):
-                self._deliver(entry, outcome)
+    def fail(self, error: Unavailable) -> None:
+        """Answer everything that waits or is computed with an error."""
+        for ticket in {ticket for job in self._jobs.values() for ticket, _ in job.waiters}:
+            if not ticket.done.done():
+                ticket.done.set_exception(error)
 
     def _admit(self, num_sequences: int, num_tokens: int) -> None:
         limits = (
-            ("sequences", num_sequences, len(self._queue), self.settings.max_queued_sequences),
-            ("tokens", num_tokens, self._queued_tokens, self.settings.max_queued_tokens),
+            ("sequences", num_sequences, len(self._backlog), self._settings.max_queued_sequences),
+            ("tokens", num_tokens, self._backlog.num_tokens, self._settings.max_queued_tokens),
         )
         for what, wanted, queued, limit in limits:
             if wanted > limit:
@@ -138,43 +173,121 @@ class Scheduler:
             if queued + wanted > limit:
                 raise QueueFull(f"{queued} {what} wait, the request has {wanted} more, limit {limit}; try again later")
 
-    def _take(self) -> list[_Entry]:
-        """Remove the next batch from the queue, and what nobody waits for any more."""
-        now = self.clock()
-        alive = []
-        for entry in self._queue:
-            if entry.ticket.done.cancelled():
-                self.metrics.cancelled.inc()
-            elif entry.ticket.deadline <= now:
-                self.metrics.expired.inc()
-                self._deliver(entry, _EXPIRED)
-            else:
-                alive.append(entry)
-        waiting = [(entry.ticket.arrival, entry.num_tokens) for entry in alive]
-        chosen = choose_batch(waiting, max_padded_tokens=self.settings.max_batch_tokens)
-        taken = set(chosen)
-        self._set_queue([entry for at, entry in enumerate(alive) if at not in taken])
-        return [alive[at] for at in chosen]
+    def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText) -> None:
+        """Wait for the computation of a sequence, which may be on its way for someone else, or known already."""
+        key = text.token_ids.tobytes(), b"" if text.type_ids is None else text.type_ids.tobytes()
+        if (known := self._cache.get(key)) is not None:
+            self._metrics.score_cache_hits.inc()
+            ticket.outcomes[place] = known
+            return
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = _Job(key, text, ticket.arrival)
+            self._backlog.add(job)
+        job.waiters.add((ticket, place))
+        ticket.jobs[place] = job
 
-    def _deliver(self, entry: _Entry, outcome: Outcome) -> None:
-        ticket = entry.ticket
-        ticket.outcomes[entry.place] = outcome
-        ticket.num_open -= 1
-        if ticket.num_open == 0 and not ticket.done.done():
+    def _release(self, ticket: Ticket) -> None:
+        """Wait for nothing more; a sequence that nobody waits for is dropped."""
+        for place, job in ticket.jobs.items():
+            job.waiters.discard((ticket, place))
+            if not job.waiters:
+                self._drop(job)
+        ticket.jobs.clear()
+        self._show_queue()
+
+    def _drop(self, job: _Job) -> None:
+        """Out of the queue, if it is still there; nobody can join it any more."""
+        self._backlog.discard(job)
+        if self._jobs.get(job.key) is job:
+            del self._jobs[job.key]
+
+    def _expire(self, ticket: Ticket) -> None:
+        """End the wait at the deadline; the outcome of what is not computed yet stays `expired`."""
+        self._metrics.expired.inc(len(ticket.jobs))
+        self._release(ticket)
+        if not ticket.done.done():
             ticket.done.set_result(None)
 
-    def _observe(self, batch: Sequence[_Entry], seconds: float) -> None:
-        lengths = [entry.num_tokens for entry in batch]
-        padded = padded_tokens(lengths)
-        self.metrics.infer_seconds.observe(seconds)
-        self.metrics.batch_sequences.observe(len(batch))
-        self.metrics.batch_tokens.observe(padded)
-        self.metrics.computed_tokens.inc(sum(lengths))
-        self.metrics.padding_tokens.inc(padded - sum(lengths))
+    def _hand_over(self) -> None:
+        """Give the engine's thread its next batches: the first at once, the second when it is full."""
+        max_tokens = min(self._settings.max_batch_tokens, self.model.max_batch_tokens)
+        while self._num_handed_over < _MAX_HANDED_OVER:
+            is_full = self._backlog.num_tokens >= max_tokens
+            if self._num_handed_over and not is_full:
+                break
+            batch = self._backlog.take(max_padded_tokens=int(max_tokens))
+            if batch is None:
+                break
+            batch = self._without_expired(batch)
+            if batch.sequences:
+                self._start(batch)
+        self._show_queue()
 
-    def _set_queue(self, queue: list[_Entry]) -> None:
-        """Replace the queue; the gauges add up the queues of all models."""
-        num_tokens = sum(entry.num_tokens for entry in queue)
-        self.metrics.queued_sequences.inc(len(queue) - len(self._queue))
-        self.metrics.queued_tokens.inc(num_tokens - self._queued_tokens)
-        self._queue, self._queued_tokens = queue, num_tokens
+    def _without_expired(self, batch: Batch[_Job]) -> Batch[_Job]:
+        """The part of a batch that somebody wants still; timers may be late where the event loop is busy."""
+        now = self._clock()
+        for job in batch.sequences:
+            for ticket in {ticket for ticket, _ in job.waiters if ticket.deadline <= now}:
+                self._expire(ticket)
+        return Batch([job for job in batch.sequences if job.waiters], batch.num_prefix_tokens)
+
+    def _start(self, batch: Batch[_Job]) -> None:
+        loop = asyncio.get_running_loop()
+        self._num_handed_over += 1
+        self._metrics.running_sequences.inc(len(batch.sequences))
+        future = self.engine_thread.submit(lambda: self._compute(batch))
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, batch, done.result()))
+
+    def _compute(self, batch: Batch[_Job]) -> _Computed:
+        """In the engine's thread. Never raises: `Model.compute` makes failures of what the engine raises."""
+        model = self.model
+        started, before = self._clock(), model.num_computed_prefix_tokens
+        # Who waited may have left since the batch was handed over.
+        wanted = [job for job in batch.sequences if job.waiters]
+        computed = model.compute([job.text for job in wanted], batch.num_prefix_tokens)
+        outcomes = dict(zip(wanted, computed, strict=True))
+        return _Computed(
+            [outcomes.get(job, _EXPIRED) for job in batch.sequences],
+            started,
+            self._clock(),
+            model.num_computed_prefix_tokens - before,
+        )
+
+    def _finish(self, batch: Batch[_Job], computed: _Computed) -> None:
+        """In the event loop again: deliver, and keep the engine busy."""
+        self._num_handed_over -= 1
+        self._metrics.running_sequences.dec(len(batch.sequences))
+        self._hand_over()
+        self._observe(batch, computed)
+        for job, outcome in zip(batch.sequences, computed.outcomes, strict=True):
+            self._drop(job)
+            self._cache.put(job.key, outcome)
+            for ticket, place in job.waiters:
+                self._deliver(ticket, place, outcome, computed)
+
+    def _deliver(self, ticket: Ticket, place: int, outcome: Outcome, computed: _Computed) -> None:
+        self._metrics.queue_seconds.observe(max(0.0, computed.started - ticket.arrived))
+        if ticket.started is None:
+            ticket.started = max(ticket.arrived, computed.started)
+        ticket.outcomes[place] = outcome
+        del ticket.jobs[place]
+        if not ticket.jobs and not ticket.done.done():
+            ticket.done.set_result(None)
+
+    def _observe(self, batch: Batch[_Job], computed: _Computed) -> None:
+        shared = batch.num_prefix_tokens
+        lengths = [len(job.token_ids) - shared for job in batch.sequences]
+        padded = padded_tokens(lengths)
+        self._metrics.infer_seconds.observe(computed.finished - computed.started)
+        self._metrics.batch_sequences.observe(len(lengths))
+        self._metrics.batch_tokens.observe(padded + computed.num_prefix_tokens)
+        self._metrics.computed_tokens.inc(sum(lengths) + computed.num_prefix_tokens)
+        self._metrics.padding_tokens.inc(padded - sum(lengths))
+        self._metrics.shared_tokens.inc(max(0, len(lengths) * shared - computed.num_prefix_tokens))
+
+    def _show_queue(self) -> None:
+        """The gauges add up the queues of all models."""
+        shown, self._shown = self._shown, (len(self._backlog), self._backlog.num_tokens)
+        self._metrics.queued_sequences.inc(self._shown[0] - shown[0])
+        self._metrics.queued_tokens.inc(self._shown[1] - shown[1])

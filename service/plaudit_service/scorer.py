@@ -1,17 +1,19 @@
 """In-process scoring: the same tokenization, batches and engine as the service, without HTTP and queue."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from plaudit_service.batching import cut_batches
+from plaudit_service.batching import Backlog, no_prefix_is_kept
 from plaudit_service.bundle import Bundle, load_bundle
 from plaudit_service.engines import OnnxRuntimeEngine
 from plaudit_service.errors import UnknownModel
-from plaudit_service.model import Failure, Model, Outcome
-from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS
-from plaudit_service.tokenization import TokenizedText
-from plaudit_service.wire import Result, Status, Truncation, check_request
+from plaudit_service.model import Model, Outcome
+from plaudit_service.prefixes import PrefixCache
+from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS, DEFAULT_PREFIX_CACHE_BYTES
+from plaudit_service.tokenization import Ids, TokenizedText
+from plaudit_service.wire import Result, Truncation, check_request
 
 
 class Scores(Sequence[Result]):
@@ -49,6 +51,7 @@ class Scorer:
         bundle: A bundle directory, or a loaded bundle.
         num_threads: Threads of the engine; 0: one per core that this process may use.
         max_batch_tokens: Limit of rows x longest row of one engine call.
+        share_prefixes: Whether tokens that causal sequences begin with in common are computed only once.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -60,9 +63,11 @@ class Scorer:
         *,
         num_threads: int = 0,
         max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+        share_prefixes: bool = True,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        self.model = Model(self.bundle, OnnxRuntimeEngine(self.bundle, num_threads=num_threads))
+        engine = OnnxRuntimeEngine(self.bundle, num_threads=num_threads)
+        self.model = Model(self.bundle, engine, PrefixCache(DEFAULT_PREFIX_CACHE_BYTES) if share_prefixes else None)
         self._max_batch_tokens = max_batch_tokens
 
     def score(
@@ -95,9 +100,29 @@ class Scorer:
         )
 
     def _compute(self, texts: Sequence[TokenizedText]) -> list[Outcome]:
-        outcomes: list[Outcome] = [Failure(Status.FAILED, "not computed")] * len(texts)
-        lengths = [len(text.token_ids) for text in texts]
-        for batch in cut_batches(lengths, max_padded_tokens=self._max_batch_tokens):
-            for at, outcome in zip(batch, self.model.compute([texts[at] for at in batch]), strict=True):
-                outcomes[at] = outcome
-        return outcomes
+        model = self.model
+        backlog: Backlog[_Waiting] = Backlog(
+            share_prefixes=model.prefixes is not None,
+            longest_kept=model.prefixes.longest if model.prefixes else no_prefix_is_kept,
+        )
+        for place, text in enumerate(texts):
+            backlog.add(_Waiting(place, text))
+        outcomes: dict[int, Outcome] = {}
+        while (batch := backlog.take(max_padded_tokens=self._max_batch_tokens)) is not None:
+            computed = model.compute([waiting.text for waiting in batch.sequences], batch.num_prefix_tokens)
+            for waiting, outcome in zip(batch.sequences, computed, strict=True):
+                outcomes[waiting.place] = outcome
+        return [outcomes[place] for place in range(len(texts))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A sequence of one call, which all arrived at once."""
+
+    place: int
+    text: TokenizedText
+    arrival: int = 0
+
+    @property
+    def token_ids(self) -> Ids:
+        return self.text.token_ids

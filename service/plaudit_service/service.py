@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from plaudit_service.bundle import Bundle
+from plaudit_service.engine_thread import EngineThread
 from plaudit_service.engines import OnnxRuntimeEngine
 from plaudit_service.errors import InvalidRequest, SettingsError, Unavailable, UnknownModel
 from plaudit_service.logs import log
@@ -16,6 +17,7 @@ from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport
 from plaudit_service.pipeline import Pipeline
+from plaudit_service.prefixes import PrefixCache
 from plaudit_service.scheduler import Scheduler
 from plaudit_service.settings import Settings
 
@@ -36,6 +38,9 @@ class Service:
         settings: What the operator set.
         clock: Seconds that only grow; deadlines are on it.
 
+    Attributes:
+        alive: False once the engine hangs: only a new process can help.
+
     Raises:
         BundleError: a graph or tokenizer cannot be loaded.
         SettingsError: two bundles have one name.
@@ -52,21 +57,25 @@ class Service:
         self.clock = clock
         self.metrics = Metrics()
         self.parity: dict[str, ParityReport] = {}
+        self.alive = True
         self._not_ready: str | None = "the golden texts are being checked"
         self._draining = False
-        # One device, one thread: its queue of single batches serves the models in turn.
-        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._tokenizer_thread = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
+        # One device, one thread: it takes the batches of all models in turn.
+        self._engine_thread = EngineThread()
+        self._tokenizer_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
         self._tasks: list[asyncio.Task[None]] = []
 
     def _load(self, bundle: Bundle) -> Pipeline:
-        model = Model(bundle, OnnxRuntimeEngine(bundle, num_threads=self.settings.num_threads))
+        settings = self.settings
+        engine = OnnxRuntimeEngine(bundle, num_threads=settings.num_threads)
+        prefixes = PrefixCache(settings.prefix_cache_bytes) if settings.share_prefixes else None
+        model = Model(bundle, engine, prefixes)
         scheduler = Scheduler(model, self.settings, self.metrics, self._engine_thread, self.clock)
         self.metrics.model_info.labels(
             bundle.name, bundle.fingerprint, bundle.scoring.precision, self.settings.runtime
         ).set(1)
-        return Pipeline(model, scheduler, self.metrics, self._tokenizer_thread)
+        return Pipeline(model, scheduler, self.metrics, self._tokenizer_threads, self.clock)
 
     @property
     def not_ready(self) -> str | None:
@@ -100,9 +109,8 @@ class Service:
 
     def start(self) -> None:
         """Begin to take batches, and check the golden texts; must be called in the event loop."""
-        for pipeline in self.pipelines.values():
-            self._spawn(pipeline.scheduler.run())
         self._spawn(self._check_parity())
+        self._spawn(self._watch_engine())
 
     def drain(self) -> None:
         """Stop to be ready, for good; what was admitted is finished."""
@@ -115,8 +123,8 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._engine_thread.shutdown(cancel_futures=True)
-        self._tokenizer_thread.shutdown(cancel_futures=True)
+        self._engine_thread.stop()
+        self._tokenizer_threads.shutdown(cancel_futures=True)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -133,6 +141,18 @@ class Service:
             return
         self._not_ready = reason
         self.metrics.ready.set(reason is None)
+
+    async def _watch_engine(self) -> None:
+        """Fail liveness when a call of the engine takes longer than any should."""
+        timeout_s = self.settings.engine_timeout_s
+        while (busy_s := self._engine_thread.busy_s) <= timeout_s:  # noqa: ASYNC110  a call that hangs tells nobody
+            await asyncio.sleep(min(1.0, timeout_s - busy_s + 0.01))
+        reason = f"the engine hangs: one call runs for more than {timeout_s:g} s"
+        self._set_not_ready(reason)
+        self.alive = False
+        log("engine_hangs", level=logging.ERROR, seconds=busy_s)
+        for pipeline in self.pipelines.values():
+            pipeline.scheduler.fail(Unavailable(f"{reason}; another replica may answer"))
 
     async def _check_parity(self) -> None:
         wrong = []

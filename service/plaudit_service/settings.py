@@ -13,6 +13,7 @@ from plaudit_service.errors import SettingsError
 
 # On two cores, batches between 512 and 2,048 padded tokens were the fastest (docs/decisions.md).
 DEFAULT_MAX_BATCH_TOKENS = 1024
+DEFAULT_PREFIX_CACHE_BYTES = 256 << 20
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
@@ -32,6 +33,18 @@ class Settings:
     num_threads: int = _setting(0, "threads of the engine; 0: one per core", minimum=0)
     max_batch_tokens: int = _setting(
         DEFAULT_MAX_BATCH_TOKENS, "padded tokens of one engine call (rows x longest)", minimum=1
+    )
+    share_prefixes: bool = _setting(True, "compute the tokens that causal sequences begin with in common only once")
+    prefix_cache_bytes: int = _setting(
+        DEFAULT_PREFIX_CACHE_BYTES,
+        "bytes of computed prefixes that are kept per model for sequences to come",
+        minimum=0,
+    )
+    score_cache_size: int = _setting(0, "sequences per model whose exact scores are kept; 0: none", minimum=0)
+    engine_timeout_s: float = _setting(
+        300.0,
+        "seconds after which a call of the engine counts as hung: open requests get 503, /healthz fails",
+        minimum=0.1,
     )
     max_queued_sequences: int = _setting(8192, "sequences that may wait; beyond: 429", minimum=1)
     max_queued_tokens: int = _setting(16_777_216, "tokens that may wait; beyond: 429", minimum=1)

@@ -33,6 +33,11 @@ def causal_scorer(causal_bundle):
     return Scorer(causal_bundle)
 
 
+@pytest.fixture(scope="module")
+def plain_scorer(causal_bundle):
+    return Scorer(causal_bundle, share_prefixes=False)
+
+
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(texts, min_size=1, max_size=24), st.randoms(use_true_random=False))
 def test_a_score_does_not_depend_on_its_batch_mates(scorers, batch, random):
@@ -57,6 +62,26 @@ def test_a_causal_score_is_the_same_wherever_its_prefix_is_cut(causal_scorer, te
     (sequence,) = model.tokenization.tokenize([TextItem(text=text)])
     (plain,) = model.compute([sequence])
     assert {model.compute_continued(sequence, cut) for cut in range(1, len(sequence.token_ids))} <= {plain}
+
+
+stems = st.lists(words, min_size=20, max_size=40).map(" ".join)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(stems, min_size=1, max_size=3), st.data())
+def test_a_score_does_not_depend_on_what_it_shares(causal_scorer, plain_scorer, stems, data):
+    batch = [data.draw(st.sampled_from(stems)) + " " + data.draw(texts) for _ in range(data.draw(st.integers(2, 16)))]
+    assert causal_scorer.score(batch).floats == plain_scorer.score(batch).floats
+
+
+def test_completions_of_one_prompt_share_its_computation(causal_scorer, plain_scorer):
+    prompt = "Wie geht es dir? the egg boils " * 6
+    group = {"prompt": prompt, "completions": [f" no {number}" for number in range(8)]}
+    before = causal_scorer.model.num_computed_prefix_tokens
+    scores = causal_scorer.score([group])
+    num_computed = causal_scorer.model.num_computed_prefix_tokens - before
+    assert 64 < num_computed < min(score.num_tokens for score in scores)
+    assert scores.floats == plain_scorer.score([group]).floats
 
 
 def test_a_score_does_not_depend_on_how_it_was_sent(bundle, serve):

@@ -181,7 +181,7 @@ def test_a_deadline_that_passes_in_the_queue_is_504_for_a_request_and_expired_fo
         body = {"items": [{"text": "fine"}, {"text": ""}]}
         late = asyncio.create_task(client.post("/score", json=body, headers={"X-Request-Timeout-S": "5"}))
         alone = asyncio.create_task(
-            client.post("/score", json={"items": [{"text": "fine"}]}, headers={"X-Request-Timeout-S": "5"})
+            client.post("/score", json={"items": [{"text": "awful"}]}, headers={"X-Request-Timeout-S": "5"})
         )
         in_time = asyncio.create_task(
             client.post("/score", json={"items": [{"text": "bad"}]}, headers={"X-Request-Timeout-S": "50"})
@@ -194,6 +194,19 @@ def test_a_deadline_that_passes_in_the_queue_is_504_for_a_request_and_expired_fo
         assert problem(await alone)["type"] == "urn:plaudit:expired"
 
     in_process(scenario)
+
+
+def test_an_engine_that_hangs_fails_liveness_and_open_requests_get_503(in_process):
+    async def scenario(client, engine, _, __):
+        answers = await asyncio.gather(*(client.post("/score", json={"items": [{"text": w}]}) for w in ("good", "bad")))
+        for answer in answers:
+            assert problem(answer)["type"] == "urn:plaudit:unavailable"
+            assert "the engine hangs" in answer.json()["detail"]
+        assert (await client.get("/healthz")).status_code == 503
+        assert "the engine hangs" in (await client.get("/readyz")).json()["detail"]
+        assert (await client.post("/score", json={"items": []})).status_code == 503
+
+    in_process(scenario, engine_timeout_s=0.1)
 
 
 def test_bodies_that_are_being_read_have_a_bound_together_and_alone(in_process):

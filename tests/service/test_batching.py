@@ -1,63 +1,161 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit_service.batching import choose_batch, cut_batches
-
-waiting_lists = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 600)), max_size=60)
+from plaudit_service.batching import Backlog, best_prefix, num_common_tokens, token_key
 
 
-def test_nothing_waits_nothing_is_chosen():
-    assert choose_batch([], max_padded_tokens=100) == []
+@dataclass(eq=False)
+class Waiting:
+    arrival: int
+    token_ids: np.ndarray
+
+
+def waiting(*ids, arrival=0):
+    return Waiting(arrival, np.array(ids, dtype=np.int64))
+
+
+def of_length(length, arrival=0, first=0):
+    return waiting(*range(first, first + length), arrival=arrival)
+
+
+def backlog_of(*entries, **options):
+    backlog = Backlog(**{"share_prefixes": False} | options)
+    for entry in entries:
+        backlog.add(entry)
+    return backlog
+
+
+def take_all(backlog, budget):
+    batches = []
+    while (batch := backlog.take(max_padded_tokens=budget)) is not None:
+        batches.append(batch)
+    return batches
+
+
+# A small alphabet makes common beginnings frequent.
+sequences = st.builds(
+    lambda arrival, stem, tail: waiting(*([7] * stem), *tail, arrival=arrival),
+    st.integers(0, 5),
+    st.sampled_from([0, 1, 16, 40, 200]),
+    st.lists(st.integers(0, 2), min_size=1, max_size=40),
+)
+backlogs = st.lists(sequences, max_size=40)
+
+
+def test_nothing_waits_nothing_is_taken():
+    assert backlog_of().take(max_padded_tokens=100) is None
 
 
 def test_sequences_of_close_length_go_together_and_the_longest_first():
-    waiting = [(0, 10), (0, 100), (0, 98), (0, 11)]
-    assert choose_batch(waiting, max_padded_tokens=200) == [1, 2]
+    entries = [of_length(n) for n in (10, 100, 98, 11)]
+    assert backlog_of(*entries).take(max_padded_tokens=200).sequences == [entries[1], entries[2]]
 
 
 def test_the_oldest_goes_before_longer_and_better_fitting_ones():
-    waiting = [(7, 90), (7, 90), (3, 20)]
-    assert 2 in choose_batch(waiting, max_padded_tokens=100)
+    entries = [of_length(90, arrival=7), of_length(90, arrival=7), of_length(20, arrival=3)]
+    assert entries[2] in backlog_of(*entries).take(max_padded_tokens=100).sequences
 
 
-def test_a_batch_grows_towards_the_neighbour_that_is_closer_in_length():
-    waiting = [(0, 50), (1, 52), (1, 40)]
-    assert choose_batch(waiting, max_padded_tokens=104) == [1, 0]
-    waiting = [(0, 50), (1, 60), (1, 49)]
-    assert choose_batch(waiting, max_padded_tokens=120) == [0, 2]
+@pytest.mark.parametrize(("lengths", "budget", "expected"), [((50, 52, 40), 104, [1, 0]), ((50, 60, 49), 120, [0, 2])])
+def test_a_batch_grows_towards_the_neighbour_that_is_closer_in_length(lengths, budget, expected):
+    entries = [of_length(n, arrival=at > 0) for at, n in enumerate(lengths)]
+    assert backlog_of(*entries).take(max_padded_tokens=budget).sequences == [entries[at] for at in expected]
 
 
 def test_a_sequence_over_the_budget_goes_alone():
-    assert choose_batch([(0, 500), (0, 499)], max_padded_tokens=100) == [0]
+    entries = [of_length(500), of_length(499)]
+    assert backlog_of(*entries).take(max_padded_tokens=100).sequences == [entries[0]]
 
 
-@given(waiting_lists, st.integers(1, 2000))
-def test_a_batch_fits_the_budget_and_holds_one_of_the_oldest(waiting, budget):
-    batch = choose_batch(waiting, max_padded_tokens=budget)
-    assert len(set(batch)) == len(batch)
-    if waiting:
-        assert min(arrival for arrival, _ in waiting) in {waiting[at][0] for at in batch}
-        longest = max(waiting[at][1] for at in batch)
-        assert len(batch) == 1 or len(batch) * longest <= budget
+def test_a_discarded_sequence_is_not_taken_and_one_that_is_not_in_is_no_error():
+    first, second = of_length(10), of_length(12)
+    backlog = backlog_of(first, second, share_prefixes=True)
+    backlog.discard(second)
+    backlog.discard(second)
+    assert (len(backlog), backlog.num_tokens) == (1, 10)
+    assert take_all(backlog, 100)[0].sequences == [first]
 
 
-@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 2000))
-def test_cutting_at_once_gives_the_batches_that_taking_one_after_the_other_gives(lengths, budget):
-    left = list(range(len(lengths)))
-    expected = []
-    while left:
-        chosen = choose_batch([(0, lengths[at]) for at in left], max_padded_tokens=budget)
-        expected.append([left[at] for at in chosen])
-        left = [at for at in left if at not in expected[-1]]
-    assert cut_batches(lengths, max_padded_tokens=budget) == expected
+def test_a_group_shares_its_prompt_and_its_batches_follow_each_other():
+    prompt = range(100, 200)
+    group = [waiting(*prompt, *([number] * (10 + number))) for number in range(8)]
+    other = of_length(30)
+    batches = take_all(backlog_of(*group, other, share_prefixes=True), 64)
+    assert [batch.num_prefix_tokens for batch in batches[:-1]] == [100] * (len(batches) - 1)
+    assert [entry for batch in batches for entry in batch.sequences] == [*reversed(group), other]
+    # Rows of 17 and fewer tokens behind the prefix, each with a sixteenth of a hundred: three fit into 64.
+    assert [len(batch.sequences) for batch in batches] == [2, 3, 3, 1]
 
 
-@given(waiting_lists)
-def test_taking_batches_until_none_is_left_computes_every_sequence_once(waiting):
-    left = list(enumerate(waiting))
-    seen = []
-    while left:
-        chosen = set(choose_batch([entry for _, entry in left], max_padded_tokens=512))
-        seen += [number for at, (number, _) in enumerate(left) if at in chosen]
-        left = [entry for at, entry in enumerate(left) if at not in chosen]
-    assert sorted(seen) == list(range(len(waiting)))
+def test_what_left_in_the_middle_of_a_group_is_not_taken():
+    group = [waiting(*range(100), number) for number in range(8)]
+    backlog = backlog_of(*group, share_prefixes=True)
+    first = backlog.take(max_padded_tokens=16)
+    left = [entry for entry in group if entry not in first.sequences]
+    backlog.discard(left[0])
+    taken = [entry for batch in take_all(backlog, 16) for entry in batch.sequences]
+    assert set(taken) == set(left[1:])
+
+
+def test_a_prefix_whose_computation_is_kept_is_used_for_one_sequence_alone():
+    prompt = waiting(*range(200), 1)
+    backlog = backlog_of(prompt, share_prefixes=True, longest_kept=lambda _: 150)
+    assert backlog.take(max_padded_tokens=1000).num_prefix_tokens == 150
+
+
+@pytest.mark.parametrize(
+    ("sharers", "num_kept", "expected"),
+    [
+        ([(99, 100)], 0, 0),  # alone
+        ([(100, 150), (100, 160)], 0, 100),  # 100 of 310 tokens saved
+        ([(100, 150), (15, 160), (15, 155)], 0, 0),  # common beginnings by chance
+        ([(63, 100), (63, 100)], 0, 0),  # 63 tokens do not pay for a call
+        ([(64, 100), (64, 100)], 0, 64),
+        ([(90, 1000), (90, 1000)], 0, 0),  # 90 of 2,000 are too few
+        ([(300, 400), (300, 400), (40, 400), (40, 400), (40, 400)], 0, 300),  # 300 against 4 x 40
+        ([(100, 400), (100, 400), (80, 400), (80, 400), (80, 400)], 0, 80),  # 100 against 4 x 80
+        ([(149, 150)], 64, 64),  # kept
+        ([(149, 150)], 63, 0),
+        ([(30, 31)], 200, 0),
+    ],
+)
+def test_sharing_is_chosen_where_it_saves_most_and_pays(sharers, num_kept, expected):
+    assert best_prefix(sharers, num_kept=num_kept) == expected
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.lists(st.integers(0, 3), min_size=1, max_size=30))
+def test_common_tokens_and_the_order_of_keys_are_those_of_lists(first, second):
+    one, two = np.array(first), np.array(second)
+    common = next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
+    assert num_common_tokens(one, two) == (min(len(first), len(second)) if common is None else common)
+    assert (token_key(one) < token_key(two)) == (first < second)
+
+
+@given(backlogs, st.integers(1, 2000), st.booleans())
+def test_taking_until_nothing_is_left_takes_every_sequence_once(entries, budget, share):
+    backlog = backlog_of(*entries, share_prefixes=share)
+    taken = [entry for batch in take_all(backlog, budget) for entry in batch.sequences]
+    assert sorted(map(id, taken)) == sorted(map(id, entries))
+    assert (len(backlog), backlog.num_tokens) == (0, 0)
+
+
+@given(backlogs, st.integers(1, 2000), st.booleans())
+def test_the_first_batch_fits_the_budget_and_holds_one_of_the_oldest(entries, budget, share):
+    batch = backlog_of(*entries, share_prefixes=share).take(max_padded_tokens=budget)
+    if entries:
+        assert min(entry.arrival for entry in entries) in {entry.arrival for entry in batch.sequences}
+        longest = max(len(entry.token_ids) for entry in batch.sequences) - batch.num_prefix_tokens
+        assert len(batch.sequences) == 1 or len(batch.sequences) * longest <= budget
+
+
+@given(backlogs, st.integers(1, 2000))
+def test_a_shared_prefix_is_common_to_its_batch_and_shorter_than_every_sequence(entries, budget):
+    for batch in take_all(backlog_of(*entries, share_prefixes=True), budget):
+        prefix = batch.num_prefix_tokens
+        beginnings = {tuple(entry.token_ids[:prefix]) for entry in batch.sequences}
+        assert len(beginnings) == 1
+        assert all(len(entry.token_ids) > prefix for entry in batch.sequences)

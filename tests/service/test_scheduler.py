@@ -1,13 +1,15 @@
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from plaudit_service.bundle import load_bundle
-from plaudit_service.errors import QueueFull, TooLarge
+from plaudit_service.engine_thread import EngineThread
+from plaudit_service.errors import QueueFull, TooLarge, Unavailable
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Failure, Model
 from plaudit_service.scheduler import Scheduler
@@ -25,6 +27,7 @@ class FakeEngine:
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.batches = []
+        self.memory_tokens = float("inf")
 
     def run(self, batch, prefix=None):
         self.entered.set()
@@ -32,6 +35,8 @@ class FakeEngine:
         self.batches.append([int(text.token_ids[0]) for text in batch])
         if 13 in self.batches[-1]:
             raise RuntimeError("unlucky")
+        if sum(len(text.token_ids) for text in batch) > self.memory_tokens:
+            raise RuntimeError("CUDA error: out of memory")
         return np.array([[first] for first in self.batches[-1]], dtype=np.float32)
 
 
@@ -46,17 +51,14 @@ def running(tiny_bundle):
     @asynccontextmanager
     async def run(**settings):
         clock = [100.0]
-        with ThreadPoolExecutor(1) as thread:
-            engine = FakeEngine()
-            model = Model(bundle, engine)
-            scheduler = Scheduler(model, Settings(**settings), Metrics(), thread, clock=lambda: clock[0])
-            task = asyncio.get_running_loop().create_task(scheduler.run())
-            try:
-                yield scheduler, engine, clock
-            finally:
-                engine.gate.set()
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        thread = EngineThread()
+        engine = FakeEngine()
+        model = Model(bundle, engine)
+        try:
+            yield Scheduler(model, Settings(**settings), Metrics(), thread, clock=lambda: clock[0]), engine, clock
+        finally:
+            engine.gate.set()
+            thread.stop()
 
     return run
 
@@ -66,7 +68,7 @@ async def engine_entered(engine):
 
 
 def value(scheduler, name):
-    return scheduler.metrics.registry.get_sample_value(f"plaudit_{name}")
+    return scheduler._metrics.registry.get_sample_value(f"plaudit_{name}")
 
 
 def test_what_arrives_while_the_engine_computes_goes_into_one_batch(running):
@@ -178,5 +180,214 @@ def test_padding_and_computed_tokens_are_counted(running):
             assert value(scheduler, "computed_tokens_total") == 17
             assert value(scheduler, "padding_tokens_total") == 3
             assert value(scheduler, "batch_tokens_sum") == 20
+
+    asyncio.run(scenario())
+
+
+def test_a_full_batch_is_handed_over_while_the_engine_computes_and_a_part_stays_open(running):
+    async def scenario():
+        async with running(max_batch_tokens=8) as (scheduler, engine, _):
+            requests = [asyncio.create_task(scheduler.compute(texts(1)))]
+            await engine_entered(engine)
+            for ids in ((2, 3), (4,)):
+                requests.append(asyncio.create_task(scheduler.compute(texts(*ids))))
+                await asyncio.sleep(0)
+            assert value(scheduler, "running_sequences") == 3
+            assert value(scheduler, "queued_sequences") == 1
+            requests.append(asyncio.create_task(scheduler.compute(texts(5))))
+            await asyncio.sleep(0)
+            engine.gate.set()
+            await asyncio.gather(*requests)
+            assert engine.batches == [[1], [2, 3], [4, 5]]
+
+    asyncio.run(scenario())
+
+
+def test_identical_sequences_in_flight_are_computed_once(running):
+    async def scenario():
+        async with running() as (scheduler, engine, _):
+            first = asyncio.create_task(scheduler.compute(texts(1)))
+            await engine_entered(engine)
+            others = [asyncio.create_task(scheduler.compute(texts(*ids))) for ids in ((1, 2), (2, 2), (3, 1))]
+            await asyncio.sleep(0)
+            engine.gate.set()
+            tickets = await asyncio.gather(first, *others)
+            assert engine.batches == [[1], [2, 3]]
+            expected = [[(1.0,)], [(1.0,), (2.0,)], [(2.0,), (2.0,)], [(3.0,), (1.0,)]]
+            assert [ticket.outcomes for ticket in tickets] == expected
+
+    asyncio.run(scenario())
+
+
+def test_sequences_of_one_text_in_other_segments_are_not_identical(running):
+    async def scenario():
+        async with running() as (scheduler, engine, _):
+            engine.gate.set()
+            ids = np.full(4, 1)
+            pair = TokenizedText(ids, np.array([0, 0, 1, 1]), 4, False)
+            await scheduler.compute([TokenizedText(ids, None, 4, False), pair])
+            assert engine.batches == [[1, 1]]
+
+    asyncio.run(scenario())
+
+
+def test_a_shared_sequence_is_cancelled_with_the_last_who_waits_for_it(running):
+    async def scenario():
+        async with running() as (scheduler, engine, _):
+            first = asyncio.create_task(scheduler.compute(texts(1)))
+            await engine_entered(engine)
+            gone = [asyncio.create_task(scheduler.compute(texts(*ids))) for ids in ((2, 3), (3, 4), (4,))]
+            stays = asyncio.create_task(scheduler.compute(texts(2)))
+            await asyncio.sleep(0)
+            for task in gone:
+                task.cancel()
+            await asyncio.gather(*gone, return_exceptions=True)
+            assert value(scheduler, "queued_sequences") == 1
+            engine.gate.set()
+            await asyncio.gather(first, stays)
+            assert engine.batches == [[1], [2]]
+            assert value(scheduler, "cancelled_total") == 5
+
+    asyncio.run(scenario())
+
+
+def test_a_sequence_that_was_abandoned_after_it_was_handed_over_is_computed_for_the_next_who_wants_it(running):
+    async def scenario():
+        async with running(max_batch_tokens=8) as (scheduler, engine, _):
+            first = asyncio.create_task(scheduler.compute(texts(1)))
+            await engine_entered(engine)
+            gone = asyncio.create_task(scheduler.compute(texts(2, 3)))
+            await asyncio.sleep(0)
+            assert value(scheduler, "running_sequences") == 3
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+            again = asyncio.create_task(scheduler.compute(texts(2)))
+            await asyncio.sleep(0)
+            engine.gate.set()
+            _, again = await asyncio.gather(first, again)
+            assert again.outcomes == [(2.0,)]
+            assert engine.batches == [[1], [2]]
+
+    asyncio.run(scenario())
+
+
+def test_a_sequence_that_several_wait_for_lives_until_the_latest_deadline(running):
+    async def scenario():
+        async with running() as (scheduler, engine, clock):
+            first = asyncio.create_task(scheduler.compute(texts(1)))
+            await engine_entered(engine)
+            early = asyncio.create_task(scheduler.compute(texts(2), deadline=105.0))
+            late = asyncio.create_task(scheduler.compute(texts(2), deadline=115.0))
+            await asyncio.sleep(0)
+            clock[0] = 110.0
+            engine.gate.set()
+            _, early, late = await asyncio.gather(first, early, late)
+            assert early.outcomes[0].status is Status.EXPIRED
+            assert late.outcomes == [(2.0,)]
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_ends_the_wait_while_the_engine_still_computes(running):
+    async def scenario():
+        async with running() as (scheduler, engine, _):
+            running_one = asyncio.create_task(scheduler.compute(texts(1), deadline=100.01))
+            await engine_entered(engine)
+            queued = await scheduler.compute(texts(2), deadline=100.01)
+            assert queued.outcomes[0].status is Status.EXPIRED
+            assert (await running_one).outcomes[0].status is Status.EXPIRED
+            assert value(scheduler, "expired_total") == 2
+            assert engine.batches == []
+
+    asyncio.run(scenario())
+
+
+def test_out_of_memory_splits_the_batch_and_makes_later_ones_smaller(running):
+    async def scenario():
+        async with running() as (scheduler, engine, _):
+            engine.gate.set()
+            engine.memory_tokens = 16
+            ticket = await scheduler.compute(texts(1, 2, 3, 4, 5, 6, 7, 8))
+            assert ticket.outcomes == [(float(number),) for number in range(1, 9)]
+            assert engine.batches == [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4], [5, 6, 7, 8]]
+            engine.batches.clear()
+            await scheduler.compute(texts(1, 2, 3, 4, 5, 6, 7, 8))
+            assert engine.batches == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+    asyncio.run(scenario())
+
+
+def test_a_hung_engine_fails_what_waits(running):
+    async def scenario():
+        async with running() as (scheduler, engine, _):
+            tasks = [asyncio.create_task(scheduler.compute(texts(number))) for number in (1, 2)]
+            await engine_entered(engine)
+            scheduler.fail(Unavailable("the engine hangs"))
+            assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [Unavailable] * 2
+            assert value(scheduler, "cancelled_total") == 0
+
+    asyncio.run(scenario())
+
+
+def test_exact_scores_are_kept_when_asked_for_and_failures_are_not(running):
+    async def scenario():
+        async with running(score_cache_size=2) as (scheduler, engine, _):
+            engine.gate.set()
+            await scheduler.compute(texts(1, 13))
+            engine.batches.clear()
+            ticket = await scheduler.compute(texts(1, 13))
+            assert ticket.outcomes[0] == (1.0,)
+            assert engine.batches == [[13]]
+            assert value(scheduler, "score_cache_hits_total") == 1
+            await scheduler.compute(texts(2, 3))  # 1 is forgotten
+            engine.batches.clear()
+            await scheduler.compute(texts(1, 3))
+            assert engine.batches == [[1]]
+
+    asyncio.run(scenario())
+
+
+def test_models_on_one_device_are_served_in_turn(running):
+    async def scenario():
+        async with running(max_batch_tokens=4) as (first, engine, _):
+            second = Scheduler(first.model, Settings(max_batch_tokens=4), Metrics(), first.engine_thread)
+            tasks = [asyncio.create_task(first.compute(texts(1, 2, 3, 4)))]
+            await engine_entered(engine)
+            tasks.append(asyncio.create_task(second.compute(texts(101, 102, 103))))
+            await asyncio.sleep(0)
+            engine.gate.set()
+            await asyncio.gather(*tasks)
+            assert engine.batches == [[1], [2], [101], [102], [3], [4], [103]]
+
+    asyncio.run(scenario())
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.booleans()), max_size=12),
+    st.integers(4, 40),
+)
+def test_everyone_gets_the_scores_of_their_own_sequences_whoever_leaves(running, requests, budget):
+    async def scenario():
+        async with running(max_batch_tokens=budget) as (scheduler, engine, _):
+            first = asyncio.create_task(scheduler.compute(texts(1)))
+            await engine_entered(engine)
+            tasks = [asyncio.create_task(scheduler.compute(texts(*ids))) for ids, _ in requests]
+            await asyncio.sleep(0)
+            for task, (_, leaves) in zip(tasks, requests, strict=True):
+                if leaves:
+                    task.cancel()
+            engine.gate.set()
+            await first
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            for ticket, (ids, leaves) in zip(done, requests, strict=True):
+                if leaves:
+                    assert isinstance(ticket, asyncio.CancelledError)
+                else:
+                    assert ticket.outcomes == [(float(number),) for number in ids]
+            await scheduler.compute(texts(99))  # what was abandoned in the engine has ended by then
+            for gauge in ("queued_sequences", "queued_tokens", "running_sequences"):
+                assert value(scheduler, gauge) == 0
+            assert not scheduler._jobs
 
     asyncio.run(scenario())

@@ -77,6 +77,8 @@ class Connection(HttpToolsProtocol):
             if self._header_bytes > self.max_header_bytes and not self.transport.is_closing():
                 self._refuse_headers()
                 self.send_400_response("")
+            if self._allowed_s is None:  # blank lines, which ended uvicorn's timer of idle connections
+                self._expect(self.header_timeout_s)
         if self._part != self._timed_part:
             self._set_timer()
 
@@ -129,7 +131,8 @@ class Connection(HttpToolsProtocol):
         self._timer = None if self._allowed_s is None else self.loop.call_later(self._allowed_s, self._cut)
 
     def _cut(self) -> None:
-        if self.flow.read_paused:  # the client may be waiting for us
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if self.flow.read_paused or (self._in_headers and is_answering):  # the client may be waiting for us
             self._set_timer()
         else:
             self.transport.abort()

@@ -81,11 +81,19 @@ def test_200_connections_with_slow_headers_are_closed_and_others_are_answered_me
         assert score(service) == 1.5
 
 
-def test_headers_of_a_later_request_on_a_kept_connection_have_the_same_time(serve, tiny_bundle):
+@pytest.mark.parametrize("start", [b"POST /score HT", b"\r\n"])
+def test_headers_of_a_later_request_on_a_kept_connection_have_the_same_time(serve, tiny_bundle, start):
     with serve(tiny_bundle(), flags=["--header-timeout-s", "1"]) as service, connect(service) as sock:
         sock.sendall(request())
         assert read_answer(sock)[0] == 200
-        sock.sendall(b"POST /score HT")
+        sock.sendall(start)
+        assert until_closed(sock) == b""
+
+
+def test_an_idle_connection_is_closed(serve, tiny_bundle):
+    with serve(tiny_bundle(), flags=["--keep-alive-s", "0.5"]) as service, connect(service) as sock:
+        sock.sendall(request())
+        assert read_answer(sock)[0] == 200
         assert until_closed(sock) == b""
 
 

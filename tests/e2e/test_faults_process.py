@@ -16,26 +16,27 @@ import pytest
 from plaudit_service.testing import score_by_hand
 
 
+def metric(service, name):
+    lines = httpx2.get(f"{service.url}/metrics", timeout=30).text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
 def test_sigterm_under_load_lets_every_admitted_request_finish_and_exits_0(serve, causal_bundle):
-    """Each connection has one large request open when the signal comes; afterwards connections are refused."""
-    with serve(causal_bundle, flags=["--max-batch-tokens", "128"]) as service:
-        body = {"items": [{"text": f"good {number} " * 8} for number in range(200)]}
+    with serve(causal_bundle, flags=["--max-batch-tokens", "32", "--no-share-prefixes"]) as service:
+        bodies = [{"items": [{"text": f"{a} {b} good " * 6} for b in range(400)]} for a in range(4)]
+        before = metric(service, "plaudit_tokenize_seconds_count")
         with ThreadPoolExecutor(4) as pool:
-            open_requests = [pool.submit(httpx2.post, f"{service.url}/score", json=body, timeout=60) for _ in range(4)]
-            while queued(service.url) < 400:
-                assert not any(request.done() for request in open_requests), "answered before the signal could come"
+            answers = [pool.submit(httpx2.post, f"{service.url}/score", json=body, timeout=60) for body in bodies]
+            while metric(service, "plaudit_tokenize_seconds_count") < before + 4:
+                assert service.process.poll() is None
+            assert not any(answer.done() for answer in answers), "answered before the signal could come"
             service.process.send_signal(signal.SIGTERM)
-            answers = [request.result() for request in open_requests]
+            answers = [answer.result() for answer in answers]
         assert service.process.wait(60) == 0
         assert [answer.status_code for answer in answers] == [200] * 4
         assert {result["status"] for answer in answers for result in answer.json()["results"]} == {"ok"}
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(f"{service.url}/healthz")
-
-
-def queued(url):
-    lines = httpx2.get(f"{url}/metrics", timeout=30).text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("plaudit_queued_sequences "))
 
 
 def test_requests_that_outlast_the_grace_period_are_answered_503_so_that_they_are_sent_elsewhere(serve, causal_bundle):
@@ -44,7 +45,7 @@ def test_requests_that_outlast_the_grace_period_are_answered_503_so_that_they_ar
         body = {"items": [{"text": f"good {number} " * 12} for number in range(1000)]}
         with ThreadPoolExecutor(1) as pool:
             open_request = pool.submit(httpx2.post, f"{service.url}/score", json=body, timeout=60)
-            while queued(service.url) == 0:
+            while metric(service, "plaudit_queued_sequences") == 0:
                 assert not open_request.done(), "answered before the signal could come"
             service.process.send_signal(signal.SIGTERM)
             answer = open_request.result()

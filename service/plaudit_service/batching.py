@@ -23,6 +23,10 @@ _MIN_SAVED_SHARE = 0.1
 _MIN_PREFIX_TOKENS = 16
 # How many sequences one plan may put before the next oldest.
 _MAX_GROUP = 64
+# A call takes about as long as this many tokens take beyond its own (docs/decisions.md).
+_CALL_COST_TOKENS = 16
+# How many sequences, longer and shorter, are looked at to find the mates of one.
+_MAX_NEIGHBOURS = 32
 # Attending to a prefix token, whose keys and values are copied for every row, counts as this part of computing a token.
 _PREFIX_TOKEN_COST = 1 / 16
 
@@ -139,22 +143,14 @@ class Backlog(Generic[T]):
         return self._entries[self._by_age[0][2]] if self._by_age else None
 
     def _of_close_length(self, anchor: T, max_padded_tokens: int) -> Batch[T]:
-        """Grow from the anchor, in the order of lengths, towards whichever neighbour is closer in length."""
-        order = self._by_length
-        length = len(anchor.token_ids)
-        first = last = bisect_left(order, (length, -self._numbers[anchor]))
-        while True:
-            num_rows = last - first + 2
-            fits_longer = last + 1 < len(order) and num_rows * order[last + 1][0] <= max_padded_tokens
-            fits_shorter = first > 0 and num_rows * order[last][0] <= max_padded_tokens
-            if fits_longer and fits_shorter:
-                fits_longer = order[last + 1][0] - length < length - order[first - 1][0]
-            if fits_longer:
-                last += 1
-            elif fits_shorter:
-                first -= 1
-            else:
-                return Batch([self._entries[-number] for _, number in reversed(order[first : last + 1])])
+        """The anchor's batch, where it and its neighbours in length are cut into batches at the least cost."""
+        at = bisect_left(self._by_length, (len(anchor.token_ids), -self._numbers[anchor]))
+        near = self._by_length[max(0, at - _MAX_NEIGHBOURS) : at + _MAX_NEIGHBOURS + 1][::-1]
+        entries = [self._entries[-number] for _, number in near]
+        batches = cut([length for length, _ in near], max_padded_tokens=max_padded_tokens)
+        place = entries.index(anchor)
+        start, stop = next(rows for rows in batches if place < rows[1])
+        return Batch(entries[start:stop])
 
     def _plan_group(self, anchor: T, max_padded_tokens: int) -> deque[Batch[T]]:
         """The batches of the sequences that share the anchor's beginning; none where sharing does not pay."""
@@ -168,7 +164,13 @@ class Backlog(Generic[T]):
         if num_prefix_tokens == 0:
             return deque()
         group = [entry for shared, entry in sharers if shared >= num_prefix_tokens]
-        batches = _cut(group, num_prefix_tokens, max_padded_tokens)
+        group.sort(key=lambda entry: -len(entry.token_ids))
+        attended = num_prefix_tokens * (1 - _PREFIX_TOKEN_COST)
+        costs = [len(entry.token_ids) - attended for entry in group]
+        batches = [
+            Batch(group[start:stop], num_prefix_tokens)
+            for start, stop in cut(costs, max_padded_tokens=max_padded_tokens)
+        ]
         return deque(sorted(batches, key=lambda batch: anchor not in batch.sequences))
 
     def _sharers(self, anchor: T) -> list[tuple[int, T]]:
@@ -218,14 +220,30 @@ def best_prefix(sharers: Sequence[tuple[int, int]], *, num_kept: int) -> int:
     return best
 
 
-def _cut(group: Sequence[T], num_prefix_tokens: int, max_padded_tokens: int) -> list[Batch[T]]:
-    """Cut a group, longest first, into batches within the budget."""
-    batches: list[list[T]] = []
-    longest = 0.0
-    for entry in sorted(group, key=lambda entry: -len(entry.token_ids)):
-        if batches and (len(batches[-1]) + 1) * longest <= max_padded_tokens:
-            batches[-1].append(entry)
-        else:
-            batches.append([entry])
-            longest = len(entry.token_ids) - num_prefix_tokens + _PREFIX_TOKEN_COST * num_prefix_tokens
-    return [Batch(batch, num_prefix_tokens) for batch in batches]
+def cut(lengths: Sequence[float], *, max_padded_tokens: int) -> list[tuple[int, int]]:
+    """Cut sequences into batches so that all calls together cost the least.
+
+    A call costs rows x longest row, padding included, and as much as some tokens for itself. Dynamic programming over
+    the ends of batches, in the order of lengths.
+
+    Args:
+        lengths: Length of each sequence in tokens, falling.
+        max_padded_tokens: Limit of rows x longest row; a sequence over it goes alone.
+
+    Returns:
+        (start, stop) of each batch in `lengths`, in order.
+    """
+    least = [0.0] + [float("inf")] * len(lengths)  # of the first n sequences
+    starts = [0] * (len(lengths) + 1)  # of the last batch of the first n sequences
+    for start, longest in enumerate(lengths):
+        before = least[start] + _CALL_COST_TOKENS
+        for stop in range(start + 1, min(len(lengths), start + max(1, int(max_padded_tokens // longest))) + 1):
+            cost = before + (stop - start) * longest
+            if cost < least[stop]:
+                least[stop], starts[stop] = cost, start
+    batches = []
+    stop = len(lengths)
+    while stop > 0:
+        batches.append((starts[stop], stop))
+        stop = starts[stop]
+    return batches[::-1]

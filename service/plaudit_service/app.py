@@ -1,34 +1,23 @@
-"""The HTTP routes: read and check a request, ask the service, write the answer. Alone in knowing FastAPI."""
+"""The HTTP routes and the OpenAPI document. Alone in knowing FastAPI."""
 
-import asyncio
-import json
-import math
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from plaudit_service.access import PROBLEM_MEDIA_TYPE, Access, problem
-from plaudit_service.errors import AllExpired, InvalidRequest, QueueFull, RequestError, TooLarge
+from plaudit_service.access import Access
+from plaudit_service.asgi import INTERNAL_ERROR, PROBLEM_MEDIA_TYPE, Receive, Scope, Send, problem_document
+from plaudit_service.score_endpoint import ScoreEndpoint
 from plaudit_service.service import Service
-from plaudit_service.settings import Settings
-from plaudit_service.wire import (
-    ChatItem,
-    Item,
-    Problem,
-    PromptItem,
-    ScoreAnswer,
-    ScoreRequest,
-    Status,
-    TextItem,
-    TokenItem,
-    parse_request,
-)
+from plaudit_service.wire import Problem, ScoreAnswer, ScoreRequest
+
+_DOCS_ASSETS = "/docs-assets"
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "content": {PROBLEM_MEDIA_TYPE: {}}, "description": description}
@@ -36,6 +25,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         400: "The body is not JSON",
         401: "No or wrong API key",
         404: "No such model",
+        408: "The body did not arrive in time",
         409: "Another fingerprint or engine is loaded",
         413: "The body, the number of sequences or a text is over the limit",
         422: "The request has a wrong shape",
@@ -54,13 +44,20 @@ def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
         api_keys: Keys of which a request must carry one; none: no key is asked for.
     """
     app = build_routes(service)
+    score = ScoreEndpoint(service)
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        # What is asked most goes past FastAPI's machinery (docs/decisions.md).
+        to_score = scope["type"] == "http" and scope["path"] == "/score" and scope["method"] == "POST"
+        await (score if to_score else app)(scope, receive, send)
+
     routes = {route.path for route in app.routes if hasattr(route, "path")}
-    open_routes = {"/metrics", "/openapi.json"} if service.settings.open_metrics else ()
-    return Access(app, metrics=service.metrics, api_keys=api_keys, routes=routes, open_routes=open_routes)
+    open_routes = {"/metrics", "/docs", f"{_DOCS_ASSETS}/", "/openapi.json"} if service.settings.open_metrics else ()
+    return Access(dispatch, metrics=service.metrics, api_keys=api_keys, routes=routes, open_routes=open_routes)
 
 
 def build_routes(service: Service) -> FastAPI:
-    """The routes, without keys and logs around them."""
+    """The routes as FastAPI knows and documents them; `build_app` answers POST /score before they are asked."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,27 +65,19 @@ def build_routes(service: Service) -> FastAPI:
         yield
         await service.stop()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="plaudit",
         version=version("plaudit"),
         summary="Scores language-model completions with a trained reward model.",
         lifespan=lifespan,
-        docs_url=None,
+        docs_url="/docs",
         redoc_url=None,
+        static_url=_DOCS_ASSETS,
     )
     _add_probes(app, service)
-    _add_score(app, service)
-
-    @app.exception_handler(RequestError)
-    async def answer_request_error(http: Request, error: RequestError) -> Response:
-        service.metrics.rejected.labels(error.slug).inc()
-        http.state.log["outcome"] = error.slug
-        headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else None
-        return _problem_response(problem(error), headers)
-
+    _document_score(app)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
-    _describe_score_request(app)
     return app
 
 
@@ -114,9 +103,18 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_score(app: FastAPI, service: Service) -> None:
-    settings = service.settings
-    pending = _Room(settings.max_pending_bytes)
+async def _answer_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    document = problem_document(error.status_code, error.detail, error.detail)
+    return JSONResponse(document, error.status_code, dict(error.headers or {}), media_type=PROBLEM_MEDIA_TYPE)
+
+
+async def _answer_bug(_: Request, __: Exception) -> Response:
+    return JSONResponse(INTERNAL_ERROR, 500, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def _document_score(app: FastAPI) -> None:
+    """Put `/score` into the OpenAPI document; its body is read by hand, so FastAPI cannot know the schema."""
 
     @app.post(
         "/score",
@@ -124,154 +122,9 @@ def _add_score(app: FastAPI, service: Service) -> None:
         response_model=ScoreAnswer,
         responses=_PROBLEMS,
     )
-    async def score(http: Request) -> Response:
-        service.require_ready()
-        deadline = service.clock() + _timeout_s(http)
-        with pending.share() as share:
-            body = await _read_body(http, settings.max_body_bytes, share)
-            request = await asyncio.to_thread(parse_request, body)
-            pipeline = service.pipeline(request.model)
-            pipeline.model.check_pins(request)
-            share.grow(_check_sizes(request, settings))
-            tokenized = await pipeline.tokenize(request.items, request.truncation)
-        scored = await pipeline.compute(tokenized, raw=request.raw, deadline=deadline)
-        pipeline.count(scored.results, raw=request.raw)
-        http.state.log.update(model=pipeline.model.bundle.name, sequences=len(scored.results))
-        if scored.results and all(result.status is Status.EXPIRED for result in scored.results):
-            raise AllExpired("the deadline of X-Request-Timeout-S passed before any sequence was computed")
-        answer = {
-            "model": pipeline.model.bundle.name,
-            "fingerprint": pipeline.model.bundle.fingerprint,
-            "engine": pipeline.model.engine.name,
-            "results": [result.to_wire() for result in scored.results],
-        }
-        times = {"queue": scored.queue_s, "tokenize": tokenized.seconds, "infer": scored.infer_s}
-        timing = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in times.items())
-        content = json.dumps(answer, allow_nan=False, separators=(",", ":"))
-        return Response(content, media_type="application/json", headers={"Server-Timing": timing})
+    async def score() -> None:
+        raise AssertionError("build_app answers this route")
 
-
-class _Room:
-    """What all bodies that are being read and tokenized may hold together, in bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    @contextmanager
-    def share(self) -> Iterator["_Share"]:
-        """The part of one request, given back at the end."""
-        share = _Share(self)
-        try:
-            yield share
-        finally:
-            self.used -= share.size
-
-
-class _Share:
-    """One request's part of a room."""
-
-    def __init__(self, room: _Room) -> None:
-        self._room = room
-        self.size = 0
-
-    def grow(self, size: int) -> None:
-        """Take more.
-
-        Raises:
-            TooLarge: the request alone is larger than the room.
-            QueueFull: there is no room now.
-        """
-        room = self._room
-        if self.size + size > room.limit:
-            raise TooLarge(f"the request needs {self.size + size} bytes to be read, limit {room.limit}; split it")
-        if room.used + size > room.limit:
-            raise QueueFull(f"{room.used} bytes of requests are being read, limit {room.limit}; try again later")
-        room.used += size
-        self.size += size
-
-
-def _timeout_s(http: Request) -> float:
-    """After how many seconds nobody wants the answer."""
-    header = http.headers.get("X-Request-Timeout-S")
-    if header is None:
-        return math.inf
-    try:
-        timeout_s = float(header)
-    except ValueError:
-        timeout_s = math.nan
-    if not math.isfinite(timeout_s):
-        raise InvalidRequest("header X-Request-Timeout-S: not a number of seconds")
-    if timeout_s <= 0:
-        raise AllExpired(f"header X-Request-Timeout-S: {timeout_s}, so the deadline has passed already")
-    return timeout_s
-
-
-async def _read_body(http: Request, limit: int, share: _Share) -> bytes:
-    declared = http.headers.get("Content-Length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise TooLarge(f"the body has {declared} bytes, limit {limit}; split the request")
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in http.stream():
-        size += len(chunk)
-        if size > limit:
-            raise TooLarge(f"the body has more than {limit} bytes; split the request")
-        share.grow(len(chunk))
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _check_sizes(request: ScoreRequest, settings: Settings) -> int:
-    """Characters of all sequences together, where every size is within its limit."""
-    if request.num_sequences > settings.max_sequences_per_request:
-        limit = settings.max_sequences_per_request
-        raise TooLarge(f"the request has {request.num_sequences} sequences, limit {limit}; split it")
-    total = 0
-    for number, item in enumerate(request.items):
-        sizes = _num_chars(item)
-        if max(sizes) > settings.max_text_chars:
-            limit = settings.max_text_chars
-            raise TooLarge(f"items[{number}]: a text of {max(sizes)} characters, limit {limit}; shorten it")
-        total += sum(sizes)
-    if total > settings.max_request_chars:
-        limit = settings.max_request_chars
-        raise TooLarge(f"the sequences have {total} characters together, limit {limit}; split the request")
-    return total
-
-
-def _num_chars(item: Item) -> list[int]:
-    """Characters (or ids) of each of the item's sequences."""
-    match item:
-        case TextItem():
-            return [len(item.text)]
-        case TokenItem():
-            return [len(item.token_ids)]
-        case PromptItem():
-            completions = [item.completion or ""] if item.completions is None else item.completions
-            return [len(item.prompt) + len(completion) for completion in completions]
-        case ChatItem():
-            head = sum(len(message.role) + len(message.content) for message in item.messages)
-            return [head + len(completion) for completion in item.completions or [""]]
-
-
-def _problem_response(document: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(document, document["status"], headers, media_type=PROBLEM_MEDIA_TYPE)
-
-
-async def _answer_http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    document = {"type": "about:blank", "title": error.detail, "status": error.status_code, "detail": error.detail}
-    return _problem_response(document, dict(error.headers or {}))
-
-
-async def _answer_bug(_: Request, __: Exception) -> Response:
-    detail = "this is a bug; the log has a line with this request's X-Request-Id"
-    return _problem_response({"type": "about:blank", "title": "Internal error", "status": 500, "detail": detail})
-
-
-def _describe_score_request(app: FastAPI) -> None:
-    """The body of `/score` is read by hand, to limit it; put its schema into the OpenAPI document all the same."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -279,6 +132,8 @@ def _describe_score_request(app: FastAPI) -> None:
             document = generate()
             schema = ScoreRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"].update(schema.pop("$defs"), ScoreRequest=schema)
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{}, {"key": []}]
             document["paths"]["/score"]["post"]["requestBody"] = {
                 "required": True,
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}},

@@ -7,6 +7,7 @@ ServiceError
     ├── NotJson              400
     ├── Unauthorized         401
     ├── UnknownModel         404
+    ├── BodyTimeout          408
     ├── Mismatch             409  another fingerprint or engine is loaded
     ├── TooLarge             413
     ├── InvalidRequest       422
@@ -68,6 +69,12 @@ class UnknownModel(RequestError):  # noqa: N818
     """The request names a model that is not loaded."""
 
     status, slug, title = 404, "unknown-model", "No such model"
+
+
+class BodyTimeout(RequestError):  # noqa: N818
+    """The body did not arrive in time; the connection is closed after the answer."""
+
+    status, slug, title = 408, "body-timeout", "The body did not arrive in time"
 
 
 class Mismatch(RequestError):  # noqa: N818

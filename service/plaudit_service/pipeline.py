@@ -5,11 +5,12 @@ Knows nothing of HTTP.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
+from plaudit_service.errors import AllExpired
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import MIXED_TOKENS, ParityReport, compare, golden_items, score_mixed, score_shared
@@ -17,6 +18,9 @@ from plaudit_service.scheduler import Scheduler
 from plaudit_service.score_window import ScoreWindow
 from plaudit_service.tokenization import TokenizedText
 from plaudit_service.wire import Item, Result, Truncation
+
+# How long a request may keep a tokenizer thread before it goes to the back of the line.
+_TURN_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -43,30 +47,45 @@ class Pipeline:
         model: The loaded model.
         scheduler: Its queue.
         metrics: Where results are counted.
-        tokenizer_thread: Runs tokenization off the event loop.
+        tokenizer_threads: Run tokenization off the event loop.
+        clock: Seconds that only grow; deadlines are on it.
     """
 
-    def __init__(self, model: Model, scheduler: Scheduler, metrics: Metrics, tokenizer_thread: Executor) -> None:
+    def __init__(
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        tokenizer_threads: Executor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.model = model
         self.scheduler = scheduler
         self._metrics = metrics
-        self._tokenizer_thread = tokenizer_thread
+        self._tokenizer_threads = tokenizer_threads
+        self._clock = clock
         self._window = ScoreWindow()
         name = model.bundle.name
         metrics.score_mean.labels(name).set_function(self._window.mean)
         metrics.score_std.labels(name).set_function(self._window.std)
         metrics.score_length_correlation.labels(name).set_function(self._window.length_correlation)
 
-    async def tokenize(self, items: Sequence[Item], truncation: Truncation = "error") -> Tokenized:
-        """Tokenize off the event loop.
+    async def tokenize(
+        self, items: Sequence[Item], truncation: Truncation = "error", *, deadline: float = float("inf")
+    ) -> Tokenized:
+        """Tokenize off the event loop, in turns, so that a large request does not keep small ones waiting.
 
         Raises:
             InvalidRequest: an item cannot be scored by this model.
+            AllExpired: the deadline passed before the end.
         """
         started = time.monotonic()
-        texts = await asyncio.get_running_loop().run_in_executor(
-            self._tokenizer_thread, self.model.tokenization.tokenize, items, truncation
-        )
+        texts: list[TokenizedText | Result] = []
+        steps = self.model.tokenization.steps(items, truncation)
+        loop = asyncio.get_running_loop()
+        while await loop.run_in_executor(self._tokenizer_threads, _take_turn, steps, texts):
+            if self._clock() >= deadline:
+                raise AllExpired("the deadline of X-Request-Timeout-S passed while the request was tokenized")
         seconds = time.monotonic() - started
         self._metrics.tokenize_seconds.observe(seconds)
         return Tokenized(texts, seconds)
@@ -117,3 +136,13 @@ class Pipeline:
             if result.score is not None and not raw:
                 self._metrics.score.labels(name).observe(result.score)
                 self._window.add(result.score, result.num_tokens)
+
+
+def _take_turn(steps: Iterator[list[TokenizedText | Result]], texts: list[TokenizedText | Result]) -> bool:
+    """Take tokenization steps for a while; whether there are more."""
+    end = time.monotonic() + _TURN_S
+    for step in steps:
+        texts += step
+        if time.monotonic() >= end:
+            return True
+    return False

@@ -62,7 +62,7 @@ class Service:
         self._draining = False
         # One device, one thread: it takes the batches of all models in turn.
         self._engine_thread = EngineThread()
-        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._tokenizer_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -77,7 +77,7 @@ class Service:
         self.metrics.model_info.labels(
             bundle.name, bundle.fingerprint, bundle.scoring.precision, self.settings.runtime
         ).set(1)
-        return Pipeline(model, scheduler, self.metrics, self._tokenizer_thread)
+        return Pipeline(model, scheduler, self.metrics, self._tokenizer_threads, self.clock)
 
     @property
     def not_ready(self) -> str | None:
@@ -126,7 +126,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._engine_thread.stop()
-        self._tokenizer_thread.shutdown(cancel_futures=True)
+        self._tokenizer_threads.shutdown(cancel_futures=True)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -58,10 +59,19 @@ class Settings:
     max_pending_bytes: int = _setting(
         268_435_456, "bytes (and repeated characters) of all bodies being read and tokenized; beyond: 429", minimum=1
     )
+    max_connections: int = _setting(4096, "open connections; further ones are closed at once", minimum=1)
+    max_header_bytes: int = _setting(32_768, "bytes of a request's URL and headers; beyond: 431", minimum=1)
+    header_timeout_s: float = _setting(
+        10.0, "seconds from connecting, or from a request's first byte, to the end of its headers", minimum=0
+    )
+    body_timeout_s: float = _setting(60.0, "seconds in which a body has to arrive; beyond: 408", minimum=0)
+    keep_alive_s: float = _setting(75.0, "seconds that an idle connection is kept", minimum=0)
     drain_timeout_s: float = _setting(30.0, "seconds that open requests get after SIGTERM", minimum=0)
     api_key_file: str = _setting("", "file with one API key a line; requests then need Authorization: Bearer KEY")
     allow_unauthenticated: bool = _setting(False, "bind another address than loopback without any API key")
-    open_metrics: bool = _setting(False, "answer /metrics and /openapi.json without an API key")
+    open_metrics: bool = _setting(False, "answer /metrics, /docs and /openapi.json without an API key")
+    tls_certificate_file: str = _setting("", "PEM file of the certificate and its chain; then HTTPS is spoken")
+    tls_key_file: str = _setting("", "PEM file of the certificate's private key, without a passphrase")
 
     def api_keys(self, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
         """Keys of the file and of PLAUDIT_API_KEYS (separated by commas).
@@ -79,6 +89,33 @@ class Settings:
                 raise SettingsError(f"--api-key-file {self.api_key_file}: holds no key; put one key on a line")
             keys += [line.strip() for line in lines]
         return tuple(key for key in keys if key)
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The context of HTTPS; None: plain HTTP.
+
+        Raises:
+            SettingsError: certificate or key is missing, cannot be read, or they do not belong together.
+        """
+        certificate, key = self.tls_certificate_file, self.tls_key_file
+        if not certificate and not key:
+            return None
+        if not (certificate and key):
+            raise SettingsError("--tls-certificate-file and --tls-key-file have to be given together")
+        for flag, file in (("--tls-certificate-file", certificate), ("--tls-key-file", key)):
+            try:
+                Path(file).read_bytes()
+            except OSError as error:
+                raise SettingsError(f"{flag} {file}: cannot be read ({error.strerror})") from error
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            # With a passphrase OpenSSL would ask on the terminal.
+            context.load_cert_chain(certificate, key, password=lambda: "")
+        except (ssl.SSLError, ValueError) as error:
+            raise SettingsError(
+                f"--tls-certificate-file {certificate} --tls-key-file {key}: they are not a PEM certificate and its "
+                f"key without a passphrase ({getattr(error, 'reason', None) or error})"
+            ) from error
+        return context
 
     def check_binding(self, api_keys: Sequence[str]) -> None:
         """Refuse to serve strangers by accident.

@@ -18,6 +18,11 @@ from plaudit_service.wire import ChatItem, Item, PromptItem, Result, Status, Tex
 
 Ids = npt.NDArray[np.int64]
 
+# A step of tokenization ends behind this many characters: tens of milliseconds.
+_STEP_CHARS = 65_536
+# What a sequence costs besides its text, in characters.
+_SOURCE_CHARS = 64
+
 
 @dataclass(frozen=True, eq=False)
 class TokenizedText:
@@ -46,6 +51,12 @@ class _Source:
     error: str | None = None
     add_special_tokens: bool = False
     append_eos: bool = False
+
+    @property
+    def size(self) -> int:
+        """About what its tokenization costs, in characters."""
+        text = self.text or self.token_ids or ""
+        return _SOURCE_CHARS + (len(text) if not isinstance(text, tuple) else len(text[0]) + len(text[1]))
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,27 @@ class Tokenization:
         Raises:
             InvalidRequest: an item has a form that this bundle cannot score, or an id outside of the vocabulary.
         """
-        sources = [source for number, item in enumerate(items) for source in self._sources(f"items[{number}]", item)]
+        return [text for step in self.steps(items, truncation) for text in step]
+
+    def steps(self, items: Sequence[Item], truncation: Truncation = "error") -> Iterator[list[TokenizedText | Result]]:
+        """What `tokenize` does, in steps of bounded work: the next sequences of each, in order.
+
+        Raises:
+            InvalidRequest: as there.
+        """
+        sources: list[_Source] = []
+        size = 0
+        for number, item in enumerate(items):
+            for source in self._sources(f"items[{number}]", item):
+                sources.append(source)
+                size += source.size
+                if size >= _STEP_CHARS:
+                    yield self._step(sources, truncation)
+                    sources, size = [], 0
+        if sources:
+            yield self._step(sources, truncation)
+
+    def _step(self, sources: Sequence[_Source], truncation: Truncation) -> list[TokenizedText | Result]:
         encoded = self._encode(sources)
         return [self._finish(source, ids, truncation) for source, ids in zip(sources, encoded, strict=True)]
 

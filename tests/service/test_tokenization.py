@@ -122,3 +122,21 @@ def test_the_pooled_token_is_the_rightmost_that_is_no_pad(ids, pad, expected):
     import numpy as np
 
     assert pooled_index(np.array(ids), pad) == expected
+
+
+def test_tokenization_goes_in_steps_that_end_behind_a_bounded_text_and_change_nothing(make):
+    tokenization = make(max_tokens=10**6)
+    # A step ends behind 65,536 characters, where each text counts 64 more: 1,009 texts of one character.
+    items = [
+        PromptItem(prompt="a b ", completions=["c d " * 10_000] * 5),
+        TextItem(text="a"),
+        TextItem(text="b " * 100_000),
+        TokenItem(token_ids=[4] * 70_000),
+        *[TextItem(text="d")] * 3000,
+    ]
+    steps = list(tokenization.steps(items))
+    sizes = [sum(len(text.token_ids) for text in step) for step in steps]
+    assert [len(step) for step in steps] == [2, 2, 3, 1, 1009, 1009, 982]
+    assert max(sizes) <= 100_000 + 65_536
+    whole = tokenization.tokenize(items)
+    assert [ids_of(text) for step in steps for text in step] == [ids_of(text) for text in whole]

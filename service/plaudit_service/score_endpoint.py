@@ -1,0 +1,124 @@
+"""`POST /score`: read and check a request, ask the service, write the answer. Plain ASGI: every request pays."""
+
+import asyncio
+import json
+import math
+from typing import Any
+
+from plaudit_service.asgi import Receive, Scope, Send, send_answer
+from plaudit_service.errors import AllExpired, InvalidRequest, TooLarge
+from plaudit_service.receiving import Room, read_body, while_connected
+from plaudit_service.service import Service
+from plaudit_service.settings import Settings
+from plaudit_service.wire import ChatItem, Item, PromptItem, ScoreRequest, Status, TextItem, TokenItem, parse_request
+
+# A body up to this size is parsed on the event loop: handing it to a thread would cost more than parsing it.
+_INLINE_BODY_BYTES = 16_384
+
+
+class ScoreEndpoint:
+    """The ASGI application of one route. Errors are raised; who wraps it answers them."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._room = Room(service.settings.max_pending_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request.
+
+        Raises:
+            RequestError: it cannot be answered.
+            ClientLeft: nobody waits for the answer any more.
+        """
+        service, settings = self._service, self._service.settings
+        service.require_ready()
+        headers = dict(scope["headers"])
+        deadline = service.clock() + _timeout_s(headers.get(b"x-request-timeout-s"))
+        with self._room.share() as share:
+            body = await read_body(
+                receive,
+                headers.get(b"content-length", b""),
+                limit=settings.max_body_bytes,
+                timeout_s=settings.body_timeout_s,
+                share=share,
+            )
+            async with while_connected(receive):
+                request = await _parse(body)
+                pipeline = service.pipeline(request.model)
+                pipeline.model.check_pins(request)
+                share.grow(_check_sizes(request, settings))
+                tokenized = await pipeline.tokenize(request.items, request.truncation, deadline=deadline)
+                share.release()
+                scored = await pipeline.compute(tokenized, raw=request.raw, deadline=deadline)
+        pipeline.count(scored.results, raw=request.raw)
+        model = pipeline.model
+        scope["state"]["log"].update(model=model.bundle.name, sequences=len(scored.results))
+        if scored.results and all(result.status is Status.EXPIRED for result in scored.results):
+            raise AllExpired("the deadline of X-Request-Timeout-S passed before any sequence was computed")
+        answer = {
+            "model": model.bundle.name,
+            "fingerprint": model.bundle.fingerprint,
+            "engine": model.engine.name,
+            "results": [result.to_wire() for result in scored.results],
+        }
+        times = {"queue": scored.queue_s, "tokenize": tokenized.seconds, "infer": scored.infer_s}
+        timing = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in times.items())
+        await send_answer(send, 200, b"application/json", _json(answer), [(b"server-timing", timing.encode())])
+
+
+async def _parse(body: bytes) -> ScoreRequest:
+    if len(body) <= _INLINE_BODY_BYTES:
+        return parse_request(body)
+    return await asyncio.to_thread(parse_request, body)
+
+
+def _json(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _timeout_s(header: bytes | None) -> float:
+    """After how many seconds nobody wants the answer."""
+    if header is None:
+        return math.inf
+    try:
+        timeout_s = float(header)
+    except ValueError:
+        timeout_s = math.nan
+    if not math.isfinite(timeout_s):
+        raise InvalidRequest("header X-Request-Timeout-S: not a number of seconds")
+    if timeout_s <= 0:
+        raise AllExpired(f"header X-Request-Timeout-S: {timeout_s}, so the deadline has passed already")
+    return timeout_s
+
+
+def _check_sizes(request: ScoreRequest, settings: Settings) -> int:
+    """Characters of all sequences together, where every size is within its limit."""
+    if request.num_sequences > settings.max_sequences_per_request:
+        limit = settings.max_sequences_per_request
+        raise TooLarge(f"the request has {request.num_sequences} sequences, limit {limit}; split it")
+    total = 0
+    for number, item in enumerate(request.items):
+        sizes = _num_chars(item)
+        if max(sizes) > settings.max_text_chars:
+            limit = settings.max_text_chars
+            raise TooLarge(f"items[{number}]: a text of {max(sizes)} characters, limit {limit}; shorten it")
+        total += sum(sizes)
+    if total > settings.max_request_chars:
+        limit = settings.max_request_chars
+        raise TooLarge(f"the sequences have {total} characters together, limit {limit}; split the request")
+    return total
+
+
+def _num_chars(item: Item) -> list[int]:
+    """Characters (or ids) of each of the item's sequences."""
+    match item:
+        case TextItem():
+            return [len(item.text)]
+        case TokenItem():
+            return [len(item.token_ids)]
+        case PromptItem():
+            completions = [item.completion or ""] if item.completions is None else item.completions
+            return [len(item.prompt) + len(completion) for completion in completions]
+        case ChatItem():
+            head = sum(len(message.role) + len(message.content) for message in item.messages)
+            return [head + len(completion) for completion in item.completions or [""]]

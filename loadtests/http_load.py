@@ -83,7 +83,9 @@ class Client:
             if connection is not None:
                 connection.close()
             return Answer(0, b"", b"", since, self._loop.time())
-        if connection.is_open:
+        if b"connection: close" in head.lower():
+            connection.close()
+        elif connection.is_open:
             self._idle.append(connection)
         return Answer(int(head[9:12]), head, body, since, self._loop.time())
 

@@ -64,24 +64,23 @@ class Texts:
         return [self.dialogues[at % len(self.dialogues)] for at in range(lot * count, (lot + 1) * count)]
 
 
-def read_texts(bundle: Path, *, longest_tokens: int | None = None) -> Texts:
-    """All dialogues that the bundle's model can read; generated ones where PLAUDIT_DATA has none.
-
-    Args:
-        bundle: whose tokenizer counts, and whose limit of tokens holds.
-        longest_tokens: a lower limit.
-    """
-    data = Path(os.environ.get("PLAUDIT_DATA", ROOT.parent / "shared" / "data")) / "hh-harmless" / "pairs.jsonl.gz"
-    if data.exists():
-        with gzip.open(data, "rt", encoding="utf-8") as file:
-            dialogues, origin = [split_dialogue(json.loads(line)["chosen"]) for line in file], "hh-harmless"
-    else:
-        dialogues, origin = generate_dialogues(1000), "generated"
+def read_texts(bundle: Path) -> Texts:
+    """All dialogues that the bundle's model can read."""
+    dialogues, origin = all_dialogues()
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     limit = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["scoring"]["max_tokens"]
     encoded = tokenizer.encode_batch_fast([dialogue.text for dialogue in dialogues])
-    fits = [len(each.ids) <= min(limit, longest_tokens or limit) for each in encoded]
+    fits = [len(each.ids) <= limit for each in encoded]
     return Texts([dialogue for dialogue, fit in zip(dialogues, fits, strict=True) if fit], origin)
+
+
+def all_dialogues() -> tuple[list[Dialogue], str]:
+    """The dialogues of PLAUDIT_DATA, or generated ones; and which of both."""
+    data = Path(os.environ.get("PLAUDIT_DATA", ROOT.parent / "shared" / "data")) / "hh-harmless" / "pairs.jsonl.gz"
+    if not data.exists():
+        return generate_dialogues(1000), "generated"
+    with gzip.open(data, "rt", encoding="utf-8") as file:
+        return [split_dialogue(json.loads(line)["chosen"]) for line in file], "hh-harmless"
 
 
 def split_dialogue(text: str) -> Dialogue:

@@ -22,6 +22,7 @@ from pathlib import Path
 import figures
 from checkpoints import WORK
 from latency import measure_idle, measure_latency
+from servers import end_on_sigterm
 from throughput import measure_decoder, measure_encoder, measure_sharing
 
 PARTS: dict[str, Callable[["Sizes"], list[figures.Row]]] = {
@@ -108,4 +109,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

@@ -16,7 +16,7 @@ class Row:
         part: What was measured, on which model: "encoder: one request".
         server: Who answered: "service onnxruntime".
         value: Median over the rounds, in `unit`.
-        ratios: Median of the ratios inside a round to another server of the same part, by its short name.
+        ratios: Median of the ratios inside a round to another server of the same part, by its name.
         more: Figures that explain this one, for the JSON line.
     """
 
@@ -44,7 +44,7 @@ def rate_rows(
     part: str,
     rates: Mapping[str, Sequence[float]],
     *,
-    compared_with: Mapping[str, str],
+    compared_with: Sequence[str],
     more: Mapping[str, Mapping[str, float]],
 ) -> list[Row]:
     """A row of sequences per second for each server.
@@ -52,7 +52,7 @@ def rate_rows(
     Args:
         part: What was measured.
         rates: Of each server, in each round.
-        compared_with: Column of the table -> server whose rates are the divisor; left out where it was not measured.
+        compared_with: Servers whose rates are divisors; left out where they were not measured.
         more: Of each server.
     """
     return [
@@ -61,7 +61,7 @@ def rate_rows(
             server,
             statistics.median(values),
             "sequences/s",
-            {column: median_ratio(values, rates[other]) for column, other in compared_with.items() if other in rates},
+            {other: median_ratio(values, rates[other]) for other in compared_with if other in rates},
             more.get(server, {}),
         )
         for server, values in rates.items()

@@ -9,7 +9,7 @@ from typing import Any
 
 from checkpoints import subject
 from figures import Row, percentile
-from http_load import Answer, closed_loop, open_loop, poisson_arrivals, post
+from http_load import Answer, Client, closed_loop, open_loop, poisson_arrivals, post
 from servers import Server, service
 from texts import read_texts
 from throughput import EXACT, PLAIN, servers_of
@@ -45,7 +45,7 @@ def measure_latency(rounds: int, seconds: float) -> list[Row]:
             name,
             1000 * percentile(values, share),
             "ms",
-            {"plain bf16": percentile(values, share) / percentile(latencies[PLAIN], share)},
+            {PLAIN: percentile(values, share) / percentile(latencies[PLAIN], share)},
             {"requests": len(values)},
         )
         for which, share in (("p50", 0.5), ("p99", 0.99))
@@ -79,8 +79,6 @@ async def _in_turn(
     url: str, requests: Sequence[bytes], texts: Sequence[str], scorer: Scorer
 ) -> list[tuple[float, float]]:
     """Seconds of each text over HTTP and in process, one after the other, so that both see the same machine."""
-    from http_load import Client
-
     client = Client(url)
     pairs = []
     for request, text in tqdm(list(zip(requests, texts, strict=True)), desc="encoder: idle", file=sys.stderr):

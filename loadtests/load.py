@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from checkpoints import minilm_bundle
-from servers import service
+from servers import end_on_sigterm, service
 
 # Users and options of each scenario: the offered load is that of two cores.
 SCENARIOS = {
@@ -45,4 +45,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

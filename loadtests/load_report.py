@@ -23,7 +23,7 @@ from checkpoints import WORK, minilm_bundle
 from figures import percentile
 from http_load import Client, closed_loop, poisson_arrivals, post
 from load_policy import backoff_s
-from servers import Server, service
+from servers import Server, end_on_sigterm, service
 from texts import read_texts
 from tqdm import tqdm
 
@@ -235,4 +235,5 @@ def plot(steps: Sequence[Step], capacity: float) -> str:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

@@ -57,7 +57,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="default: %(default)s")
     options = parser.parse_args()
     app = build_app(options.checkpoint, getattr(torch, options.dtype))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # With the protocol named, as uvicorn's own sockets have it: without, asyncio leaves Nagle's algorithm on.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +78,11 @@ def _first_line(process: "subprocess.Popen[bytes]") -> str:
     if not line:
         raise RuntimeError(f"{' '.join(map(str, process.args))} did not start")  # type: ignore[arg-type]
     return line
+
+
+def end_on_sigterm() -> None:
+    """End this command by an exception at SIGTERM, so that the servers of open blocks are stopped with it."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def missing_runtime(runtime: str) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from checkpoints import subject
 from http_load import Client, post
-from servers import Server, resident_bytes, service
+from servers import Server, end_on_sigterm, resident_bytes, service
 from tqdm import tqdm
 
 WARM_UP_SHARE = 0.2
@@ -136,4 +136,5 @@ def describe(soaked: Soaked) -> str:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

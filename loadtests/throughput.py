@@ -22,7 +22,7 @@ from plaudit_service import Scorer
 IN_PROCESS = "in process onnxruntime"
 EXACT = "service onnxruntime"
 PLAIN = "plain handler bfloat16"
-COMPARED_WITH = {"in process": IN_PROCESS, "plain bf16": PLAIN}
+COMPARED_WITH = (IN_PROCESS, PLAIN)
 
 # A plain handler in float32 computes the same: this is far above what two kernels differ by, far below a score's std.
 SAME_SCORE = 1e-3
@@ -73,7 +73,7 @@ def measure_sharing(rounds: int) -> list[Row]:
         ways = {"sharing": one_request(sharing.url), "no sharing": one_request(alone.url)}
         rows = []
         for part, lots in cases.items():
-            rows += measure(part, ways, lots[1:], warm_up=lots[0], compared_with={"no sharing": "no sharing"})
+            rows += measure(part, ways, lots[1:], warm_up=lots[0], compared_with=["no sharing"])
         return rows
 
 
@@ -112,7 +112,7 @@ def measure(
     lots: Sequence[Items],
     *,
     warm_up: Items,
-    compared_with: Mapping[str, str] = COMPARED_WITH,
+    compared_with: Sequence[str] = COMPARED_WITH,
 ) -> list[Row]:
     """Rates of all ways, each on every lot of items.
 

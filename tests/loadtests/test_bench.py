@@ -25,8 +25,8 @@ def test_every_way_is_measured_on_every_lot_and_the_order_turns():
     rows = throughput.measure("part", ways, [["t1"], ["t2"]], warm_up=["w"])
     assert calls == [(n, ["w"]) for n in "abc"] + [(n, ["t1"]) for n in "abc"] + [(n, ["t2"]) for n in "bca"]
     assert [row.server for row in rows] == [IN_PROCESS, EXACT, PLAIN]
-    assert [set(row.ratios) for row in rows] == [{"in process", "plain bf16"}] * 3
-    assert rows[0].ratios["in process"] == 1
+    assert [set(row.ratios) for row in rows] == [{IN_PROCESS, PLAIN}] * 3
+    assert rows[0].ratios[IN_PROCESS] == 1
 
 
 def test_the_float32_service_has_to_give_the_bits_of_in_process():
@@ -68,13 +68,7 @@ def test_service_and_in_process_give_the_same_scores_over_a_real_socket(serve, c
 
 def test_a_runtime_that_plaudit_serve_does_not_offer_is_left_out_with_a_reason():
     assert servers.missing_runtime("onnxruntime") is None
-    assert servers.missing_runtime("abacus") == (
-        "the installed plaudit-serve offers --runtime "
-        + ", ".join(
-            next(each.metadata["choices"] for each in servers.fields(servers.Settings) if each.name == "runtime")
-        )
-        + " only"
-    )
+    assert servers.missing_runtime("abacus").startswith("the installed plaudit-serve offers --runtime onnxruntime")
 
 
 def test_samples_of_a_metric_are_added_up_over_its_labels():

@@ -41,7 +41,7 @@ def test_rounds_that_do_not_pair_are_an_error():
 
 def test_a_server_that_was_not_measured_gives_no_column():
     rates = {"a": [1.0, 2.0, 3.0], "b": [2.0, 2.0, 2.0]}
-    rows = figures.rate_rows("part", rates, compared_with={"b": "b", "c": "c"}, more={"a": {"cost": 1.0}})
+    rows = figures.rate_rows("part", rates, compared_with=["b", "c"], more={"a": {"cost": 1.0}})
     assert rows == [
         Row("part", "a", 2.0, "sequences/s", {"b": 1.0}, {"cost": 1.0}),
         Row("part", "b", 2.0, "sequences/s", {"b": 1.0}),

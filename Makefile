@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench load human-preferences clean
+.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak human-preferences clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -54,11 +54,20 @@ format: $(READY) ## format, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## in-process limit against the service; one table, one JSON line
+bench: $(READY) ## in-process limit, service and a plain handler side by side; one table, one plot, one JSON line
 	$(BIN)/python loadtests/bench.py
 
-load: $(READY) ## a short headless locust run against a service started for it
+bench-quick: $(READY) ## the same with smaller sizes
+	$(BIN)/python loadtests/bench.py --quick
+
+load: $(READY) ## every locust scenario for a few seconds; fails where one breaks its SLO
 	$(BIN)/python loadtests/load.py
+
+load-report: $(READY) ## latency and goodput against offered load up to 3x capacity, as an HTML page
+	$(BIN)/python loadtests/load_report.py
+
+soak: $(READY) ## memory of the service over 100,000 requests
+	$(BIN)/python loadtests/soak.py
 
 human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)
 	$(BIN)/python tests/e2e/human_preferences.py

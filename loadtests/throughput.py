@@ -1,0 +1,234 @@
+"""Sequences per second: in process, service, plain handler, on the same texts, round by round in turn."""
+
+import asyncio
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoints import Subject, subject
+from figures import Row, rate_rows
+from http_load import Answer, closed_loop, post
+from servers import Server, has_setting, missing_runtime, plain_handler, service
+from texts import read_texts, sharing_group, sharing_nothing
+from tqdm import tqdm
+
+from plaudit_service import Scorer
+
+IN_PROCESS = "in process onnxruntime"
+EXACT = "service onnxruntime"
+PLAIN = "plain handler bfloat16"
+COMPARED_WITH = (IN_PROCESS, PLAIN)
+
+# A plain handler in float32 computes the same: this is far above what two kernels differ by, far below a score's std.
+SAME_SCORE = 1e-3
+WARM_UP = 8
+
+Items = Sequence[Any]
+Way = Callable[[Items], list[float]]
+
+
+def measure_encoder(rounds: int, num_texts: int) -> list[Row]:
+    """One big request, and 64 concurrent requests of one text each."""
+    model = subject("encoder")
+    texts = read_texts(model.bundle)
+    lots = [texts.singles(lot, num_texts) for lot in range(rounds)]
+    with servers_of(model) as servers:
+        rows = []
+        for load, connections in (("one request", None), ("64 concurrent singles", 64)):
+            ways = _ways(model, servers, connections)
+            rows += measure(f"encoder: {load}", ways, lots, warm_up=texts.singles(rounds, WARM_UP))
+        cost = next(row.more["bench_cpu_ms_per_sequence"] for row in reversed(rows) if row.server == EXACT)
+        rows.append(Row("encoder: load generator, CPU of a single", "this process", cost, "ms"))
+        return rows + process_rows("encoder", servers)
+
+
+def measure_decoder(rounds: int, num_prompts: int) -> list[Row]:
+    """Groups of one prompt with eight completions, all in one request."""
+    model = subject("decoder")
+    texts = read_texts(model.bundle)
+    lots = [texts.groups(lot, num_prompts) for lot in range(rounds)]
+    with servers_of(model) as servers:
+        part = f"decoder: {num_prompts} prompts x 8 completions"
+        rows = measure(part, _ways(model, servers, None), lots, warm_up=texts.groups(rounds, 1))
+        return rows + process_rows("decoder", servers)
+
+
+def measure_sharing(rounds: int) -> list[Row]:
+    """What prefix sharing gains where there is much to share, and costs where there is nothing."""
+    if not has_setting("share_prefixes"):
+        _skip("prefix sharing", "the installed plaudit-serve has no --no-share-prefixes")
+        return []
+    model = subject("decoder")
+    lengths = [len(text) // 4 for text in read_texts(model.bundle).singles(0, 32)]
+    cases = {
+        "decoder: 8 x 128 tokens on a prefix of 512": [sharing_group(seed) for seed in range(rounds + 1)],
+        "decoder: texts that share nothing": [sharing_nothing(seed, lengths) for seed in range(rounds + 1)],
+    }
+    with service(model.bundle) as sharing, service(model.bundle, flags=["--no-share-prefixes"]) as alone:
+        ways = {"sharing": one_request(sharing.url), "no sharing": one_request(alone.url)}
+        rows = []
+        for part, lots in cases.items():
+            rows += measure(part, ways, lots[1:], warm_up=lots[0], compared_with=["no sharing"])
+        return rows
+
+
+@contextmanager
+def servers_of(model: Subject) -> Iterator[dict[str, Server]]:
+    """All servers that a model is measured on, running; a runtime that is not there is left out, and said so."""
+    with ExitStack() as stack:
+        servers = {EXACT: stack.enter_context(service(model.bundle))}
+        if reason := missing_runtime("openvino"):
+            _skip("service openvino", reason)
+        else:
+            servers["service openvino"] = stack.enter_context(service(model.bundle, runtime="openvino"))
+        servers[PLAIN] = stack.enter_context(plain_handler(model, "bfloat16"))
+        servers["plain handler float32"] = stack.enter_context(plain_handler(model, "float32"))
+        yield servers
+
+
+def process_rows(kind: str, servers: Mapping[str, Server]) -> list[Row]:
+    """Memory and start of each server."""
+    memory = [Row(f"{kind}: resident memory", name, each.resident_bytes / 1e6, "MB") for name, each in servers.items()]
+    return memory + [Row(f"{kind}: start", name, each.start_s, "s") for name, each in servers.items()]
+
+
+@dataclass
+class _Measured:
+    """What one way showed, round by round."""
+
+    rates: list[float]
+    cpu_ms: list[float]
+    largest_difference: float = 0.0
+
+
+def measure(
+    part: str,
+    ways: Mapping[str, Way],
+    lots: Sequence[Items],
+    *,
+    warm_up: Items,
+    compared_with: Sequence[str] = COMPARED_WITH,
+) -> list[Row]:
+    """Rates of all ways, each on every lot of items.
+
+    The first way's scores are the reference. The order of the ways turns from round to round.
+    """
+    measured = {way: _Measured([], []) for way in ways}
+    with tqdm(total=(len(lots) + 1) * len(ways), desc=part, unit="run", file=sys.stderr) as progress:
+        for run in ways.values():
+            run(warm_up)
+            progress.update()
+        for number, items in enumerate(lots):
+            names = list(ways)
+            scores = {}
+            for way in names[number % len(names) :] + names[: number % len(names)]:
+                cpu, started = time.process_time(), time.perf_counter()
+                scores[way] = ways[way](items)
+                seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+                measured[way].rates.append(len(scores[way]) / seconds)
+                measured[way].cpu_ms.append(1000 * cpu / len(scores[way]))
+                progress.update()
+            for way in names:
+                difference = largest_difference(scores[way], scores[names[0]])
+                check_difference(f"{part}, {way}", way, difference)
+                measured[way].largest_difference = max(measured[way].largest_difference, difference)
+    more = {
+        way: {
+            "largest_difference": each.largest_difference,
+            "bench_cpu_ms_per_sequence": statistics.median(each.cpu_ms),
+        }
+        for way, each in measured.items()
+    }
+    return rate_rows(part, {way: each.rates for way, each in measured.items()}, compared_with=compared_with, more=more)
+
+
+def largest_difference(scores: Sequence[float], reference: Sequence[float]) -> float:
+    """Of two lists of as many scores."""
+    assert all(map(math.isfinite, [*scores, *reference])), "a score is missing"
+    return max(abs(score - other) for score, other in zip(scores, reference, strict=True))
+
+
+def check_difference(where: str, way: str, difference: float) -> None:
+    """Hold a way to what it promises."""
+    if way in {IN_PROCESS, EXACT, "sharing", "no sharing"}:
+        assert difference == 0, f"{where}: other bits than the first way ({difference:.2g})"
+    if way.endswith("float32"):
+        assert difference <= SAME_SCORE, f"{where}: {difference:.2g} from the service; it computes something else"
+
+
+def _ways(model: Subject, servers: Mapping[str, Server], connections: int | None) -> dict[str, Way]:
+    """In process, then each server: one request, or singles over a number of connections."""
+    scorer = Scorer(model.bundle)
+    ways: dict[str, Way] = {IN_PROCESS: lambda items: scorer.score(items).floats}
+    for name, server in servers.items():
+        if name.startswith("plain"):
+            ways[name] = (
+                plain_one_request(server.url) if connections is None else plain_singles(server.url, connections)
+            )
+        else:
+            ways[name] = one_request(server.url) if connections is None else singles(server.url, connections)
+    return ways
+
+
+def one_request(url: str) -> Way:
+    """All items in one request to the service."""
+    return lambda items: [score for answer in _send(url, [{"items": _wire(items)}], 1) for score in scores_of(answer)]
+
+
+def singles(url: str, connections: int) -> Way:
+    """A request to the service for each item."""
+
+    def run(items: Items) -> list[float]:
+        answers = _send(url, [{"items": [item]} for item in _wire(items)], connections)
+        return [score for answer in answers for score in scores_of(answer)]
+
+    return run
+
+
+def plain_one_request(url: str) -> Way:
+    """All texts in one request to the plain handler."""
+    return lambda items: [score for answer in _send(url, [{"texts": _texts(items)}], 1) for score in answer["scores"]]
+
+
+def plain_singles(url: str, connections: int) -> Way:
+    """A request to the plain handler for each text."""
+
+    def run(items: Items) -> list[float]:
+        answers = _send(url, [{"texts": [text]} for text in _texts(items)], connections)
+        return [score for answer in answers for score in answer["scores"]]
+
+    return run
+
+
+def scores_of(answer: Any) -> list[float]:
+    """The scores of an answer of the service, NaN where there is none."""
+    return [math.nan if result["score"] is None else result["score"] for result in answer["results"]]
+
+
+def _send(url: str, documents: Sequence[Any], connections: int) -> list[Any]:
+    requests = [post(url, document) for document in documents]
+    answers: list[Answer] = asyncio.run(closed_loop(url, requests, connections=connections))
+    for answer in answers:
+        assert answer.status == 200, f"{url}: HTTP {answer.status} {answer.body[:300]!r}"
+    return [answer.json() for answer in answers]
+
+
+def _wire(items: Items) -> list[Any]:
+    return [{"text": item} if isinstance(item, str) else item for item in items]
+
+
+def _texts(items: Items) -> list[str]:
+    """What a plain handler is sent: it knows no groups."""
+    texts: list[str] = []
+    for item in items:
+        texts += [item] if isinstance(item, str) else [item["prompt"] + each for each in item["completions"]]
+    return texts
+
+
+def _skip(what: str, why: str) -> None:
+    tqdm.write(f"skipped: {what}: {why}", file=sys.stderr)

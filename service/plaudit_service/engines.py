@@ -48,7 +48,7 @@ class Engine(Protocol):
 
     Attributes:
         name: What computes the scores: runtime, device, precision.
-        tolerance: How far it may move a score, as a part of max(1, |score|); 0 where the bundle's tolerance holds.
+        tolerance: How far it may move a score, in standard deviations of the golden texts' scores; 0: not at all.
         promises_bits: Whether a score's bits are to be the same in every batch.
     """
 

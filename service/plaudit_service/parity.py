@@ -3,6 +3,7 @@
 The comparison is pure. `check` calls an in-process scorer; the service makes the same calls through its own queue.
 """
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class ParityRow:
         batched: the same where all golden texts wait at once.
         mixed: the same in one call with texts of quite other lengths, so that it is padded.
         shared: the same as the continuation of its own first half; None where a sequence cannot be continued.
-        allowed: tolerance · max(1, |reference|).
+        allowed: the bundle's tolerance · max(1, |reference|), or the engine's · standard deviation of the references.
         problem: what is wrong besides the distance, such as other token ids; None where nothing is.
     """
 
@@ -172,9 +173,13 @@ def compare(
 ) -> ParityReport:
     """Hold the golden texts' sequences and raw results, one per text and in order, against their references."""
     bundle = model.bundle
-    tolerance = max(bundle.manifest.tolerance, model.engine.tolerance)
+    scores = _Allowed(bundle.manifest.tolerance, model.engine.tolerance, [golden.score for golden in bundle.golden])
+    heads = [
+        _Allowed(bundle.manifest.tolerance, model.engine.tolerance, references)
+        for references in zip(*(golden.heads for golden in bundle.golden), strict=True)
+    ]
     cases = zip(bundle.golden, texts, alone, batched, mixed, shared, strict=True)
-    rows = tuple(_row(bundle, tolerance, index, *case) for index, case in enumerate(cases))
+    rows = tuple(_row(bundle, scores, heads, index, *case) for index, case in enumerate(cases))
     return ParityReport(rows, engine_failures, model.engine.promises_bits)
 
 
@@ -199,7 +204,8 @@ def check(scorer: Scorer) -> ParityReport:
 
 def _row(
     bundle: Bundle,
-    tolerance: float,
+    scores: "_Allowed",
+    heads: Sequence["_Allowed"],
     index: int,
     golden: Golden,
     text: TokenizedText | Result,
@@ -213,7 +219,7 @@ def _row(
     if problem is None and failed:
         problem = f"{failed[0].status}: {failed[0].detail}"
     if problem is None:
-        problem = _head_problem(tolerance, golden, alone)
+        problem = _head_problem(heads, golden, alone)
     return ParityRow(
         index=index,
         num_tokens=len(golden.token_ids),
@@ -222,18 +228,30 @@ def _row(
         batched=batched.score,
         mixed=mixed.score,
         shared=None if shared is None else shared.score,
-        allowed=tolerance * max(1.0, abs(golden.score)),
+        allowed=scores.around(golden.score),
         problem=problem,
     )
 
 
-def _head_problem(tolerance: float, golden: Golden, alone: Result) -> str | None:
+def _head_problem(heads: Sequence["_Allowed"], golden: Golden, alone: Result) -> str | None:
     """Several heads are answered one by one, so each of them has to be right."""
-    for (name, served), reference in zip((alone.heads or {}).items(), golden.heads, strict=False):
-        allowed = tolerance * max(1.0, abs(reference))
+    for head, (name, served), reference in zip(heads, (alone.heads or {}).items(), golden.heads, strict=False):
+        allowed = head.around(reference)
         if not abs(served - reference) <= allowed:
             return f"head {name}: |served - reference| = {abs(served - reference):.3g}, limit {allowed:.3g}"
     return None
+
+
+class _Allowed:
+    """How far a served value may be from its reference."""
+
+    def __init__(self, bundle_tolerance: float, engine_tolerance: float, references: Sequence[float]) -> None:
+        self._relative = bundle_tolerance
+        self._absolute = engine_tolerance * statistics.pstdev(references)
+
+    def around(self, reference: float) -> float:
+        """The limit of |served - reference|."""
+        return max(self._relative * max(1.0, abs(reference)), self._absolute)
 
 
 def _token_problem(bundle: Bundle, golden: Golden, text: TokenizedText | Result) -> str | None:

@@ -7,7 +7,7 @@ import pytest
 
 from plaudit_service import pipeline as pipeline_module
 from plaudit_service.bundle import load_bundle
-from plaudit_service.engines import OnnxRuntimeEngine
+from plaudit_service.engines import open_engine
 from plaudit_service.errors import AllExpired
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
@@ -34,7 +34,7 @@ class OneThread(Executor):
 @pytest.fixture
 def make(tiny_bundle, monkeypatch):
     bundle = load_bundle(tiny_bundle(max_tokens=100_000))
-    model = Model(bundle, OnnxRuntimeEngine(bundle, num_threads=1))
+    model = Model(bundle, open_engine(bundle, num_threads=1))
 
     def pipeline(threads, *, turn_s, clock=lambda: 0.0):
         monkeypatch.setattr(pipeline_module, "_TURN_S", turn_s)

@@ -166,6 +166,14 @@ def test_parity_fails_when_the_engine_cannot_batch_though_every_score_is_right(t
     assert "the engine raised on" in report.describe_worst()
 
 
+def test_an_engine_of_low_precision_may_be_off_by_its_part_of_the_golden_texts_deviation(tiny_bundle):
+    # The golden scores are 1, 0.5, -44, 0 and 1: their standard deviation is 17.9.
+    for offset, ok in ((4.0, True), (5.0, False)):
+        scorer = Scorer(tiny_bundle(golden_offset=offset))
+        scorer.model.engine.tolerance = 0.25
+        assert check(scorer).ok is ok
+
+
 def test_mixed_calls_hold_texts_of_unequal_length_and_every_text_once(tiny_bundle):
     scorer = Scorer(tiny_bundle())
     engine = scorer.model.engine = Recording(scorer.model.engine)

@@ -52,6 +52,7 @@ class Limits:
 
     max_sequences: int = 256
     max_body_bytes: int = 8 * 1024 * 1024
+    max_chars: int | None = None  # of all sequences, a group's prompt counted for each of its completions
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import sys
 import threading
 from pathlib import Path
 
-import httpx2
 import pytest
 
-from plaudit_client.testing import FakeService
+from plaudit_client.testing import FakeService, FakeTransport
+from plaudit_client.transport import HttpResponse
 
 COMMAND = [sys.executable, "-m", "plaudit_client.cli"]
 
@@ -72,7 +72,7 @@ def test_a_long_input_is_scored_in_order_by_requests_of_the_batch_size(url, serv
     sizes = [1 + index % 7 for index in range(500)]
     done = run("--url", url, "--batch-size", "20", stdin=jsonl(*["a" * size for size in sizes]))
     assert [answer["score"] for answer in read(done.stdout)] == sizes
-    bodies = [json.loads(request.content) for request in service.requests if request.method == "POST"]
+    bodies = [json.loads(request.body) for request in service.requests if request.method == "POST"]
     assert [len(body["items"]) for body in bodies] == [20] * 25
 
 
@@ -132,7 +132,7 @@ def test_options_reach_the_service_from_flags_and_from_the_environment(url, serv
     by_flag, by_environment = (request for request in service.requests if request.method == "POST")
     for request in (by_flag, by_environment):
         options = {"model": "fake", "truncation": "left", "raw": True}
-        assert json.loads(request.content) == {"items": [{"text": "a"}]} | options
+        assert json.loads(request.body) == {"items": [{"text": "a"}]} | options
         assert request.headers["Authorization"] == "Bearer secret"
         assert 8.0 < float(request.headers["X-Request-Timeout-S"]) <= 9.0
 
@@ -198,8 +198,8 @@ def test_an_unreachable_server_is_one_line_and_exit_1():
 
 
 def test_an_unusable_answer_is_one_line_and_exit_1(serve):
-    url = serve(httpx2.MockTransport(lambda request: httpx2.Response(200, html="<html>")))
-    assert_one_line_of_error(run("--url", url, stdin=jsonl("a")), 1, "not JSON (text/html; charset=utf-8)")
+    url = serve(FakeTransport(lambda request: HttpResponse(200, {"content-type": "text/html"}, b"<html>")))
+    assert_one_line_of_error(run("--url", url, stdin=jsonl("a")), 1, "not JSON (text/html)")
 
 
 def test_a_request_that_the_service_refuses_is_one_line_and_exit_2(url):
@@ -233,10 +233,10 @@ def test_an_interrupt_is_quiet_and_exit_130(serve, tmp_path, at):
         arrived.set()
         if at == "waiting":
             stop.wait(30)
-        return FakeService(length).handle_request(request)
+        return FakeService(length).answer(request)
 
     target = tmp_path / "out.jsonl"
-    command = [*COMMAND, "--url", serve(httpx2.MockTransport(answer)), "-o", str(target), "--batch-size", "1"]
+    command = [*COMMAND, "--url", serve(FakeTransport(answer)), "-o", str(target), "--batch-size", "1"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdin.write(jsonl("a", "b"))  # the end of the input does not come
         process.stdin.flush()

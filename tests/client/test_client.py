@@ -4,8 +4,9 @@ import json
 import multiprocessing
 import socket
 import threading
+from dataclasses import replace
+from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 
 from plaudit_client import AsyncRewardClient, RewardClient
@@ -20,7 +21,8 @@ from plaudit_client.errors import (
     ServiceUnavailable,
     Unauthorized,
 )
-from plaudit_client.testing import FakeService
+from plaudit_client.testing import FakeService, FakeTransport, json_response
+from plaudit_client.transport import HttpResponse
 
 URL = "http://fake"
 
@@ -45,22 +47,22 @@ def score_async(items, options=None, url=URL, **settings):
 both = pytest.mark.parametrize("score", [score_sync, score_async])
 
 
-class Script(httpx2.MockTransport):
+class Script(FakeTransport):
     """Answers POST /score with one prepared response, exception or transport after the other; the last one stays."""
 
     def __init__(self, *steps):
-        super().__init__(self._answer)
+        super().__init__(self._next)
         self.steps = list(steps)
         self.requests = []
 
-    def _answer(self, request):
-        if request.url.path != "/score":
-            return httpx2.Response(404)
+    def _next(self, request):
+        if request.path != "/score":
+            return HttpResponse(404, {}, b"")
         self.requests.append(request)
         step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
         if isinstance(step, Exception):
             raise step
-        return step.handle_request(request) if isinstance(step, httpx2.MockTransport) else step
+        return step.answer(request) if hasattr(step, "answer") else step
 
 
 # What both clients do
@@ -72,7 +74,7 @@ def test_scores_come_back_in_the_callers_order(score):
     scores = score(["a" * size for size in range(1, 8)], transport=service)
     assert scores.floats == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     assert (scores.model, scores.fingerprint, scores.engine) == ("fake", "sha256:fake", "fake")
-    assert [request.url.path for request in service.requests] == ["/info"] + ["/score"] * 4
+    assert [request.path for request in service.requests] == ["/info"] + ["/score"] * 4
 
 
 @both
@@ -102,7 +104,7 @@ def test_options_key_and_deadline_are_sent(score):
     options = {"model": "fake", "truncation": "left", "raw": True, "fingerprint": "sha256:fake", "engine": "fake"}
     score(["a"], options, transport=service, api_key="secret", timeout_s=5.0)
     request = service.requests[-1]
-    assert json.loads(request.content) == options | {"items": [{"text": "a"}]}
+    assert json.loads(request.body) == options | {"items": [{"text": "a"}]}
     assert request.headers["Authorization"] == "Bearer secret"
     assert 4.0 < float(request.headers["X-Request-Timeout-S"]) <= 5.0
     assert len(request.headers["X-Request-Id"]) == 32
@@ -111,22 +113,21 @@ def test_options_key_and_deadline_are_sent(score):
 @both
 def test_what_passes_is_retried_until_there_is_an_answer(score, fake_time):
     transport = Script(
-        httpx2.ConnectError("refused"),
-        httpx2.ReadTimeout("slow"),
-        httpx2.RemoteProtocolError("closed"),
-        httpx2.Response(503, headers={"Retry-After": "7"}),
-        httpx2.Response(502, text="<html>"),
+        ConnectionFailed("refused", connected=False),
+        ConnectionFailed("reset"),
+        json_response({}, 503, {"retry-after": "7"}),
+        HttpResponse(502, {}, b"<html>"),
         FakeService(length),
     )
     assert score(["abc"], transport=transport, timing=fake_time.timing).floats == [3.0]
-    assert fake_time.slept == [0.125, 0.25, 0.5, 7.0, 2.0]
+    assert fake_time.slept == [0.125, 0.25, 7.0, 1.0]
     assert len({request.headers["X-Request-Id"] for request in transport.requests}) == 1
 
 
 @both
 @pytest.mark.parametrize("status", [400, 401, 409, 413, 422, 501])
 def test_a_refusal_is_not_retried(score, status, fake_time):
-    transport = Script(httpx2.Response(status, json={"detail": "no"}))
+    transport = Script(json_response({"detail": "no"}, status))
     with pytest.raises(PlauditError, match=f"status {status}: no$"):
         score(["a"], transport=transport, timing=fake_time.timing)
     assert len(transport.requests) == 1
@@ -134,7 +135,7 @@ def test_a_refusal_is_not_retried(score, status, fake_time):
 
 @both
 def test_the_last_failure_is_raised_when_retries_are_used_up(score, fake_time):
-    transport = Script(httpx2.Response(429, json={"detail": "queue full"}))
+    transport = Script(json_response({"detail": "queue full"}, 429))
     with pytest.raises(ServiceUnavailable, match=r"status 429: queue full \(after 3 attempts\)") as caught:
         score(["a"], transport=transport, timing=fake_time.timing, max_retries=2)
     assert (caught.value.status, caught.value.attempts) == (429, 3)
@@ -142,7 +143,7 @@ def test_the_last_failure_is_raised_when_retries_are_used_up(score, fake_time):
 
 @both
 def test_no_retry_begins_after_the_total_deadline(score, fake_time):
-    transport = Script(httpx2.Response(503, headers={"Retry-After": "20"}))
+    transport = Script(json_response({}, 503, {"retry-after": "20"}))
     with pytest.raises(ServiceUnavailable):
         score(["a"], transport=transport, timing=fake_time.timing, timeout_s=50.0)
     assert fake_time.slept == [20.0, 20.0]
@@ -151,51 +152,52 @@ def test_no_retry_begins_after_the_total_deadline(score, fake_time):
 
 @both
 def test_the_timeout_of_one_call_wins_over_the_clients(score, fake_time):
-    transport = Script(httpx2.Response(503, headers={"Retry-After": "20"}))
+    transport = Script(json_response({}, 503, {"retry-after": "20"}))
     with pytest.raises(ServiceUnavailable):
         score(["a"], {"timeout_s": 10.0}, transport=transport, timing=fake_time.timing)
     assert fake_time.slept == []
 
 
 @both
-def test_requests_take_turns_and_a_retry_goes_to_the_next_replica(score, fake_time):
+def test_requests_take_turns_and_a_retry_goes_to_another_replica_at_once(score, fake_time):
     hosts = []
 
     def answer(request):
-        hosts.append(request.url.host)
-        if request.url.host == "b":
-            raise httpx2.ConnectError("refused")
-        return FakeService(length).handle_request(request)
+        hosts.append(urlsplit(request.url).netloc + request.path)
+        if urlsplit(request.url).netloc == "b":
+            raise ConnectionFailed("refused", connected=False)
+        return FakeService(length).answer(request)
 
-    transport = httpx2.MockTransport(answer)
-    settings = {"transport": transport, "timing": fake_time.timing, "max_items_per_request": 1, "max_concurrency": 1}
-    assert score(["a", "b"], url="http://a,http://b,http://c", **settings).floats == [1.0, 1.0]
-    assert hosts == ["a", "b", "c", "c"]  # /info, the first request and its retry, the second request
+    settings = {"transport": FakeTransport(answer), "timing": fake_time.timing, "max_concurrency": 1}
+    scores = score(["a", "b"], url="http://a,http://b,http://c", max_items_per_request=1, **settings)
+    assert scores.floats == [1.0, 1.0]
+    requests = [host for host in hosts if not host.endswith("/readyz")]
+    assert requests == ["a/info", "b/score", "c/score", "a/score"]
 
 
 @both
 def test_an_explicit_number_of_items_wins_over_the_services_limit(score):
     service = FakeService(length, max_sequences_per_request=4)
     score(["a"] * 4, transport=service, max_items_per_request=2)
-    assert [request.url.path for request in service.requests] == ["/info", "/score", "/score"]
+    assert [request.path for request in service.requests] == ["/info", "/score", "/score"]
 
 
 @both
 def test_a_service_without_info_gets_256_sequences_per_request(score):
     transport = Script(FakeService(length))
     score(["a"] * 300, transport=transport)
-    assert sorted(len(json.loads(request.content)["items"]) for request in transport.requests) == [44, 256]
+    assert sorted(len(json.loads(request.body)["items"]) for request in transport.requests) == [44, 256]
 
 
 @both
 def test_one_failed_part_fails_the_call_and_names_its_items(score):
     def judge(request):
-        if request.url.path == "/score" and b"bad" in request.content:
-            return httpx2.Response(422, json={"detail": "items[0]: no"})
-        return FakeService(length, max_sequences_per_request=2).handle_request(request)
+        if request.path == "/score" and b"bad" in request.body:
+            return json_response({"detail": "items[0]: no"}, 422)
+        return FakeService(length, max_sequences_per_request=2).answer(request)
 
     with pytest.raises(PlauditError, match=r"items\[2\] to items\[3\] .* items\[0\]: no"):
-        score(["a", "a", "bad", "a", "a"], transport=httpx2.MockTransport(judge))
+        score(["a", "a", "bad", "a", "a"], transport=FakeTransport(judge))
 
 
 @both
@@ -208,9 +210,9 @@ def test_no_more_requests_are_in_flight_than_allowed(score):
         peak = max(peak, in_flight)
         await asyncio.sleep(0)
         in_flight -= 1
-        return FakeService(length).handle_request(request)
+        return FakeService(length).answer(request)
 
-    transport = httpx2.MockTransport(answer)
+    transport = FakeTransport(answer)
     assert score(["a"] * 12, transport=transport, max_items_per_request=1, max_concurrency=3).floats == [1.0] * 12
     assert peak == 3
 
@@ -218,39 +220,16 @@ def test_no_more_requests_are_in_flight_than_allowed(score):
 @both
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"{}", b'{"results": [NaN]}'])
 def test_an_unusable_answer_is_a_typed_error_and_not_retried(score, body):
-    transport = Script(httpx2.Response(200, content=body))
+    transport = Script(HttpResponse(200, {}, body))
     with pytest.raises(InvalidAnswer):
         score(["a"], transport=transport)
     assert len(transport.requests) == 1
 
 
 @both
-def test_an_endless_body_is_cut_off(score):
-    async def endless():
-        while True:
-            yield b" " * 65536
-
-    transport = Script(httpx2.Response(200, content=endless()))
-    with pytest.raises(InvalidAnswer, match="longer than 69632 bytes"):
-        score(["a"], transport=transport)
-
-
-@both
-def test_a_compressed_answer_is_refused_unread(score):
-    class Unreadable(httpx2.AsyncByteStream):
-        async def __aiter__(self):
-            raise AssertionError("the body was read")
-            yield b""
-
-    transport = Script(httpx2.Response(200, headers={"Content-Encoding": "gzip"}, stream=Unreadable()))
-    with pytest.raises(InvalidAnswer, match="content-encoding 'gzip'"):
-        score(["a"], transport=transport)
-
-
-@both
 def test_a_wrong_key_is_unauthorized(score):
     with pytest.raises(Unauthorized):
-        score(["a"], transport=Script(httpx2.Response(401, json={"detail": "no"})))
+        score(["a"], transport=Script(json_response({"detail": "no"}, 401)))
 
 
 # Pinning
@@ -261,7 +240,7 @@ def test_the_first_answer_pins_fingerprint_and_engine_in_later_requests():
     with RewardClient(URL, transport=service) as client:
         client.score(["a"])
         client.score(["b"])
-    first, second = (json.loads(request.content) for request in service.requests[1:])
+    first, second = (json.loads(request.body) for request in service.requests[1:])
     assert "fingerprint" not in first
     assert (second["fingerprint"], second["engine"]) == ("sha256:fake", "fake")
 
@@ -278,11 +257,11 @@ def ignore_pins(service):
     """A transport that leaves out what the request pins."""
 
     def answer(request):
-        body = json.loads(request.content)
+        body = json.loads(request.body)
         bare = {key: value for key, value in body.items() if key not in {"fingerprint", "engine"}}
-        return service.handle_request(httpx2.Request("POST", request.url, json=bare))
+        return service.answer(replace(request, body=json.dumps(bare).encode()))
 
-    return httpx2.MockTransport(answer)
+    return FakeTransport(answer)
 
 
 @pytest.mark.parametrize("change", [{"fingerprint": "sha256:other"}, {"engine": "gpu"}])
@@ -309,13 +288,13 @@ def test_a_first_call_that_is_overtaken_by_another_answer_is_refused():
         services = [FakeService(length), FakeService(length, fingerprint="sha256:other")]
 
         async def answer(request):
-            if request.url.path != "/score":
-                return httpx2.Response(404)
+            if request.path != "/score":
+                return HttpResponse(404, {}, b"")
             service = services.pop()
             await both_sent.wait()
-            return service.handle_request(request)
+            return service.answer(request)
 
-        async with AsyncRewardClient(URL, transport=httpx2.MockTransport(answer)) as client:
+        async with AsyncRewardClient(URL, transport=FakeTransport(answer)) as client:
             return await asyncio.gather(client.score(["a"]), client.score(["b"]), return_exceptions=True)
 
     outcomes = asyncio.run(run())
@@ -338,22 +317,22 @@ def test_info_is_what_the_service_says():
 
 
 def test_waiting_ends_when_one_replica_is_ready(fake_time):
-    answers = [httpx2.ConnectError("refused"), httpx2.Response(503), httpx2.Response(200)]
+    answers = [ConnectionFailed("refused", connected=False), json_response({}, 503), json_response({})]
 
     def answer(request):
-        assert request.url.path == "/readyz"
+        assert request.path == "/readyz"
         step = answers.pop(0)
         if isinstance(step, Exception):
             raise step
         return step
 
-    with RewardClient(URL, transport=httpx2.MockTransport(answer), timing=fake_time.timing) as client:
+    with RewardClient(URL, transport=FakeTransport(answer), timing=fake_time.timing) as client:
         client.wait_until_ready(60.0)
     assert fake_time.slept == [0.5, 0.5]
 
 
 def test_waiting_for_a_service_that_never_is_ready_ends_at_the_deadline(fake_time):
-    transport = httpx2.MockTransport(lambda request: httpx2.Response(503, json={"detail": "loading"}))
+    transport = FakeTransport(lambda request: json_response({"detail": "loading"}, 503))
     with (
         RewardClient(URL, transport=transport, timing=fake_time.timing) as client,
         pytest.raises(DeadlineExceeded, match=r"not ready within 2 s; last failure: .*loading"),
@@ -372,11 +351,19 @@ def test_scores_come_over_a_real_socket(score, serve):
 
 
 @both
-def test_a_refused_connection_says_so(score, fake_time):
+def test_a_refused_connection_is_waited_for_until_the_deadline_and_says_so(score):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(DeadlineExceeded, match=f"within 0.3 s; .*http://127.0.0.1:{port}/info .*Connection refused"):
+        score(["a"], url=f"http://127.0.0.1:{port}", timeout_s=0.3)
+
+
+@both
+def test_a_refused_connection_is_told_when_no_retry_is_allowed(score):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(ConnectionFailed, match=f"http://127.0.0.1:{port}/info .*Connection refused; check that"):
-        score(["a"], url=f"http://127.0.0.1:{port}", max_retries=1, timing=fake_time.timing)
+        score(["a"], url=f"http://127.0.0.1:{port}", max_retries=0)
 
 
 @both
@@ -415,7 +402,7 @@ def silent_transport(arrived):
         arrived.set()
         await asyncio.Event().wait()
 
-    return httpx2.MockTransport(answer)
+    return FakeTransport(answer)
 
 
 def test_the_sync_client_works_inside_a_running_event_loop():
@@ -463,7 +450,7 @@ def test_a_call_that_comes_while_the_client_closes_is_refused_instead_of_waiting
     closing, refused = threading.Event(), threading.Event()
 
     class SlowToClose(FakeService):
-        async def aclose(self):
+        async def close(self):
             closing.set()
             while not refused.is_set():  # noqa: ASYNC110  set by another thread
                 await asyncio.sleep(0.001)
@@ -527,17 +514,17 @@ def test_when_one_part_fails_the_others_are_cancelled():
         cancelled = []
 
         async def answer(request):
-            if request.url.path != "/score":
-                return httpx2.Response(404)
-            if b"bad" in request.content:
-                return httpx2.Response(422, json={"detail": "no"})
+            if request.path != "/score":
+                return HttpResponse(404, {}, b"")
+            if b"bad" in request.body:
+                return json_response({"detail": "no"}, 422)
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 cancelled.append(request)
                 raise
 
-        settings = {"transport": httpx2.MockTransport(answer), "max_items_per_request": 1}
+        settings = {"transport": FakeTransport(answer), "max_items_per_request": 1}
         async with AsyncRewardClient(URL, **settings) as client:
             with pytest.raises(PlauditError, match="status 422"):
                 await client.score(["a", "b", "bad"])

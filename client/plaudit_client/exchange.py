@@ -25,6 +25,7 @@ from plaudit_client.retry import HedgeBudget, RetryBudget, Timing, next_delay_s
 from plaudit_client.transport import Network, Transport
 
 _POLL_INTERVAL_S = 0.5
+_MIN_HEDGE_DELAY_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,11 @@ class Exchange:
         began_at = self._timing.clock()
         attempts = [asyncio.ensure_future(self._fleet.attempt(replica, call))]
         try:
-            if (delay_s := self._hedges.delay_s) is not None:
-                await asyncio.wait(attempts, timeout=delay_s)
-                if not attempts[0].done() and (other := self._take_hedge(repetition)):
+            delay_s = self._hedges.delay_s
+            while delay_s is not None and len(attempts) == 1:
+                if (await asyncio.wait(attempts, timeout=max(delay_s, _MIN_HEDGE_DELAY_S)))[0]:
+                    break
+                if other := self._take_hedge(repetition):
                     attempts.append(asyncio.ensure_future(self._fleet.attempt(other, call)))
             reply = await _first_answer(attempts)
             self._hedges.add_time(self._timing.clock() - began_at)

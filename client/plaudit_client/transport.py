@@ -110,7 +110,7 @@ class Network:
 
     async def send(self, request: HttpRequest, address: str) -> HttpResponse:
         """Send a request, once."""
-        pool = await self._get_pool(request.url, address)
+        pool = self._get_pool(request.url, address)
         pool.in_flight += 1
         try:
             return await _send(pool.session, request)
@@ -119,9 +119,7 @@ class Network:
             raise ConnectionFailed(_reason(error), connected=connected) from error
         finally:
             pool.in_flight -= 1
-            if pool in self._aged and pool.in_flight == 0:
-                self._aged.discard(pool)
-                await pool.session.close()
+            await self._close_aged()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -131,24 +129,24 @@ class Network:
         for pool in pools:
             await pool.session.close()
 
-    async def _get_pool(self, url: str, address: str) -> "_Pool":
+    def _get_pool(self, url: str, address: str) -> "_Pool":
+        """The connections for new requests; takes the old ones out of use, also of addresses that are asked no more."""
+        now = self._clock()
+        for key, pool in list(self._pools.items()):
+            if now - pool.made_at >= self._max_age_s:
+                self._aged.add(self._pools.pop(key))
         parts = urlsplit(url)
         key = (f"{parts.scheme}://{parts.netloc}", address)
-        pool = self._pools.get(key)
-        if pool is not None and self._clock() - pool.made_at < self._max_age_s:
-            return pool
-        await self._drop_aged()
-        return self._pools.setdefault(key, _Pool(_open_session(address), self._clock()))
+        if key not in self._pools:
+            self._pools[key] = _Pool(_open_session(address), made_at=now)
+        return self._pools[key]
 
-    async def _drop_aged(self) -> None:
-        """Take the old pools out of use, also those of addresses that are asked for no more; busy ones are finished."""
-        for key, pool in list(self._pools.items()):
-            if self._clock() - pool.made_at >= self._max_age_s:
-                del self._pools[key]
-                if pool.in_flight:
-                    self._aged.add(pool)
-                else:
-                    await pool.session.close()
+    async def _close_aged(self) -> None:
+        """Close those connections that are old, as soon as none of them is busy."""
+        idle = {pool for pool in self._aged if pool.in_flight == 0}
+        self._aged -= idle
+        for pool in idle:
+            await pool.session.close()
 
 
 @dataclass(eq=False)

@@ -58,8 +58,8 @@ class Output:
         self._file: TextIO = sys.stdout
         self._journal: TextIO | None = None
         self._target = Path(name).resolve()
-        self._part = self._target.with_name(f"{self._target.name}.part")
-        self._journal_path = self._part.with_name(f"{self._part.name}.journal")
+        self._part = Path(f"{self._target}.part")
+        self._journal_path = Path(f"{self._part}.journal")
         self._wrote_anything = False
         is_stream = name == "-" or (self._target.exists() and not self._target.is_file())  # such as /dev/null
         if is_stream and resume:
@@ -90,15 +90,18 @@ class Output:
         self._journal = self._journal_path.open("a", encoding="utf-8")
 
     def _read_journal(self) -> None:
-        lines = self._journal_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        if not records or records[0] != self._options:
+        try:
+            lines = self._journal_path.read_text(encoding="utf-8").splitlines(keepends=True)
+            options, *records = [json.loads(line) for line in lines if line.endswith("\n")]
+            progress = Progress(**records[-1]) if records else None
+        except (OSError, ValueError, TypeError) as error:
+            raise InvalidArgument(f"{self._journal_path}: no journal; delete {self._part} to begin anew") from error
+        if options != self._options:
+            was = ", ".join(f"{name} {value}" for name, value in options.items())
             raise InvalidArgument(
-                f"{self._part}: left by a run with other options ({_describe(records[0] if records else {})}); give the "
-                "same, or delete it to begin anew"
+                f"{self._part}: left by a run with other options ({was}); give the same, or delete it to begin anew"
             )
-        if len(records) > 1:
-            self.progress = Progress(**records[-1])
+        self.progress = progress
 
     def written_lines(self) -> Iterator[dict[str, Any]]:
         """What the interrupted run has written."""
@@ -157,7 +160,3 @@ def _cut_unfinished_line(path: Path) -> None:
                 return
             end = start
         file.truncate(0)
-
-
-def _describe(options: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in options.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plaudit_client.testing import FakeService, FakeTransport
+from plaudit_client.testing import FakeService, FakeTransport, json_response
 from plaudit_client.transport import HttpResponse
 
 COMMAND = [sys.executable, "-m", "plaudit_client.cli"]
@@ -85,14 +85,26 @@ def test_files_are_read_also_compressed_and_written_as_a_whole(url, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl.gz", "out.jsonl"}
 
 
-def test_a_failed_run_leaves_the_old_output_as_it_was(url, tmp_path):
+def test_a_failed_run_leaves_the_old_output_as_it_was_and_keeps_what_is_scored(url, tmp_path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(jsonl("a") * 1000 + b"oops\n")
     target.write_text("old")
     done = run(str(source), "-o", str(target), "--url", url)
-    assert_one_line_of_error(done, 2, f"{source}:1001: not JSON")
+    hint, error = done.stderr.decode().splitlines()
+    assert hint == "plaudit-score: what is scored so far is kept; continue with --resume"
+    assert error.startswith(f"plaudit-score: error: {source}:1001: not JSON")
+    assert done.returncode == 2
     assert target.read_text() == "old"
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} - {"in.jsonl", "out.jsonl"} == {
+        "out.jsonl.part",
+        "out.jsonl.part.journal",
+    }
+
+
+def test_a_run_that_failed_before_its_first_score_leaves_nothing(url, tmp_path):
+    done = run("-o", str(tmp_path / "out.jsonl"), "--url", url, stdin=b"oops\n")
+    assert_one_line_of_error(done, 2, "stdin:1: not JSON")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_device_as_output_is_written_and_not_replaced(url):
@@ -108,8 +120,152 @@ def test_pairs_get_both_scores_and_a_summary(url):
     first, *_, last = read(done.stdout)
     assert (first["chosen"]["score"], first["rejected"]["score"]) == (2.0, 1.0)
     assert (last["chosen"]["status"], last["chosen"]["score"]) == ("too_long", None)
-    summary = "plaudit-score: pairs: 4, scored: 3, left out: too_long 1, pair accuracy: 0.6667\n"
-    assert done.stderr.decode() == summary
+    *histogram, summary = done.stderr.decode().splitlines()
+    assert summary == "plaudit-score: pairs: 4, scored: 3, left out: too_long 1, pair accuracy: 0.6667"
+    head, *bins = histogram
+    assert head.split() == ["score", "from", "chosen", "count", "rejected", "count"]
+    counts = [[word for word in line.split() if not word.startswith("#")] for line in bins]
+    assert sum(int(chosen) for _, chosen, _ in counts) == 3
+    assert sum(int(rejected) for _, _, rejected in counts) == 4
+    assert counts[0] == ["1", "1", "3"]
+
+
+def test_quiet_leaves_the_histogram_out(url):
+    done = run("--url", url, "--quiet", stdin=jsonl({"chosen": "aa", "rejected": "a"}))
+    assert done.stderr.decode() == "plaudit-score: pairs: 1, scored: 1, pair accuracy: 1.0000\n"
+
+
+# Best of n
+
+
+def test_best_of_adds_the_completion_with_the_highest_score(url):
+    group = {"id": 7, "prompt": "p", "completions": ["a", "ccc", "bb", "ddd"]}
+    chat = {"messages": [{"role": "user", "content": "q"}], "completions": ["x"]}
+    done = run("--url", url, "--best-of", stdin=jsonl(group, chat))
+    assert (done.returncode, done.stderr) == (0, b"")
+    best, of_chat = read(done.stdout)
+    results = best.pop("results")
+    assert best == {"line": 1, "id": 7, "prompt": "p", "completion": "ccc", "index": 1, "score": 4.0}
+    assert [result["score"] for result in results] == [2.0, 4.0, 3.0, 4.0]
+    assert (of_chat["messages"], of_chat["completion"]) == (chat["messages"], "x")
+
+
+def test_best_of_a_group_without_any_score_is_null_and_exit_1(url):
+    done = run("--url", url, "--best-of", stdin=jsonl({"prompt": "p", "completions": ["a" * 101]}))
+    (line,) = read(done.stdout)
+    assert (line["completion"], line["index"], line["score"]) == (None, None, None)
+    assert done.returncode == 1
+
+
+def test_best_of_needs_groups(url):
+    assert_one_line_of_error(run("--url", url, "--best-of", stdin=jsonl("a")), 2, "stdin:1: no completions to choose")
+
+
+# Resuming
+
+
+class Interruptible(FakeService):
+    """Counts what it scores; from a number of requests on it answers nothing but 422."""
+
+    def __init__(self, limit):
+        super().__init__(self.score)
+        self.limit = limit
+        self.scored = []
+
+    def score(self, item):
+        self.scored.append(item["text"])
+        return length(item)
+
+    def _answer(self, request):
+        if request.method == "POST" and len(self.scored) >= self.limit:
+            return json_response({"detail": "interrupted"}, 422)
+        return super()._answer(request)
+
+
+TEXTS = [f"{number:03} {'a' * (number % 9)}" for number in range(300)]
+
+
+@pytest.fixture
+def interrupted(serve, tmp_path):
+    """A run that ended in the middle: its service, its arguments, and its files."""
+    service = Interruptible(limit=150)
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(b"\n" + jsonl(*TEXTS))
+    arguments = [str(source), "-o", str(target), "--url", serve(service), "--batch-size", "10"]
+    assert run(*arguments).returncode == 2
+    service.limit = 10**9
+    return service, arguments, source, target
+
+
+def test_a_run_is_resumed_without_scoring_what_is_written_again(interrupted):
+    service, arguments, _, target = interrupted
+    written = read(Path(f"{target}.part").read_bytes())
+    before = len(service.scored)
+    done = run(*arguments, "--resume")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert 0 < len(written) <= 150
+    assert len(service.scored) - before == 300 - len(written)
+    assert [answer["score"] for answer in read(target.read_bytes())] == [float(len(text)) for text in TEXTS]
+    assert [answer["line"] for answer in read(target.read_bytes())] == list(range(2, 302))
+    assert {path.name for path in target.parent.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_a_half_written_line_is_scored_again_and_whole_ones_beyond_the_journal_are_not(interrupted):
+    service, arguments, _, target = interrupted
+    part, journal = Path(f"{target}.part"), Path(f"{target}.part.journal")
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:3]) + b'{"line": 3')
+    part.write_bytes(part.read_bytes()[:-5])
+    num_whole = part.read_bytes().count(b"\n")
+    before = len(service.scored)
+    assert run(*arguments, "--resume").returncode == 0
+    assert len(service.scored) - before == 300 - num_whole
+    assert [answer["score"] for answer in read(target.read_bytes())] == [float(len(text)) for text in TEXTS]
+
+
+def test_the_summary_of_a_resumed_run_counts_all_pairs(serve, tmp_path):
+    service = Interruptible(limit=20)
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(jsonl(*({"chosen": "aa", "rejected": "a" * (1 + number % 2)} for number in range(40))))
+    arguments = [str(source), "-o", str(target), "--url", serve(service), "--batch-size", "4", "--quiet"]
+    assert run(*arguments).returncode == 2
+    service.limit = 10**9
+    done = run(*arguments, "--resume")
+    assert done.stderr.decode() == "plaudit-score: pairs: 40, scored: 40, pair accuracy: 0.5000\n"
+
+
+def test_an_interrupted_run_is_neither_overwritten_nor_continued_with_something_else(interrupted, serve):
+    service, arguments, source, target = interrupted
+    scored = len(service.scored)
+    assert_one_line_of_error(
+        run(*arguments), 2, f"{target}.part: left by an interrupted run; continue it with --resume"
+    )
+    done = run(*arguments, "--resume", "--truncation", "left")
+    assert_one_line_of_error(done, 2, "left by a run with other options")
+    original = source.read_bytes()
+    source.write_bytes(original.replace(b"001", b"xxx"))
+    done = run(*arguments, "--resume")
+    assert "the input is not the one that the interrupted run has read" in done.stderr.decode()
+    assert done.returncode == 2
+    source.write_bytes(original)
+    assert len(service.scored) == scored
+    other = serve(FakeService(length, fingerprint="sha256:other"))
+    done = run(*arguments, "--resume", "--url", other)
+    assert "sha256:other" in done.stderr.decode()
+    assert done.returncode == 1
+    assert run(*arguments, "--resume").returncode == 0
+
+
+def test_a_damaged_journal_is_one_line_and_exit_2(interrupted):
+    _, arguments, _, target = interrupted
+    Path(f"{target}.part.journal").unlink()
+    assert_one_line_of_error(run(*arguments, "--resume"), 2, "out.jsonl.part.journal: no journal; delete")
+
+
+def test_resuming_without_an_interrupted_run_begins_one_and_needs_a_file(url, tmp_path):
+    target = tmp_path / "out.jsonl"
+    assert run("-o", str(target), "--url", url, "--resume", stdin=jsonl("a")).returncode == 0
+    assert len(read(target.read_bytes())) == 1
+    assert_one_line_of_error(run("--url", url, "--resume", stdin=jsonl("a")), 2, "--resume: - cannot be continued")
 
 
 def test_failed_sequences_are_written_and_are_exit_1_unless_allowed(url, tmp_path):

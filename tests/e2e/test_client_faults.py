@@ -73,9 +73,12 @@ def test_a_replica_with_another_reward_model_is_refused_and_the_others_go_on(tin
 
 
 def test_where_only_another_reward_model_is_left_the_call_fails(tiny_bundle):
-    with ReplicaProcess(tiny_bundle()) as wrong:
-        with RewardClient(wrong.url) as client, pytest.raises(FingerprintMismatch, match="sha256:other"):
-            client.score(ITEMS, fingerprint="sha256:other")
+    with (
+        ReplicaProcess(tiny_bundle()) as wrong,
+        RewardClient(wrong.url) as client,
+        pytest.raises(FingerprintMismatch, match="sha256:other"),
+    ):
+        client.score(ITEMS, fingerprint="sha256:other")
 
 
 def test_a_scorer_that_is_absent_at_the_start_and_in_the_middle_is_waited_for(tiny_bundle):
@@ -188,12 +191,11 @@ def test_20_000_items_over_three_replicas_that_are_killed_in_turn_have_the_bits_
     replicas = [ReplicaProcess(causal_bundle) for _ in range(3)]
 
     def kill_in_turn():
-        for number in itertools.count():
-            replica = replicas[number % 3]
+        for replica in itertools.cycle(replicas):
             replica.end(signal.SIGKILL)
             replica.start()
             if done.is_set():
-                return number + 1
+                return
 
     with replicas[0], replicas[1], replicas[2], ThreadPoolExecutor(1) as killer:
         urls = [replica.url for replica in replicas]
@@ -203,11 +205,10 @@ def test_20_000_items_over_three_replicas_that_are_killed_in_turn_have_the_bits_
                 scores = client.score(items)
             finally:
                 done.set()
-            num_kills = kills.result()
+            kills.result()
     assert scores.floats == expected
     assert all(score.ok for score in scores)
-    assert num_kills >= 5
+    assert all(replica.exit_codes for replica in replicas)  # each was killed at least once
     num_requests = -(-19_000 // 20) + 1_000 * 2 // 20
     num_retries = network.num_sent - num_requests
-    print(f"{num_kills} kills, {num_retries} retries of {num_requests} requests")
     assert 0 < num_retries * RETRY_COST_TOKENS <= RETRY_BUDGET_TOKENS + num_requests

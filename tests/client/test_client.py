@@ -21,6 +21,7 @@ from plaudit_client.errors import (
     ServiceUnavailable,
     Unauthorized,
 )
+from plaudit_client.retry import Timing
 from plaudit_client.testing import FakeService, FakeTransport, json_response
 from plaudit_client.transport import HttpResponse
 
@@ -308,6 +309,266 @@ def test_without_pinning_a_changed_reward_model_is_accepted():
         assert client.score(["b"]).fingerprint == "sha256:other"
 
 
+# Several replicas
+
+
+class Hosts(FakeTransport):
+    """A fake service per host name; `faults` maps a host to what answers its score requests instead."""
+
+    def __init__(self, **faults):
+        super().__init__(self._choose)
+        self.faults = faults
+        self.seen = []
+        self.not_ready = set()
+        self.service = FakeService(lambda item: float(len(item.get("completion", item.get("text")))))
+
+    def _choose(self, request):
+        host = urlsplit(request.url).netloc
+        self.seen.append((host, request.path, request.body))
+        if request.path == "/readyz" and host in self.not_ready:
+            return json_response({"detail": "not yet"}, 503)
+        fault = self.faults.get(host)
+        return fault(request) if fault and request.path == "/score" else self.service.answer(request)
+
+    def count(self, host, path="/score"):
+        return sum((host, path) == (seen_host, seen_path) for seen_host, seen_path, _ in self.seen)
+
+
+def refuse(request):
+    raise ConnectionFailed("Connection refused", connected=False)
+
+
+def busy(request):
+    return json_response({"detail": "queue full"}, 429, {"retry-after": "7"})
+
+
+def unlike(request):
+    return json_response({"detail": "another fingerprint"}, 409)
+
+
+@both
+def test_a_big_call_is_shared_among_the_replicas(score):
+    hosts = Hosts()
+    assert len(score(["a"] * 120, url="http://a,http://b,http://c", transport=hosts)) == 120
+    assert {host: hosts.count(host) for host in "abc"} == {"a": 1, "b": 1, "c": 1}
+
+
+@both
+def test_a_small_call_stays_one_request(score):
+    hosts = Hosts()
+    score(["a"] * 32, url="http://a,http://b,http://c", transport=hosts)
+    assert sum(hosts.count(host) for host in "abc") == 1
+
+
+@both
+def test_the_completions_of_a_prompt_go_to_one_replica(score):
+    hosts = Hosts()
+    group = {"prompt": "p", "completions": ["a"] * 50}
+    assert score([group, group], url="http://a,http://b", transport=hosts).floats == [1.0] * 100
+    bodies = [json.loads(body) for _, path, body in hosts.seen if path == "/score"]
+    assert [[len(item["completions"]) for item in body["items"]] for body in bodies] == [[50], [50]]
+
+
+@both
+def test_a_replica_that_refuses_connections_gets_nothing_more_until_a_probe_finds_it_ready(score, fake_time):
+    hosts = Hosts(a=refuse)
+    hosts.not_ready.add("a")
+    settings = {"transport": hosts, "timing": fake_time.timing, "max_items_per_request": 1, "max_concurrency": 1}
+    assert score(["a"] * 20, url="http://a,http://b", **settings).floats == [1.0] * 20
+    assert (hosts.count("a"), hosts.count("b")) == (1, 20)
+    assert hosts.count("a", "/readyz") > 0
+
+
+def test_an_ejected_replica_is_probed_by_one_task_and_taken_back(fake_time):
+    async def run():
+        hosts = Hosts(a=refuse)
+        hosts.not_ready.add("a")
+        probed = 0
+
+        async def sleep(seconds):
+            nonlocal probed
+            probed += 1
+            if probed == 3:
+                hosts.not_ready.clear()
+                hosts.faults.clear()
+            await asyncio.sleep(0)
+
+        settings = {"max_items_per_request": 1, "timing": replace(fake_time.timing, sleep=sleep)}
+        async with AsyncRewardClient("http://a,http://b", transport=hosts, **settings) as client:
+            await client.score(["a"] * 16)
+            while hosts.count("a", "/readyz") < 4:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            hosts.seen.clear()
+            await client.score(["a"] * 16)
+        return hosts.count("a"), hosts.count("a", "/readyz")
+
+    num_scored, num_probes = asyncio.run(run())
+    assert num_scored == 8
+    assert num_probes == 0
+
+
+@both
+def test_one_busy_replica_is_not_waited_for_while_another_is_there(score, fake_time):
+    hosts = Hosts(a=busy)
+    settings = {"transport": hosts, "timing": fake_time.timing, "max_items_per_request": 1, "max_concurrency": 1}
+    assert score(["a"] * 9, url="http://a,http://b", **settings).floats == [1.0] * 9
+    assert fake_time.slept == [0.125]  # a backoff, not the 7 s that the busy one asks for
+    assert hosts.count("a") == 1  # and then it is left in peace for those
+
+
+@both
+def test_a_replica_with_another_reward_model_is_passed_by(score):
+    hosts = Hosts(a=unlike)
+    settings = {"transport": hosts, "max_items_per_request": 1, "max_concurrency": 1, "max_retries": 0}
+    options = {"fingerprint": "sha256:fake"}
+    assert score(["a"] * 9, options, url="http://a,http://b", **settings).floats == [1.0] * 9
+    assert (hosts.count("a"), hosts.count("b")) == (1, 9)
+
+
+@both
+def test_where_all_replicas_have_another_reward_model_the_call_fails(score):
+    hosts = Hosts(a=unlike, b=unlike)
+    with pytest.raises(FingerprintMismatch):
+        score(["a"], {"fingerprint": "sha256:other"}, url="http://a,http://b", transport=hosts)
+    assert (hosts.count("a"), hosts.count("b")) == (1, 1)
+
+
+@both
+def test_retries_end_when_the_clients_budget_is_spent(score, fake_time):
+    hosts = Hosts(a=lambda request: json_response({"detail": "broken"}, 500))
+    with pytest.raises(ServiceUnavailable, match=r"broken .*retry budget is spent") as caught:
+        score(["a"], url="http://a", transport=hosts, timing=fake_time.timing, timeout_s=10_000)
+    assert caught.value.attempts == 101  # 500 tokens, one back for /info that was already full
+
+
+@both
+def test_a_silent_replica_is_asked_whether_it_lives_and_left_for_another(score):
+    async def never(request):
+        await asyncio.Event().wait()
+
+    class Silent(Hosts):
+        def _choose(self, request):
+            answer = super()._choose(request)
+            return never(request) if request.url.startswith("http://a") else answer
+
+    hosts = Silent()
+    timing = Timing(silence_s=0.01, probe_timeout_s=0.01)
+    assert score(["abc"], url="http://a,http://b", transport=hosts, timing=timing, timeout_s=60).floats == [3.0]
+    assert hosts.count("a", "/healthz") == 1
+
+
+@both
+def test_a_slow_replica_that_lives_is_waited_for(score):
+    async def slow(request):
+        while hosts.count("a", "/healthz") + hosts.count("b", "/healthz") < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        return hosts.service.answer(request)
+
+    hosts = Hosts(a=slow, b=slow)
+    timing = Timing(silence_s=0.01)
+    assert score(["abc"], url="http://a,http://b", transport=hosts, timing=timing, timeout_s=60).floats == [3.0]
+    assert hosts.count("a") + hosts.count("b") == 1
+
+
+@both
+def test_an_only_replica_is_waited_for_however_silent(score):
+    async def slow(request):
+        await asyncio.sleep(0.05)
+        return hosts.service.answer(request)
+
+    hosts = Hosts(a=slow)
+    timing = Timing(silence_s=0.01, probe_timeout_s=0.01)
+    assert score(["abc"], url="http://a", transport=hosts, timing=timing).floats == [3.0]
+    assert hosts.count("a", "/healthz") == 0
+
+
+def test_host_names_are_looked_up_again_and_new_addresses_used():
+    async def run():
+        now, addresses, used = [0.0], ["10.0.0.1"], []
+
+        class Names(FakeService):
+            async def resolve(self, url):
+                return tuple(addresses)
+
+            async def send(self, request, address):
+                if request.path == "/score":
+                    used.append(address)
+                return await super().send(request, address)
+
+        settings = {"transport": Names(length), "timing": Timing(clock=lambda: now[0])}
+        async with AsyncRewardClient("http://scorer", **settings) as client:
+            await client.score(["a"])
+            addresses[:] = ["10.0.0.2"]
+            now[0] = 29.0
+            await client.score(["a"])
+            now[0] = 31.0
+            await client.score(["a"])  # the lookup goes on beside it
+            await client.score(["a"])
+        return used
+
+    assert asyncio.run(run()) == ["10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"]
+
+
+def test_a_host_name_that_leads_nowhere_yet_is_looked_up_until_the_deadline(fake_time):
+    class Nowhere(FakeService):
+        lookups = 0
+
+        async def resolve(self, url):
+            self.lookups += 1
+            if self.lookups < 4:
+                raise ConnectionFailed(f"{url}: Name or service not known", connected=False)
+            return ("10.0.0.1",)
+
+    transport = Nowhere(length)
+    assert score_async(["abc"], transport=transport, timing=fake_time.timing).floats == [3.0]
+    assert transport.lookups == 4
+
+
+# Hedging
+
+
+def test_a_hedged_request_takes_the_first_answer_and_leaves_the_other():
+    async def run():
+        held, cancelled = [], []
+
+        async def hold(request):
+            if len(hosts.seen) < 60 or held:
+                return hosts.service.answer(request)
+            held.append(request)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(request)
+                raise
+
+        hosts = Hosts(a=hold)
+        settings = {"transport": hosts, "max_items_per_request": 1, "max_concurrency": 1, "hedge": True}
+        async with AsyncRewardClient("http://a,http://b", **settings) as client:
+            scores = await client.score(["a"] * 100)
+        return scores.floats, len(cancelled), hosts.count("a") + hosts.count("b")
+
+    floats, num_cancelled, num_requests = asyncio.run(run())
+    assert floats == [1.0] * 100
+    assert num_cancelled == 1
+    assert 101 <= num_requests <= 105
+
+
+def test_without_hedging_no_request_is_sent_twice():
+    async def run():
+        async def slow(request):
+            await asyncio.sleep(0.02 if len(hosts.seen) > 60 else 0)
+            return hosts.service.answer(request)
+
+        hosts = Hosts(a=slow, b=slow)
+        settings = {"transport": hosts, "max_items_per_request": 1, "max_concurrency": 1}
+        async with AsyncRewardClient("http://a,http://b", **settings) as client:
+            await client.score(["a"] * 70)
+        return hosts.count("a") + hosts.count("b")
+
+    assert asyncio.run(run()) == 70
+
+
 # Readiness and info
 
 
@@ -531,6 +792,32 @@ def test_when_one_part_fails_the_others_are_cancelled():
         return cancelled
 
     assert len(asyncio.run(run())) == 2
+
+
+def test_an_async_client_refuses_another_event_loop_instead_of_hanging():
+    client = AsyncRewardClient(URL, transport=FakeService(length))
+    assert asyncio.run(client.score(["abc"])).floats == [3.0]
+    with pytest.raises(PlauditError, match="client: belongs to another event loop; make a new one in each"):
+        asyncio.run(client.score(["abc"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_an_async_client_taken_through_a_fork_refuses():
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    client = AsyncRewardClient(URL, transport=FakeService(length))
+    asyncio.run(client.score(["abc"]))
+
+    def work():
+        try:
+            asyncio.run(client.score(["a"]))
+        except PlauditError as error:
+            answers.put(str(error))
+
+    process = context.Process(target=work)
+    process.start()
+    process.join()
+    assert answers.get() == "client: made before this process was forked; make a new one in each process"
 
 
 # Both constructors

@@ -5,6 +5,7 @@ either even in the middle of a byte, and the sync one works where an event loop 
 """
 
 import asyncio
+import atexit
 import concurrent.futures
 import math
 import os
@@ -244,6 +245,7 @@ class RewardClient:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="plaudit-client", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # for those who forget: open connections would be complained about at exit
 
     def score(
         self,
@@ -284,6 +286,7 @@ class RewardClient:
             if self._closed:
                 return
             self._closed = True
+        atexit.unregister(self.close)
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -214,7 +214,9 @@ class Exchange:
         if not self._retries.take(error):
             error.is_budget_spent = True
             raise error
-        if not (has_other and isinstance(error, ConnectionFailed)):
+        # Each of the others may be tried at once, but a request that breaks connections is not sent round and round.
+        at_once = has_other and isinstance(error, ConnectionFailed) and repetition.attempts < self.num_replicas
+        if not at_once:
             await self._timing.sleep(delay_s)
 
     def _refuse_replica(self, error: FingerprintMismatch, repetition: "_Repetition") -> None:

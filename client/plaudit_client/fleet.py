@@ -78,9 +78,7 @@ class Fleet:
             ConnectionFailed: No host name leads anywhere.
         """
         while True:
-            self._look_up_if_due()
-            if not self.replicas.all and self._lookup is not None:
-                await asyncio.shield(self._lookup)
+            await self._look_up_first()
             changed = self._changed
             replica = self.replicas.pick(self._timing.clock(), exclude=exclude, avoid=avoid)
             if replica is not None:
@@ -132,12 +130,10 @@ class Fleet:
 
     async def is_any_ready(self) -> PlauditError | None:
         """Ask all replicas for /readyz; None when one says yes, else what one of them said."""
-        self._look_up_if_due()
-        if not self.replicas.all and self._lookup is not None:
-            try:
-                await asyncio.shield(self._lookup)
-            except ConnectionFailed as error:
-                return error
+        try:
+            await self._look_up_first()
+        except ConnectionFailed as error:
+            return error
         failures = await asyncio.gather(*(self._probe(replica, _READY) for replica in self.replicas.all))
         return None if None in failures else failures[0]
 
@@ -191,6 +187,12 @@ class Fleet:
         replica.ejected = False
         _log.info("readmitted %s at %s", replica.url, replica.address)
         self._announce_change()
+
+    async def _look_up_first(self) -> None:
+        """Look up the host names if that is due; wait for it only where nothing is known yet."""
+        self._look_up_if_due()
+        if not self.replicas.all and self._lookup is not None:
+            await asyncio.shield(self._lookup)
 
     def _look_up_if_due(self) -> None:
         """Begin to look up the host names, unless that was done lately or is being done."""

@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import json
 import os
@@ -222,6 +223,35 @@ def test_a_half_written_line_is_scored_again_and_whole_ones_beyond_the_journal_a
     assert [answer["score"] for answer in read(target.read_bytes())] == [float(len(text)) for text in TEXTS]
 
 
+def test_a_run_that_was_killed_scores_at_most_the_requests_in_flight_again(serve, tmp_path):
+    class Deadly(Interruptible):
+        process = None
+
+        def _answer(self, request):
+            if self.process and len(self.scored) >= self.limit:
+                self.process.kill()
+            return FakeService._answer(self, request)
+
+    service = Deadly(limit=200)
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    arguments = [str(source), "-o", str(target), "--url", serve(service), "--batch-size", "2"]
+    os.mkfifo(source)
+    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE) as process:
+        service.process = process
+        with source.open("wb") as file, contextlib.suppress(BrokenPipeError):
+            file.write(jsonl(*TEXTS))
+        assert process.wait() == -signal.SIGKILL
+    written = Path(f"{target}.part").read_bytes().count(b"\n")
+    service.process = None
+    service.scored.clear()
+    source.unlink()
+    source.write_bytes(jsonl(*TEXTS))
+    assert run(*arguments, "--resume").returncode == 0
+    assert 0 < written < 300
+    assert len(service.scored) == 300 - written
+    assert [answer["score"] for answer in read(target.read_bytes())] == [float(len(text)) for text in TEXTS]
+
+
 def test_the_summary_of_a_resumed_run_counts_all_pairs(serve, tmp_path):
     service = Interruptible(limit=20)
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -412,3 +442,31 @@ def test_help_says_units_defaults_and_variables():
     assert done.returncode == 0
     assert "in seconds (default: 300) [PLAUDIT_TIMEOUT_S]" in text
     assert "sequences per request (default: 64) [PLAUDIT_BATCH_SIZE]" in text
+
+
+@pytest.mark.slow
+def test_a_million_lines_are_scored_in_flat_memory(serve, tmp_path):
+    def answer(request):
+        if request.method == "GET":
+            return json_response({"limits": {"max_sequences_per_request": 1024, "max_body_bytes": 2**25}})
+        count = request.body.count(b'{"text"')
+        result = {"status": "ok", "score": 0.5, "num_tokens": 1, "truncated": False}
+        return json_response({"model": "m", "fingerprint": "f", "engine": "e", "results": [result] * count})
+
+    url = serve(FakeTransport(answer))
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+    def measure(num_lines):
+        """The largest memory of the command, in bytes."""
+        with source.open("w") as file:
+            file.writelines(f'"text number {number}"\n' for number in range(num_lines))
+        command = [*COMMAND, str(source), "-o", str(target), "--url", url, "--batch-size", "500"]
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        with target.open() as file:
+            assert sum(1 for _ in file) == num_lines
+        return usage.ru_maxrss * 1024
+
+    assert measure(1_000_000) - measure(20_000) < 16 * 2**20

@@ -3,6 +3,8 @@ import gc
 import json
 import multiprocessing
 import socket
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -733,6 +735,15 @@ def test_a_closed_client_refuses_calls_and_may_be_closed_again():
     with pytest.raises(PlauditError, match="client: closed; make a new one"):
         client.score(["a"])
     assert "plaudit-client" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_client_that_nobody_closed_is_closed_at_exit_without_a_word(serve):
+    url = serve(FakeService(length))
+    code = (
+        f"from plaudit_client import RewardClient; client = RewardClient({url!r}); print(client.score(['abc']).floats)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("[3.0]\n", "", 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

@@ -1,9 +1,9 @@
-"""What the client costs per scored sequence, and httpx2 against aiohttp at 64 connections.
+"""What the client costs per scored sequence, httpx2 against aiohttp at 64 connections, and what hedging is good for.
 
 The service is `instant_server.py`, a process that costs nothing; the texts have 150 words. CPU is that of the client's
 process. `measure_client` gives the client's rows to the benchmark.
 
-    .venv/bin/python loadtests/client_cost.py
+    .venv/bin/python loadtests/client_cost.py        or        ... --hedging
 """
 
 import argparse
@@ -32,7 +32,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=4000, help="requests of one round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds after one warm-up (default: %(default)s)")
+    parser.add_argument("--hedging", action="store_true", help="instead: two replicas, one of which takes 2 s more")
     options = parser.parse_args()
+    if options.hedging:
+        return measure_hedging(options.requests, options.rounds)
     rows = measure(options.requests, options.rounds, {**_LIBRARIES, **_CLIENT})
     print(f"\nmedians of {options.rounds} rounds, {os.cpu_count()} cores, {platform.machine()}")
     print(f"{'way':<44}{'CPU ms/sequence':>16}{'sequences/s':>14}")
@@ -71,10 +74,30 @@ def measure(num_sequences: int, rounds: int, ways: dict[str, Way]) -> dict[str, 
     }
 
 
+def measure_hedging(num_sequences: int, rounds: int) -> int:
+    """Seconds of one call of single requests, with a fast and a slow replica."""
+    with instant_server() as fast, instant_server() as equal, instant_server(delay_s=2.0) as slow:
+        ways = {
+            "both fast": ([fast, equal], False),
+            "one slow": ([fast, slow], False),
+            "one slow, hedging": ([fast, slow], True),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way, (urls, hedge) in ways.items():
+                with RewardClient(urls, max_items_per_request=1, hedge=hedge) as client:
+                    started_s = time.perf_counter()
+                    client.score([TEXT] * num_sequences)
+                    seconds[way].append(time.perf_counter() - started_s)
+    medians = {way: round(statistics.median(values), 2) for way, values in seconds.items()}
+    print(json.dumps({"benchmark": "hedging", "requests": num_sequences, "rounds": rounds, "seconds": medians}))
+    return 0
+
+
 @contextlib.contextmanager
-def instant_server() -> Iterator[str]:
+def instant_server(delay_s: float = 0.0) -> Iterator[str]:
     """The URL of a service that costs nothing, in a process of its own."""
-    command = [sys.executable, Path(__file__).with_name("instant_server.py")]
+    command = [sys.executable, Path(__file__).with_name("instant_server.py"), str(delay_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -1,12 +1,16 @@
 """A scoring service that costs nothing: prepared answers, so that what is measured is the client alone.
 
-Run as a process of its own; prints its port. Counts the texts of a body without parsing it.
+Run as a process of its own, with the seconds that each score takes as its argument; prints its port. Counts the texts
+of a body without parsing it.
 """
 
 import asyncio
+import sys
 
 _RESULT = b'{"status":"ok","score":-1.2345678901234567,"num_tokens":153,"truncated":false}'
 _INFO = b'{"limits":{"max_sequences_per_request":1024,"max_body_bytes":33554432}}'
+
+_DELAY_S = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
 
 
 class Protocol(asyncio.Protocol):
@@ -27,7 +31,11 @@ class Protocol(asyncio.Protocol):
             total = end + 4 + (int(length.split(b"\r\n")[0]) if found else 0)
             if len(self._received) < total:
                 return
-            self._answer(_INFO if head.startswith(b"get") else _score(self._received.count(b'{"text"', end, total)))
+            if head.startswith(b"get"):
+                self._answer(_INFO)
+            else:
+                answer = _score(self._received.count(b'{"text"', end, total))
+                asyncio.get_running_loop().call_later(_DELAY_S, self._answer, answer)
             del self._received[:total]
 
     def _answer(self, body: bytes) -> None:

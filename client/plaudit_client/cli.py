@@ -6,6 +6,7 @@ Exit 0: done. 1: right but failed. 2: what the user gave is wrong. 130: interrup
 import argparse
 import contextlib
 import gzip
+import logging
 import os
 import sys
 import warnings
@@ -200,8 +201,21 @@ def _open_input(name: str) -> contextlib.AbstractContextManager[IO[bytes] | gzip
     return gzip.open(name, "rb") if name.endswith(".gz") else Path(name).open("rb")
 
 
-def _open_progress(quiet: bool) -> "tqdm[NoReturn]":
-    return tqdm(unit=" sequences", disable=quiet or not sys.stderr.isatty())
+@contextlib.contextmanager
+def _open_progress(quiet: bool) -> "Iterator[tqdm[NoReturn]]":
+    """A bar on a terminal, and above it what happens to the replicas; nothing elsewhere."""
+    is_shown = sys.stderr.isatty() and not quiet
+    if is_shown:
+        logger = logging.getLogger("plaudit_client")
+        logger.addHandler(_Notes())
+        logger.setLevel(logging.INFO)
+    with tqdm(unit=" sequences", disable=not is_shown) as progress:
+        yield progress
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"{PROGRAM}: {record.getMessage()}", file=sys.stderr)
 
 
 def _read_api_key(name: str | None) -> str | None:

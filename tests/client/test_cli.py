@@ -2,6 +2,7 @@ import contextlib
 import gzip
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -134,6 +135,21 @@ def test_pairs_get_both_scores_and_a_summary(url):
 def test_quiet_leaves_the_histogram_out(url):
     done = run("--url", url, "--quiet", stdin=jsonl({"chosen": "aa", "rejected": "a"}))
     assert done.stderr.decode() == "plaudit-score: pairs: 1, scored: 1, pair accuracy: 1.0000\n"
+
+
+def test_a_terminal_shows_why_nothing_comes():
+    terminal, stderr = pty.openpty()
+    command = [*COMMAND, "--url", "http://127.0.0.1:9", "--timeout-s", "0.3"]
+    done = subprocess.run(command, input=jsonl("a"), stdout=subprocess.PIPE, stderr=stderr)
+    os.close(stderr)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+    os.close(terminal)
+    assert done.returncode == 1
+    assert b"plaudit-score: ejected http://127.0.0.1:9 at 127.0.0.1: " in shown
+    assert b"Connection refused; check that the service runs there" in shown
 
 
 # Best of n

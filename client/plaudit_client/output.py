@@ -4,6 +4,7 @@ Next to OUTPUT.part, where the lines are, OUTPUT.part.journal says of what they 
 after each chunk how many input lines it covers, their digest, and the reward model. Knows nothing of the network.
 """
 
+import fcntl
 import json
 import os
 import sys
@@ -77,17 +78,24 @@ class Output:
             raise InvalidArgument(
                 f"{self._part}: left by an interrupted run; continue it with --resume, or delete it to begin anew"
             )
-        if self._part.exists():
+        is_left = self._part.exists()
+        self._journal = self._journal_path.open("a", encoding="utf-8")
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidArgument(f"{self._part}: another run is writing it; wait for its end") from error
+        if is_left:
             self._read_journal()
         if self.progress is None:
             self._part.write_bytes(b"")
-            self._journal_path.write_text(json.dumps(self._options) + "\n", encoding="utf-8")
+            self._journal.truncate(0)
+            self._journal.write(json.dumps(self._options) + "\n")
+            self._journal.flush()
         else:
             self._wrote_anything = True
             _cut_unfinished_line(self._part)
             _cut_unfinished_line(self._journal_path)
         self._file = self._part.open("a", encoding="utf-8")
-        self._journal = self._journal_path.open("a", encoding="utf-8")
 
     def _read_journal(self) -> None:
         try:

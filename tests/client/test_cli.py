@@ -1,4 +1,5 @@
 import contextlib
+import fcntl
 import gzip
 import json
 import os
@@ -305,6 +306,13 @@ def test_a_damaged_journal_is_one_line_and_exit_2(interrupted):
     _, arguments, _, target = interrupted
     Path(f"{target}.part.journal").unlink()
     assert_one_line_of_error(run(*arguments, "--resume"), 2, "out.jsonl.part.journal: no journal; delete")
+
+
+def test_an_output_that_another_run_is_writing_is_refused(interrupted):
+    _, arguments, _, target = interrupted
+    with Path(f"{target}.part.journal").open("a") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        assert_one_line_of_error(run(*arguments, "--resume"), 2, "another run is writing it")
 
 
 def test_resuming_without_an_interrupted_run_begins_one_and_needs_a_file(url, tmp_path):

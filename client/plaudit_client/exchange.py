@@ -90,8 +90,8 @@ class Exchange:
 
     @property
     def num_replicas(self) -> int:
-        """How many are known now."""
-        return len(self._replicas.all)
+        """How many are known now; 1 before any is."""
+        return max(1, len(self._replicas.all))
 
     async def send(self, call: Call, deadline: Deadline) -> Reply:
         """Send a request, again if need be, until it is answered with status 200.

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Collection, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from plaudit_client.errors import ConnectionFailed, PlauditError, RequestRejected, ServiceUnavailable
@@ -38,7 +38,7 @@ class Call:
     method: str
     path: str
     max_answer_bytes: int
-    body: bytes | None = None
+    body: bytes | None = field(default=None, repr=False)
     num_sequences: int = 1
     about: str = ""
     headers: Mapping[str, str] | None = None

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -37,8 +37,8 @@ class HttpRequest:
 
     method: str
     url: str
-    headers: Mapping[str, str]
-    body: bytes | None = None
+    headers: Mapping[str, str] = field(repr=False)  # neither the key nor a prompt is to end up in a log
+    body: bytes | None = field(default=None, repr=False)
     max_answer_bytes: int = _MAX_PROBLEM_BYTES
 
     @property

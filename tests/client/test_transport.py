@@ -82,6 +82,11 @@ def test_a_compressed_answer_is_not_read():
     assert (answer.body, answer.headers["content-encoding"]) == (b"", "gzip")
 
 
+def test_neither_key_nor_prompt_is_in_the_text_form_of_a_request():
+    request = HttpRequest("POST", "http://a/score", {"Authorization": "Bearer secret"}, b"prompt")
+    assert repr(request) == "HttpRequest(method='POST', url='http://a/score', max_answer_bytes=65536)"
+
+
 def test_a_redirect_is_not_followed():
     async def run():
         redirect = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://elsewhere\r\nContent-Length: 0\r\n\r\n"

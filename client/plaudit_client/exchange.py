@@ -25,7 +25,7 @@ from plaudit_client.retry import HedgeBudget, RetryBudget, Timing, next_delay_s
 from plaudit_client.transport import Network, Transport
 
 _POLL_INTERVAL_S = 0.5
-_MIN_HEDGE_DELAY_S = 0.01
+_HEDGE_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,13 @@ class Exchange:
         began_at = self._timing.clock()
         attempts = [asyncio.ensure_future(self._fleet.attempt(replica, call))]
         try:
-            delay_s = self._hedges.delay_s
-            while delay_s is not None and len(attempts) == 1:
-                if (await asyncio.wait(attempts, timeout=max(delay_s, _MIN_HEDGE_DELAY_S)))[0]:
+            while len(attempts) == 1:
+                due_s = self._hedges.delay_s  # may be known only after others were answered
+                waited_s = self._timing.clock() - began_at
+                left_s = 0.0 if due_s is None else due_s - waited_s
+                if (await asyncio.wait(attempts, timeout=max(left_s, _HEDGE_POLL_S)))[0]:
                     break
-                if other := self._take_hedge(repetition):
+                if due_s is not None and (other := self._take_hedge(repetition)):
                     attempts.append(asyncio.ensure_future(self._fleet.attempt(other, call)))
             reply = await _first_answer(attempts)
             self._hedges.add_time(self._timing.clock() - began_at)

@@ -50,14 +50,14 @@ def test_the_best_of_each_group_is_written(tiny_bundle):
 
 
 def test_a_text_over_the_limit_is_exit_1_unless_it_may_be_truncated(tiny_bundle):
-    with ReplicaProcess(tiny_bundle(max_tokens=4)) as replica:
-        lines = ["good", "good bad fine good"]
+    with ReplicaProcess(tiny_bundle()) as replica:
+        lines = ["good", "fine " * 70 + "good"]  # the limit is 64 tokens, BOS included
         done, answers = run([replica], lines=lines)
         assert (done.returncode, [answer["status"] for answer in answers]) == (1, ["ok", "too_long"])
         done, answers = run([replica], "--truncation", "left", lines=lines)
         assert (done.returncode, answers[1]["score"], answers[1]["truncated"]) == (
             0,
-            score_by_hand("bad fine good"),
+            score_by_hand("fine " * 62 + "good"),
             True,
         )
 

@@ -129,13 +129,22 @@ class Fleet:
         self._spawn(self._readmit(replica))
 
     async def is_any_ready(self) -> PlauditError | None:
-        """Ask all replicas for /readyz; None when one says yes, else what one of them said."""
+        """Ask all replicas for /readyz; None as soon as one says yes, else what the last of them said."""
         try:
             await self._look_up_first()
         except ConnectionFailed as error:
             return error
-        failures = await asyncio.gather(*(self._probe(replica, _READY) for replica in self.replicas.all))
-        return None if None in failures else failures[0]
+        probes = [asyncio.ensure_future(self._probe(replica, _READY)) for replica in self.replicas.all]
+        failure: PlauditError | None = None
+        try:
+            for probe in asyncio.as_completed(probes):
+                failure = await probe
+                if failure is None:
+                    break
+        finally:
+            for probe in probes:
+                await cancel(probe)
+        return failure
 
     async def close(self) -> None:
         """End all probes, and close the connections."""

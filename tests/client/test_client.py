@@ -594,6 +594,16 @@ def test_waiting_ends_when_one_replica_is_ready(fake_time):
     assert fake_time.slept == [0.5, 0.5]
 
 
+def test_waiting_does_not_wait_for_a_silent_replica_when_another_is_ready():
+    async def answer(request):
+        if request.url.startswith("http://a"):
+            await asyncio.Event().wait()
+        return json_response({})
+
+    with RewardClient("http://a,http://b", transport=FakeTransport(answer)) as client:
+        client.wait_until_ready(60.0)
+
+
 def test_waiting_for_a_service_that_never_is_ready_ends_at_the_deadline(fake_time):
     transport = FakeTransport(lambda request: json_response({"detail": "loading"}, 503))
     with (

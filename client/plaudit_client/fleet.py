@@ -187,6 +187,7 @@ class Fleet:
     async def _readmit(self, replica: Replica) -> None:
         """Probe an ejected replica until it is ready, or its address is gone."""
         for probes_done in itertools.count():
+            await self._transport.disconnect(replica.url, replica.address)  # a draining one waits for their end
             if await self._answers(replica, _READY):
                 break
             await self._timing.sleep(probe_delay_s(probes_done, self._timing.random()))

@@ -89,6 +89,9 @@ class FakeTransport:
         answer = self.answer(request)
         return answer if isinstance(answer, HttpResponse) else await answer
 
+    async def disconnect(self, url: str, address: str) -> None:
+        """There is no connection."""
+
     async def close(self) -> None:
         """There is nothing to close."""
 

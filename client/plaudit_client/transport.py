@@ -73,6 +73,9 @@ class Transport(Protocol):
             ConnectionFailed: No whole answer came.
         """
 
+    async def disconnect(self, url: str, address: str) -> None:
+        """Close the connections to one address, as soon as none is busy."""
+
     async def close(self) -> None:
         """Close all connections."""
 
@@ -121,6 +124,13 @@ class Network:
             pool.in_flight -= 1
             await self._close_aged()
 
+    async def disconnect(self, url: str, address: str) -> None:
+        """Close the connections to one address, as soon as none is busy."""
+        pool = self._pools.pop(_key(url, address), None)
+        if pool is not None:
+            self._aged.add(pool)
+        await self._close_aged()
+
     async def close(self) -> None:
         """Close all connections."""
         pools = [*self._pools.values(), *self._aged]
@@ -135,8 +145,7 @@ class Network:
         for key, pool in list(self._pools.items()):
             if now - pool.made_at >= self._max_age_s:
                 self._aged.add(self._pools.pop(key))
-        parts = urlsplit(url)
-        key = (f"{parts.scheme}://{parts.netloc}", address)
+        key = _key(url, address)
         if key not in self._pools:
             self._pools[key] = _Pool(_open_session(address), made_at=now)
         return self._pools[key]
@@ -156,6 +165,12 @@ class _Pool:
     session: aiohttp.ClientSession
     made_at: float
     in_flight: int = 0
+
+
+def _key(url: str, address: str) -> tuple[str, str]:
+    """What connections may be shared for."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}", address
 
 
 def _open_session(address: str) -> aiohttp.ClientSession:

@@ -172,6 +172,20 @@ def test_an_old_connection_finishes_its_request_and_is_closed_then():
     asyncio.run(run())
 
 
+def test_the_connections_to_one_address_can_be_closed():
+    async def run():
+        async with serving(write(OK)) as (url, connections), opened() as network:
+            await get(network, url)
+            await network.disconnect(f"{url}/score", "127.0.0.1")
+            await network.disconnect(url, "127.0.0.1")
+            while not connections[0].is_closing():  # noqa: ASYNC110  the server sees the end when it reads it
+                await asyncio.sleep(0)
+            await get(network, url)
+            return len(connections)
+
+    assert asyncio.run(run()) == 2
+
+
 @pytest.mark.parametrize(("url", "host"), [("http://127.0.0.2:80", "127.0.0.2"), ("http://[::1]:80", "::1")])
 def test_an_ip_address_is_not_looked_up(url, host, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: pytest.fail("looked up"))

@@ -25,6 +25,7 @@ _LIMITS = (
     "max_sequences_per_request",
     "max_body_bytes",
     "max_text_chars",
+    "max_request_chars",
     "max_queued_sequences",
     "max_queued_tokens",
 )

@@ -84,6 +84,21 @@ def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator)
     return disable_dropout(critic)
 
 
+def restore_weights(policy: PreTrainedModel, critic: Critic, checkpoint: Path) -> None:
+    """Gives both the weights that a checkpoint has of them.
+
+    Raises:
+        CheckpointError: it has none, or they are of other models.
+    """
+    saved_policy, _ = load_policy(checkpoint / "policy")
+    saved_critic = load_critic(checkpoint / "critic", head_init="zero", generator=torch.Generator())
+    try:
+        policy.load_state_dict(saved_policy.state_dict())
+        critic.load_state_dict(saved_critic.state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error
+
+
 def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:  # transformers is untyped
     if not (Path(path) / "config.json").is_file():
         raise CheckpointError(f"{what}: {path} has no config.json; give the directory of a transformers checkpoint")

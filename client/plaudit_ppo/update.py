@@ -10,10 +10,17 @@ from torch import Tensor, nn
 
 from plaudit_ppo.advantages import whiten
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.errors import DivergenceError, RatioError
+from plaudit_ppo.errors import DivergenceError
 from plaudit_ppo.experience import Experience
 from plaudit_ppo.forward import completion_logits, completion_values, entropy, token_logprobs
+from plaudit_ppo.guards import check_ratio
+from plaudit_ppo.kl import kl_k1, kl_k2
 from plaudit_ppo.losses import masked_total, policy_losses, value_losses
+
+_DIVERGENCE_REMEDY = (
+    "look in log.jsonl for a score, a KL or a value loss that runs away, then lower learning_rate, "
+    "critic_learning_rate or max_grad_norm, or set score_clip"
+)
 
 
 @dataclass(frozen=True)
@@ -38,17 +45,16 @@ def run_update(
 
     Raises:
         RatioError: before the first step, the policy is not the one that sampled.
-        DivergenceError: a gradient is not finite.
+        DivergenceError: a loss or a gradient is not finite.
     """
     totals: dict[str, Tensor] = {}
-    for epoch in range(config.epochs):
+    for _ in range(config.epochs):
         order = torch.randperm(len(experience.rollouts), generator=generator)
-        for number, index in enumerate(order.tensor_split(config.num_minibatches)):
+        for index in order.tensor_split(config.num_minibatches):
             minibatch = experience.select(index)
             if not minibatch.mask.any():
                 continue
-            first = epoch == 0 and number == 0
-            for name, total in _step(learner, minibatch, config, first=first).items():
+            for name, total in _step(learner, minibatch, config, first=not totals).items():
                 totals[name] = totals.get(name, torch.zeros(())) + total
     return _averages({name: float(total) for name, total in totals.items()})
 
@@ -65,19 +71,31 @@ def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, first: 
     totals: dict[str, Tensor] = {}
     for micro_batch in _micro_batches(minibatch, config.micro_batch_size):
         sums, ratio_error = _token_sums(learner, micro_batch, config)
-        if first and not ratio_error <= config.ratio_tolerance:  # also when it is NaN
-            raise RatioError(_ratio_message(ratio_error, config.ratio_tolerance))
-        loss = sums["loss/policy_avg"] + config.value_coef * sums["loss/value_avg"]
+        if first:
+            check_ratio(ratio_error, tolerance=config.ratio_tolerance)
+        loss = (
+            sums["loss/policy_avg"]
+            + config.value_coef * sums["loss/value_avg"]
+            + config.kl_loss_coef * sums["loss/kl_avg"]
+        )
+        _check_losses(sums)
         accelerator.backward(loss / denominator)
         for name, value in sums.items():
             totals[name] = totals.get(name, torch.zeros(())) + value.detach().cpu()
     for name, model in (("policy", learner.policy), ("critic", learner.critic)):
         norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
         if not math.isfinite(norm):
-            raise DivergenceError(f"the gradient of the {name} is {norm}, and no step was made; lower learning_rate")
+            raise DivergenceError(f"the gradient of the {name} is {norm}, and no step was made; {_DIVERGENCE_REMEDY}")
     learner.optimizer.step()
     learner.optimizer.zero_grad()
     return totals
+
+
+def _check_losses(sums: dict[str, Tensor]) -> None:
+    for name in ("policy", "value", "kl"):
+        loss = float(sums[f"loss/{name}_avg"].detach())
+        if not math.isfinite(loss):
+            raise DivergenceError(f"the {name} loss is {loss}, and no step was made; {_DIVERGENCE_REMEDY}")
 
 
 def _micro_batches(minibatch: Experience, size: int) -> Iterator[Experience]:
@@ -93,14 +111,16 @@ def _token_sums(learner: Learner, batch: Experience, config: PPOConfig) -> tuple
     """Losses and statistics of one micro-batch, summed over its real tokens; and the largest |ratio - 1|."""
     mask, rollouts = batch.mask, batch.rollouts
     logits = completion_logits(learner.policy, rollouts, temperature=config.temperature)
-    log_ratio = token_logprobs(logits, rollouts) - batch.old_logprobs
+    logprobs = token_logprobs(logits, rollouts)
+    log_ratio = logprobs - batch.old_logprobs
     ratio = log_ratio.exp()
     values = completion_values(learner.critic, rollouts)
     policy_loss, policy_clipped = policy_losses(ratio, batch.advantages, clip_range=config.clip_range)
     value_loss, value_clipped = value_losses(
         values, batch.old_values, batch.returns, clip_range=config.value_clip_range
     )
-    sums = {"loss/policy_avg": masked_total(policy_loss, mask), "loss/value_avg": masked_total(value_loss, mask)}
+    losses = {"policy": policy_loss, "value": value_loss, "kl": kl_k2(kl_k1(logprobs, batch.ref_logprobs))}
+    sums = {f"loss/{name}_avg": masked_total(loss, mask) for name, loss in losses.items()}
     with torch.no_grad():
         statistics = {
             "tokens": torch.ones_like(ratio),
@@ -122,12 +142,3 @@ def _averages(totals: dict[str, float]) -> dict[str, float]:
     averages = {name: total / tokens for name, total in totals.items()}
     averages["val/ratio_var"] = max(0.0, averages["val/ratio_var"] - averages["val/ratio"] ** 2)
     return averages
-
-
-def _ratio_message(error: float, limit: float) -> str:
-    return (
-        f"before the first step of an iteration the probability ratio differs from 1 by {error:.2e}, limit {limit:.2e} "
-        "(ratio_tolerance): the policy that trains is not the one that sampled; look for dropout that is on, for a "
-        "temperature, padding or position ids that differ between the passes, for weights changed in between, and for "
-        "a dtype below float32, which needs a higher ratio_tolerance"
-    )

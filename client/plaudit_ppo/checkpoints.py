@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plaudit_ppo.directories import remove_directory, remove_unfinished, write_directory
+from plaudit_ppo.directories import remove_directory, write_directory
 from plaudit_ppo.errors import CheckpointError
 
 _PREFIX = "iteration-"
@@ -59,7 +59,7 @@ def save_checkpoint(
     Returns:
         The checkpoint's directory.
     """
-    path = folder / f"{_PREFIX}{state.iteration:06d}"
+    path = checkpoint_path(folder, state.iteration)
 
     def write(directory: Path) -> None:
         write_models(directory)
@@ -73,9 +73,13 @@ def save_checkpoint(
     return path
 
 
+def checkpoint_path(folder: Path, iteration: int) -> Path:
+    """Where the checkpoint after so many iterations is, or would be."""
+    return folder / f"{_PREFIX}{iteration:06d}"
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from, if there is one; removes what a killed process has left."""
-    remove_unfinished(folder)
+    """The checkpoint to go on from, if there is one."""
     return next(reversed(_checkpoints(folder)), None)
 
 

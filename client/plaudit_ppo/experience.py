@@ -1,5 +1,6 @@
 """What one update learns from: rollouts with old and reference logprobs, values, rewards, advantages and returns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -72,6 +73,7 @@ def make_experience(
     values: Tensor,
     kl_coef: float,
     config: PPOConfig,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Experience:
     """From what the models and the scorer said to what the update needs.
 
@@ -86,6 +88,7 @@ def make_experience(
         values: shape (B, T), float32, of the critic.
         kl_coef: beta of this iteration.
         config: the settings of every step.
+        total: sums a tensor over all processes.
     """
     mask = rollouts.completion_mask & ~scores.isnan()[:, None]
     rollouts = replace(rollouts, completion_mask=mask)
@@ -103,12 +106,13 @@ def make_experience(
     kl = kl_k1(logprobs, ref_logprobs)
     kl_penalty = kl_coef * (kl if config.kl_estimator == "k1" else kl_k3(kl))
     rewards = compute_rewards(kl_penalty, scores, mask)
-    if config.whiten_rewards and mask.any():
-        rewards = whiten(rewards, mask, shift_mean=False)
+    anything = int(total(mask.sum())) > 0
+    if config.whiten_rewards and anything:
+        rewards = whiten(rewards, mask, shift_mean=False, total=total)
     advantages = compute_gae(rewards, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
     returns = advantages + values
-    if config.whiten_advantages == "batch" and mask.any():
-        advantages = whiten(advantages, mask)
+    if config.whiten_advantages == "batch" and anything:
+        advantages = whiten(advantages, mask, total=total)
     return Experience(
         rollouts=rollouts,
         scores=scores,

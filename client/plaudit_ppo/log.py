@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
@@ -19,11 +19,14 @@ class RunLog:
     """A JSONL file whose lines have an `iteration`; what is undefined is null, never NaN.
 
     Args:
-        path: made anew, or continued.
+        path: made anew, or continued; None: nothing is written, as in all processes but the first.
         done: iterations that a continued run has behind it; lines of later ones are removed.
     """
 
-    def __init__(self, path: Path, *, done: int = 0) -> None:
+    def __init__(self, path: Path | None, *, done: int = 0) -> None:
+        self._file: TextIO | None = None
+        if path is None:
+            return
         kept = [line for line in read_log(path) if line["iteration"] <= done] if done else []
         unfinished = path.with_name(f".unfinished-{path.name}")
         unfinished.write_text("".join(map(_to_line, kept)), encoding="utf-8")
@@ -32,12 +35,14 @@ class RunLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends a line, with the operating system before this returns."""
-        self._file.write(_to_line(record))
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(_to_line(record))
+            self._file.flush()
 
     def force(self) -> None:
         """Returns when everything is on the disk."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -45,7 +50,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _to_line(record: Mapping[str, Any]) -> str:

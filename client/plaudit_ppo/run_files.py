@@ -6,11 +6,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 
-from plaudit_ppo.checkpoints import RunState, load_optimizer, load_state, newest_checkpoint, save_checkpoint
+from plaudit_ppo.checkpoints import (
+    RunState,
+    checkpoint_path,
+    load_optimizer,
+    load_state,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from plaudit_ppo.config import PPOConfig, to_toml
-from plaudit_ppo.directories import write_directory
+from plaudit_ppo.directories import remove_unfinished, write_directory
 from plaudit_ppo.errors import CheckpointError, ConfigError
 from plaudit_ppo.log import RunLog, read_log
 from plaudit_ppo.models import restore_weights
@@ -32,6 +40,7 @@ class RunFiles:
         self._learner = learner
         self._tokenizer = tokenizer
         self._output = Path(config.output)
+        self._accelerator = learner.accelerator
 
     def open(self, start: RunState, *, resume: bool) -> RunState:
         """Makes the directory, or goes on with the run in it: the learner gets the newest checkpoint's state.
@@ -47,16 +56,20 @@ class RunFiles:
             ConfigError: the directory cannot be written, or holds a run and this is no resume.
             CheckpointError: the checkpoint is broken, or of other models or prompts.
         """
+        self._accelerator.wait_for_everyone()  # so that no process sees what the first one of this run writes
         held = [name for name in ("log.jsonl", "checkpoints") if (self._output / name).exists()]
         if held and not resume:
             raise ConfigError(
                 f"output: {self._output} already holds a run ({held[0]}); choose another directory, or resume it"
             )
+        checkpoint = newest_checkpoint(self._output / "checkpoints")
+        state = start if checkpoint is None else self._restore(checkpoint, start)
+        self._accelerator.wait_for_everyone()
         try:
-            self._output.mkdir(parents=True, exist_ok=True)
-            checkpoint = newest_checkpoint(self._output / "checkpoints")
-            state = start if checkpoint is None else self._restore(checkpoint, start)
-            (self._output / "config.toml").write_text(to_toml(self._config), encoding="utf-8")
+            if self._accelerator.is_main_process:
+                self._output.mkdir(parents=True, exist_ok=True)
+                remove_unfinished(self._output / "checkpoints")
+                (self._output / "config.toml").write_text(to_toml(self._config), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"output: {self._output} cannot be written ({error.strerror}); choose another") from error
         return state
@@ -78,7 +91,8 @@ class RunFiles:
     def logs(self, *, done: int) -> Iterator[tuple[RunLog, RunLog]]:
         """log.jsonl and samples.jsonl, with the lines of the first `done` iterations."""
         names = ("log.jsonl", "samples.jsonl")
-        with RunLog(self._output / names[0], done=done) as log, RunLog(self._output / names[1], done=done) as samples:
+        paths = [self._output / name if self._accelerator.is_main_process else None for name in names]
+        with RunLog(paths[0], done=done) as log, RunLog(paths[1], done=done) as samples:
             yield log, samples
 
     def save_checkpoint(self, state: RunState) -> Path:
@@ -88,16 +102,19 @@ class RunFiles:
             self._write_policy(directory / "policy")
             self._write_critic(directory / "critic")
 
-        return save_checkpoint(
-            self._output / "checkpoints",
-            state,
-            self._learner.optimizer,
-            write_models=write_models,
-            keep=self._config.max_checkpoints,
-        )
+        folder = self._output / "checkpoints"
+        if self._accelerator.is_main_process:
+            optimizer, keep = self._learner.optimizer, self._config.max_checkpoints
+            save_checkpoint(folder, state, optimizer, write_models=write_models, keep=keep)
+        self._accelerator.wait_for_everyone()
+        return checkpoint_path(folder, state.iteration)
 
     def finish(self, state: RunState) -> TrainSummary:
         """Writes policy/ (with its card), critic/ and summary.json."""
+        summary = [self._write_result(state) if self._accelerator.is_main_process else None]
+        return broadcast_object_list(summary)[0]  # type: ignore[no-any-return]
+
+    def _write_result(self, state: RunState) -> TrainSummary:
         summary = summarize(read_log(self._output / "log.jsonl"))
 
         def write_policy(directory: Path) -> None:

@@ -163,11 +163,16 @@ def gather(pending: Sequence["Future[ScoredBatch]"], *, clock: Callable[[], floa
     """Waits for all calls and joins their scores, in order; measures how long the wait was."""
     start = clock()
     batches = [future.result() for future in pending]
+    return join(batches, wait_s=clock() - start)
+
+
+def join(batches: Sequence[ScoredBatch], *, wait_s: float) -> ScoredBatch:
+    """One batch of several, in order."""
     fingerprints = dict.fromkeys(batch.fingerprint for batch in batches if batch.fingerprint is not None)
     return ScoredBatch(
         scores=torch.cat([batch.scores for batch in batches]),
         call_s=sum(batch.call_s for batch in batches),
-        wait_s=clock() - start,
+        wait_s=wait_s,
         failure=next((batch.failure for batch in batches if batch.failure), None),
         fingerprint=" / ".join(fingerprints) or None,  # more than one only where the reward model has changed
     )

@@ -27,6 +27,7 @@ from plaudit_ppo.log import Metrics, RunLog
 from plaudit_ppo.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
 from plaudit_ppo.models import Critic, disable_dropout
 from plaudit_ppo.optimization import make_optimizer, set_learning_rate
+from plaudit_ppo.processes import check_processes, gather_experience, gather_scored, gather_sum, largest, share
 from plaudit_ppo.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
 from plaudit_ppo.rollouts import Rollouts, concatenate, pad_token_id, sample_rollouts
 from plaudit_ppo.run_files import RunFiles
@@ -90,8 +91,8 @@ class PPOTrainer:
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
         accelerator = Accelerator()
-        if accelerator.num_processes > 1:
-            raise ConfigError(f"{accelerator.num_processes} processes, limit 1; start without accelerate launch")
+        check_processes(accelerator, rollouts=config.rollout_batch_size, minibatches=config.num_minibatches)
+        self._accelerator = accelerator
         self._device = accelerator.device
         optimizer = make_optimizer(disable_dropout(policy), disable_dropout(critic), config)
         policy, critic, optimizer = accelerator.prepare(policy, critic, optimizer)
@@ -151,7 +152,9 @@ class PPOTrainer:
             temperature=config.temperature,
             micro_batch_size=config.rollout_micro_batch_size,
         )
-        sampling_error = sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
+        sampling_error = largest(
+            self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
+        )
         guards.check_sampling(sampling_error, tolerance=config.sampling_tolerance)
 
         # 3. Await the scores; a rollout without one is masked from here on.
@@ -167,18 +170,23 @@ class PPOTrainer:
             values=values,
             kl_coef=state.kl_coef,
             config=config,
+            total=self._accelerator.reduce,
+        )
+        everyone, all_scored = (
+            gather_experience(self._accelerator, experience),
+            gather_scored(self._accelerator, scored),
         )
         metrics: dict[str, float | None] = {
             "iteration": state.iteration + 1,
             "episode": (state.iteration + 1) * config.rollout_batch_size,
             "lr": learning_rate,
-            **rollout_metrics(experience, scores, kl_coef=state.kl_coef),
+            **rollout_metrics(everyone, all_scored.scores.to(self._device), kl_coef=state.kl_coef),
             "val/sampling_ratio_error": sampling_error,
-            "scoring/call_s": scored.call_s,
-            "scoring/retries": None if retries is None else self._scorer.retries - retries,  # type: ignore[attr-defined]
+            "scoring/call_s": all_scored.call_s,
+            "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
         }
-        next_state = self._next_state(metrics, scored)
-        self._check(metrics, next_state, scored)
+        next_state = self._next_state(metrics, all_scored)
+        self._check(metrics, next_state, all_scored)
 
         # 5. Update policy and critic; without a single score there is nothing to learn from.
         update_start = time.perf_counter()
@@ -186,9 +194,10 @@ class PPOTrainer:
         update_s = time.perf_counter() - update_start
 
         # 6. The scores that are for the log alone.
-        wait_s = scored.wait_s
+        wait_s = all_scored.wait_s
         if self._eval_pool:
             eval_scored = gather([part.eval_scores for part in pending if part.eval_scores])
+            eval_scored = gather_scored(self._accelerator, eval_scored)
             metrics["eval/scores"] = masked_mean(eval_scored.scores, eval_scored.scored)
             wait_s += eval_scored.wait_s
         metrics["scoring/exposed_wait_s"] = wait_s
@@ -200,17 +209,18 @@ class PPOTrainer:
     def _roll_out(self, iteration: int) -> list[_Pending]:
         config = self._config
         count = config.rollout_batch_size
-        indices = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
-        generator = seeded_generator(self._device, config.seed, "sampling", iteration)
+        dealt = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
+        indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
+        generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
         size = config.rollout_micro_batch_size
-        return [self._sample(indices[first : first + size], generator) for first in range(0, count, size)]
+        return [self._sample(indices[first : first + size], generator) for first in range(0, len(indices), size)]
 
     def _sample(self, indices: Sequence[int], generator: torch.Generator) -> _Pending:
         """Samples one rollout micro-batch and sends for its scores."""
         config = self._config
         ids, mask = pad_left([self._prompt_ids[index] for index in indices], self._pad_id)
         rollouts = sample_rollouts(
-            self._learner.accelerator.unwrap_model(self._learner.policy),
+            self._accelerator.unwrap_model(self._learner.policy),
             ids.to(self._device),
             mask.to(self._device),
             max_tokens=config.max_completion_tokens,
@@ -223,6 +233,9 @@ class PPOTrainer:
         items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text)
         eval_scores = self._eval_pool.submit(items) if self._eval_pool else None
         return _Pending(indices, items, rollouts, self._pool.submit(items), eval_scores)
+
+    def _count_retries(self, before: int | None) -> int | None:
+        return None if before is None else getattr(self._scorer, "retries", before) - before
 
     def _next_state(self, metrics: Metrics, scored: ScoredBatch) -> RunState:
         """Where the run stands after this iteration."""
@@ -252,7 +265,7 @@ class PPOTrainer:
         guards.check_kl(metrics["objective/kl"], budget=config.kl_budget)
 
     def _update(self, experience: Experience, iteration: int) -> dict[str, float]:
-        if not experience.mask.any():
+        if not self._accelerator.reduce(experience.mask.sum()):
             return {}
         generator = seeded_generator(torch.device("cpu"), self._config.seed, "minibatches", iteration)
         return run_update(self._learner, experience, self._config, generator=generator)

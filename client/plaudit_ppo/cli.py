@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from plaudit_ppo.config import PPOConfig, changed_settings, load_config, settings_help
 from plaudit_ppo.errors import ConfigError, PPOError
@@ -103,7 +103,7 @@ def _configure(arguments: argparse.Namespace) -> PPOConfig:
         config = replace(config, output=arguments.resume)
         before = load_config(Path(arguments.resume) / "config.toml")
         for change in changed_settings(before, config):
-            print(f"plaudit-ppo: changed since the run began: {change}", file=sys.stderr)
+            _say(f"plaudit-ppo: changed since the run began: {change}", file=sys.stderr)
     needed = {"policy": config.policy, "prompts": config.prompts, "scorer_urls (or --url)": config.scorer_urls}
     missing = [name for name, value in needed.items() if not value]
     if missing:
@@ -129,8 +129,8 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
     critic = load_critic(config.critic or config.policy or "", head_init=config.critic_head_init, generator=generator)
     trainer = PPOTrainer(config, policy, frozen_copy(policy), critic, tokenizer, prompts, scorer, eval_scorer)
     with Progress(config.iterations) as progress:
-        summary = trainer.train(on_iteration=progress, resume=resume)
-    print(
+        summary = trainer.train(on_iteration=progress if _is_first_process() else None, resume=resume)
+    _say(
         f"{summary.iterations} iterations, {summary.episodes} rollouts in {summary.seconds:.0f} s "
         f"({summary.exposed_wait_share:.1%} waiting for scores, {summary.call_s:.0f} s of calls, "
         f"{summary.retries} retries, {summary.masked_share:.1%} masked): "
@@ -145,5 +145,15 @@ def _number(value: float | None) -> str:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    print(f"plaudit-ppo: error: {' '.join(message.split())}", file=sys.stderr)
+    _say(f"plaudit-ppo: error: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
+
+
+def _is_first_process() -> bool:
+    """Of those that torchrun or `accelerate launch` starts, all of which come to the same end."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(line: str, file: TextIO | None = None) -> None:
+    if _is_first_process():
+        print(line, file=file)

@@ -6,6 +6,7 @@ from plaudit_ppo.config import PPOConfig, load_config
 from plaudit_ppo.errors import PPOError
 
 if TYPE_CHECKING:
+    from plaudit_ppo.lora import add_lora
     from plaudit_ppo.models import Critic, frozen_copy, load_critic, load_policy
     from plaudit_ppo.prompts import Prompt, read_prompts
     from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
@@ -21,6 +22,7 @@ __all__ = [
     "Prompt",
     "RemoteScorer",
     "TrainSummary",
+    "add_lora",
     "frozen_copy",
     "load_config",
     "load_critic",
@@ -35,6 +37,7 @@ _MODULES = {
     "Prompt": "prompts",
     "RemoteScorer": "scorers",
     "TrainSummary": "summary",
+    "add_lora": "lora",
     "frozen_copy": "models",
     "load_critic": "models",
     "load_policy": "models",

@@ -1,4 +1,4 @@
-"""The `plaudit-ppo` command: reads the configuration, loads the models, runs the trainer, says how it went."""
+"""The `plaudit-ppo` command: trains, with the models and scorers of a configuration, and reports."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from plaudit_ppo.errors import ConfigError, PPOError
 if TYPE_CHECKING:
     from plaudit_ppo.scoring import Scorer
 
-_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
+_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
+    if arguments.command == "report":
+        from plaudit_ppo.report import write_report
+
+        print(write_report(Path(arguments.directory)))
+        return 0
     config = _configure(arguments)
     # Imported late: they take seconds, and may not be installed.
     from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
@@ -86,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("PLAUDIT_URL"),
         help="instead of the setting `scorer_urls` (environment: PLAUDIT_URL); PLAUDIT_API_KEY holds the key, if any",
     )
+    report = commands.add_parser(
+        "report", help="make a page of a run", description="Write DIR/report.html, also while the run still goes on."
+    )
+    report.add_argument("directory", metavar="DIR", help="output directory of a run")
     return parser
 
 
@@ -116,6 +125,7 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
     from transformers.utils import logging
 
     from plaudit_ppo.log import Progress
+    from plaudit_ppo.lora import add_lora
     from plaudit_ppo.models import frozen_copy, load_critic, load_policy
     from plaudit_ppo.prompts import read_prompts
     from plaudit_ppo.seeding import seeded_generator
@@ -127,7 +137,9 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
     policy, tokenizer = load_policy(config.policy or "")
     generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
     critic = load_critic(config.critic or config.policy or "", head_init=config.critic_head_init, generator=generator)
-    trainer = PPOTrainer(config, policy, frozen_copy(policy), critic, tokenizer, prompts, scorer, eval_scorer)
+    reference = None if config.lora_rank else frozen_copy(policy)
+    policy = add_lora(policy, config) if config.lora_rank else policy
+    trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)
     with Progress(config.iterations) as progress:
         summary = trainer.train(on_iteration=progress if _is_first_process() else None, resume=resume)
     _say(

@@ -118,6 +118,8 @@ class PPOConfig:
         choices=("normal", "zero"),
     )
 
+    lora_rank: int = _setting(0, "rank of a LoRA adapter that is trained instead of all weights; 0: none", least=0)
+    lora_alpha: float = _setting(16.0, "the adapter counts lora_alpha / lora_rank times", above=0)
     learning_rate: float = _setting(3e-6, "of AdamW, for the policy", above=0)
     critic_learning_rate: float | None = _setting(None, "of AdamW, for the critic; none: the policy's", above=0)
     lr_schedule: str = _setting(

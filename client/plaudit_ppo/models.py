@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.lora import is_lora, restore_adapter
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -90,10 +91,12 @@ def restore_weights(policy: PreTrainedModel, critic: Critic, checkpoint: Path) -
     Raises:
         CheckpointError: it has none, or they are of other models.
     """
-    saved_policy, _ = load_policy(checkpoint / "policy")
     saved_critic = load_critic(checkpoint / "critic", head_init="zero", generator=torch.Generator())
     try:
-        policy.load_state_dict(saved_policy.state_dict())
+        if is_lora(policy):
+            restore_adapter(policy, checkpoint / "policy")
+        else:
+            policy.load_state_dict(load_policy(checkpoint / "policy")[0].state_dict())
         critic.load_state_dict(saved_critic.state_dict())
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error

@@ -1,13 +1,13 @@
 """What a run leaves in its output directory: settings, logs, checkpoints, and at the end the result."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.checkpoints import (
     RunState,
@@ -21,6 +21,7 @@ from plaudit_ppo.config import PPOConfig, to_toml
 from plaudit_ppo.directories import remove_unfinished, write_directory
 from plaudit_ppo.errors import CheckpointError, ConfigError
 from plaudit_ppo.log import RunLog, read_log
+from plaudit_ppo.lora import is_lora, save_adapter, save_merged
 from plaudit_ppo.models import restore_weights
 from plaudit_ppo.summary import TrainSummary, model_card, summarize
 from plaudit_ppo.update import Learner
@@ -81,8 +82,7 @@ class RunFiles:
                 f"{checkpoint}: the run had other prompts or another tokenizer, so its place in them means nothing; "
                 "give the former ones, or start a new run"
             )
-        unwrap = self._learner.accelerator.unwrap_model
-        restore_weights(unwrap(self._learner.policy), unwrap(self._learner.critic), checkpoint)
+        restore_weights(self._policy, self._accelerator.unwrap_model(self._learner.critic), checkpoint)
         load_optimizer(checkpoint, self._learner.optimizer)
         # A fixed beta is the setting's, which may have been changed for the resume.
         return replace(state, kl_coef=start.kl_coef) if self._config.kl_controller == "fixed" else state
@@ -99,7 +99,7 @@ class RunFiles:
         """Writes a checkpoint of where the run stands, and removes old ones; returns its directory."""
 
         def write_models(directory: Path) -> None:
-            self._write_policy(directory / "policy")
+            self._write_policy(directory / "policy", save_adapter if is_lora(self._policy) else _save)
             self._write_critic(directory / "critic")
 
         folder = self._output / "checkpoints"
@@ -110,7 +110,7 @@ class RunFiles:
         return checkpoint_path(folder, state.iteration)
 
     def finish(self, state: RunState) -> TrainSummary:
-        """Writes policy/ (with its card), critic/ and summary.json."""
+        """Writes policy/ (with its card), critic/, summary.json, and the adapter/ of a LoRA policy."""
         summary = [self._write_result(state) if self._accelerator.is_main_process else None]
         return broadcast_object_list(summary)[0]  # type: ignore[no-any-return]
 
@@ -118,18 +118,29 @@ class RunFiles:
         summary = summarize(read_log(self._output / "log.jsonl"))
 
         def write_policy(directory: Path) -> None:
-            self._write_policy(directory)
+            self._write_policy(directory, save_merged if is_lora(self._policy) else _save)
             card = model_card(self._config, summary, fingerprint=state.fingerprint)
             (directory / "README.md").write_text(card, encoding="utf-8")
 
         write_directory(self._output / "policy", write_policy)
+        if is_lora(self._policy):
+            write_directory(self._output / "adapter", lambda directory: save_adapter(self._policy, directory))
         write_directory(self._output / "critic", self._write_critic)
         (self._output / "summary.json").write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
         return summary
 
-    def _write_policy(self, directory: Path) -> None:
-        self._learner.accelerator.unwrap_model(self._learner.policy).save_pretrained(directory)
+    @property
+    def _policy(self) -> PreTrainedModel:
+        policy: PreTrainedModel = self._accelerator.unwrap_model(self._learner.policy)
+        return policy
+
+    def _write_policy(self, directory: Path, save: Callable[[PreTrainedModel, Path], None]) -> None:
+        save(self._policy, directory)
         self._tokenizer.save_pretrained(directory)
 
     def _write_critic(self, directory: Path) -> None:
-        self._learner.accelerator.unwrap_model(self._learner.critic).save_pretrained(directory)
+        self._accelerator.unwrap_model(self._learner.critic).save_pretrained(directory)
+
+
+def _save(policy: PreTrainedModel, directory: Path) -> None:
+    policy.save_pretrained(directory)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo import guards
@@ -24,6 +24,7 @@ from plaudit_ppo.experience import Experience, make_experience
 from plaudit_ppo.forward import evaluate_rollouts
 from plaudit_ppo.kl import next_kl_coef
 from plaudit_ppo.log import Metrics, RunLog
+from plaudit_ppo.lora import AdapterOff, is_lora
 from plaudit_ppo.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
 from plaudit_ppo.models import Critic, disable_dropout
 from plaudit_ppo.optimization import make_optimizer, set_learning_rate
@@ -54,7 +55,8 @@ class PPOTrainer:
     Args:
         config: the settings; `policy`, `critic`, `prompts` and the scorers' are for the command line, not read here.
         policy: a causal LM in float32, trained in place.
-        reference: the anchor of the KL penalty, never changed; also on a resume the one that the run began with.
+        reference: the anchor of the KL penalty, never changed; also on a resume the one that the run began with. None:
+            the policy without its LoRA adapter.
         critic: a network of its own, trained in place.
         tokenizer: the policy's; saved with it as it is.
         prompts: what the policy completes.
@@ -71,7 +73,7 @@ class PPOTrainer:
         self,
         config: PPOConfig,
         policy: PreTrainedModel,
-        reference: PreTrainedModel,
+        reference: PreTrainedModel | None,
         critic: Critic,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
@@ -98,7 +100,12 @@ class PPOTrainer:
         policy, critic, optimizer = accelerator.prepare(policy, critic, optimizer)
         self._learner = Learner(policy, critic, optimizer, accelerator)
         self._files = RunFiles(config, self._learner, tokenizer)
-        self._reference = disable_dropout(reference).requires_grad_(False).to(self._device)
+        if reference is not None:
+            self._reference: nn.Module = disable_dropout(reference).requires_grad_(False).to(self._device)
+        elif is_lora(unwrapped := accelerator.unwrap_model(policy)):
+            self._reference = AdapterOff(unwrapped)
+        else:
+            raise ConfigError("reference: none given; give a frozen copy of the policy, or a policy with LoRA")
 
     def train(self, on_iteration: Callable[[Metrics], None] | None = None, *, resume: bool = False) -> TrainSummary:
         """Runs all iterations and leaves log, samples, checkpoints, and at the end policy, critic and summary.

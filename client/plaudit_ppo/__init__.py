@@ -7,7 +7,7 @@ from plaudit_ppo.errors import PPOError
 
 if TYPE_CHECKING:
     from plaudit_ppo.lora import add_lora
-    from plaudit_ppo.models import Critic, frozen_copy, load_critic, load_policy
+    from plaudit_ppo.models import Critic, TrunkCritic, frozen_copy, load_critic, load_policy
     from plaudit_ppo.prompts import Prompt, read_prompts
     from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
     from plaudit_ppo.summary import TrainSummary
@@ -22,6 +22,7 @@ __all__ = [
     "Prompt",
     "RemoteScorer",
     "TrainSummary",
+    "TrunkCritic",
     "add_lora",
     "frozen_copy",
     "load_config",
@@ -37,6 +38,7 @@ _MODULES = {
     "Prompt": "prompts",
     "RemoteScorer": "scorers",
     "TrainSummary": "summary",
+    "TrunkCritic": "models",
     "add_lora": "lora",
     "frozen_copy": "models",
     "load_critic": "models",

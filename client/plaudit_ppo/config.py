@@ -112,6 +112,11 @@ class PPOConfig:
     clip_range: float = _setting(0.2, "the probability ratio is clipped to 1 ± this", above=0, most=1)
     value_clip_range: float = _setting(0.2, "a value moves at most this far from the one at sampling", above=0)
     value_coef: float = _setting(0.1, "weight of the value loss", least=0)
+    critic_trunk: str = _setting(
+        "separate",
+        "the critic is a network of its own, or a head on the policy's network",
+        choices=("separate", "policy"),
+    )
     critic_head_init: str = _setting(
         "normal",
         "a new critic head starts from a normal distribution of std 1/sqrt(d+1), or from zero",
@@ -164,6 +169,11 @@ class PPOConfig:
             raise ConfigError(
                 f"scorer_weights has {len(self.scorer_weights)} entries, scorer_urls {len(self.scorer_urls)}; "
                 "give one weight for each reward model, or none"
+            )
+        if self.critic and self.critic_trunk == "policy":
+            raise ConfigError(
+                f"critic = {self.critic!r}: a head on the policy's network starts from no directory; leave critic out, "
+                'or set critic_trunk = "separate"'
             )
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(

@@ -33,7 +33,7 @@ class RemoteScorer:
         try:
             self._client = RewardClient(urls, timeout_s=timeout_s, timing=Timing(sleep=self._wait_and_retry))
         except InvalidArgument as error:
-            raise ConfigError(f"scorer_urls: {error}") from error
+            raise ConfigError(f"address of a reward model {address!r}: {error}") from error
 
     def __call__(self, items: Sequence[Item]) -> Scores:
         """Scores items, as `RewardClient.score` does."""

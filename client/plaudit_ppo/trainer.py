@@ -26,7 +26,7 @@ from plaudit_ppo.kl import next_kl_coef
 from plaudit_ppo.log import Metrics, RunLog
 from plaudit_ppo.lora import AdapterOff, is_lora
 from plaudit_ppo.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
-from plaudit_ppo.models import Critic, disable_dropout
+from plaudit_ppo.models import Critic, TrunkCritic, disable_dropout
 from plaudit_ppo.optimization import make_optimizer, set_learning_rate
 from plaudit_ppo.processes import check_processes, gather_experience, gather_scored, gather_sum, largest, share
 from plaudit_ppo.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
@@ -57,7 +57,7 @@ class PPOTrainer:
         policy: a causal LM in float32, trained in place.
         reference: the anchor of the KL penalty, never changed; also on a resume the one that the run began with. None:
             the policy without its LoRA adapter.
-        critic: a network of its own, trained in place.
+        critic: a network of its own, or a head on the policy's; trained in place.
         tokenizer: the policy's; saved with it as it is.
         prompts: what the policy completes.
         scorer: gives the scores that are trained on; called from several threads. If it has an attribute `retries`, the
@@ -74,7 +74,7 @@ class PPOTrainer:
         config: PPOConfig,
         policy: PreTrainedModel,
         reference: PreTrainedModel | None,
-        critic: Critic,
+        critic: Critic | TrunkCritic,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         scorer: Scorer,
@@ -179,10 +179,8 @@ class PPOTrainer:
             config=config,
             total=self._accelerator.reduce,
         )
-        everyone, all_scored = (
-            gather_experience(self._accelerator, experience),
-            gather_scored(self._accelerator, scored),
-        )
+        everyone = gather_experience(self._accelerator, experience)
+        all_scored = gather_scored(self._accelerator, scored)
         metrics: dict[str, float | None] = {
             "iteration": state.iteration + 1,
             "episode": (state.iteration + 1) * config.rollout_batch_size,

@@ -144,6 +144,17 @@ def test_a_service_that_cannot_be_reached_is_exit_1_and_leaves_a_checkpoint(caps
     assert AutoModelForCausalLM.from_pretrained(checkpoint / "policy")
 
 
+@pytest.mark.parametrize(
+    "settings", [{"lora_rank": 2}, {"critic_trunk": "policy"}, {"lora_rank": 2, "critic_trunk": "policy"}]
+)
+def test_lora_and_a_critic_on_the_policys_network_are_settings(capsys, write_config, service, tmp_path, settings):
+    config = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0, **settings)
+    assert main(["train", "--config", config]) == 0
+    assert (tmp_path / "run" / "adapter").exists() == ("lora_rank" in settings)
+    assert (tmp_path / "run" / "critic" / "value_head.safetensors").exists() == ("critic_trunk" in settings)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+
+
 def test_a_run_that_a_guard_stopped_goes_on_where_it_stood(capsys, write_config, service, tmp_path):
     """The same command line with --resume; what was changed meanwhile is told."""
     refused(capsys, "train", "--config", write_config())

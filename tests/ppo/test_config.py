@@ -65,6 +65,7 @@ def test_a_configuration_cannot_be_changed():
             "scorer_urls = ['http://a']\nscorer_weights = [1, 2]",
             "scorer_weights has 2 entries, scorer_urls 1; give one weight for each reward model, or none",
         ),
+        ("critic = 'rm'\ncritic_trunk = 'policy'", "critic = 'rm': a head on the policy's network starts from no"),
         ("num_minibatches = 65", "num_minibatches = 65, limit 64 (rollout_batch_size)"),
         ("kl_coef = ", "not a TOML file"),
     ],

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit_client import Score, Scores
-from plaudit_ppo import Prompt
+from plaudit_ppo import Prompt, TrunkCritic
 from plaudit_ppo.errors import (
     CheckpointError,
     ConstantScoresError,
@@ -78,6 +78,24 @@ def test_a_resumed_run_ends_in_the_bits_and_with_the_log_of_one_that_was_never_s
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
     assert (tmp_path / "run" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
     assert (summary.iterations, summary.episodes) == (7, 56)
+
+
+def test_a_run_with_the_critic_on_the_policys_network_is_resumed_in_the_same_bits(make_trainer, make_policy, tmp_path):
+    """Detail 19: O19's variant."""
+
+    def make(output, iterations):
+        policy = make_policy()
+        critic = TrunkCritic(policy, head_init="normal", generator=torch.Generator().manual_seed(0))
+        settings = {"output": str(tmp_path / output), "iterations": iterations, "lr_schedule": "constant"}
+        return make_trainer(policy=policy, critic=critic, reference=make_policy(), **settings), policy, critic
+
+    trainer, *whole = make("whole", 4)
+    trainer.train()
+    make("run", 2)[0].train()
+    trainer, *parts = make("run", 4)
+    trainer.train(resume=True)
+    assert torch.equal(weights(*whole), weights(*parts))
+    assert [path.name for path in (tmp_path / "run" / "critic").iterdir()] == ["value_head.safetensors"]
 
 
 def test_checkpoints_are_bounded_in_number_and_the_last_one_is_of_the_end(make_trainer, tmp_path):
@@ -192,6 +210,24 @@ def test_a_guard_stops_the_run_with_a_checkpoint_of_the_iterations_start(
     assert says in str(caught.value)
     assert json.loads((checkpoint / "state.json").read_text())["iteration"] == done
     assert AutoModelForCausalLM.from_pretrained(checkpoint / "policy")
+
+
+def test_a_run_that_a_guard_stopped_ends_in_the_same_bits_once_its_cause_is_gone(
+    make_trainer, make_policy, make_critic, tmp_path, undisturbed, scorer
+):
+    """The scorer fails in the fourth iteration, between two checkpoints; on the resume it works again."""
+    calls = []
+
+    def sometimes(items):
+        calls.append(items)
+        return [Score("failed", None)] * len(items) if len(calls) > 6 else scorer(items)
+
+    with pytest.raises(MaskedShareError, match="iteration-000003"):
+        make_trainer(sometimes, **SETTINGS).train()
+    policy, critic = make_policy(), make_critic()
+    make_trainer(policy=policy, critic=critic, reference=make_policy(), **SETTINGS).train(resume=True)
+    assert torch.equal(weights(policy, critic), undisturbed)
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,6 @@ def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def share_of_w3(items):
-    completions = [item["completion"].split() for item in items]
-    return [Score("ok", words.count("w3") / max(1, len(words))) for words in completions]
-
-
 def read_log(tmp_path, name="run"):
     return [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
 
@@ -287,14 +282,14 @@ def test_the_waits_for_both_scorers_and_the_retries_are_logged(make_trainer, tmp
     assert read_log(tmp_path, "open")[0]["scoring/retries"] is None
 
 
-def test_samples_are_kept_every_few_iterations_and_of_the_last(make_trainer, tmp_path):
+def test_samples_are_kept_every_few_iterations_and_of_the_last(make_trainer, scorer, tmp_path):
     """Detail 26: the sample table."""
     make_trainer(iterations=6, sample_every=4, num_samples=3).train()
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 1, 1, 5, 5, 5, 6, 6, 6]
     assert all(set(row) >= {"prompt", "completion", "score", "kl"} for row in rows)
     for row in rows:
-        assert row["score"] == pytest.approx(share_of_w3([row])[0].score)
+        assert row["score"] == pytest.approx(scorer([row])[0].score)
 
 
 def test_a_generating_forward_that_is_another_model_stops_the_run(make_trainer, make_policy):

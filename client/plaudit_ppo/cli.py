@@ -148,9 +148,7 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
     with Progress(config.iterations) as progress:
         summary = trainer.train(on_iteration=progress if _is_first_process() else None, resume=resume)
     _say(
-        f"{summary.iterations} iterations, {summary.episodes} rollouts in {summary.seconds:.0f} s "
-        f"({summary.exposed_wait_share:.1%} waiting for scores, {summary.call_s:.0f} s of calls, "
-        f"{summary.retries} retries, {summary.masked_share:.1%} masked): "
+        f"{summary.iterations} iterations, {summary.episodes} rollouts in {summary.seconds:.0f} s ({summary.scoring}): "
         f"score {_number(summary.final['scoring/score_mean'])}, KL {_number(summary.final['objective/kl'])}; "
         f"policy in {config.output}/policy"
     )

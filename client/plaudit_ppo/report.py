@@ -74,7 +74,9 @@ def make_report(
         f'<h2>Samples</h2>\n<div class="scroll"><table>{_samples(samples)}</table></div>\n'
         f'<h2>Settings</h2>\n<div class="scroll"><table class="narrow">{make_rows(settings)}</table></div>\n'
     )
-    subtitle = f"{summary.iterations} iterations, {summary.episodes} rollouts, {summary.seconds:.0f} s"
+    subtitle = (
+        f"{summary.iterations} iterations, {summary.episodes} rollouts, {summary.seconds:.0f} s; {summary.scoring}"
+    )
     return make_document(title=f"{name}: PPO", heading=name, subtitle=subtitle, body=body)
 
 
@@ -85,11 +87,7 @@ def _cards(summary: TrainSummary) -> list[tuple[str, str]]:
     return [
         *cards,
         (f"{_number(summary.final['objective/kl'])} nats", "KL per completion at the end"),
-        (f"{summary.exposed_wait_share:.2%}", f"of the time spent waiting, of {summary.call_s:.1f} s of calls"),
-        (
-            f"{summary.masked_share:.2%}",
-            f"of the rollouts without a score; {_number(summary.retries)} requests repeated",
-        ),
+        (f"{100 * summary.exposed_wait_share:.2g}%", "of the time spent waiting for scores"),
     ]
 
 

@@ -58,6 +58,15 @@ class TrainSummary:
         """Share of the time in which training stood still for scores."""
         return self.exposed_wait_s / self.seconds
 
+    @property
+    def scoring(self) -> str:
+        """What scoring cost, in words."""
+        repeated = "repeated requests are not counted" if self.retries is None else f"{self.retries} requests repeated"
+        return (
+            f"{self.call_s:.3g} s of calls, {100 * self.exposed_wait_share:.2g}% of the time spent waiting for them, "
+            f"{self.masked_share:.2%} of the rollouts without a score, {repeated}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """What summary.json holds."""
         values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
@@ -98,11 +107,6 @@ def model_card(config: PPOConfig, summary: TrainSummary, *, fingerprint: str | N
         for label, name in _FIGURES.items()
         if name in summary.final
     ]
-    scoring = (
-        f"{summary.call_s:.4g} s of calls to the reward model, of which training waited {summary.exposed_wait_s:.2g} s "
-        f"({summary.exposed_wait_share:.2%}); {summary.masked_share:.2%} of the rollouts got no score; "
-        f"{_number(summary.retries)} requests were repeated"
-    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -119,7 +123,7 @@ tags: [ppo, rlhf, plaudit]
 
 - {summary.iterations} iterations, {summary.episodes} rollouts in {summary.seconds:.4g} s; sampled at temperature
   {config.temperature:g}, which these figures are for
-- scoring: {scoring}
+- scoring: {summary.scoring}
 - reward model: {fingerprint or "of a scorer that tells no fingerprint"}
 - {_versions()}
 

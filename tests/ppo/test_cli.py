@@ -162,7 +162,7 @@ def test_a_run_that_a_guard_stopped_goes_on_where_it_stood(capsys, write_config,
     assert main(["train", "--config", changed, "--resume", str(tmp_path / "run")]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("2 iterations, 8 rollouts in ")
-    assert " 0 retries, 0.0% masked" in out
+    assert "0.00% of the rollouts without a score, 0 requests repeated" in out
     assert "plaudit-ppo: changed since the run began: max_masked_share: 0.1 -> 0.5\n" in err
     assert f'scorer_urls: ["http://127.0.0.1:9"] -> ["{service.url}"]' in err
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0  # without --config: the settings in DIR; all is done

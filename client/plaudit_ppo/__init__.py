@@ -6,17 +6,24 @@ from plaudit_ppo.config import PPOConfig, load_config
 from plaudit_ppo.errors import PPOError
 
 if TYPE_CHECKING:
-    from plaudit_ppo.models import Critic, frozen_copy, load_critic, load_policy
+    from plaudit_ppo.lora import add_lora
+    from plaudit_ppo.models import Critic, TrunkCritic, frozen_copy, load_critic, load_policy
     from plaudit_ppo.prompts import Prompt, read_prompts
-    from plaudit_ppo.trainer import PPOTrainer, TrainSummary
+    from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
+    from plaudit_ppo.summary import TrainSummary
+    from plaudit_ppo.trainer import PPOTrainer
 
 __all__ = [
+    "CombinedScorer",
     "Critic",
     "PPOConfig",
     "PPOError",
     "PPOTrainer",
     "Prompt",
+    "RemoteScorer",
     "TrainSummary",
+    "TrunkCritic",
+    "add_lora",
     "frozen_copy",
     "load_config",
     "load_critic",
@@ -25,10 +32,14 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CombinedScorer": "scorers",
     "Critic": "models",
     "PPOTrainer": "trainer",
     "Prompt": "prompts",
-    "TrainSummary": "trainer",
+    "RemoteScorer": "scorers",
+    "TrainSummary": "summary",
+    "TrunkCritic": "models",
+    "add_lora": "lora",
     "frozen_copy": "models",
     "load_critic": "models",
     "load_policy": "models",

@@ -39,15 +39,22 @@ def compute_gae(rewards: Tensor, values: Tensor, completion_mask: Tensor, *, gam
     return advantages
 
 
-def whiten(values: Tensor, mask: Tensor, *, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
-    """Values with mean 0 and variance 1 over the real tokens; 0 elsewhere.
+def whiten(
+    values: Tensor,
+    mask: Tensor,
+    *,
+    shift_mean: bool = True,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> Tensor:
+    """Values with variance 1 over the real tokens, and mean 0 or their own; 0 elsewhere.
 
-    (x - mean) * rsqrt(var + 1e-8), biased variance, both over all real tokens of all processes.
-    Huang et al. 2023, "whitening"; deviation from 2403.17031 and TRL, which whiten per process.
+    (x - mean) * rsqrt(var + 1e-8), biased variance, both over all real tokens of all processes; without the shift, the
+    mean is added again. Huang et al. 2023, "whitening"; deviation from 2403.17031 and TRL, which whiten per process.
 
     Args:
         values: shape (B, T), float32.
         mask: shape (B, T), bool.
+        shift_mean: advantages are shifted to mean 0, rewards keep their mean.
         total: sums a tensor over all processes.
 
     Returns:
@@ -56,4 +63,5 @@ def whiten(values: Tensor, mask: Tensor, *, total: Callable[[Tensor], Tensor] = 
     count = total(mask.sum())
     mean = total(torch.where(mask, values, 0.0).sum()) / count
     variance = total(torch.where(mask, (values - mean) ** 2, 0.0).sum()) / count
-    return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, whitened if shift_mean else whitened + mean, 0.0)

@@ -1,19 +1,21 @@
-"""The `plaudit-ppo` command: reads the configuration, loads the models, runs the trainer, says how it went."""
+"""The `plaudit-ppo` command: trains, with the models and scorers of a configuration, and reports."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from plaudit_ppo.config import PPOConfig, load_config, settings_help
+from plaudit_ppo.config import PPOConfig, changed_settings, load_config, settings_help
 from plaudit_ppo.errors import ConfigError, PPOError
 
 if TYPE_CHECKING:
     from plaudit_ppo.scoring import Scorer
 
-_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
+_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,15 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    config = _configure(_parser().parse_args(argv))
-    from plaudit_client import InvalidArgument, RewardClient
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "report":
+        from plaudit_ppo.report import write_report
 
-    try:
-        client = RewardClient(config.scorer_urls, timeout_s=config.scorer_timeout_s)
-    except InvalidArgument as error:
-        raise ConfigError(str(error)) from error
-    with client:
-        return _train(config, client.score)
+        print(write_report(Path(arguments.directory)))
+        return 0
+    config = _configure(arguments)
+    # Imported late: they take seconds, and may not be installed.
+    from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
+
+    with ExitStack() as stack:
+
+        def connect(addresses: Sequence[str]) -> list["Scorer"]:
+            scorers = [RemoteScorer(address, timeout_s=config.scorer_timeout_s) for address in addresses]
+            return [stack.enter_context(scorer) for scorer in scorers]
+
+        scorers, eval_scorers = connect(config.scorer_urls), connect(config.eval_scorer_urls)
+        scorer = CombinedScorer(
+            scorers, config.scorer_weights, combination=config.scorer_combination, std_coef=config.scorer_std_coef
+        )
+        eval_scorer = CombinedScorer(eval_scorers, combination="mean") if eval_scorers else None
+        return _train(config, scorer, eval_scorer, resume=arguments.resume is not None)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,43 +73,60 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a policy",
-        description="Train a causal LM by PPO; writes config.toml, log.jsonl, policy/ and critic/.",
+        description="Train a causal LM by PPO. Leaves in the output directory: config.toml, log.jsonl, samples.jsonl, "
+        "checkpoints/, and at the end policy/, critic/ and summary.json.",
         epilog=f"settings in the configuration file, with their defaults:\n\n{settings_help()}\n\n"
         "Relative paths start at the working directory. A flag wins over the environment, and that over the file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("--config", metavar="FILE", required=True, help="TOML file with the settings below")
-    train.add_argument("--output", metavar="DIR", help="instead of the setting `output`")
+    train.add_argument("--config", metavar="FILE", help="TOML file with the settings below (default: DIR/config.toml)")
+    place = train.add_mutually_exclusive_group()
+    place.add_argument("--output", metavar="DIR", help="instead of the setting `output`")
+    place.add_argument(
+        "--resume", metavar="DIR", help="go on with the run in DIR from its newest checkpoint, or from its start"
+    )
     train.add_argument(
         "--url",
         metavar="URL[,URL...]",
         default=os.environ.get("PLAUDIT_URL"),
         help="instead of the setting `scorer_urls` (environment: PLAUDIT_URL); PLAUDIT_API_KEY holds the key, if any",
     )
+    report = commands.add_parser(
+        "report", help="make a page of a run", description="Write DIR/report.html, also while the run still goes on."
+    )
+    report.add_argument("directory", metavar="DIR", help="output directory of a run")
     return parser
 
 
 def _configure(arguments: argparse.Namespace) -> PPOConfig:
     """The settings of the file, with what flags and environment replace."""
-    config = load_config(arguments.config)
+    if arguments.config is None and arguments.resume is None:
+        raise ConfigError("--config FILE or --resume DIR is needed; see plaudit-ppo train --help")
+    file = arguments.config or Path(arguments.resume) / "config.toml"
+    config = load_config(file)
     if arguments.output is not None:
         config = replace(config, output=arguments.output)
     if arguments.url:
-        config = replace(config, scorer_urls=tuple(arguments.url.split(",")))
+        config = replace(config, scorer_urls=(arguments.url,), scorer_weights=())
+    if arguments.resume is not None:
+        config = replace(config, output=arguments.resume)
+        before = load_config(Path(arguments.resume) / "config.toml")
+        for change in changed_settings(before, config):
+            _say(f"plaudit-ppo: changed since the run began: {change}", file=sys.stderr)
     needed = {"policy": config.policy, "prompts": config.prompts, "scorer_urls (or --url)": config.scorer_urls}
     missing = [name for name, value in needed.items() if not value]
     if missing:
-        raise ConfigError(f"{arguments.config}: {', '.join(missing)} not set; see docs/ppo.md for an example")
+        raise ConfigError(f"{file}: {', '.join(missing)} not set; see docs/ppo.md for an example")
     return config
 
 
-def _train(config: PPOConfig, scorer: "Scorer") -> int:
-    # Imported late: they take seconds, and may not be installed.
+def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool) -> int:
     import torch
     from transformers.utils import logging
 
     from plaudit_ppo.log import Progress
-    from plaudit_ppo.models import frozen_copy, load_critic, load_policy
+    from plaudit_ppo.lora import add_lora
+    from plaudit_ppo.models import Critic, TrunkCritic, frozen_copy, load_critic, load_policy
     from plaudit_ppo.prompts import read_prompts
     from plaudit_ppo.seeding import seeded_generator
     from plaudit_ppo.trainer import PPOTrainer
@@ -104,13 +136,19 @@ def _train(config: PPOConfig, scorer: "Scorer") -> int:
     prompts = read_prompts(config.prompts or "")
     policy, tokenizer = load_policy(config.policy or "")
     generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
-    critic = load_critic(config.critic or config.policy or "", head_init=config.critic_head_init, generator=generator)
-    trainer = PPOTrainer(config, policy, frozen_copy(policy), critic, tokenizer, prompts, scorer)
+    critic: Critic | TrunkCritic
+    if config.critic_trunk == "policy":
+        critic = TrunkCritic(policy, head_init=config.critic_head_init, generator=generator)
+    else:
+        start = config.critic or config.policy or ""
+        critic = load_critic(start, head_init=config.critic_head_init, generator=generator)
+    reference = None if config.lora_rank else frozen_copy(policy)
+    policy = add_lora(policy, config) if config.lora_rank else policy
+    trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)
     with Progress(config.iterations) as progress:
-        summary = trainer.train(on_iteration=progress)
-    print(
-        f"{summary.iterations} iterations, {summary.episodes} rollouts in {summary.seconds:.0f} s "
-        f"({summary.exposed_wait_share:.1%} waiting for scores, {summary.masked_share:.1%} masked): "
+        summary = trainer.train(on_iteration=progress if _is_first_process() else None, resume=resume)
+    _say(
+        f"{summary.iterations} iterations, {summary.episodes} rollouts in {summary.seconds:.0f} s ({summary.scoring}): "
         f"score {_number(summary.final['scoring/score_mean'])}, KL {_number(summary.final['objective/kl'])}; "
         f"policy in {config.output}/policy"
     )
@@ -122,5 +160,15 @@ def _number(value: float | None) -> str:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    print(f"plaudit-ppo: error: {' '.join(message.split())}", file=sys.stderr)
+    _say(f"plaudit-ppo: error: {' '.join(message.split())}", file=sys.stderr)
     return exit_code
+
+
+def _is_first_process() -> bool:
+    """Of those that torchrun or `accelerate launch` starts, all of which come to the same end."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(line: str, file: TextIO | None = None) -> None:
+    if _is_first_process():
+        print(line, file=file)

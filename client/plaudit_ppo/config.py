@@ -43,8 +43,15 @@ class PPOConfig:
         "directory that the critic starts from, such as a reward model's; none: the policy's weights and a new head",
     )
     prompts: str | None = _setting(None, 'JSONL file, one {"prompt": "..."} or {"messages": [...]} per line')
-    scorer_urls: tuple[str, ...] = _setting((), "addresses of the scoring service's replicas")
-    output: str = _setting("runs/ppo", "directory for config.toml, log.jsonl, policy/ and critic/")
+    scorer_urls: tuple[str, ...] = _setting(
+        (),
+        "one entry per reward model: its service's address, of replicas separated by commas, then #NAME where the "
+        "service has several models",
+    )
+    eval_scorer_urls: tuple[str, ...] = _setting(
+        (), "reward models that score the same rollouts for the log alone, in the same form; their mean is logged"
+    )
+    output: str = _setting("runs/ppo", "directory of everything that the run leaves")
 
     iterations: int = _setting(100, "rollout batches, each followed by its update", least=1)
     rollout_batch_size: int = _setting(64, "rollouts per iteration", least=1)
@@ -60,11 +67,15 @@ class PPOConfig:
         False,
         "send the EOS text after a finished completion to the scorer (not after a chat's: its template ends the turn)",
     )
+    scorer_weights: tuple[float, ...] = _setting((), "weight of each reward model; left out: 1 each")
+    scorer_combination: str = _setting(
+        "sum",
+        "how the weighted scores of several reward models become one; mean_minus_std: mean - scorer_std_coef * std",
+        choices=("sum", "mean", "min", "mean_minus_std"),
+    )
+    scorer_std_coef: float = _setting(1.0, 'what disagreement costs under "mean_minus_std"', least=0)
     scorer_timeout_s: float = _setting(60.0, "limit of one call to the scorer with its retries, in seconds", above=0)
     scorer_concurrency: int = _setting(4, "calls to the scorer in flight at once", least=1)
-    max_masked_share: float = _setting(
-        0.1, "largest share of rollouts without a score; above it the run stops", least=0, most=1
-    )
     missing_eos: str = _setting(
         "replace", "what happens to the score of a completion without EOS", choices=("replace", "subtract", "off")
     )
@@ -72,8 +83,21 @@ class PPOConfig:
     missing_eos_penalty: float = _setting(
         1.0, 'taken from the score of a completion without EOS under "subtract"', least=0
     )
+    score_clip: float | None = _setting(
+        None, "scores are cut to ± this, after the rule for a missing EOS; none: not cut", above=0
+    )
 
     kl_coef: float = _setting(0.05, "beta, the weight of the KL penalty in the reward", least=0)
+    kl_estimator: str = _setting("k1", "the KL estimate of a token in the reward", choices=("k1", "k3"))
+    kl_controller: str = _setting(
+        "fixed", "beta stays, or follows the KL towards kl_target", choices=("fixed", "adaptive")
+    )
+    kl_target: float = _setting(6.0, 'KL that "adaptive" holds, in nats per rollout', above=0)
+    kl_horizon: int = _setting(10_000, 'rollouts over which "adaptive" changes beta by about a fifth', least=1)
+    kl_loss_coef: float = _setting(
+        0.0, "weight of the k2 estimate of the KL in the loss, beside or instead of the penalty in the reward", least=0
+    )
+    whiten_rewards: bool = _setting(False, "rewards are scaled to variance 1 over the rollout batch, their mean stays")
     gamma: float = _setting(1.0, "discount per token", least=0, most=1)
     gae_lambda: float = _setting(0.95, "lambda of generalized advantage estimation", least=0, most=1)
     whiten_advantages: str = _setting(
@@ -88,12 +112,19 @@ class PPOConfig:
     clip_range: float = _setting(0.2, "the probability ratio is clipped to 1 ± this", above=0, most=1)
     value_clip_range: float = _setting(0.2, "a value moves at most this far from the one at sampling", above=0)
     value_coef: float = _setting(0.1, "weight of the value loss", least=0)
+    critic_trunk: str = _setting(
+        "separate",
+        "the critic is a network of its own, or a head on the policy's network",
+        choices=("separate", "policy"),
+    )
     critic_head_init: str = _setting(
         "normal",
         "a new critic head starts from a normal distribution of std 1/sqrt(d+1), or from zero",
         choices=("normal", "zero"),
     )
 
+    lora_rank: int = _setting(0, "rank of a LoRA adapter that is trained instead of all weights; 0: none", least=0)
+    lora_alpha: float = _setting(16.0, "the adapter counts lora_alpha / lora_rank times", above=0)
     learning_rate: float = _setting(3e-6, "of AdamW, for the policy", above=0)
     critic_learning_rate: float | None = _setting(None, "of AdamW, for the critic; none: the policy's", above=0)
     lr_schedule: str = _setting(
@@ -106,6 +137,22 @@ class PPOConfig:
         1.0, "limit of the gradient's norm, for policy and critic each; 0: no limit", least=0
     )
 
+    checkpoint_every: int = _setting(
+        10, "iterations from one checkpoint to the next; 0: only at the end, and where a guard stops the run", least=0
+    )
+    max_checkpoints: int = _setting(2, "checkpoints kept, the newest ones", least=1)
+    sample_every: int = _setting(10, "iterations from one table of samples to the next; 0: none", least=0)
+    num_samples: int = _setting(8, "rollouts in a table of samples", least=1)
+
+    max_masked_share: float = _setting(
+        0.1, "largest share of rollouts without a score; above it the run stops", least=0, most=1
+    )
+    max_constant_iterations: int = _setting(
+        5, "iterations in a row whose scores are all the same; after that many the run stops; 0: never", least=0
+    )
+    kl_budget: float | None = _setting(
+        None, "objective/kl above which the run stops, in nats per rollout; none: no limit", above=0
+    )
     ratio_tolerance: float = _setting(
         1e-4, "largest |ratio - 1| before the first step of an iteration; 1e-4 is for float32", above=0
     )
@@ -118,6 +165,16 @@ class PPOConfig:
         hints = get_type_hints(PPOConfig)
         for spec in fields(self):
             object.__setattr__(self, spec.name, _checked(spec, hints[spec.name], getattr(self, spec.name)))
+        if self.scorer_weights and len(self.scorer_weights) != len(self.scorer_urls):
+            raise ConfigError(
+                f"scorer_weights has {len(self.scorer_weights)} entries, scorer_urls {len(self.scorer_urls)}; "
+                "give one weight for each reward model, or none"
+            )
+        if self.critic and self.critic_trunk == "policy":
+            raise ConfigError(
+                f"critic = {self.critic!r}: a head on the policy's network starts from no directory; leave critic out, "
+                'or set critic_trunk = "separate"'
+            )
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(
                 f"num_minibatches = {self.num_minibatches}, limit {self.rollout_batch_size} (rollout_batch_size); "
@@ -159,11 +216,17 @@ def to_toml(config: PPOConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
+def changed_settings(before: PPOConfig, now: PPOConfig) -> list[str]:
+    """Each setting that differs, as "name: before -> now"."""
+    values = ((spec.name, getattr(before, spec.name), getattr(now, spec.name)) for spec in fields(PPOConfig))
+    return [f"{name}: {_shown(old)} -> {_shown(new)}" for name, old, new in values if old != new]
+
+
 def settings_help() -> str:
     """One line per setting: name, default, meaning; for `--help`."""
     lines = []
     for spec in fields(PPOConfig):
-        default = "none" if spec.default is None else _toml_value(spec.default)
+        default = _shown(spec.default)
         choices = f" (one of {', '.join(spec.metadata['choices'])})" if spec.metadata["choices"] else ""
         lines.append(f"  {spec.name} = {default}\n      {spec.metadata['help']}{choices}")
     return "\n".join(lines)
@@ -171,6 +234,10 @@ def settings_help() -> str:
 
 def _toml_value(value: Any) -> str:
     return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False)
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else _toml_value(value)
 
 
 _KINDS: dict[Any, tuple[str, Any]] = {
@@ -181,6 +248,10 @@ _KINDS: dict[Any, tuple[str, Any]] = {
     str: ("a string", lambda value: type(value) is str and value != ""),
     str | None: ("a string", lambda value: value is None or (type(value) is str and value != "")),
     tuple[str, ...]: ("a list of strings", lambda value: type(value) is tuple and all(type(v) is str for v in value)),
+    tuple[float, ...]: (
+        "a list of numbers",
+        lambda value: type(value) is tuple and all(type(v) is float and math.isfinite(v) for v in value),
+    ),
 }
 
 
@@ -190,10 +261,12 @@ def _checked(spec: "Field[Any]", hint: Any, value: Any) -> Any:
         value = float(value)
     if isinstance(value, (str, Path)) and hint in (str, str | None):
         value = str(value)
-    if isinstance(value, list) and hint == tuple[str, ...]:
+    if isinstance(value, (list, tuple)) and hint == tuple[str, ...]:
         value = tuple(value)
+    if isinstance(value, (list, tuple)) and hint == tuple[float, ...]:
+        value = tuple(float(number) if type(number) is int else number for number in value)
     kind, accepts = _KINDS[hint]
-    rules, remedy = spec.metadata, f"the default is {'none' if spec.default is None else _toml_value(spec.default)}"
+    rules, remedy = spec.metadata, f"the default is {_shown(spec.default)}"
     if not accepts(value):
         raise ConfigError(f"{spec.name} = {value!r}: has to be {kind}; {remedy}")
     if rules["choices"] and value not in rules["choices"]:

@@ -5,12 +5,16 @@ class PPOError(Exception):
     """Base of everything that the trainer raises on purpose; its message is one line for the user.
 
     PPOError
-    ├── ConfigError        a setting is unknown, of the wrong type, or out of its limits
-    ├── PromptError        the prompt file is missing, malformed, or holds a prompt that does not fit
-    ├── CheckpointError    a model directory is missing, or not what it has to be
-    ├── MaskedShareError   too many rollouts got no score
-    ├── RatioError         the policy that samples is not the policy that trains
-    └── DivergenceError    a gradient is not finite
+    ├── ConfigError              a setting is unknown, of the wrong type, or out of its limits
+    ├── PromptError              the prompt file is missing, malformed, or holds a prompt that does not fit
+    ├── CheckpointError          a model directory or a checkpoint is missing, or not what it has to be
+    └── GuardError               a guard stopped the run, and left a checkpoint
+        ├── MaskedShareError     too many rollouts got no score
+        ├── ConstantScoresError  the scorer tells no rollout from another
+        ├── RewardModelError     another reward model than at the start gives the scores
+        ├── KLBudgetError        the policy is farther from the reference than allowed
+        ├── RatioError           the policy that samples is not the policy that trains
+        └── DivergenceError      a loss or a gradient is not finite
     """
 
     exit_code = 1
@@ -29,18 +33,34 @@ class PromptError(PPOError):
 
 
 class CheckpointError(PPOError):
-    """A model directory is missing, or not what it has to be."""
+    """A model directory or a checkpoint is missing, or not what it has to be."""
 
     exit_code = 2
 
 
-class MaskedShareError(PPOError):
+class GuardError(PPOError):
+    """A guard stopped the run; the trainer has left a checkpoint, which the message names."""
+
+
+class MaskedShareError(GuardError):
     """More rollouts than the limit allows got no score."""
 
 
-class RatioError(PPOError):
+class ConstantScoresError(GuardError):
+    """All scores were the same, several iterations in a row: there is nothing to learn."""
+
+
+class RewardModelError(GuardError):
+    """The scores come from another reward model than at the run's start."""
+
+
+class KLBudgetError(GuardError):
+    """The policy is farther from the reference than the setting allows."""
+
+
+class RatioError(GuardError):
     """The probability ratio is not 1 before the first step: sampling and training disagree."""
 
 
-class DivergenceError(PPOError):
-    """A gradient is not finite, so the next step would destroy the model."""
+class DivergenceError(GuardError):
+    """A loss or a gradient is not finite, so the next step would destroy the model."""

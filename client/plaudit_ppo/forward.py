@@ -104,3 +104,30 @@ def completion_values(critic: nn.Module, rollouts: "Rollouts") -> Tensor:
     T = rollouts.completion_ids.shape[1]
     values = critic(**model_inputs(rollouts))[:, -T - 1 : -1].float()
     return torch.where(rollouts.completion_mask, values, 0.0)
+
+
+@torch.no_grad()
+def evaluate_rollouts(
+    policy: nn.Module,
+    reference: nn.Module,
+    critic: nn.Module,
+    rollouts: "Rollouts",
+    *,
+    temperature: float,
+    micro_batch_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the three networks say about rollouts before the update.
+
+    Returns:
+        logprobs of the policy, logprobs of the reference, values of the critic; each shape (B, T), float32.
+    """
+    whole = tuple(torch.zeros_like(rollouts.sampled_logprobs) for _ in range(3))
+    for index in torch.arange(len(rollouts)).split(micro_batch_size):
+        part = rollouts.select(index)
+        logprobs, ref_logprobs = (
+            token_logprobs(completion_logits(model, part, temperature=temperature), part)
+            for model in (policy, reference)
+        )
+        for target, tensor in zip(whole, (logprobs, ref_logprobs, completion_values(critic, part)), strict=True):
+            target[index, : tensor.shape[1]] = tensor
+    return whole[0], whole[1], whole[2]

@@ -1,34 +1,48 @@
-"""The run's log file and its progress on the terminal."""
+"""The run's log files and its progress on the terminal."""
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
+
+from plaudit_ppo.errors import CheckpointError
 
 Metrics = Mapping[str, float | None]
 
 
-class MetricsLog:
-    """A JSONL file with one object per iteration; what is undefined is null, never NaN.
+class RunLog:
+    """A JSONL file whose lines have an `iteration`; what is undefined is null, never NaN.
 
     Args:
-        path: made anew.
+        path: made anew, or continued; None: nothing is written, as in all processes but the first.
+        done: iterations that a continued run has behind it; lines of later ones are removed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path | None, *, done: int = 0) -> None:
+        self._file: TextIO | None = None
+        if path is None:
+            return
+        kept = [line for line in read_log(path) if line["iteration"] <= done] if done else []
+        unfinished = path.with_name(f".unfinished-{path.name}")
+        unfinished.write_text("".join(map(_to_line, kept)), encoding="utf-8")
+        unfinished.replace(path)
+        self._file = path.open("a", encoding="utf-8")
 
-    def write(self, metrics: Metrics) -> None:
-        """Appends a line, on the disk's way before this returns."""
-        line = {
-            name: None if value is not None and not math.isfinite(value) else value for name, value in metrics.items()
-        }
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends a line, with the operating system before this returns."""
+        if self._file is not None:
+            self._file.write(_to_line(record))
+            self._file.flush()
+
+    def force(self) -> None:
+        """Returns when everything is on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -36,7 +50,30 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def _to_line(record: Mapping[str, Any]) -> str:
+    line = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
+    }
+    return json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a last line that was cut by kill -9 is left out, and a missing file is empty.
+
+    Raises:
+        CheckpointError: another line is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    try:
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not the log of a run ({error}); choose another directory") from error
 
 
 class Progress:
@@ -50,11 +87,11 @@ class Progress:
         self._bar = tqdm(total=iterations, unit="iteration", disable=None)
 
     def __call__(self, metrics: Metrics) -> None:
-        """Shows one more iteration."""
+        """Shows the iteration that has ended, which is not the first one of a resumed run."""
         shown = {"score": "scoring/score_mean", "kl": "objective/kl", "masked": "scoring/masked_share"}
         values = {label: metrics.get(name) for label, name in shown.items()}
         self._bar.set_postfix({label: "-" if value is None else f"{value:.3f}" for label, value in values.items()})
-        self._bar.update()
+        self._bar.update(int(metrics.get("iteration") or 0) - self._bar.n)
 
     def __enter__(self) -> Self:
         return self

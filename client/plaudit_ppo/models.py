@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -16,7 +17,9 @@ from transformers import (
 )
 
 from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.lora import is_lora, restore_adapter
 
+_VALUE_HEAD = "value_head.safetensors"
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -52,6 +55,47 @@ class Critic(nn.Module):
         """Writes the classifier: safetensors and config."""
         self.model.save_pretrained(directory)
 
+    def restore(self, directory: Path) -> None:
+        """Takes the weights that `save_pretrained` wrote."""
+        saved = load_critic(directory, head_init="zero", generator=torch.Generator())
+        self.load_state_dict(saved.state_dict())
+
+
+class TrunkCritic(nn.Module):
+    """A value for every position: a scalar head on the policy's own network, which the value loss trains too.
+
+    Ziegler et al. 2019, arXiv 1909.08593. Deviation: the network is run again for the values.
+
+    Args:
+        policy: a causal LM; not registered as a part, because its weights are the policy's to update and to save.
+        head_init: "normal" or "zero".
+        generator: for "normal".
+    """
+
+    def __init__(self, policy: PreTrainedModel, *, head_init: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.score = nn.Linear(policy.config.hidden_size, 1)
+        init_head(self.score, head_init=head_init, generator=generator)
+        self._policy = (policy,)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        """Values of shape (B, S) for int64 inputs of shape (B, S)."""
+        (policy,) = self._policy
+        hidden = policy.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        values: Tensor = self.score(hidden)[:, :, 0]
+        return values
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes the head alone."""
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), directory / _VALUE_HEAD)
+
+    def restore(self, directory: Path) -> None:
+        """Takes the weights that `save_pretrained` wrote."""
+        self.load_state_dict(load_file(directory / _VALUE_HEAD))
+
 
 def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM in float32 and its tokenizer, from a checkpoint directory.
@@ -80,8 +124,24 @@ def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator)
     )
     critic = Critic(model)
     if "score.weight" in info["missing_keys"]:
-        init_head(critic, head_init=head_init, generator=generator)
+        init_head(critic.model.score, head_init=head_init, generator=generator)
     return disable_dropout(critic)
+
+
+def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, checkpoint: Path) -> None:
+    """Gives both the weights that a checkpoint has of them.
+
+    Raises:
+        CheckpointError: it has none, or they are of other models.
+    """
+    try:
+        if is_lora(policy):
+            restore_adapter(policy, checkpoint / "policy")
+        else:
+            policy.load_state_dict(load_policy(checkpoint / "policy")[0].state_dict())
+        critic.restore(checkpoint / "critic")
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error
 
 
 def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:  # transformers is untyped
@@ -96,12 +156,11 @@ def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:  # tra
         ) from error
 
 
-def init_head(critic: Critic, *, head_init: str, generator: torch.Generator) -> None:
+def init_head(head: nn.Linear, *, head_init: str, generator: torch.Generator) -> None:
     """A new scalar head: weights from a normal distribution of std 1/sqrt(d + 1), or all zero; bias 0.
 
     Stiennon et al. 2020, code; Huang et al. 2024, detail on the head's initialization, arXiv 2403.17031.
     """
-    head = critic.model.score
     with torch.no_grad():
         if head_init == "normal":
             head.weight.normal_(std=1 / math.sqrt(head.in_features + 1), generator=generator)

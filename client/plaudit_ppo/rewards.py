@@ -26,37 +26,33 @@ def apply_missing_eos(scores: Tensor, finished: Tensor, *, rule: str, score: flo
     return torch.where(finished | scores.isnan(), scores, changed)
 
 
-def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """The k1 estimate of the KL divergence from the reference, per token.
+def clip_scores(scores: Tensor, limit: float | None) -> Tensor:
+    """Scores cut to ±limit; NaN stays NaN, and without a limit all stay.
 
-    k1 = logprob - ref_logprob, an unbiased estimate under the sampling policy (Schulman 2020, "Approximating KL").
+    Zheng et al. 2023, "Secrets of RLHF in large language models, part I", section 5.3, arXiv 2307.04964.
 
     Args:
-        logprobs: shape (B, T), float32, at sampling.
-        ref_logprobs: shape (B, T), float32.
-
-    Returns:
-        shape (B, T), float32, 0 on padding.
+        scores: shape (B,), float32.
+        limit: the largest absolute score.
     """
-    return logprobs - ref_logprobs
+    return scores if limit is None else scores.clamp(-limit, limit)
 
 
-def compute_rewards(kl: Tensor, scores: Tensor, completion_mask: Tensor, *, kl_coef: float) -> Tensor:
+def compute_rewards(kl_penalty: Tensor, scores: Tensor, completion_mask: Tensor) -> Tensor:
     """Per-token rewards: a KL penalty everywhere, and the score once, at the last kept token.
 
-    r[t] = -beta * kl[t] + (score if t is the last real token else 0).
+    r[t] = -kl_penalty[t] + (score if t is the last real token else 0),  kl_penalty = beta * KL estimate.
     Ouyang et al. 2022, section 3.5, arXiv 2203.02155. Deviation from 2403.17031 and TRL, which put the score one index
     after the last token: the last token is the EOS, or the last one before the cut.
 
     Args:
-        kl: shape (B, T), float32.
+        kl_penalty: shape (B, T), float32.
         scores: shape (B,), float32; not read where the mask is all False.
         completion_mask: shape (B, T), bool.
-        kl_coef: beta.
 
     Returns:
         shape (B, T), float32, 0 on padding.
     """
     last = completion_mask & ~torch.nn.functional.pad(completion_mask[:, 1:], (0, 1), value=False)
-    penalty = torch.where(completion_mask, -kl_coef * kl, 0.0)
+    penalty = torch.where(completion_mask, -kl_penalty, 0.0)
     return penalty + torch.where(last, scores[:, None], 0.0)

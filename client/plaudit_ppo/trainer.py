@@ -4,57 +4,46 @@ Ouyang et al. 2022, arXiv 2203.02155; Huang et al. 2024, arXiv 2403.17031. Holds
 what is computed is in the modules that it calls.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit_ppo.config import PPOConfig, to_toml
-from plaudit_ppo.errors import ConfigError, MaskedShareError, RatioError
+from plaudit_ppo import guards
+from plaudit_ppo.checkpoints import RunState
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.errors import ConfigError, GuardError
 from plaudit_ppo.experience import Experience, make_experience
-from plaudit_ppo.forward import completion_logits, completion_values, token_logprobs
-from plaudit_ppo.log import Metrics, MetricsLog
-from plaudit_ppo.metrics import masked_mean, rollout_metrics, sampling_ratio_error
-from plaudit_ppo.models import Critic, disable_dropout
+from plaudit_ppo.forward import evaluate_rollouts
+from plaudit_ppo.kl import next_kl_coef
+from plaudit_ppo.log import Metrics, RunLog
+from plaudit_ppo.lora import AdapterOff, is_lora
+from plaudit_ppo.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
+from plaudit_ppo.models import Critic, TrunkCritic, disable_dropout
 from plaudit_ppo.optimization import make_optimizer, set_learning_rate
+from plaudit_ppo.processes import check_processes, gather_experience, gather_scored, gather_sum, largest, share
 from plaudit_ppo.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
-from plaudit_ppo.rollouts import Rollouts, completion_texts, concatenate, pad_token_id, sample_rollouts
-from plaudit_ppo.scoring import ScoredBatch, Scorer, ScoringPool, gather, to_item
+from plaudit_ppo.rollouts import Rollouts, concatenate, pad_token_id, sample_rollouts
+from plaudit_ppo.run_files import RunFiles
+from plaudit_ppo.scoring import Item, ScoredBatch, Scorer, ScoringPool, gather, to_items
 from plaudit_ppo.seeding import seeded_generator
+from plaudit_ppo.summary import TrainSummary
 from plaudit_ppo.update import Learner, run_update
-
-
-@dataclass(frozen=True)
-class TrainSummary:
-    """A finished run.
-
-    Attributes:
-        iterations: how many there were.
-        episodes: rollouts sampled.
-        seconds: of the whole training, without saving.
-        exposed_wait_share: share of that time in which training stood still for scores.
-        masked_share: share of the rollouts that got no score.
-        final: the metrics of the last iteration.
-    """
-
-    iterations: int
-    episodes: int
-    seconds: float
-    exposed_wait_share: float
-    masked_share: float
-    final: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class _Pending:
     """Rollouts whose scores are on their way."""
 
+    indices: Sequence[int]
+    items: Sequence[Item]
     rollouts: Rollouts
     scores: "Future[ScoredBatch]"
     eval_scores: "Future[ScoredBatch] | None"
@@ -64,17 +53,19 @@ class PPOTrainer:
     """Trains a policy by PPO against a scorer.
 
     Args:
-        config: the settings; `policy`, `critic`, `prompts`, `scorer_urls` are for the command line, not read here.
+        config: the settings; `policy`, `critic`, `prompts` and the scorers' are for the command line, not read here.
         policy: a causal LM in float32, trained in place.
-        reference: the anchor of the KL penalty, never changed.
-        critic: a network of its own, trained in place.
+        reference: the anchor of the KL penalty, never changed; also on a resume the one that the run began with. None:
+            the policy without its LoRA adapter.
+        critic: a network of its own, or a head on the policy's; trained in place.
         tokenizer: the policy's; saved with it as it is.
         prompts: what the policy completes.
-        scorer: gives the scores that are trained on; called from several threads.
+        scorer: gives the scores that are trained on; called from several threads. If it has an attribute `retries`, the
+            requests repeated so far, the log tells them.
         eval_scorer: scores the same rollouts for the log alone.
 
     Raises:
-        ConfigError: the output directory already holds a run, or a setting does not fit the policy.
+        ConfigError: a setting does not fit the policy.
         PromptError: a prompt cannot be encoded or is too long.
     """
 
@@ -82,134 +73,159 @@ class PPOTrainer:
         self,
         config: PPOConfig,
         policy: PreTrainedModel,
-        reference: PreTrainedModel,
-        critic: Critic,
+        reference: PreTrainedModel | None,
+        critic: Critic | TrunkCritic,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         scorer: Scorer,
         eval_scorer: Scorer | None = None,
     ) -> None:
         self._config = config
-        self._output = Path(config.output)
         self._tokenizer = tokenizer
         self._pad_id = pad_token_id(tokenizer, config.missing_pad)
         self._prompts = prompts
         self._prompt_ids = [encode_prompt(prompt, tokenizer, max_tokens=config.max_prompt_tokens) for prompt in prompts]
         _check_context(policy, max(map(len, self._prompt_ids)), config.max_completion_tokens)
+        self._scorer = scorer
         self._pool = ScoringPool(scorer, config.scorer_concurrency)
         self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency) if eval_scorer else None
+        prompts_hash = hashlib.sha256(json.dumps(self._prompt_ids).encode()).hexdigest()
+        self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
         accelerator = Accelerator()
-        if accelerator.num_processes > 1:
-            raise ConfigError(f"{accelerator.num_processes} processes, limit 1; start without accelerate launch")
+        check_processes(accelerator, rollouts=config.rollout_batch_size, minibatches=config.num_minibatches)
+        self._accelerator = accelerator
         self._device = accelerator.device
         optimizer = make_optimizer(disable_dropout(policy), disable_dropout(critic), config)
         policy, critic, optimizer = accelerator.prepare(policy, critic, optimizer)
         self._learner = Learner(policy, critic, optimizer, accelerator)
-        self._reference = disable_dropout(reference).requires_grad_(False).to(self._device)
+        self._files = RunFiles(config, self._learner, tokenizer)
+        if reference is not None:
+            self._reference: nn.Module = disable_dropout(reference).requires_grad_(False).to(self._device)
+        elif is_lora(unwrapped := accelerator.unwrap_model(policy)):
+            self._reference = AdapterOff(unwrapped)
+        else:
+            raise ConfigError("reference: none given; give a frozen copy of the policy, or a policy with LoRA")
 
-    def train(self, on_iteration: Callable[[Metrics], None] | None = None) -> TrainSummary:
-        """Runs all iterations, writes log.jsonl as it goes, and saves policy and critic at the end.
+    def train(self, on_iteration: Callable[[Metrics], None] | None = None, *, resume: bool = False) -> TrainSummary:
+        """Runs all iterations and leaves log, samples, checkpoints, and at the end policy, critic and summary.
 
         Args:
             on_iteration: called with the metrics of each iteration.
+            resume: go on from the newest checkpoint in the output directory, or from the start if there is none yet.
 
         Raises:
-            MaskedShareError: too many rollouts got no score; policy and critic are saved as they are.
-            RatioError: sampling and training disagree.
-            DivergenceError: a gradient is not finite.
+            ConfigError: the output directory cannot be written, or holds a run and this is no resume.
+            CheckpointError: the checkpoint is broken, or of other models or prompts.
+            GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
         """
-        start = time.perf_counter()
-        waited_s, masked, metrics = 0.0, 0.0, dict[str, float | None]()
-        with self._open_output() as log:
-            for iteration in range(self._config.iterations):
-                metrics = self._iterate(iteration)
-                waited_s += metrics["scoring/exposed_wait_s"] or 0.0
-                masked += metrics["scoring/masked_share"] or 0.0
+        self._state = self._files.open(self._state, resume=resume)
+        with self._files.logs(done=self._state.iteration) as (log, samples):
+            while self._state.iteration < self._config.iterations:
+                try:
+                    metrics = self._iterate(samples)
+                except GuardError as error:
+                    path = self._files.save_checkpoint(self._state)
+                    raise type(error)(f"{error}; checkpoint: {path}") from error
                 log.write(metrics)
+                if self._checkpoint_is_due():
+                    log.force()
+                    self._files.save_checkpoint(self._state)
                 if on_iteration:
                     on_iteration(metrics)
-        seconds = time.perf_counter() - start
-        self.save()
-        iterations = self._config.iterations
-        episodes = iterations * self._config.rollout_batch_size
-        return TrainSummary(iterations, episodes, seconds, waited_s / seconds, masked / iterations, metrics)
+        return self._files.finish(self._state)
 
-    def save(self) -> None:
-        """Writes `policy/` (with the tokenizer) and `critic/` as directories that transformers reads."""
-        unwrap = self._learner.accelerator.unwrap_model
-        unwrap(self._learner.policy).save_pretrained(self._output / "policy")
-        self._tokenizer.save_pretrained(self._output / "policy")
-        unwrap(self._learner.critic).save_pretrained(self._output / "critic")
+    def _checkpoint_is_due(self) -> bool:
+        done, every = self._state.iteration, self._config.checkpoint_every
+        return done == self._config.iterations or (every > 0 and done % every == 0)
 
-    def _open_output(self) -> MetricsLog:
-        path = self._output / "log.jsonl"
-        if path.exists():
-            raise ConfigError(f"output: {self._output} already holds a run (log.jsonl); choose another directory")
-        try:
-            self._output.mkdir(parents=True, exist_ok=True)
-            (self._output / "config.toml").write_text(to_toml(self._config), encoding="utf-8")
-            return MetricsLog(path)
-        except OSError as error:
-            raise ConfigError(f"output: {self._output} cannot be written ({error.strerror}); choose another") from error
-
-    def _iterate(self, iteration: int) -> dict[str, float | None]:
+    def _iterate(self, samples: RunLog) -> dict[str, float | None]:
         """One iteration: rollout and update. Returns its metrics."""
-        config, start = self._config, time.perf_counter()
-        learning_rate = set_learning_rate(self._learner.optimizer, config, iteration)
+        config, state, start = self._config, self._state, time.perf_counter()
+        learning_rate = set_learning_rate(self._learner.optimizer, config, state.iteration)
+        retries = getattr(self._scorer, "retries", None)
 
         # 1. Sample completions; each micro-batch goes to the scorer as soon as it exists.
-        pending = self._roll_out(iteration)
+        pending = self._roll_out(state.iteration)
         generate_s = time.perf_counter() - start
 
         # 2. While the scorer works: logprobs of policy and reference, values of the critic.
         rollouts = concatenate([part.rollouts for part in pending], self._pad_id)
-        logprobs, ref_logprobs, values = self._evaluate(rollouts)
-        sampling_error = self._check_sampling(rollouts, logprobs)
+        logprobs, ref_logprobs, values = evaluate_rollouts(
+            self._learner.policy,
+            self._reference,
+            self._learner.critic,
+            rollouts,
+            temperature=config.temperature,
+            micro_batch_size=config.rollout_micro_batch_size,
+        )
+        sampling_error = largest(
+            self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
+        )
+        guards.check_sampling(sampling_error, tolerance=config.sampling_tolerance)
 
         # 3. Await the scores; a rollout without one is masked from here on.
         scored = gather([part.scores for part in pending])
-        eval_scores = gather([part.eval_scores for part in pending if part.eval_scores]) if self._eval_pool else None
 
         # 4. Rewards, advantages, returns.
         scores = scored.scores.to(self._device)
         experience = make_experience(
-            rollouts, scores, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, config=config
+            rollouts,
+            scores,
+            logprobs=logprobs,
+            ref_logprobs=ref_logprobs,
+            values=values,
+            kl_coef=state.kl_coef,
+            config=config,
+            total=self._accelerator.reduce,
         )
+        everyone = gather_experience(self._accelerator, experience)
+        all_scored = gather_scored(self._accelerator, scored)
         metrics: dict[str, float | None] = {
-            "iteration": iteration + 1,
-            "episode": (iteration + 1) * config.rollout_batch_size,
+            "iteration": state.iteration + 1,
+            "episode": (state.iteration + 1) * config.rollout_batch_size,
             "lr": learning_rate,
-            **rollout_metrics(experience, scores, config),
+            **rollout_metrics(everyone, all_scored.scores.to(self._device), kl_coef=state.kl_coef),
             "val/sampling_ratio_error": sampling_error,
-            "scoring/call_s": scored.call_s,
-            "scoring/exposed_wait_s": scored.wait_s,
+            "scoring/call_s": all_scored.call_s,
+            "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
         }
-        if eval_scores is not None:
-            metrics["eval/scores"] = masked_mean(eval_scores.scores, eval_scores.scored)
-        self._check_masked_share(metrics["scoring/masked_share"] or 0.0, scored.failure)
+        next_state = self._next_state(metrics, all_scored)
+        self._check(metrics, next_state, all_scored)
 
         # 5. Update policy and critic; without a single score there is nothing to learn from.
         update_start = time.perf_counter()
-        metrics |= self._update(experience, iteration)
-        now = time.perf_counter()
-        times = {"generate": generate_s, "update": now - update_start, "iteration": now - start}
+        metrics |= self._update(experience, state.iteration)
+        update_s = time.perf_counter() - update_start
+
+        # 6. The scores that are for the log alone.
+        wait_s = all_scored.wait_s
+        if self._eval_pool:
+            eval_scored = gather([part.eval_scores for part in pending if part.eval_scores])
+            eval_scored = gather_scored(self._accelerator, eval_scored)
+            metrics["eval/scores"] = masked_mean(eval_scored.scores, eval_scored.scored)
+            wait_s += eval_scored.wait_s
+        metrics["scoring/exposed_wait_s"] = wait_s
+        self._write_samples(samples, pending, experience, scores)
+        self._state = next_state
+        times = {"generate": generate_s, "update": update_s, "iteration": time.perf_counter() - start}
         return metrics | {f"time/{name}_s": seconds for name, seconds in times.items()}
 
     def _roll_out(self, iteration: int) -> list[_Pending]:
         config = self._config
         count = config.rollout_batch_size
-        indices = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
-        generator = seeded_generator(self._device, config.seed, "sampling", iteration)
+        dealt = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
+        indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
+        generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
         size = config.rollout_micro_batch_size
-        return [self._sample(indices[first : first + size], generator) for first in range(0, count, size)]
+        return [self._sample(indices[first : first + size], generator) for first in range(0, len(indices), size)]
 
     def _sample(self, indices: Sequence[int], generator: torch.Generator) -> _Pending:
         """Samples one rollout micro-batch and sends for its scores."""
         config = self._config
         ids, mask = pad_left([self._prompt_ids[index] for index in indices], self._pad_id)
         rollouts = sample_rollouts(
-            self._learner.accelerator.unwrap_model(self._learner.policy),
+            self._accelerator.unwrap_model(self._learner.policy),
             ids.to(self._device),
             mask.to(self._device),
             max_tokens=config.max_completion_tokens,
@@ -219,57 +235,55 @@ class PPOTrainer:
             generator=generator,
         )
         prompts = [self._prompts[index] for index in indices]
-        # A chat's template ends the turn by itself.
-        with_eos = [config.send_eos_text and prompt.messages is None for prompt in prompts]
-        texts = completion_texts(rollouts, self._tokenizer, with_eos=with_eos)
-        items = [
-            to_item(prompt, text, finished=finished)
-            for prompt, text, finished in zip(prompts, texts, rollouts.finished.tolist(), strict=True)
-        ]
+        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text)
         eval_scores = self._eval_pool.submit(items) if self._eval_pool else None
-        return _Pending(rollouts, self._pool.submit(items), eval_scores)
+        return _Pending(indices, items, rollouts, self._pool.submit(items), eval_scores)
 
-    @torch.no_grad()
-    def _evaluate(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
-        """Logprobs of the policy and of the reference, and the critic's values, each of shape (B, T)."""
-        parts = []
-        for index in torch.arange(len(rollouts)).split(self._config.rollout_micro_batch_size):
-            part = rollouts.select(index)
-            logprobs, ref_logprobs = (
-                token_logprobs(completion_logits(model, part, temperature=self._config.temperature), part)
-                for model in (self._learner.policy, self._reference)
-            )
-            parts.append((index, logprobs, ref_logprobs, completion_values(self._learner.critic, part)))
-        whole = tuple(torch.zeros_like(rollouts.sampled_logprobs) for _ in range(3))
-        for index, *tensors in parts:
-            for target, tensor in zip(whole, tensors, strict=True):
-                target[index, : tensor.shape[1]] = tensor
-        return whole[0], whole[1], whole[2]
+    def _count_retries(self, before: int | None) -> int | None:
+        return None if before is None else getattr(self._scorer, "retries", before) - before
 
-    def _check_sampling(self, rollouts: Rollouts, logprobs: Tensor) -> float:
-        error = sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
-        if not error <= self._config.sampling_tolerance:  # also when it is NaN
-            raise RatioError(
-                f"the training forward gives the sampled tokens other probabilities than the generating one: ratio off "
-                f"by {error:.2e}, limit {self._config.sampling_tolerance:.2e} (sampling_tolerance); look at padding, "
-                "position ids, temperature, the key-value cache and the dtype of the policy"
+    def _next_state(self, metrics: Metrics, scored: ScoredBatch) -> RunState:
+        """Where the run stands after this iteration."""
+        config, state, kl = self._config, self._state, metrics["objective/kl"]
+        num_scores = int(scored.scored.sum())
+        kl_coef = state.kl_coef
+        if config.kl_controller == "adaptive" and kl is not None:
+            kl_coef = next_kl_coef(
+                kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rollouts=num_scores
             )
-        return error
+        constant = guards.count_constant(state.constant_iterations, metrics["scoring/score_std"], num_scores=num_scores)
+        return replace(
+            state,
+            iteration=state.iteration + 1,
+            kl_coef=kl_coef,
+            constant_iterations=constant,
+            fingerprint=scored.fingerprint or state.fingerprint,
+        )
 
-    def _check_masked_share(self, share: float, failure: str | None) -> None:
-        if share > self._config.max_masked_share:
-            self.save()
-            raise MaskedShareError(
-                f"{share:.0%} of the rollouts got no score, limit {self._config.max_masked_share:.0%} "
-                f"(max_masked_share); first failure: {failure}; policy and critic are saved in {self._output}; look "
-                "at the scorer, or raise the limit"
-            )
+    def _check(self, metrics: Metrics, next_state: RunState, scored: ScoredBatch) -> None:
+        """What can stop the run before the update."""
+        config = self._config
+        guards.check_reward_model(scored.fingerprint, known=self._state.fingerprint)
+        masked_share = metrics["scoring/masked_share"] or 0.0
+        guards.check_masked_share(masked_share, limit=config.max_masked_share, failure=scored.failure)
+        guards.check_constant(next_state.constant_iterations, limit=config.max_constant_iterations)
+        guards.check_kl(metrics["objective/kl"], budget=config.kl_budget)
 
     def _update(self, experience: Experience, iteration: int) -> dict[str, float]:
-        if not experience.mask.any():
+        if not self._accelerator.reduce(experience.mask.sum()):
             return {}
         generator = seeded_generator(torch.device("cpu"), self._config.seed, "minibatches", iteration)
         return run_update(self._learner, experience, self._config, generator=generator)
+
+    def _write_samples(
+        self, samples: RunLog, pending: Sequence[_Pending], experience: Experience, scores: Tensor
+    ) -> None:
+        every, done = self._config.sample_every, self._state.iteration
+        if every and (done % every == 0 or done + 1 == self._config.iterations):
+            indices = [index for part in pending for index in part.indices]
+            items = [item for part in pending for item in part.items]
+            for row in sample_rows(indices, items, experience, scores, limit=self._config.num_samples):
+                samples.write({"iteration": done + 1, **row})
 
 
 def _check_context(policy: PreTrainedModel, prompt_tokens: int, completion_tokens: int) -> None:

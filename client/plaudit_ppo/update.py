@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +11,18 @@ from torch import Tensor, nn
 
 from plaudit_ppo.advantages import whiten
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.errors import DivergenceError, RatioError
+from plaudit_ppo.errors import DivergenceError
 from plaudit_ppo.experience import Experience
 from plaudit_ppo.forward import completion_logits, completion_values, entropy, token_logprobs
+from plaudit_ppo.guards import check_ratio
+from plaudit_ppo.kl import kl_k1, kl_k2
 from plaudit_ppo.losses import masked_total, policy_losses, value_losses
+from plaudit_ppo.processes import largest
+
+_DIVERGENCE_REMEDY = (
+    "look in log.jsonl for a score, a KL or a value loss that runs away, then lower learning_rate, "
+    "critic_learning_rate or max_grad_norm, or set score_clip"
+)
 
 
 @dataclass(frozen=True)
@@ -34,73 +43,103 @@ def run_update(
     Ouyang et al. 2022, appendix C; Huang et al. 2024, arXiv 2403.17031.
 
     Returns:
-        Means over the real tokens of all minibatches, under the metrics' names.
+        Means over the real tokens of all minibatches of all processes, under the metrics' names.
 
     Raises:
         RatioError: before the first step, the policy is not the one that sampled.
-        DivergenceError: a gradient is not finite.
+        DivergenceError: a loss or a gradient is not finite.
     """
-    totals: dict[str, Tensor] = {}
-    for epoch in range(config.epochs):
+    totals: dict[str, float] = {}
+    for _ in range(config.epochs):
         order = torch.randperm(len(experience.rollouts), generator=generator)
-        for number, index in enumerate(order.tensor_split(config.num_minibatches)):
+        for index in order.tensor_split(config.num_minibatches):
             minibatch = experience.select(index)
-            if not minibatch.mask.any():
+            tokens = int(learner.accelerator.reduce(minibatch.mask.sum()))
+            if tokens == 0:
                 continue
-            first = epoch == 0 and number == 0
-            for name, total in _step(learner, minibatch, config, first=first).items():
-                totals[name] = totals.get(name, torch.zeros(())) + total
-    return _averages({name: float(total) for name, total in totals.items()})
+            for name, value in _step(learner, minibatch, config, tokens=tokens, first=not totals).items():
+                totals[name] = totals.get(name, 0.0) + value
+    return _averages(totals)
 
 
-def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, first: bool) -> dict[str, Tensor]:
-    """One optimizer step on a minibatch; returns sums over its real tokens."""
+def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens: int, first: bool) -> dict[str, float]:
+    """One optimizer step on this process's part of a minibatch; returns sums over the `tokens` real ones of it all."""
     accelerator = learner.accelerator
     if config.whiten_advantages == "minibatch":
         minibatch = replace(
             minibatch, advantages=whiten(minibatch.advantages, minibatch.mask, total=accelerator.reduce)
         )
     # The mean is over the whole minibatch of all processes. DDP averages gradients, which the factor undoes.
-    denominator = accelerator.reduce(minibatch.mask.sum()) / accelerator.num_processes
-    totals: dict[str, Tensor] = {}
-    for micro_batch in _micro_batches(minibatch, config.micro_batch_size):
-        sums, ratio_error = _token_sums(learner, micro_batch, config)
-        if first and not ratio_error <= config.ratio_tolerance:  # also when it is NaN
-            raise RatioError(_ratio_message(ratio_error, config.ratio_tolerance))
-        loss = sums["loss/policy_avg"] + config.value_coef * sums["loss/value_avg"]
-        accelerator.backward(loss / denominator)
-        for name, value in sums.items():
-            totals[name] = totals.get(name, torch.zeros(())) + value.detach().cpu()
+    denominator = tokens / accelerator.num_processes
+    sums: dict[str, Tensor] = {}
+    ratio_error = 0.0
+    micro_batches = _micro_batches(minibatch, config.micro_batch_size, skip_empty=accelerator.num_processes == 1)
+    for number, micro_batch in enumerate(micro_batches):
+        with _gradients_stay_here(learner, until_last=number + 1 < len(micro_batches)):
+            parts, error = _token_sums(learner, micro_batch, config)
+            loss = (
+                parts["loss/policy_avg"]
+                + config.value_coef * parts["loss/value_avg"]
+                + config.kl_loss_coef * parts["loss/kl_avg"]
+            )
+            accelerator.backward(loss / denominator)
+        ratio_error = max(ratio_error, error) if error == error else error  # NaN stays
+        for name, value in parts.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+    if first:
+        check_ratio(largest(accelerator, ratio_error), tolerance=config.ratio_tolerance)
+    stacked = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
+    totals = dict(zip(sums, stacked, strict=True))
+    _check_losses(totals)
     for name, model in (("policy", learner.policy), ("critic", learner.critic)):
         norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
         if not math.isfinite(norm):
-            raise DivergenceError(f"the gradient of the {name} is {norm}, and no step was made; lower learning_rate")
+            raise DivergenceError(f"the gradient of the {name} is {norm}, and no step was made; {_DIVERGENCE_REMEDY}")
     learner.optimizer.step()
     learner.optimizer.zero_grad()
     return totals
 
 
-def _micro_batches(minibatch: Experience, size: int) -> Iterator[Experience]:
-    """The minibatch in parts of similar length, because the split does not change the sum and saves padding."""
+@contextmanager
+def _gradients_stay_here(learner: Learner, *, until_last: bool) -> Iterator[None]:
+    """Gradients are added up in this process, and sent to the others with the minibatch's last micro-batch alone."""
+    with ExitStack() as stack:
+        for model in (learner.policy, learner.critic) if until_last else ():
+            stack.enter_context(learner.accelerator.no_sync(model))
+        yield
+
+
+def _check_losses(totals: dict[str, float]) -> None:
+    for name in ("policy", "value", "kl"):
+        loss = totals[f"loss/{name}_avg"]
+        if not math.isfinite(loss):
+            raise DivergenceError(f"the {name} loss is {loss}, and no step was made; {_DIVERGENCE_REMEDY}")
+
+
+def _micro_batches(minibatch: Experience, size: int, *, skip_empty: bool) -> list[Experience]:
+    """The minibatch in parts of similar length, because the split does not change the sum and saves padding.
+
+    Several processes have to make the same number of passes, also over parts in which no rollout has a score.
+    """
     by_length = minibatch.mask.sum(1).argsort(stable=True)
-    for index in by_length.split(size):
-        part = minibatch.select(index)
-        if part.mask.any():
-            yield part
+    parts = [minibatch.select(index) for index in by_length.split(size)]
+    return [part for part in parts if part.mask.any() or not skip_empty]
 
 
 def _token_sums(learner: Learner, batch: Experience, config: PPOConfig) -> tuple[dict[str, Tensor], float]:
     """Losses and statistics of one micro-batch, summed over its real tokens; and the largest |ratio - 1|."""
     mask, rollouts = batch.mask, batch.rollouts
     logits = completion_logits(learner.policy, rollouts, temperature=config.temperature)
-    log_ratio = token_logprobs(logits, rollouts) - batch.old_logprobs
+    logprobs = token_logprobs(logits, rollouts)
+    log_ratio = logprobs - batch.old_logprobs
     ratio = log_ratio.exp()
     values = completion_values(learner.critic, rollouts)
     policy_loss, policy_clipped = policy_losses(ratio, batch.advantages, clip_range=config.clip_range)
     value_loss, value_clipped = value_losses(
         values, batch.old_values, batch.returns, clip_range=config.value_clip_range
     )
-    sums = {"loss/policy_avg": masked_total(policy_loss, mask), "loss/value_avg": masked_total(value_loss, mask)}
+    losses = {"policy": policy_loss, "value": value_loss, "kl": kl_k2(kl_k1(logprobs, batch.ref_logprobs))}
+    sums = {f"loss/{name}_avg": masked_total(loss, mask) for name, loss in losses.items()}
     with torch.no_grad():
         statistics = {
             "tokens": torch.ones_like(ratio),
@@ -122,12 +161,3 @@ def _averages(totals: dict[str, float]) -> dict[str, float]:
     averages = {name: total / tokens for name, total in totals.items()}
     averages["val/ratio_var"] = max(0.0, averages["val/ratio_var"] - averages["val/ratio"] ** 2)
     return averages
-
-
-def _ratio_message(error: float, limit: float) -> str:
-    return (
-        f"before the first step of an iteration the probability ratio differs from 1 by {error:.2e}, limit {limit:.2e} "
-        "(ratio_tolerance): the policy that trains is not the one that sampled; look for dropout that is on, for a "
-        "temperature, padding or position ids that differ between the passes, for weights changed in between, and for "
-        "a dtype below float32, which needs a higher ratio_tolerance"
-    )

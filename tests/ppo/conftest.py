@@ -113,7 +113,7 @@ def make_trainer(make_policy, make_critic, tokenizer, prompts, tmp_path):
         return PPOTrainer(
             PPOConfig(**small | settings),
             policy,
-            reference or frozen_copy(policy),
+            None if reference is False else reference or frozen_copy(policy),
             critic or make_critic(),
             tokenizer,
             prompts,

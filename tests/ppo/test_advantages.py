@@ -52,6 +52,13 @@ def test_whitening_uses_the_biased_variance_of_the_real_tokens():
     assert whitened.tolist() == [[pytest.approx(-1.0), pytest.approx(1.0), 0.0]]
 
 
+def test_whitening_without_a_shift_keeps_the_mean():
+    """Detail 14: (x - 2) / 1 + 2 for mean 2 and variance 1; then with variance 4."""
+    ones = torch.ones(1, 2, dtype=torch.bool)
+    assert whiten(torch.tensor([[1.0, 3.0]]), ones, shift_mean=False).tolist() == [pytest.approx([1.0, 3.0])]
+    assert whiten(torch.tensor([[0.0, 4.0]]), ones, shift_mean=False).tolist() == [pytest.approx([1.0, 3.0])]
+
+
 def test_whitening_a_constant_gives_0():
     """Detail 16: 1e-8 keeps the division finite."""
     assert whiten(torch.full((1, 3), 7.0), torch.ones(1, 3, dtype=torch.bool)).tolist() == [[0.0, 0.0, 0.0]]

@@ -134,12 +134,39 @@ def test_ctrl_c_ends_the_process_at_once_even_while_a_score_is_awaited(write_con
     assert (process.returncode, out, err) == (130, "", "plaudit-ppo: interrupted\n")
 
 
-def test_a_service_that_cannot_be_reached_is_exit_1_and_the_policy_is_saved(capsys, write_config, tmp_path):
+def test_a_service_that_cannot_be_reached_is_exit_1_and_leaves_a_checkpoint(capsys, write_config, tmp_path):
     code, err = refused(capsys, "train", "--config", write_config())
     assert code == 1
     assert "100% of the rollouts got no score, limit 10% (max_masked_share); first failure: " in err
     assert "http://127.0.0.1:9" in err
+    checkpoint = tmp_path / "run" / "checkpoints" / "iteration-000000"
+    assert f"; checkpoint: {checkpoint}" in err
+    assert AutoModelForCausalLM.from_pretrained(checkpoint / "policy")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lora_rank": 2}, {"critic_trunk": "policy"}, {"lora_rank": 2, "critic_trunk": "policy"}]
+)
+def test_lora_and_a_critic_on_the_policys_network_are_settings(capsys, write_config, service, tmp_path, settings):
+    config = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0, **settings)
+    assert main(["train", "--config", config]) == 0
+    assert (tmp_path / "run" / "adapter").exists() == ("lora_rank" in settings)
+    assert (tmp_path / "run" / "critic" / "value_head.safetensors").exists() == ("critic_trunk" in settings)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+
+
+def test_a_run_that_a_guard_stopped_goes_on_where_it_stood(capsys, write_config, service, tmp_path):
+    """The same command line with --resume; what was changed meanwhile is told."""
+    refused(capsys, "train", "--config", write_config())
+    changed = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0, max_masked_share=0.5)
+    assert main(["train", "--config", changed, "--resume", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("2 iterations, 8 rollouts in ")
+    assert "0.00% of the rollouts without a score, 0 requests repeated" in out
+    assert "plaudit-ppo: changed since the run began: max_masked_share: 0.1 -> 0.5\n" in err
+    assert f'scorer_urls: ["http://127.0.0.1:9"] -> ["{service.url}"]' in err
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0  # without --config: the settings in DIR; all is done
+    assert capsys.readouterr().out.startswith("2 iterations, 8 rollouts in ")
 
 
 @pytest.mark.parametrize(
@@ -147,9 +174,10 @@ def test_a_service_that_cannot_be_reached_is_exit_1_and_the_policy_is_saved(caps
     [
         ((), "required: COMMAND"),
         (("fly",), "invalid choice: 'fly'"),
-        (("train",), "required: --config"),
+        (("train",), "--config FILE or --resume DIR is needed"),
         (("train", "--config", "absent.toml"), "absent.toml: cannot be read"),
-        (("train", "--config", "absent.toml", "--resume", "x"), "unrecognized arguments: --resume x"),
+        (("train", "--config", "absent.toml", "--output", "x", "--resume", "x"), "not allowed with"),
+        (("train", "--resume", "absent"), "absent/config.toml: cannot be read"),
     ],
 )
 def test_a_wrong_call_is_exit_2(capsys, argv, says):
@@ -166,6 +194,7 @@ def test_a_wrong_call_is_exit_2(capsys, argv, says):
         ({"critic": "absent"}, "critic: absent has no config.json"),
         ({"prompts": "absent.jsonl"}, "absent.jsonl: cannot be read"),
         ({"scorer_urls": ("ftp://a",)}, "'ftp://a'"),
+        ({"eval_scorer_urls": ("ftp://b",)}, "'ftp://b'"),
         ({"max_completion_tokens": 64}, "64 positions"),
     ],
 )

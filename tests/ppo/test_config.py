@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from plaudit_ppo.config import PPOConfig, load_config, settings_help, to_toml
+from plaudit_ppo.config import PPOConfig, changed_settings, load_config, settings_help, to_toml
 from plaudit_ppo.errors import ConfigError
 
 
@@ -30,6 +30,14 @@ def test_what_is_written_is_read_back_the_same(load):
         policy='a "quoted" päth\\x', scorer_urls=("http://a", "http://b"), kl_coef=1e-7, send_eos_text=True, seed=3
     )
     assert load(to_toml(config)) == config
+    weighted = PPOConfig(scorer_urls=("http://a", "http://b"), scorer_weights=(1, 0.5), kl_budget=3)
+    assert load(to_toml(weighted)) == weighted
+
+
+def test_changed_settings_are_named_with_both_values():
+    before, now = PPOConfig(), PPOConfig(kl_coef=0.1, kl_budget=3)
+    assert changed_settings(before, now) == ["kl_coef: 0.05 -> 0.1", "kl_budget: none -> 3.0"]
+    assert changed_settings(now, now) == []
 
 
 def test_a_configuration_cannot_be_changed():
@@ -52,6 +60,12 @@ def test_a_configuration_cannot_be_changed():
         ("policy = ''", "policy = '': has to be a string; the default is none"),
         ("scorer_urls = 'http://a'", "scorer_urls = 'http://a': has to be a list of strings; the default is []"),
         ("missing_eos = 'drop'", "missing_eos = 'drop': has to be one of replace, subtract, off"),
+        ("scorer_weights = ['a']", "scorer_weights = ('a',): has to be a list of numbers; the default is []"),
+        (
+            "scorer_urls = ['http://a']\nscorer_weights = [1, 2]",
+            "scorer_weights has 2 entries, scorer_urls 1; give one weight for each reward model, or none",
+        ),
+        ("critic = 'rm'\ncritic_trunk = 'policy'", "critic = 'rm': a head on the policy's network starts from no"),
         ("num_minibatches = 65", "num_minibatches = 65, limit 64 (rollout_batch_size)"),
         ("kl_coef = ", "not a TOML file"),
     ],

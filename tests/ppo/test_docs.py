@@ -10,6 +10,7 @@ from plaudit_ppo import errors
 from plaudit_ppo.config import PPOConfig, load_config, settings_help
 from plaudit_ppo.metrics import METRICS
 
+TESTS = Path(__file__).parents[1]
 TEXT = (Path(__file__).parents[2] / "docs" / "ppo.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in TEXT.splitlines() if line.startswith("| ")]
 DETAILS = [row for row in ROWS if len(row) == 6 and row[0].isdigit()]
@@ -32,7 +33,7 @@ def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path
     (tmp_path / "run.toml").write_text(example)
     config = load_config(tmp_path / "run.toml")
     assert set(re.findall(r"^(\w+) = ", example, re.MULTILINE)) == {field.name for field in dataclasses.fields(config)}
-    example_only = {"policy", "critic", "prompts", "scorer_urls", "critic_learning_rate"}
+    example_only = {"policy", "critic", "prompts", "scorer_urls", "critic_learning_rate", "score_clip", "kl_budget"}
     assert dataclasses.replace(config, **{name: PPOConfig.__dict__[name] for name in example_only}) == PPOConfig()
 
 
@@ -48,19 +49,36 @@ def test_every_detail_names_a_test_that_exists():
     assert len(names) >= len(DETAILS)
     for name in names:
         file, test = name.split("::")
-        assert f"def {test}(" in (Path(__file__).parent / file).read_text()
+        folder = TESTS if (TESTS / file).exists() else TESTS / "ppo"
+        assert f"def {test}(" in (folder / file).read_text()
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 9, 10, 11, 15, 16, 17, 18, 19, 20, 21, 23, 25])
+@pytest.mark.parametrize("number", range(1, 29))
 def test_every_detail_has_a_row_and_a_test_that_says_its_number(number):
     assert str(number) in [row[0] for row in DETAILS]
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    assert re.search(rf'"""Details? [^:."]*\b{number}\b', tests)
+    files = [*(TESTS / "ppo").rglob("test_*.py"), *(TESTS / "e2e").glob("test_ppo_*.py")]
+    assert any(re.search(rf'"""Details? [^:."]*\b{number}\b', file.read_text()) for file in files)
+
+
+def test_every_guard_is_documented_with_its_setting():
+    rows = {quoted(row[2])[0]: row[1] for row in ROWS if len(row) == 3 and quoted(row[2]) and "Error" in row[2]}
+    assert rows.keys() == {error.__name__ for error in errors.GuardError.__subclasses__()}
+    settings = {name for cell in rows.values() for name in quoted(cell)}
+    assert settings <= PPOConfig.__dataclass_fields__.keys()
 
 
 def test_every_metric_is_documented_with_its_meaning():
-    rows = {quoted(row[0])[0]: row[1] for row in ROWS if len(row) == 2 and quoted(row[0])}
-    assert rows == METRICS
+    lines = re.findall(
+        r"^\| `(\S+)` \| (.*) \|$", TEXT.partition("## Metrics")[2].partition("## Errors")[0], re.MULTILINE
+    )
+    assert dict(lines) == METRICS
+
+
+def test_what_a_run_leaves_is_documented(make_trainer, tmp_path):
+    make_trainer(iterations=1).train()
+    left = {entry.name + "/" * entry.is_dir() for entry in (tmp_path / "run").iterdir()}
+    documented = {quoted(row[0])[0] for row in ROWS if len(row) == 2 and quoted(row[0])}
+    assert documented == left | METRICS.keys() | {"adapter/"}
 
 
 def test_every_error_is_documented_with_its_exit_code():

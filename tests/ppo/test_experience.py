@@ -32,7 +32,8 @@ def make(rollouts):
             logprobs=torch.full((3, 3), -1.0),
             ref_logprobs=torch.full((3, 3), -1.5),
             values=torch.full((3, 3), 0.5),
-            config=PPOConfig(kl_coef=0.1, **settings),
+            kl_coef=0.1,
+            config=PPOConfig(**settings),
         )
 
     return make
@@ -86,3 +87,29 @@ def test_selected_rows_keep_their_numbers(make):
     part = experience.select(torch.tensor([0]))
     assert part.rewards.tolist() == [experience.rewards[0, :2].tolist()]
     assert part.mask.tolist() == [[True, True]]
+
+
+def test_the_penalty_is_made_of_the_estimate_of_the_setting(make):
+    """Detail 12: k1 = -1 - -1.5 = 0.5; k3 = exp(-0.5) - 1 + 0.5."""
+    assert make().kl_penalty[0].tolist() == pytest.approx([0.05, 0.05, 0.0])
+    k3 = 0.1 * (math.exp(-0.5) - 0.5)
+    experience = make(kl_estimator="k3")
+    assert experience.kl_penalty[0].tolist() == pytest.approx([k3, k3, 0.0])
+    assert experience.rewards[0].tolist() == pytest.approx([-k3, 2.0 - k3, 0.0])
+    assert experience.kl[0].tolist() == [0.5, 0.5, 0.0]  # what is logged stays k1
+
+
+def test_scores_are_clipped_after_the_rule_for_a_missing_eos(make):
+    """Detail 10: replaced by -3, then clipped to -1.5; the other one from 2 to 1.5."""
+    assert make(score_clip=1.5, missing_eos_score=-3.0).scores[:2].tolist() == [1.5, -1.5]
+    assert make(score_clip=1.5, missing_eos_score=-3.0).scores[2].isnan()
+
+
+def test_whitened_rewards_keep_their_mean_and_have_variance_1(make):
+    """Detail 14: over the five real tokens, without mean shift; off by default."""
+    plain, whitened = make(), make(whiten_rewards=True)
+    before, after = plain.rewards[plain.mask], whitened.rewards[whitened.mask]
+    assert after.mean().item() == pytest.approx(before.mean().item(), abs=1e-6)
+    assert after.var(unbiased=False).item() == pytest.approx(1.0, abs=1e-4)
+    assert before.var(unbiased=False).item() < 0.99 or before.var(unbiased=False).item() > 1.01
+    assert not whitened.rewards[~whitened.mask].any()

@@ -5,12 +5,11 @@ import torch
 
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.experience import make_experience
-from plaudit_ppo.metrics import explained_variance, masked_mean, rollout_metrics
+from plaudit_ppo.metrics import explained_variance, masked_mean, rollout_metrics, sample_rows
 from plaudit_ppo.rollouts import Rollouts
 
 MASK = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
 RAW = torch.tensor([2.0, 7.0, math.nan])
-CONFIG = PPOConfig(kl_coef=0.1)
 
 
 @pytest.fixture
@@ -25,7 +24,13 @@ def experience():
     )
     logprobs = torch.tensor([[-1.0, -2.0, 9.0], [-3.0, -1.0, -1.0], [-50.0, 9.0, 9.0]])
     return make_experience(
-        rollouts, RAW, logprobs=logprobs, ref_logprobs=logprobs - 0.5, values=torch.zeros(3, 3), config=CONFIG
+        rollouts,
+        RAW,
+        logprobs=logprobs,
+        ref_logprobs=logprobs - 0.5,
+        values=torch.zeros(3, 3),
+        kl_coef=0.1,
+        config=PPOConfig(),
     )
 
 
@@ -34,7 +39,7 @@ def test_the_metrics_of_rollouts_by_hand(experience):
 
     KL: (2 * 0.5 + 3 * 0.5) / 2; entropy: ((1 + 2) + (3 + 1 + 1)) / 2; scores: (2 - 1) / 2, row 1 has no EOS.
     """
-    metrics = rollout_metrics(experience, RAW, CONFIG)
+    metrics = rollout_metrics(experience, RAW, kl_coef=0.1)
     assert metrics["objective/kl"] == pytest.approx(1.25)
     assert metrics["objective/kl_coef"] == 0.1
     assert metrics["objective/entropy"] == pytest.approx(4.0)
@@ -48,6 +53,27 @@ def test_the_metrics_of_rollouts_by_hand(experience):
     assert metrics["tokens/completion"] == 5
 
 
+def test_length_eos_share_and_spread_of_the_scores_by_hand(experience):
+    """Detail 26: over rows 0 (2 tokens, EOS, score 2) and 1 (3 tokens, cut, score 7)."""
+    metrics = rollout_metrics(experience, RAW, kl_coef=0.1)
+    assert metrics["tokens/completion_mean"] == 2.5
+    assert metrics["tokens/completion_p95"] == pytest.approx(2.95)
+    assert metrics["val/eos_share"] == 0.5
+    assert metrics["scoring/score_std"] == 2.5
+
+
+def test_a_sample_has_prompt_completion_score_and_kl(experience):
+    """Detail 26: the sample table."""
+    items = [{"prompt": "a", "completion": " b"}, {"messages": [], "completions": ["c"]}, {}]
+    rows = sample_rows([7, 8, 9], items, experience, RAW, limit=2)
+    assert [(row["prompt"], row["completion"], row["finished"], row["num_tokens"]) for row in rows] == [
+        (7, " b", True, 2),
+        (8, "c", False, 3),
+    ]
+    assert [row["score"] for row in rows] == [2.0, 7.0]
+    assert [row["kl"] for row in rows] == pytest.approx([1.0, 1.5])
+
+
 def test_without_a_single_score_there_are_no_numbers(experience):
     """Detail 10: undefined is None, not 0."""
     nothing = torch.full((3,), math.nan)
@@ -57,9 +83,10 @@ def test_without_a_single_score_there_are_no_numbers(experience):
         logprobs=experience.old_logprobs,
         ref_logprobs=experience.ref_logprobs,
         values=experience.old_values,
-        config=CONFIG,
+        kl_coef=0.1,
+        config=PPOConfig(),
     )
-    metrics = rollout_metrics(empty, nothing, CONFIG)
+    metrics = rollout_metrics(empty, nothing, kl_coef=0.1)
     undefined = ("objective/kl", "objective/scores", "objective/rlhf_reward", "scoring/score_mean")
     assert [metrics[name] for name in (*undefined, "val/explained_variance")] == [None] * 5
     assert metrics["scoring/masked_share"] == 1.0

@@ -9,7 +9,7 @@ from transformers import (
 )
 
 from plaudit_ppo.errors import CheckpointError
-from plaudit_ppo.models import Critic, disable_dropout, frozen_copy, init_head, load_critic, load_policy
+from plaudit_ppo.models import Critic, TrunkCritic, disable_dropout, frozen_copy, init_head, load_critic, load_policy
 
 
 @pytest.fixture
@@ -45,10 +45,7 @@ def test_a_critic_from_a_policy_has_its_backbone_and_a_new_head(checkpoint, poli
 def test_a_new_normal_head_has_standard_deviation_1_over_sqrt_d_plus_1():
     """Details 7 and 19: std 1/sqrt(d + 1), bias 0."""
     head = torch.nn.Linear(9_999, 1)
-    holder = torch.nn.Module()
-    holder.model = torch.nn.Module()
-    holder.model.score = head
-    init_head(holder, head_init="normal", generator=generator())
+    init_head(head, head_init="normal", generator=generator())
     assert head.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert head.bias.item() == 0
 
@@ -58,6 +55,24 @@ def test_a_critic_from_a_reward_model_keeps_its_head(critic, tmp_path):
     critic.save_pretrained(tmp_path / "rm")
     loaded = load_critic(tmp_path / "rm", head_init="normal", generator=generator())
     assert torch.equal(loaded.model.score.weight, critic.model.score.weight)
+
+
+def test_a_head_on_the_policys_network_trains_it_too(policy, tmp_path):
+    """Detail 19: the values are a linear function of the policy's hidden states, and their gradient reaches it."""
+    critic = TrunkCritic(policy, head_init="normal", generator=generator())
+    ids = torch.tensor([[3, 4, 5]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(3)[None]}
+    values = critic(**inputs)
+    hidden = policy(ids, output_hidden_states=True).hidden_states[-1]
+    assert torch.allclose(values, (hidden @ critic.score.weight[0]) + critic.score.bias, atol=1e-6)
+    values.sum().backward()
+    assert policy.model.embed_tokens.weight.grad.any()
+    assert [name for name, _ in critic.named_parameters()] == ["score.weight", "score.bias"]
+    critic.save_pretrained(tmp_path / "critic")
+    other = TrunkCritic(policy, head_init="zero", generator=generator())
+    assert not other(**inputs).any()
+    other.restore(tmp_path / "critic")
+    assert torch.equal(other(**inputs), values)
 
 
 def test_the_critic_gives_one_value_per_position(critic):

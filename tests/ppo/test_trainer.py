@@ -1,6 +1,7 @@
 import json
 import math
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from plaudit_client import Score
 from plaudit_ppo import PPOConfig, Prompt, load_config, load_policy
 from plaudit_ppo.errors import ConfigError, MaskedShareError, PromptError, RatioError
+from plaudit_ppo.kl import next_kl_coef
 from plaudit_ppo.metrics import METRICS
 
 LINE_25 = {
@@ -16,6 +18,18 @@ LINE_25 = {
     *("objective/rlhf_reward", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg"),
     *("loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio", "val/ratio_var", "val/num_eos_tokens"),
     *("val/explained_variance", "lr", "episode"),
+}
+
+
+LINE_26 = {
+    *(
+        "tokens/completion_mean",
+        "tokens/completion_p95",
+        "val/eos_share",
+        "scoring/score_std",
+        "scoring/exposed_wait_s",
+    ),
+    *("scoring/call_s", "scoring/masked_share", "scoring/retries"),
 }
 
 
@@ -80,14 +94,14 @@ def test_two_runs_with_one_seed_end_in_the_same_bits(make_trainer, make_policy, 
 
 
 def test_every_metric_is_logged_under_its_name(make_trainer, scorer, tmp_path):
-    """Detail 25, and ours: scoring/*, time/*, tokens/*."""
+    """Details 25 and 26, and ours: time/*, tokens/*."""
     seen = []
     make_trainer(eval_scorer=scorer).train(on_iteration=seen.append)
     lines = read_log(tmp_path)
     assert lines == seen
     for line in lines:
         assert set(line) == set(METRICS)
-    assert set(METRICS) >= LINE_25
+    assert set(METRICS) >= LINE_25 | LINE_26
     assert [line["episode"] for line in lines] == [8, 16]
     assert [line["lr"] for line in lines] == [1e-3, 5e-4]
 
@@ -213,11 +227,12 @@ def test_too_many_failures_stop_the_run_with_a_reason_and_a_saved_policy(make_tr
         make_trainer(failing(0.5), policy=policy, max_masked_share=0.25).train()
     assert "50% of the rollouts got no score, limit 25% (max_masked_share)" in str(caught.value)
     assert "first failure: failed (no memory)" in str(caught.value)
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "iteration-000000" / "policy")
     assert torch.equal(weights(saved), weights(policy))
 
 
 def test_an_evaluation_scorer_is_logged_and_never_trained_on(make_trainer, make_policy, tmp_path):
+    """Detail 27."""
     final = []
     for name, eval_scorer in (("with", lambda items: [Score("ok", 7.0)] * len(items)), ("without", None)):
         policy = make_policy()
@@ -232,6 +247,49 @@ def test_a_failing_evaluation_scorer_masks_no_rollout(make_trainer, tmp_path):
     make_trainer(eval_scorer=failing(1.0)).train()
     assert read_log(tmp_path)[0]["eval/scores"] is None
     assert read_log(tmp_path)[0]["scoring/masked_share"] == 0.0
+
+
+def test_beta_follows_the_kl_only_where_it_is_adaptive(make_trainer, tmp_path):
+    """Detail 13: after the step, by what the last iteration's KL was."""
+    settings = {"iterations": 3, "kl_coef": 0.2, "kl_target": 0.5, "kl_horizon": 100, "lr_schedule": "constant"}
+    make_trainer(output=str(tmp_path / "adaptive"), kl_controller="adaptive", **settings).train()
+    lines = read_log(tmp_path, "adaptive")
+    assert lines[0]["objective/kl_coef"] == 0.2
+    for before, after in pairwise(lines):
+        expected = next_kl_coef(
+            before["objective/kl_coef"], before["objective/kl"], target=0.5, horizon=100, num_rollouts=8
+        )
+        assert after["objective/kl_coef"] == pytest.approx(expected)
+        assert after["objective/kl_coef"] != before["objective/kl_coef"]
+    make_trainer(output=str(tmp_path / "fixed"), **settings).train()
+    assert {line["objective/kl_coef"] for line in read_log(tmp_path, "fixed")} == {0.2}
+
+
+def test_the_waits_for_both_scorers_and_the_retries_are_logged(make_trainer, tmp_path):
+    """Detail 26: retries are what a scorer with such an attribute counts; without one they are null."""
+
+    class Retrying:
+        retries = 5
+
+        def __call__(self, items):
+            self.retries += 1
+            return [Score("ok", float(number)) for number, _ in enumerate(items)]
+
+    summary = make_trainer(Retrying(), output=str(tmp_path / "counted")).train()
+    assert [line["scoring/retries"] for line in read_log(tmp_path, "counted")] == [2, 2]  # one per micro-batch
+    assert summary.retries == 4
+    assert make_trainer(output=str(tmp_path / "open")).train().retries is None
+    assert read_log(tmp_path, "open")[0]["scoring/retries"] is None
+
+
+def test_samples_are_kept_every_few_iterations_and_of_the_last(make_trainer, scorer, tmp_path):
+    """Detail 26: the sample table."""
+    make_trainer(iterations=6, sample_every=4, num_samples=3).train()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 1, 1, 5, 5, 5, 6, 6, 6]
+    assert all(set(row) >= {"prompt", "completion", "score", "kl"} for row in rows)
+    for row in rows:
+        assert row["score"] == pytest.approx(scorer([row])[0].score)
 
 
 def test_a_generating_forward_that_is_another_model_stops_the_run(make_trainer, make_policy):
@@ -285,8 +343,11 @@ def test_prompts_that_do_not_fit_are_refused_before_training(make_trainer):
 
 
 def test_the_defaults_are_those_of_the_sources():
-    """Details 4, 9, 13, 15, 18, 20 and 21."""
+    """Details 4, 9, 10, 12, 13, 14, 15, 18, 20, 21 and 24."""
     config = PPOConfig()
+    assert (config.kl_controller, config.kl_target, config.kl_horizon) == ("fixed", 6.0, 10_000)
+    assert (config.kl_estimator, config.kl_loss_coef, config.kl_budget) == ("k1", 0.0, None)
+    assert (config.whiten_rewards, config.score_clip) == (False, None)
     assert (config.temperature, config.missing_eos, config.missing_eos_score) == (0.7, "replace", -1.0)
     assert (config.kl_coef, config.gamma, config.gae_lambda) == (0.05, 1.0, 0.95)
     assert (config.clip_range, config.value_clip_range, config.value_coef, config.epochs) == (0.2, 0.2, 0.1, 4)

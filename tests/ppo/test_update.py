@@ -54,6 +54,7 @@ def make(policy, make_policy, critic):
             logprobs=token_logprobs(completion_logits(policy, rollouts, temperature=1.0), rollouts),
             ref_logprobs=token_logprobs(completion_logits(make_policy(7), rollouts, temperature=1.0), rollouts),
             values=completion_values(critic, rollouts),
+            kl_coef=0.05,
             config=PPOConfig(**SMALL | settings),
         )
 
@@ -165,12 +166,48 @@ def test_a_ratio_that_is_nan_is_noticed(make_learner, make, rollouts):
         update(make_learner(), replace(experience, old_logprobs=experience.old_logprobs * math.nan))
 
 
-def test_a_gradient_that_is_not_finite_makes_no_step(make_learner, make, rollouts):
+def test_a_loss_that_is_not_finite_makes_no_step(make_learner, make, rollouts):
     learner, experience = make_learner(), make(rollouts, SCORES)
     before = learner.policy.lm_head.weight.clone()
-    with pytest.raises(DivergenceError, match="the gradient of the policy is nan"):
-        update(learner, replace(experience, advantages=experience.advantages * math.nan))
+    for name, fields in {
+        "policy": {"advantages": experience.advantages * math.nan},
+        "value": {"returns": experience.returns * math.inf},
+        "kl": {"ref_logprobs": experience.ref_logprobs * math.nan},
+    }.items():
+        with pytest.raises(DivergenceError, match=f"the {name} loss is (nan|inf), and no step was made; look in log"):
+            update(learner, replace(experience, **fields))
     assert torch.equal(learner.policy.lm_head.weight, before)
+
+
+@pytest.mark.parametrize("name", ["policy", "critic"])
+def test_a_gradient_that_is_not_finite_makes_no_step(make_learner, make, rollouts, name):
+    learner = make_learner()
+    next(getattr(learner, name).parameters()).register_hook(lambda gradient: gradient * math.nan)
+    before = learner.policy.lm_head.weight.clone()
+    with pytest.raises(DivergenceError, match=f"the gradient of the {name} is nan, and no step was made"):
+        update(learner, make(rollouts, SCORES))
+    assert torch.equal(learner.policy.lm_head.weight, before)
+
+
+def test_the_kl_loss_is_k2_to_the_reference_and_off_by_default(make_learner, make, rollouts):
+    """Detail 12: with it alone, the gradient is that of mean(k2) over the real tokens, in a slow loop."""
+    experience, learner = make(rollouts, SCORES), make_learner()
+    experience = replace(experience, advantages=experience.advantages * 0)
+    policy, total, count = copy.deepcopy(learner.policy), torch.zeros(()), 0
+    for row in range(6):
+        prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]]
+        completion = rollouts.completion_ids[row][rollouts.completion_mask[row]]
+        logprobs = policy(torch.cat([prompt, completion])[None]).logits[0].log_softmax(1)
+        for t, token in enumerate(completion.tolist()):
+            total = total + 0.5 * (logprobs[len(prompt) + t - 1, token] - experience.ref_logprobs[row, t]) ** 2
+            count += 1
+    (0.3 * total / count).backward()
+    slow = torch.cat([(p.detach() - 0.5 * p.grad).flatten() for p in policy.parameters()])
+    _, without = update(make_learner(), experience, value_coef=0)
+    metrics, weights = update(learner, experience, value_coef=0, kl_loss_coef=0.3)
+    assert torch.allclose(weights[: len(slow)], slow, atol=1e-5)
+    assert not torch.allclose(without[: len(slow)], slow, atol=1e-4)
+    assert metrics["loss/kl_avg"] == pytest.approx(total.item() / count, abs=1e-5)
 
 
 def test_every_epoch_visits_every_rollout_once_in_a_new_order(make_learner, make, rollouts):

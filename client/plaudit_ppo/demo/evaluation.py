@@ -13,7 +13,7 @@ from plaudit_ppo.demo.errors import DemoError
 from plaudit_ppo.demo.gold import gold_reward
 from plaudit_ppo.demo.sampling import Completion, sample_completions
 from plaudit_ppo.forward import completion_logits, token_logprobs
-from plaudit_ppo.rewards import kl_k1
+from plaudit_ppo.kl import kl_k1
 from plaudit_ppo.rollouts import Rollouts
 
 

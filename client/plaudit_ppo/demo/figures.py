@@ -1,52 +1,42 @@
-"""The figures of the page as inline SVG, readable on light and on dark ground.
+"""The figures of the demo's page.
 
 Knows nothing of HTML.
 """
 
-import io
 import math
-import re
 from collections.abc import Sequence
-from itertools import accumulate
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from plaudit_ppo.charts import GOLD, INK, KL, MEAN_OF, SCORE, TIME, add_legend, new_axes, running_mean, to_svg
 from plaudit_ppo.demo.results import Results
 from plaudit_ppo.demo.service import Latency
-
-GOLD, SCORE, KL, TIME = "#c98a00", "#3d85c6", "#3a9d6a", "#9a6fb0"
-_INK = "#010203"  # stands for the page's own text colour
-_MEAN_OF = 5
 
 
 def reward_figure(values: Sequence[float], *, label: str, color: str, start: float, start_std: float) -> str:
     """One reward per iteration, its running mean, and what the warmed-up policy had."""
-    figure, axes = _figure("iteration", label)
+    figure, axes = new_axes("iteration", label)
     iterations = range(1, len(values) + 1)
     axes.axhspan(start - start_std, start + start_std, color=color, alpha=0.12, lw=0, label="warmed-up policy, ± 1 std")
     axes.axhline(start, color=color, lw=1, ls=(0, (4, 3)), label="warmed-up policy, mean")
     axes.plot(iterations, values, color=color, lw=1, alpha=0.45, label="rollouts of the iteration, mean")
-    axes.plot(iterations, running_mean(values), color=color, lw=2.2, label=f"mean of the last {_MEAN_OF}")
-    _legend(axes)
-    return _svg(figure)
+    axes.plot(iterations, running_mean(values), color=color, lw=2.2, label=f"mean of the last {MEAN_OF}")
+    add_legend(axes)
+    return to_svg(figure)
 
 
 def kl_figure(values: Sequence[float]) -> str:
     """KL from the warmed-up policy per iteration."""
-    figure, axes = _figure("iteration", "KL, nats per completion")
+    figure, axes = new_axes("iteration", "KL, nats per completion")
     iterations = range(1, len(values) + 1)
     axes.plot(iterations, values, color=KL, lw=1, alpha=0.45, label="rollouts of the iteration, mean")
-    axes.plot(iterations, running_mean(values), color=KL, lw=2.2, label=f"mean of the last {_MEAN_OF}")
+    axes.plot(iterations, running_mean(values), color=KL, lw=2.2, label=f"mean of the last {MEAN_OF}")
     axes.set_ylim(bottom=0)
-    _legend(axes)
-    return _svg(figure)
+    add_legend(axes)
+    return to_svg(figure)
 
 
 def over_optimization_figure(results: Results) -> str:
     """Proxy and gold, both in standard deviations of the warmed-up policy, over the distance from it."""
-    figure, axes = _figure("distance from the warmed-up policy, √KL (√nat)", "improvement, in std of the start")
+    figure, axes = new_axes("distance from the warmed-up policy, √KL (√nat)", "improvement, in std of the start")
     before = results.before
     distance = [math.sqrt(max(0.0, kl)) for kl in running_mean([row["objective/kl"] for row in results.log])]
     for name, label, color, mean, std in (
@@ -57,13 +47,13 @@ def over_optimization_figure(results: Results) -> str:
         axes.plot(distance, improvement, color=color, lw=1, alpha=0.5)
         axes.scatter(distance, improvement, color=color, s=14, label=label, lw=0)
     axes.set_xlim(left=0)
-    _legend(axes)
-    return _svg(figure)
+    add_legend(axes)
+    return to_svg(figure)
 
 
 def wait_figure(results: Results) -> str:
     """Per iteration, how long the calls took and how much of that training stood still."""
-    figure, axes = _figure("iteration", "milliseconds per iteration")
+    figure, axes = new_axes("iteration", "milliseconds per iteration")
     iterations = range(1, len(results.log) + 1)
     for name, label, color in (
         ("scoring/call_s", "calls to the service, added up", TIME),
@@ -71,56 +61,19 @@ def wait_figure(results: Results) -> str:
     ):
         axes.plot(iterations, [1e3 * row[name] for row in results.log], color=color, lw=1.6, label=label)
     axes.set_ylim(bottom=0)
-    _legend(axes)
-    return _svg(figure)
+    add_legend(axes)
+    return to_svg(figure)
 
 
 def latency_figure(latency: Latency) -> str:
     """The service's own histogram of request times."""
-    figure, axes = _figure("time of a request, milliseconds", "requests")
+    figure, axes = new_axes("time of a request, milliseconds", "requests")
     used = [index for index, requests in enumerate(latency.counts) if requests]
     shown = range(max(0, used[0] - 1), min(len(latency.counts), used[-1] + 2))
     heights = [latency.counts[index] for index in shown]
     bars = axes.bar(range(len(heights)), heights, color=TIME, width=0.92)
-    axes.bar_label(bars, [str(height) if height else "" for height in heights], color=_INK, fontsize=9, padding=2)
+    axes.bar_label(bars, [str(height) if height else "" for height in heights], color=INK, fontsize=9, padding=2)
     bounds = [latency.bounds_s[index] for index in shown]
     axes.set_xticks(range(len(heights)), [f"≤ {1e3 * bound:g}" if math.isfinite(bound) else "more" for bound in bounds])
     axes.margins(y=0.15)
-    return _svg(figure)
-
-
-def running_mean(values: Sequence[float]) -> list[float]:
-    """The mean of each value and the up to four before it."""
-    sums = [0.0, *accumulate(values)]
-    starts = [max(0, end - _MEAN_OF) for end in range(1, len(sums))]
-    return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts, start=1)]
-
-
-def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(color=_INK, alpha=0.12, lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(_INK)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(_INK)
-    axes.tick_params(colors=_INK)
-    return figure, axes
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="best", fontsize=9, frameon=False, labelcolor=_INK)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "plaudit", "font.size": 10.5}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return svg.replace(_INK, "currentColor")
+    return to_svg(figure)

@@ -60,7 +60,7 @@ def ppo_config(settings: DemoSettings, output: Path, *, policy: Path, prompts: P
 
 
 def train_policy(config: PPOConfig, client: RewardClient, *, on_iteration: Callable[[Metrics], None]) -> TrainSummary:
-    """Train by PPO; writes config.toml, log.jsonl, policy/ and critic/ to the configured output.
+    """Train by PPO; everything that a run leaves goes to the configured output.
 
     Args:
         config: from `ppo_config`.

@@ -39,7 +39,7 @@ from plaudit_ppo.demo.warm_up import warm_up
 from plaudit_ppo.log import Metrics
 
 NUM_STAGES = 7
-WARMED_UP, REWARD_MODEL, BUNDLE = "policy-warmed-up", "reward-model", "bundle"
+WARMED_UP, REWARD_MODEL, BUNDLE, PPO = "policy-warmed-up", "reward-model", "bundle", "ppo"
 _MAX_TOKENS = 160  # positions of every model; the longest prompt with the longest completion has fewer
 _SCORE_TIMEOUT_S = 30.0
 _NUM_GOLDEN = 32
@@ -83,7 +83,7 @@ def run_demo(settings: DemoSettings, output: Path, progress: Progress) -> Result
         prompts=held_out,
         before=before,
         after=after,
-        log=read_jsonl(output / "log.jsonl"),
+        log=read_jsonl(output / PPO / "log.jsonl"),
         pair_accuracy=accuracy,
         best_pair_accuracy=best_accuracy(held_out_pairs),
         num_pairs=len(pairs),
@@ -236,7 +236,9 @@ def _train_policy(
             names = {"gold": "eval/scores", "score": "scoring/score_mean", "KL": "objective/kl"}
             stage.advance(note=" ".join(f"{label} {metrics[name] or 0:.2f}" for label, name in names.items()))
 
-        config = ppo_config(settings, output, policy=output / WARMED_UP, prompts=output / "prompts.jsonl", url=url)
+        config = ppo_config(
+            settings, output / PPO, policy=output / WARMED_UP, prompts=output / "prompts.jsonl", url=url
+        )
         return train_policy(config, client, on_iteration=show)
 
 
@@ -246,7 +248,7 @@ def _evaluate(
     """The policy before and after PPO, on the held-out prompts, sampled with the same seed."""
     with progress.stage("evaluate before and after", 2 * len(prompts)) as stage:
         reference, tokenizer = load_policy(output / WARMED_UP)
-        policy, _ = load_policy(output / "policy")
+        policy, _ = load_policy(output / PPO / "policy")
 
         def measure(model: LlamaForCausalLM) -> Evaluation:
             evaluation = evaluate(

@@ -62,13 +62,15 @@ def test_the_whole_loop_leaves_every_artefact_and_a_summary(tmp_path):
     assert "arning" not in done.stderr
     made = {entry.name for entry in output.iterdir()}
     assert made == {
-        ".plaudit-demo", "bundle", "config.toml", "critic", "golden-items.jsonl", "held-out-pairs.jsonl",
-        "held-out-prompts.jsonl", "index.html", "log.jsonl", "metrics.txt", "pairs.jsonl", "plaudit-export.log",
-        "plaudit-serve.log", "policy", "policy-warmed-up", "prompts.jsonl", "reward-model", "samples.jsonl",
-        "summary.json",
+        ".plaudit-demo", "bundle", "golden-items.jsonl", "held-out-pairs.jsonl", "held-out-prompts.jsonl", "index.html",
+        "metrics.txt", "pairs.jsonl", "plaudit-export.log", "plaudit-serve.log", "policy-warmed-up", "ppo",
+        "prompts.jsonl", "reward-model", "samples.jsonl", "summary.json",
+    }  # fmt: skip
+    assert {entry.name for entry in (output / "ppo").iterdir()} == {
+        "checkpoints", "config.toml", "critic", "log.jsonl", "policy", "samples.jsonl", "summary.json",
     }  # fmt: skip
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["iterations"] == len((output / "log.jsonl").read_text().splitlines()) == 3
+    assert summary["iterations"] == len((output / "ppo" / "log.jsonl").read_text().splitlines()) == 3
     assert summary["masked_share"] == 0
     assert summary["timing"]["stages"].keys() == {
         "warm up the policy", "sample preference pairs", "train the reward model", "export the bundle",
@@ -82,7 +84,7 @@ def test_an_interrupted_demo_exits_130_and_leaves_no_process_behind(tmp_path):
     with subprocess.Popen(
         small_demo(output, iterations=100_000), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as demo:
-        log = output / "log.jsonl"
+        log = output / "ppo" / "log.jsonl"
         end = time.monotonic() + 120
         while not (log.exists() and log.read_text().count("\n") > 1):
             assert time.monotonic() < end
@@ -107,6 +109,7 @@ def test_two_demos_agree_in_every_figure_but_the_times_and_the_gold_reward_rises
     assert one == other
     assert one["gold_reward_end"] > one["gold_reward_start"] + one["gold_reward_start_std"]
     assert one["kl_end"] < 10
+    assert all(summary["timing"]["exposed_wait_share"] <= 0.05 for summary in summaries)
 
 
 def fails_with(capsys, arguments):

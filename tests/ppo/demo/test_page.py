@@ -3,7 +3,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from plaudit_ppo.demo.figures import latency_figure, running_mean
+from plaudit_ppo.charts import running_mean
+from plaudit_ppo.demo.figures import latency_figure
 from plaudit_ppo.demo.page import make_page
 from plaudit_ppo.demo.service import Latency
 

@@ -38,6 +38,24 @@ def test_it_learns_what_is_preferred_and_reports_every_step(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_loss_is_that_of_bradley_terry(tmp_path):
+    """Detail 7: mean of -log sigmoid(chosen - rejected), by hand for the first batch, before any step."""
+    tokenizer = train_reward_model_tokenizer([pair.prompt + pair.chosen + pair.rejected for pair in PAIRS])
+    model = make_sequence_classifier(tokenizer, hidden_size=16, num_layers=1, max_tokens=32, seed=1)
+    distinct = PAIRS[:4]
+    chosen, rejected = (
+        torch.tensor(score_texts(model, tokenizer, [pair.prompt + getattr(pair, side) for pair in distinct]))
+        for side in ("chosen", "rejected")
+    )
+    expected = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+    losses = []
+    train_reward_model(
+        model, tokenizer, distinct, num_epochs=1, batch_size=4, learning_rate=1e-9, seed=1, scratch=tmp_path,
+        on_step=losses.append,
+    )  # fmt: skip
+    assert losses == [pytest.approx(expected.item(), abs=1e-4)]
+
+
 def test_two_trainings_give_the_same_bits(tmp_path):
     one, other = (trained(tmp_path)[0].state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,66 @@
+"""Charts as inline SVG, readable on light and on dark ground.
+
+Knows nothing of HTML.
+"""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from itertools import accumulate
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+GOLD, SCORE, KL, TIME = "#c98a00", "#3d85c6", "#3a9d6a", "#9a6fb0"
+INK = "#010203"  # stands for the page's own text colour
+MEAN_OF = 5
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """The mean of each value and the up to four before it."""
+    sums = [0.0, *accumulate(values)]
+    starts = [max(0, end - MEAN_OF) for end in range(1, len(sums))]
+    return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts, start=1)]
+
+
+def series_figure(values: Sequence[float | None], *, label: str, color: str) -> str:
+    """One value per iteration; where it is undefined there is a gap."""
+    figure, axes = new_axes("iteration", label)
+    numbers = [math.nan if value is None else value for value in values]
+    axes.plot(range(1, len(numbers) + 1), numbers, color=color, lw=1.8)
+    return to_svg(figure)
+
+
+def new_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """A figure with one empty coordinate system."""
+    figure = Figure(figsize=(6.4, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(color=INK, alpha=0.12, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(INK)
+    axes.tick_params(colors=INK)
+    return figure, axes
+
+
+def add_legend(axes: Axes) -> None:
+    """What the labelled lines are, where there is most room."""
+    axes.legend(loc="best", fontsize=9, frameon=False, labelcolor=INK)
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as one <svg> element; the same bytes for the same figure."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "plaudit", "font.size": 10.5}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return svg.replace(INK, "currentColor")

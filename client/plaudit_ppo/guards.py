@@ -1,0 +1,110 @@
+"""Guards: what stops a run before it goes on learning from nonsense. Each says what to look at.
+
+Pure: the trainer, which calls them, writes the checkpoint.
+"""
+
+from plaudit_ppo.errors import ConstantScoresError, KLBudgetError, MaskedShareError, RatioError, RewardModelError
+
+
+def check_masked_share(share: float, *, limit: float, failure: str | None) -> None:
+    """Too many rollouts without a score.
+
+    Args:
+        share: of the rollouts of this iteration.
+        limit: max_masked_share.
+        failure: what the first failed rollout says.
+    """
+    if share > limit:
+        raise MaskedShareError(
+            f"{share:.0%} of the rollouts got no score, limit {limit:.0%} (max_masked_share); first failure: "
+            f"{failure}; look at the scorer, or raise the limit"
+        )
+
+
+def count_constant(count: int, score_std: float | None, *, num_scores: int) -> int:
+    """How many iterations in a row had one and the same score for all of at least two rollouts.
+
+    Args:
+        count: before this iteration.
+        score_std: of this iteration's scores as the scorer gave them; None where there are none.
+        num_scores: how many scores there are.
+    """
+    if num_scores < 2:
+        return count
+    return count + 1 if score_std == 0 else 0
+
+
+def check_constant(count: int, *, limit: int) -> None:
+    """A scorer that tells no rollout from another.
+
+    Args:
+        count: from `count_constant`.
+        limit: max_constant_iterations; 0: none.
+    """
+    if limit and count >= limit:
+        raise ConstantScoresError(
+            f"all scores were the same in {count} iterations in a row, limit {limit} (max_constant_iterations), so "
+            "there is nothing to learn; look at samples.jsonl for a policy that always writes the same, and at the "
+            "reward model: is it the trained one, does its chat template keep the completion?"
+        )
+
+
+def check_reward_model(fingerprint: str | None, *, known: str | None) -> None:
+    """Scores of another reward model than before, also after a resume.
+
+    Args:
+        fingerprint: of this iteration's scores; None: the scorer does not tell.
+        known: of the iterations before; None: there were none, or the scorer does not tell.
+    """
+    if fingerprint is not None and known is not None and fingerprint != known:
+        raise RewardModelError(
+            f"the scores come from another reward model than before: fingerprint {fingerprint}, before {known}; serve "
+            "the former bundle, or start a new run"
+        )
+
+
+def check_kl(kl: float | None, *, budget: float | None) -> None:
+    """A policy too far from the reference.
+
+    Args:
+        kl: objective/kl of this iteration, in nats; None where no rollout has a score.
+        budget: kl_budget; None: no limit.
+    """
+    if kl is not None and budget is not None and kl > budget:
+        raise KLBudgetError(
+            f"objective/kl is {kl:.4g} nats per rollout, limit {budget:.4g} (kl_budget); the checkpoint's policy/ is "
+            "the result; look at eval/scores and samples.jsonl for reward hacking; to go on, raise kl_budget or kl_coef"
+        )
+
+
+def check_sampling(error: float, *, tolerance: float) -> None:
+    """Generating and training forward that are not the same model.
+
+    Args:
+        error: largest |ratio - 1| between them.
+        tolerance: sampling_tolerance.
+    """
+    if not error <= tolerance:  # also when it is NaN
+        raise RatioError(
+            f"the training forward gives the sampled tokens other probabilities than the generating one: ratio off "
+            f"by {error:.2e}, limit {tolerance:.2e} (sampling_tolerance); look at padding, position ids, temperature, "
+            "the key-value cache and the dtype of the policy"
+        )
+
+
+def check_ratio(error: float, *, tolerance: float) -> None:
+    """Before the first step of an iteration the ratio has to be 1.
+
+    Huang et al. 2023, "The N implementation details of RLHF with PPO".
+
+    Args:
+        error: largest |ratio - 1| of the first minibatch.
+        tolerance: ratio_tolerance.
+    """
+    if not error <= tolerance:  # also when it is NaN
+        raise RatioError(
+            f"before the first step of an iteration the probability ratio differs from 1 by {error:.2e}, limit "
+            f"{tolerance:.2e} (ratio_tolerance): the policy that trains is not the one that sampled; look for dropout "
+            "that is on, for a temperature, padding or position ids that differ between the passes, for weights "
+            "changed in between, and for a dtype below float32, which needs a higher ratio_tolerance"
+        )

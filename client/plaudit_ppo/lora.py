@@ -1,0 +1,92 @@
+"""LoRA: a policy whose adapter alone is trained, and the reference as the same network without its adapter."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.seeding import seeded_generator
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def is_lora(policy: nn.Module) -> bool:
+    """Whether a policy is one of PEFT's."""
+    return type(policy).__module__.startswith("peft.")
+
+
+def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
+    """The policy with a new adapter in every linear layer but the head; only the adapter is trained.
+
+    W + alpha / r * B A, B = 0 at first, so that the policy begins as the reference. Hu et al. 2021, arXiv 2106.09685.
+    No dropout: all passes have to see the same policy.
+
+    Args:
+        policy: a causal LM.
+        config: for lora_rank, lora_alpha and the seed.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21 asks
+        torch.manual_seed(seeded_generator(torch.device("cpu"), config.seed, "lora").initial_seed())
+        adapted: PreTrainedModel = get_peft_model(policy, settings)
+    return adapted
+
+
+class AdapterOff(nn.Module):
+    """The reference of a LoRA policy: its own network without the adapter. Holds no weights.
+
+    Args:
+        policy: from `add_lora`; not registered as a part, so that nothing done to the reference reaches it.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self._policy = (policy,)
+
+    def forward(self, **inputs: Any) -> Any:
+        """What the policy's forward returns, without the adapter."""
+        (policy,) = self._policy
+        with policy.disable_adapter():  # type: ignore[operator]
+            return policy(**inputs)
+
+
+def save_adapter(policy: PreTrainedModel, directory: Path) -> None:
+    """Writes the adapter alone, as PEFT reads it."""
+    policy.save_pretrained(directory, save_embedding_layers=False)
+
+
+def save_merged(policy: PreTrainedModel, directory: Path) -> None:
+    """Writes the policy with the adapter merged into its weights, as transformers reads it without PEFT."""
+    copy.deepcopy(policy).merge_and_unload().save_pretrained(directory)
+
+
+def restore_adapter(policy: PreTrainedModel, directory: Path) -> None:
+    """Gives the policy's adapter the weights that `save_adapter` wrote.
+
+    Raises:
+        CheckpointError: there are none, or they are of another adapter.
+    """
+    from peft import set_peft_model_state_dict
+
+    try:
+        set_peft_model_state_dict(policy, load_file(directory / _WEIGHTS))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{directory}: not the adapter of this policy; lora_rank and the policy have to be those of the run's start"
+        ) from error

@@ -1,0 +1,113 @@
+"""The report of a run: one HTML page made of what the run has left, also while it still goes on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from plaudit_ppo.charts import GOLD, KL, SCORE, TIME, series_figure
+from plaudit_ppo.config import load_config
+from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.log import read_log
+from plaudit_ppo.page import make_card, make_document, make_figure, make_rows
+from plaudit_ppo.summary import TrainSummary, summarize
+
+_FIGURES = (
+    ("Score", "scoring/score_mean", SCORE, "What PPO maximizes, as the scorer answered it; mean over rollouts."),
+    ("Evaluation score", "eval/scores", GOLD, "Of the scorer that is never trained on."),
+    ("KL", "objective/kl", KL, "From the reference, sum over the tokens of a completion; nats."),
+    ("Length", "tokens/completion_mean", TIME, "Tokens of a completion, with EOS."),
+    ("Entropy", "policy/entropy_avg", TIME, "Of the policy's distribution, mean over tokens; nats."),
+    ("Value error", "loss/value_avg", KL, "Clipped value loss, mean over tokens."),
+    ("Explained variance", "val/explained_variance", KL, "How much of the returns' variance the critic knows."),
+    (
+        "Exposed wait",
+        "scoring/exposed_wait_s",
+        SCORE,
+        "Seconds per iteration in which training stood still for scores.",
+    ),
+    ("Masked share", "scoring/masked_share", GOLD, "Rollouts without a score."),
+)
+
+
+def write_report(directory: Path) -> Path:
+    """Writes `report.html` into a run's directory and returns its path.
+
+    Raises:
+        ConfigError: the directory holds no run, or no iteration of it has ended.
+    """
+    log = read_log(directory / "log.jsonl")
+    if not log:
+        raise ConfigError(f"{directory}: holds no iteration of a run (log.jsonl); give the output directory of one")
+    settings = load_config(directory / "config.toml")
+    rows = [(spec.name, str(getattr(settings, spec.name))) for spec in fields(settings)]
+    page = make_report(directory.resolve().name, log, read_log(directory / "samples.jsonl"), rows)
+    path = directory / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def make_report(
+    name: str,
+    log: Sequence[Mapping[str, Any]],
+    samples: Sequence[Mapping[str, Any]],
+    settings: Sequence[tuple[str, str]],
+) -> str:
+    """The page, with inline style and charts and without any reference to another resource.
+
+    Args:
+        name: of the run.
+        log: lines of log.jsonl, at least one.
+        samples: lines of samples.jsonl; the last iteration's are shown.
+        settings: names and values.
+    """
+    summary = summarize(log)
+    figures = [
+        make_figure(title, series_figure([line.get(metric) for line in log], label=metric, color=color), caption)
+        for title, metric, color, caption in _FIGURES
+        if any(line.get(metric) is not None for line in log)
+    ]
+    body = (
+        f'<div class="cards">{"".join(make_card(*card) for card in _cards(summary))}</div>\n'
+        f'<h2>Training</h2>\n<div class="figures">{"".join(figures)}</div>\n'
+        f'<h2>Samples</h2>\n<div class="scroll"><table>{_samples(samples)}</table></div>\n'
+        f'<h2>Settings</h2>\n<div class="scroll"><table class="narrow">{make_rows(settings)}</table></div>\n'
+    )
+    subtitle = (
+        f"{summary.iterations} iterations, {summary.episodes} rollouts, {summary.seconds:.0f} s; {summary.scoring}"
+    )
+    return make_document(title=f"{name}: PPO", heading=name, subtitle=subtitle, body=body)
+
+
+def _cards(summary: TrainSummary) -> list[tuple[str, str]]:
+    cards = [(_change(summary, "scoring/score_mean"), "score, first and last iteration")]
+    if "eval/scores" in summary.final:
+        cards.append((_change(summary, "eval/scores"), "evaluation score, first and last iteration"))
+    return [
+        *cards,
+        (f"{_number(summary.final['objective/kl'])} nats", "KL per completion at the end"),
+        (f"{100 * summary.exposed_wait_share:.2g}%", "of the time spent waiting for scores"),
+    ]
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    head = "<thead><tr><th>prompt</th><th>completion</th>{}</tr></thead>".format(
+        "".join(f'<th class="number">{name}</th>' for name in ("tokens", "score", "KL, nats"))
+    )
+    rows = [
+        f'<tr><td class="label">{row["prompt"]}</td><td>{escape(row["completion"])}</td>'
+        f'<td class="number">{row["num_tokens"]}</td><td class="number">{_number(row["score"])}</td>'
+        f'<td class="number">{_number(row["kl"])}</td></tr>'
+        for row in samples
+        if row["iteration"] == samples[-1]["iteration"]
+    ]
+    return head + "".join(rows)
+
+
+def _change(summary: TrainSummary, metric: str) -> str:
+    return f"{_number(summary.first.get(metric))} → {_number(summary.final.get(metric))}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

@@ -1,0 +1,146 @@
+"""What a run leaves in its output directory: settings, logs, checkpoints, and at the end the result."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from plaudit_ppo.checkpoints import (
+    RunState,
+    checkpoint_path,
+    load_optimizer,
+    load_state,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from plaudit_ppo.config import PPOConfig, to_toml
+from plaudit_ppo.directories import remove_unfinished, write_directory
+from plaudit_ppo.errors import CheckpointError, ConfigError
+from plaudit_ppo.log import RunLog, read_log
+from plaudit_ppo.lora import is_lora, save_adapter, save_merged
+from plaudit_ppo.models import restore_weights
+from plaudit_ppo.summary import TrainSummary, model_card, summarize
+from plaudit_ppo.update import Learner
+
+
+class RunFiles:
+    """The output directory of a run.
+
+    Args:
+        config: the settings, of which `output` is the directory.
+        learner: what is stored, and restored on a resume.
+        tokenizer: stored with the policy.
+    """
+
+    def __init__(self, config: PPOConfig, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._config = config
+        self._learner = learner
+        self._tokenizer = tokenizer
+        self._output = Path(config.output)
+        self._accelerator = learner.accelerator
+
+    def open(self, start: RunState, *, resume: bool) -> RunState:
+        """Makes the directory, or goes on with the run in it: the learner gets the newest checkpoint's state.
+
+        Args:
+            start: the state of a run that has done nothing yet.
+            resume: whether the directory may hold a run.
+
+        Returns:
+            Where the run stands.
+
+        Raises:
+            ConfigError: the directory cannot be written, or holds a run and this is no resume.
+            CheckpointError: the checkpoint is broken, or of other models or prompts.
+        """
+        self._accelerator.wait_for_everyone()  # so that no process sees what the first one of this run writes
+        held = [name for name in ("log.jsonl", "checkpoints") if (self._output / name).exists()]
+        if held and not resume:
+            raise ConfigError(
+                f"output: {self._output} already holds a run ({held[0]}); choose another directory, or resume it"
+            )
+        checkpoint = newest_checkpoint(self._output / "checkpoints")
+        state = start if checkpoint is None else self._restore(checkpoint, start)
+        self._accelerator.wait_for_everyone()
+        try:
+            if self._accelerator.is_main_process:
+                self._output.mkdir(parents=True, exist_ok=True)
+                remove_unfinished(self._output / "checkpoints")
+                (self._output / "config.toml").write_text(to_toml(self._config), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"output: {self._output} cannot be written ({error.strerror}); choose another") from error
+        return state
+
+    def _restore(self, checkpoint: Path, start: RunState) -> RunState:
+        state = load_state(checkpoint)
+        if state.prompts_hash != start.prompts_hash:
+            raise CheckpointError(
+                f"{checkpoint}: the run had other prompts or another tokenizer, so its place in them means nothing; "
+                "give the former ones, or start a new run"
+            )
+        restore_weights(self._policy, self._accelerator.unwrap_model(self._learner.critic), checkpoint)
+        load_optimizer(checkpoint, self._learner.optimizer)
+        # A fixed beta is the setting's, which may have been changed for the resume.
+        return replace(state, kl_coef=start.kl_coef) if self._config.kl_controller == "fixed" else state
+
+    @contextmanager
+    def logs(self, *, done: int) -> Iterator[tuple[RunLog, RunLog]]:
+        """log.jsonl and samples.jsonl, with the lines of the first `done` iterations."""
+        names = ("log.jsonl", "samples.jsonl")
+        paths = [self._output / name if self._accelerator.is_main_process else None for name in names]
+        with RunLog(paths[0], done=done) as log, RunLog(paths[1], done=done) as samples:
+            yield log, samples
+
+    def save_checkpoint(self, state: RunState) -> Path:
+        """Writes a checkpoint of where the run stands, and removes old ones; returns its directory."""
+
+        def write_models(directory: Path) -> None:
+            self._write_policy(directory / "policy", save_adapter if is_lora(self._policy) else _save)
+            self._write_critic(directory / "critic")
+
+        folder = self._output / "checkpoints"
+        if self._accelerator.is_main_process:
+            optimizer, keep = self._learner.optimizer, self._config.max_checkpoints
+            save_checkpoint(folder, state, optimizer, write_models=write_models, keep=keep)
+        self._accelerator.wait_for_everyone()
+        return checkpoint_path(folder, state.iteration)
+
+    def finish(self, state: RunState) -> TrainSummary:
+        """Writes policy/ (with its card), critic/, summary.json, and the adapter/ of a LoRA policy."""
+        summary = [self._write_result(state) if self._accelerator.is_main_process else None]
+        return broadcast_object_list(summary)[0]  # type: ignore[no-any-return]
+
+    def _write_result(self, state: RunState) -> TrainSummary:
+        summary = summarize(read_log(self._output / "log.jsonl"))
+
+        def write_policy(directory: Path) -> None:
+            self._write_policy(directory, save_merged if is_lora(self._policy) else _save)
+            card = model_card(self._config, summary, fingerprint=state.fingerprint)
+            (directory / "README.md").write_text(card, encoding="utf-8")
+
+        write_directory(self._output / "policy", write_policy)
+        if is_lora(self._policy):
+            write_directory(self._output / "adapter", lambda directory: save_adapter(self._policy, directory))
+        write_directory(self._output / "critic", self._write_critic)
+        (self._output / "summary.json").write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
+        return summary
+
+    @property
+    def _policy(self) -> PreTrainedModel:
+        policy: PreTrainedModel = self._accelerator.unwrap_model(self._learner.policy)
+        return policy
+
+    def _write_policy(self, directory: Path, save: Callable[[PreTrainedModel, Path], None]) -> None:
+        save(self._policy, directory)
+        self._tokenizer.save_pretrained(directory)
+
+    def _write_critic(self, directory: Path) -> None:
+        self._accelerator.unwrap_model(self._learner.critic).save_pretrained(directory)
+
+
+def _save(policy: PreTrainedModel, directory: Path) -> None:
+    policy.save_pretrained(directory)

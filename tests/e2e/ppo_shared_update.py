@@ -1,0 +1,77 @@
+"""One update on given rollouts, shared out over the processes that it is started with; writes what came of it.
+
+python ppo_shared_update.py POLICY OUTPUT CASE; or torchrun --nproc-per-node 2 the same.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from plaudit_ppo import PPOConfig, load_critic, load_policy
+from plaudit_ppo.experience import make_experience
+from plaudit_ppo.forward import evaluate_rollouts
+from plaudit_ppo.metrics import rollout_metrics
+from plaudit_ppo.processes import gather_experience, share
+from plaudit_ppo.prompts import pad_left
+from plaudit_ppo.rollouts import sample_rollouts
+from plaudit_ppo.update import Learner, run_update
+
+NAN = float("nan")
+SCORES = {
+    "some failed": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, NAN, 4.0, NAN, NAN, -6.0, NAN],
+    "one process without a score": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, *[NAN] * 6],
+}
+PROMPTS = [[2, 3], [4], [5, 6, 7], [2], [3, 3, 3, 3], [6]] * 2
+
+
+def main(policy_path: str, output: str, case: str) -> None:
+    config = PPOConfig(
+        epochs=2, micro_batch_size=4, max_grad_norm=0.5, temperature=1.0, missing_eos="off", whiten_rewards=True,
+        kl_loss_coef=0.1, kl_estimator="k3", ratio_tolerance=1e-3,
+    )  # fmt: skip
+    accelerator = Accelerator()
+    policy, _ = load_policy(policy_path)
+    reference, _ = load_policy(policy_path)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.mul_(0.9)
+    critic = load_critic(policy_path, head_init="normal", generator=torch.Generator().manual_seed(1))
+    whole = sample_rollouts(
+        policy, *pad_left(PROMPTS, 1), max_tokens=12, temperature=1.0, eos_id=0, pad_id=1,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    rows = torch.tensor(share(accelerator, range(len(whole))))
+    rollouts, scores = whole.select(rows), torch.tensor(SCORES[case])[rows]
+    optimizer = torch.optim.SGD([*policy.parameters(), *critic.parameters()], lr=0.5)
+    learner = Learner(*accelerator.prepare(policy, critic, optimizer), accelerator)
+    logprobs, ref_logprobs, values = evaluate_rollouts(
+        learner.policy, reference, learner.critic, rollouts, temperature=1.0, micro_batch_size=4
+    )
+    experience = make_experience(
+        rollouts, scores, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, kl_coef=0.1, config=config,
+        total=accelerator.reduce,
+    )  # fmt: skip
+    everyone, all_scores = gather_experience(accelerator, experience), accelerator.gather(scores)
+    metrics = rollout_metrics(everyone, all_scores, kl_coef=0.1)
+    metrics |= run_update(learner, experience, config, generator=torch.Generator().manual_seed(0))
+    if accelerator.is_main_process:
+        models = {
+            "policy": accelerator.unwrap_model(learner.policy),
+            "critic": accelerator.unwrap_model(learner.critic),
+        }
+        tensors = {
+            f"{name}.{key}": value.clone() for name, m in models.items() for key, value in m.state_dict().items()
+        }
+        tensors["advantages"], tensors["returns"] = everyone.advantages, everyone.returns
+        save_file(tensors, f"{output}.safetensors")
+        metrics["processes"] = accelerator.num_processes
+        Path(f"{output}.json").write_text(json.dumps(metrics))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,93 @@
+"""PPO in two processes that speak gloo: the update of one process, and a whole run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ppo_runs import figures, weights, write_config, write_policy
+from safetensors.torch import load_file
+
+from plaudit_ppo.log import read_log
+from plaudit_service.testing import running_service, write_tiny_bundle
+
+pytestmark = pytest.mark.slow
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+SCRIPT = Path(__file__).with_name("ppo_shared_update.py")
+
+
+def run(processes, *arguments):
+    """Runs a script, or `-m` and a module, in so many processes."""
+    command = [sys.executable] if processes == 1 else [*LAUNCH, str(processes)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env.pop("PLAUDIT_URL", None)
+    return subprocess.run([*command, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("case", ["some failed", "one process without a score"])
+def test_two_processes_make_the_update_of_one_on_the_same_rollouts(tmp_path, case):
+    """Details 16, 18 and 25: statistics, losses, gradients and weights are over all processes."""
+    write_policy(tmp_path / "policy")
+    for processes in (1, 2):
+        done = run(processes, SCRIPT, tmp_path / "policy", tmp_path / str(processes), case)
+        assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in (1, 2))
+    assert (one.pop("processes"), two.pop("processes")) == (1, 2)
+    assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
+    assert one["objective/kl"] != pytest.approx(0, abs=1e-2)
+    before = load_file(tmp_path / "policy" / "model.safetensors")
+    alone, shared = (load_file(tmp_path / f"{name}.safetensors") for name in (1, 2))
+    for name, tensor in alone.items():
+        width = min(tensor.shape[-1], shared[name].shape[-1])
+        assert torch.allclose(tensor[..., :width], shared[name][..., :width], atol=1e-6), name
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (alone[f"policy.{name}"] - before[name]).abs().max() > 1e-3  # there was something to be equal in
+
+
+def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(tmp_path):
+    """Detail 22: and the log is about all rollouts; the files are written once."""
+    write_policy(tmp_path / "policy")
+    write_tiny_bundle(tmp_path / "bundle")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "so"}\n{"prompt": "very very"}\n{"prompt": "so very good"}\n')
+    with running_service(tmp_path / "bundle") as service:
+
+        def train(name, iterations, *flags):
+            file = write_config(
+                tmp_path / f"{name}.toml", policy=tmp_path / "policy", prompts=tmp_path / "prompts.jsonl",
+                scorer_urls=(service.url,), output=tmp_path / name, iterations=iterations, rollout_batch_size=12,
+                rollout_micro_batch_size=4, max_completion_tokens=8, num_minibatches=2, learning_rate=3e-3,
+                lr_schedule="constant", temperature=1.0, missing_eos="off", kl_controller="adaptive",
+            )  # fmt: skip
+            done = run(2, "-m", "plaudit_ppo", "train", "--config", file, *flags)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        out = train("whole", 6)
+        train("again", 6)
+        train("parts", 3)
+        train("parts", 6, "--resume", tmp_path / "parts")
+    assert out.count("iterations") == 1
+    assert out.startswith("6 iterations, 72 rollouts in ")
+    log = read_log(tmp_path / "whole" / "log.jsonl")
+    assert [line["episode"] for line in log] == [12, 24, 36, 48, 60, 72]
+    assert all(line["scoring/retries"] == 0 for line in log)
+    for other in ("again", "parts"):
+        assert weights(tmp_path / other) == weights(tmp_path / "whole")
+        assert figures(tmp_path / other) == figures(tmp_path / "whole")
+
+
+def test_rollouts_that_cannot_be_shared_out_are_refused(tmp_path):
+    write_policy(tmp_path / "policy")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "so"}\n')
+    file = write_config(
+        tmp_path / "run.toml", policy=tmp_path / "policy", prompts=tmp_path / "prompts.jsonl", rollout_batch_size=7,
+        scorer_urls=("http://127.0.0.1:9",), output=tmp_path / "run", max_completion_tokens=8,
+    )  # fmt: skip
+    done = run(2, "-m", "plaudit_ppo", "train", "--config", file)
+    assert done.returncode != 0
+    says = "plaudit-ppo: error: rollout_batch_size = 7 cannot be shared by 2 processes"
+    assert done.stderr.count(says) == 1

@@ -1,0 +1,112 @@
+"""Same seed, same bits: in two runs, when the scorer is killed and restarted, and when the run is killed and resumed.
+
+Real processes on both sides of a real socket, ended by SIGKILL.
+"""
+
+import pytest
+from ppo_runs import (
+    figures,
+    free_port,
+    train_to_the_end,
+    training,
+    wait_for_iterations,
+    weights,
+    write_config,
+    write_policy,
+)
+
+from plaudit_ppo.log import read_log
+from plaudit_service.testing import running_service, write_tiny_bundle
+
+ITERATIONS = 24
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ppo")
+    write_policy(folder / "policy")
+    write_tiny_bundle(folder / "bundle")
+    (folder / "prompts.jsonl").write_text('{"prompt": "so"}\n{"prompt": "very very"}\n{"prompt": "so very good"}\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(place):
+    """A function that writes the settings of one run and returns the file."""
+
+    def write(name, url):
+        return write_config(
+            place / f"{name}.toml",
+            policy=place / "policy", prompts=place / "prompts.jsonl", scorer_urls=(url,), output=place / name,
+            iterations=ITERATIONS, rollout_batch_size=16, rollout_micro_batch_size=8, max_completion_tokens=8,
+            num_minibatches=2, learning_rate=3e-3, temperature=1.0, missing_eos="off", kl_controller="adaptive",
+            checkpoint_every=5, scorer_timeout_s=120,
+        )  # fmt: skip
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place, config):
+    """The output of a run that nothing happens to."""
+    with running_service(place / "bundle") as service:
+        train_to_the_end("--config", config("undisturbed", service.url))
+    return place / "undisturbed"
+
+
+def kill(process):
+    process.kill()
+    process.wait()
+
+
+def test_two_runs_of_one_seed_end_in_identical_weights(place, config, undisturbed):
+    """Detail 22."""
+    with running_service(place / "bundle") as service:
+        train_to_the_end("--config", config("again", service.url))
+    assert weights(place / "again") == weights(undisturbed)
+    assert figures(place / "again") == figures(undisturbed)
+    scores = [line["objective/scores"] for line in read_log(undisturbed / "log.jsonl")]
+    assert scores[-1] > scores[0] + 1  # it has learned something that could differ
+
+
+@pytest.mark.slow
+def test_killing_and_restarting_the_scorer_twice_changes_no_bit(place, config, undisturbed):
+    port = free_port()
+    output = place / "scorer-killed"
+    with training("--config", config("scorer-killed", f"http://127.0.0.1:{port}")) as run:
+        for iterations in (3, 12):
+            with running_service(place / "bundle", flags=("--port", str(port))) as service:
+                wait_for_iterations(run, output, iterations)
+                kill(service.process)
+        with running_service(place / "bundle", flags=("--port", str(port))):
+            _, err = run.communicate(timeout=240)
+    assert run.returncode == 0, err
+    log = read_log(output / "log.jsonl")
+    assert sum(line["scoring/retries"] for line in log[3:]) >= 2  # both kills were felt
+    assert sum(line["scoring/masked_share"] for line in log) == 0
+    assert weights(output) == weights(undisturbed)
+    assert figures(output) == figures(undisturbed)
+
+
+@pytest.mark.slow
+def test_killing_and_resuming_the_run_changes_no_bit(place, config, undisturbed):
+    output = place / "run-killed"
+    with running_service(place / "bundle") as service:
+        file = config("run-killed", service.url)
+        for arguments, iterations in ((("--config", file), 2), (("--resume", output), 8), (("--resume", output), 16)):
+            with training(*arguments) as run:
+                wait_for_iterations(run, output, iterations)
+                kill(run)
+                assert run.returncode == -9
+        out = train_to_the_end("--resume", output)
+    assert out.startswith(f"{ITERATIONS} iterations, {16 * ITERATIONS} rollouts in ")
+    assert weights(output) == weights(undisturbed)
+    assert figures(output) == figures(undisturbed)
+    assert (output / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
+
+
+def test_a_killed_run_cannot_be_overwritten_by_a_new_one(place, config, undisturbed):
+    with training("--config", config("undisturbed", "http://127.0.0.1:9")) as run:
+        _, err = run.communicate(timeout=120)
+    assert run.returncode == 2
+    assert "already holds a run (log.jsonl); choose another directory, or resume it" in err

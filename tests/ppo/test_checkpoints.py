@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import torch
+
+from plaudit_ppo.checkpoints import RunState, load_optimizer, load_state, newest_checkpoint, save_checkpoint
+from plaudit_ppo.errors import CheckpointError
+
+STATE = RunState(iteration=7, kl_coef=0.07, constant_iterations=2, prompts_hash="ab", fingerprint="sha256:1")
+
+
+def make_optimizer(seed=0, size=3):
+    torch.manual_seed(seed)
+    layer = torch.nn.Linear(size, 1)
+    optimizer = torch.optim.AdamW([{"params": [layer.weight]}, {"params": [layer.bias]}], lr=0.1, eps=1e-5)
+    return layer, optimizer
+
+
+def step(layer, optimizer):
+    optimizer.zero_grad()
+    layer(torch.ones(1, layer.in_features)).sum().backward()
+    optimizer.step()
+
+
+def save(folder, state=STATE, optimizer=None, keep=2):
+    def write_models(directory):
+        (directory / "policy").mkdir()
+
+    return save_checkpoint(folder, state, optimizer or make_optimizer()[1], write_models=write_models, keep=keep)
+
+
+def test_the_state_comes_back_as_it_was(tmp_path):
+    path = save(tmp_path)
+    assert path.name == "iteration-000007"
+    assert load_state(path) == STATE
+
+
+def test_an_optimizer_goes_on_in_the_same_bits(tmp_path):
+    with torch.random.fork_rng():
+        layer, optimizer = make_optimizer()
+        step(layer, optimizer)
+        path = save(tmp_path, optimizer=optimizer)
+        other_layer, other = make_optimizer(seed=1)
+        other_layer.load_state_dict(layer.state_dict())
+    load_optimizer(path, other)
+    for one in ((layer, optimizer), (other_layer, other)):
+        step(*one)
+    assert torch.equal(layer.weight, other_layer.weight)
+    assert torch.equal(layer.bias, other_layer.bias)
+
+
+def test_nothing_is_pickled(tmp_path):
+    layer, optimizer = make_optimizer()
+    step(layer, optimizer)
+    path = save(tmp_path, optimizer=optimizer)
+    files = {file.name for file in path.rglob("*") if file.is_file()}
+    assert files == {"optimizer.safetensors", "state.json"}
+    json.loads((path / "state.json").read_text())
+
+
+def test_the_oldest_are_removed_and_the_newest_is_found(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    for iteration in (9, 10, 999_999, 1_000_000):
+        save(tmp_path, RunState(iteration=iteration, kl_coef=0.1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["iteration-1000000", "iteration-999999"]
+    assert newest_checkpoint(tmp_path).name == "iteration-1000000"
+
+
+def test_what_a_killed_process_left_is_no_checkpoint(tmp_path):
+    save(tmp_path)
+    (tmp_path / ".unfinished-iteration-000008").mkdir()
+    assert newest_checkpoint(tmp_path).name == "iteration-000007"
+
+
+def test_a_checkpoint_of_an_iterations_start_is_not_replaced_by_one_of_its_middle(tmp_path):
+    save(tmp_path)
+    save(tmp_path, RunState(iteration=7, kl_coef=99.0))
+    assert load_state(tmp_path / "iteration-000007") == STATE
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"iteration": 1, "kl_coef": 1, "more": 2}'])
+def test_a_state_that_is_none_is_refused(tmp_path, text):
+    path = save(tmp_path)
+    (path / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"state\.json: not a run's state"):
+        load_state(path)
+
+
+def test_an_optimizer_of_other_models_and_a_broken_file_are_refused(tmp_path):
+    layer, optimizer = make_optimizer()
+    step(layer, optimizer)
+    path = save(tmp_path, optimizer=optimizer)
+    with pytest.raises(CheckpointError, match="of other models than those given"):
+        load_optimizer(path, make_optimizer(size=4)[1])
+    (path / "optimizer.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_optimizer(path, optimizer)

@@ -1,0 +1,45 @@
+import pytest
+
+from plaudit_ppo.directories import remove_directory, remove_unfinished, write_directory
+
+
+def write_one(directory):
+    (directory / "sub").mkdir()
+    (directory / "sub" / "file").write_text("one")
+
+
+def test_a_directory_is_there_only_when_all_of_it_is_written(tmp_path):
+    seen = []
+
+    def write(directory):
+        write_one(directory)
+        seen.append((tmp_path / "a" / "made").exists())
+
+    write_directory(tmp_path / "a" / "made", write)
+    assert seen == [False]
+    assert (tmp_path / "a" / "made" / "sub" / "file").read_text() == "one"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["made"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    write_directory(tmp_path / "made", write_one)
+
+    def fail(directory):
+        (directory / "half").touch()
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_directory(tmp_path / "made", fail)
+    assert (tmp_path / "made" / "sub" / "file").read_text() == "one"
+    assert not (tmp_path / "made" / "half").exists()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_directory_is_replaced_and_removed(tmp_path):
+    write_directory(tmp_path / "made", write_one)
+    write_directory(tmp_path / "made", lambda directory: (directory / "other").touch())
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["other"]
+    remove_directory(tmp_path / "made")
+    remove_directory(tmp_path / "never")
+    assert list(tmp_path.iterdir()) == []

@@ -5,9 +5,12 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
+
+if TYPE_CHECKING:
+    from plaudit_service.bundle import Bundle
 
 PROG = "plaudit-export"
 
@@ -42,7 +45,7 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
     from plaudit_export.golden import read_golden_file
     from plaudit_export.report import describe_parity
-    from plaudit_export.rules import DEFAULT_TOLERANCE, Options
+    from plaudit_export.rules import DEFAULT_GOLDEN_MAX_TOKENS, DEFAULT_TOLERANCE, Options
     from plaudit_service.bundle import Head
 
     options = Options(
@@ -54,6 +57,7 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
         heads=[Head(name=name, weight=weight) for name, weight in parsed.heads] if parsed.heads else None,
         chat_template=_read_text(parsed.chat_template) if parsed.chat_template else None,
         golden=read_golden_file(parsed.golden) if parsed.golden else (),
+        golden_max_tokens=parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
         tolerance=parsed.tolerance or DEFAULT_TOLERANCE,
     )
     exported = export_checkpoint(
@@ -66,6 +70,7 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     )
     print(describe_parity(exported.parity))
     print(f"{parsed.bundle}: {exported.bundle.name} {exported.bundle.fingerprint}")
+    _warn_of_unchecked(exported.bundle)
     return 0
 
 
@@ -88,7 +93,8 @@ def _verify(parsed: argparse.Namespace) -> int:
     from plaudit_service.scorer import Scorer
 
     try:
-        report = parity.check(Scorer(parsed.bundle))
+        scorer = Scorer(parsed.bundle)
+        report = parity.check(scorer)
     except BundleError as error:
         raise SourceError(str(error)) from error
     except ServiceError as error:
@@ -96,7 +102,15 @@ def _verify(parsed: argparse.Namespace) -> int:
     if not report.ok:
         raise ParityError(f"{parsed.bundle}: {report.describe_worst()}", describe_parity(report))
     print(describe_parity(report))
+    _warn_of_unchecked(scorer.bundle)
     return 0
+
+
+def _warn_of_unchecked(bundle: "Bundle") -> None:
+    from plaudit_export.report import describe_unchecked
+
+    if unchecked := describe_unchecked(bundle):
+        print(f"{PROG}: warning: {unchecked}", file=sys.stderr)
 
 
 def _read_text(path: Path) -> str:
@@ -152,6 +166,12 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
     add("--chat-template", type=Path, metavar="FILE", help="Jinja template (default: the tokenizer's)")
     add("--golden", type=Path, metavar="FILE", help="more texts to check: one item of POST /score per line")
+    add(
+        "--golden-max-tokens",
+        type=_positive,
+        metavar="N",
+        help="longest built-in text to check, in tokens: long ones take long, also at every start (default: 4096)",
+    )
     add(
         "--tolerance",
         type=_tolerance,

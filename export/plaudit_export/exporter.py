@@ -79,7 +79,11 @@ def _build(source: str, directory: Path, options: Options, step: Say, note: Say)
     checkpoint = load_checkpoint(source)
     rules = derive_rules(checkpoint, options)
     notes = list(rules.notes)
-    cases = golden_cases(checkpoint, rules, options.golden, notes)
+    longest = min(rules.max_tokens, options.golden_max_tokens)
+    cases = golden_cases(checkpoint, rules, options.golden, longest, notes)
+    window = getattr(checkpoint.config, "sliding_window", None)
+    if window is not None and longest <= window < rules.max_tokens:
+        notes.append(f"no golden text is longer than the sliding window of {window} tokens (--golden-max-tokens)")
     for line in notes:
         note(line)
     step(f"scoring {len(cases)} golden texts with transformers")

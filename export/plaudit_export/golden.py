@@ -16,9 +16,6 @@ from plaudit_service.wire import check_request
 
 Item = dict[str, Any]
 
-# A reference at the full length of a long-context model would take hours on a CPU, at export and at every start.
-MAX_GOLDEN_TOKENS = 1024
-
 PROMPT = (
     "Human: I have to give a short talk about the history of tea next week, to people who know nothing of it. "
     "What should I tell them first, and how do I keep it from becoming a list of dates?\n\nAssistant:"
@@ -94,26 +91,24 @@ def chat_items() -> list[Item]:
     return [{"messages": chat} for chat in CHATS]
 
 
-def token_items(long_ids: list[int], max_tokens: int, pad_token_id: int | None) -> list[Item]:
+def token_items(long_ids: list[int], num_tokens: int, pad_token_id: int | None) -> list[Item]:
     """One token, two, the longest text; and, for a decoder with a pad token, padding at the end and nothing else.
 
     Args:
         long_ids: ids of any text; repeated as far as needed.
-        max_tokens: the longest sequence of the model.
+        num_tokens: length of the longest text.
         pad_token_id: of a decoder's config, whose pooling looks for it.
     """
-    longest = min(max_tokens, MAX_GOLDEN_TOKENS)
-    repeated = (long_ids * (longest // len(long_ids) + 1))[:longest]
+    repeated = (long_ids * (num_tokens // len(long_ids) + 1))[:num_tokens]
     sequences = [long_ids[-1:], long_ids[:2], repeated]
     if pad_token_id is not None:
         sequences += [[*long_ids[:5], pad_token_id, pad_token_id], [pad_token_id, pad_token_id]]
-    return [{"token_ids": ids} for ids in sequences if len(ids) <= max_tokens]
+    return [{"token_ids": ids} for ids in sequences if len(ids) <= num_tokens]
 
 
 def long_pair(item: Item, num_free_tokens: int) -> Item:
-    """A pair near the longest text: `item` with as many short words more as tokens are free."""
-    words = min(num_free_tokens, MAX_GOLDEN_TOKENS)
-    return {**item, "completion": item["completion"] + " no" * words}
+    """The longest pair: `item` with as many words more as tokens are free; the word is one token everywhere."""
+    return {**item, "completion": item["completion"] + " a" * num_free_tokens}
 
 
 def read_golden_file(path: Path) -> list[Item]:

@@ -104,7 +104,7 @@ class Reference:
 
 
 def golden_cases(
-    checkpoint: Checkpoint, rules: Rules, items: Sequence[Mapping[str, Any]], notes: list[str]
+    checkpoint: Checkpoint, rules: Rules, items: Sequence[Mapping[str, Any]], longest: int, notes: list[str]
 ) -> list[Case]:
     """Tokenize the built-in items that the model can take, and all of the user's.
 
@@ -112,6 +112,7 @@ def golden_cases(
         checkpoint: the reward model.
         rules: how its texts are tokenized.
         items: the user's golden texts.
+        longest: tokens of the longest built-in text; at most the model's `max_tokens`.
         notes: gets a line for each chat that the template refuses.
 
     Raises:
@@ -119,19 +120,22 @@ def golden_cases(
     """
     reference = Reference(checkpoint, rules)
     users = [(item, _tokenize_users(reference, rules, number, item)) for number, item in enumerate(items, start=1)]
-    return _built_in_cases(reference, checkpoint, rules, notes) + users
+    return _built_in_cases(reference, checkpoint, rules, longest, notes) + users
 
 
-def _built_in_cases(reference: Reference, checkpoint: Checkpoint, rules: Rules, notes: list[str]) -> list[Case]:
+def _built_in_cases(
+    reference: Reference, checkpoint: Checkpoint, rules: Rules, longest: int, notes: list[str]
+) -> list[Case]:
     special_texts = {name: token.text for name, token in (("bos", rules.bos), ("eos", rules.eos)) if token}
     prompts = golden.prompt_items()
-    ids = reference.tokenize(prompts[0]).token_ids
     if rules.pair:
-        items = [*prompts, golden.long_pair(prompts[0], rules.max_tokens - len(ids))]
+        num_free_tokens = longest - len(reference.tokenize(prompts[-1]).token_ids)
+        items = [*prompts, golden.long_pair(prompts[-1], num_free_tokens)]
     else:
+        ids = reference.tokenize(prompts[0]).token_ids
         pad_token_id = rules.pad_token_id if checkpoint.kind == "causal" else None
         items = golden.text_items(special_texts) + prompts
-        items += golden.token_items(ids, rules.max_tokens, pad_token_id)
+        items += golden.token_items(ids, longest, pad_token_id)
     cases: list[Case] = [(item, reference.tokenize(item)) for item in items]
     cases += _chat_cases(reference, rules, notes)
     special_ids = set(checkpoint.tokenizer.all_special_ids)

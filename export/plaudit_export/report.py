@@ -39,6 +39,8 @@ def build_report(bundle: Bundle, engine: str, parity: ParityReport, notes: Seque
             "rows": rows,
         },
         "golden_score_std": score_std(bundle.golden),
+        "checked_tokens": longest_golden(bundle),
+        "unchecked": describe_unchecked(bundle),
         "size_bytes": {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())},
         "notes": list(notes),
         "versions": versions(),
@@ -48,6 +50,19 @@ def build_report(bundle: Bundle, engine: str, parity: ParityReport, notes: Seque
 def score_std(golden: Sequence[Golden]) -> float:
     """Standard deviation of the reference scores: parity says little where all texts score alike."""
     return statistics.pstdev(record.score for record in golden)
+
+
+def longest_golden(bundle: Bundle) -> int:
+    """Tokens of the longest text that was checked."""
+    return max(len(record.token_ids) for record in bundle.golden)
+
+
+def describe_unchecked(bundle: Bundle) -> str | None:
+    """Which texts the bundle takes and no golden text stands for; None where the golden texts reach the limit."""
+    checked, limit = longest_golden(bundle), bundle.scoring.max_tokens
+    if checked >= limit:
+        return None
+    return f"texts of more than {checked} tokens were not checked; --golden-max-tokens {limit} checks them"
 
 
 def describe_bundle(bundle: Bundle) -> str:
@@ -72,7 +87,10 @@ def describe_bundle(bundle: Bundle) -> str:
         "heads": ", ".join(f"{head.name} x {head.weight:g}" for head in scoring.heads),
         "normalization": scoring.normalization or "none",
         "chat template": "yes" if bundle.chat_template else "no",
-        "golden texts": f"{len(bundle.golden)}, scores' standard deviation {score_std(bundle.golden):.3g}",
+        "golden texts": (
+            f"{len(bundle.golden)} of up to {longest_golden(bundle)} tokens, "
+            f"scores' standard deviation {score_std(bundle.golden):.3g}"
+        ),
         "opset": manifest.opset,
         "size": f"{_size_bytes(bundle.path) / 1e6:.1f} MB",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),

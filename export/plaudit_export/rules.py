@@ -15,6 +15,8 @@ from plaudit_service.bundle import Head, Scoring, ScoringFile, SpecialToken
 
 FALLBACK_MAX_TOKENS = 4096
 DEFAULT_TOLERANCE = 1e-5
+# A reference at the full length of a long-context model would take hours on a CPU, at export and at every start.
+DEFAULT_GOLDEN_MAX_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Options:
         heads: name and weight of each head.
         chat_template: Jinja source that replaces the tokenizer's.
         golden: wire items, checked besides the built-in ones.
+        golden_max_tokens: no built-in golden text is longer, whatever the model takes.
         tolerance: largest |difference| / max(1, |score|) between served and reference.
     """
 
@@ -41,6 +44,7 @@ class Options:
     heads: Sequence[Head] | None = None
     chat_template: str | None = None
     golden: Sequence[Mapping[str, Any]] = ()
+    golden_max_tokens: int = DEFAULT_GOLDEN_MAX_TOKENS
     tolerance: float = DEFAULT_TOLERANCE
 
 
@@ -54,6 +58,7 @@ class Rules:
     pad_token_id: int | None
     bos: SpecialToken | None
     eos: SpecialToken | None
+    template_tokens: dict[str, str | list[str]]
     add_special_tokens: bool
     append_eos: bool
     pair: bool
@@ -71,6 +76,7 @@ class Rules:
             pad_token_id=self.pad_token_id,
             bos=self.bos,
             eos=self.eos,
+            template_tokens=self.template_tokens,
             add_special_tokens=self.add_special_tokens,
             append_eos=self.append_eos,
             pair=self.pair,
@@ -92,6 +98,7 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
     pad_token_id = getattr(checkpoint.config, "pad_token_id", None)
     if checkpoint.kind == "causal":
         notes += _pooling_notes(pad_token_id, eos)
+    template = _chat_template(checkpoint, options, notes)
     return Rules(
         kind=checkpoint.kind,
         max_tokens=_max_tokens(checkpoint, options, notes),
@@ -99,12 +106,13 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
         pad_token_id=pad_token_id,
         bos=_special(checkpoint, "bos_token"),
         eos=eos,
+        template_tokens=_template_tokens(checkpoint, template),
         add_special_tokens=_add_special_tokens(options, notes),
         append_eos=_append_eos(checkpoint, options, eos, notes),
         pair=_pair(checkpoint, options, notes),
         heads=_heads(checkpoint, options, notes),
         name=_name(checkpoint, options, notes),
-        chat_template=_chat_template(checkpoint, options, notes),
+        chat_template=template,
         notes=tuple(notes),
     )
 
@@ -114,6 +122,16 @@ def _special(checkpoint: Checkpoint, which: str) -> SpecialToken | None:
     if token is None:
         return None
     return SpecialToken(text=str(token), id=checkpoint.tokenizer.convert_tokens_to_ids(str(token)))
+
+
+def _template_tokens(checkpoint: Checkpoint, template: str | None) -> dict[str, str | list[str]]:
+    """The special tokens that the template reads by name, as transformers would give them, besides BOS and EOS."""
+    tokens: dict[str, Any] = checkpoint.tokenizer.special_tokens_map
+    return {
+        name: list(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in tokens.items()
+        if template is not None and name in template and name not in {"bos_token", "eos_token"}
+    }
 
 
 def _max_tokens(checkpoint: Checkpoint, options: Options, notes: list[str]) -> int:

@@ -46,7 +46,7 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def compile_chat_template(source: str, special_tokens: Mapping[str, str]) -> Callable[[Messages], str]:
+def compile_chat_template(source: str, special_tokens: Mapping[str, Any]) -> Callable[[Messages], str]:
     """Compile a template once into a function from messages to text.
 
     Args:

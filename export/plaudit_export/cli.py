@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from plaudit_export.errors import ExportError, ParityError, SourceError
 
 if TYPE_CHECKING:
+    from plaudit_export.rules import TextFile
     from plaudit_service.bundle import Bundle
 
 PROG = "plaudit-export"
@@ -43,9 +44,9 @@ def _fail(message: str, status: int) -> int:
 
 def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
-    from plaudit_export.golden import read_golden_file
+    from plaudit_export.golden import read_items
     from plaudit_export.report import describe_parity
-    from plaudit_export.rules import DEFAULT_GOLDEN_MAX_TOKENS, DEFAULT_TOLERANCE, Options
+    from plaudit_export.rules import DEFAULT_GOLDEN_MAX_TOKENS, Options
     from plaudit_service.bundle import Head
 
     options = Options(
@@ -56,9 +57,14 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
         max_tokens=parsed.max_tokens,
         heads=[Head(name=name, weight=weight) for name, weight in parsed.heads] if parsed.heads else None,
         chat_template=_read_text(parsed.chat_template) if parsed.chat_template else None,
-        golden=read_golden_file(parsed.golden) if parsed.golden else (),
+        golden=read_items("--golden", parsed.golden) if parsed.golden else (),
         golden_max_tokens=parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
-        tolerance=parsed.tolerance or DEFAULT_TOLERANCE,
+        tolerance=parsed.tolerance,
+        precision=parsed.precision,
+        calibrate=_text_file("--calibrate", parsed.calibrate),
+        allow_loss=parsed.allow_loss,
+        normalize_on=_text_file("--normalize-on", parsed.normalize_on),
+        normalize_std=parsed.normalize == "mean-std",
     )
     exported = export_checkpoint(
         parsed.source,
@@ -69,9 +75,19 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
         note=lambda line: print(f"{PROG}: note: {line}", file=sys.stderr),
     )
     print(describe_parity(exported.parity))
+    if exported.comparison is not None:
+        print(exported.comparison.describe())
     print(f"{parsed.bundle}: {exported.bundle.name} {exported.bundle.fingerprint}")
     _warn_of_unchecked(exported.bundle)
     return 0
+
+
+def _text_file(option: str, path: Path | None) -> "TextFile | None":
+    from plaudit_export.golden import read_items
+    from plaudit_export.rules import TextFile
+    from plaudit_service.bundle import sha256_of
+
+    return None if path is None else TextFile(read_items(option, path), sha256_of(path))
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
@@ -148,7 +164,21 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     flag = argparse.BooleanOptionalAction
     add("source", metavar="SOURCE", help="checkpoint or LoRA adapter directory, or hub id")
     add("bundle", type=Path, metavar="BUNDLE", help="directory to make")
-    add("--precision", choices=["fp32"], default="fp32", help="of the weights and the computation (default: fp32)")
+    add(
+        "--precision",
+        choices=["fp32", "fp16", "int8"],
+        default="fp32",
+        help="of the weights and the computation; fp16 is for GPUs, int8 is static (default: fp32)",
+    )
+    add("--calibrate", type=Path, metavar="FILE", help="texts like those to score: int8's ranges, and what it costs")
+    add("--allow-loss", action="store_true", help="accept under 98 %% of text pairs ranked as float32 ranks them")
+    add("--normalize-on", type=Path, metavar="FILE", help="reference texts whose scores get mean 0 and deviation 1")
+    add(
+        "--normalize",
+        choices=["mean-std", "mean"],
+        default="mean-std",
+        help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std)",
+    )
     add("--name", help="model name that requests use (default: the last part of SOURCE)")
     add("--append-eos", action=flag, help="the model was trained on texts that end with EOS (default: no)")
     add(
@@ -176,7 +206,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=_tolerance,
         metavar="X",
-        help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5)",
+        help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5; fp16 and int8: as measured)",
     )
     add("--force", action="store_true", help="replace a bundle that is there already")
 

@@ -1,18 +1,23 @@
 """The export from end to end: load, reference, trace, write aside, check through the serving path, put in place."""
 
 import gc
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from plaudit_export.checkpoint import load_checkpoint
+from plaudit_export import normalization
+from plaudit_export.checkpoint import Checkpoint, load_checkpoint
+from plaudit_export.comparison import Comparison
 from plaudit_export.errors import ExportError, ParityError
-from plaudit_export.graph import OPSET, export_graph
-from plaudit_export.reference import Reference, golden_cases
+from plaudit_export.graph import OPSET, export_graph, halve
+from plaudit_export.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
+from plaudit_export.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.report import build_report, describe_parity, score_std, versions
-from plaudit_export.rules import Options, derive_rules
+from plaudit_export.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
 from plaudit_export.writer import (
     scoring_hashes,
     staged,
@@ -23,23 +28,58 @@ from plaudit_export.writer import (
     write_tokenizer,
 )
 from plaudit_service import parity
-from plaudit_service.bundle import GOLDEN, GRAPH, REPORT, Bundle, Manifest, Source, load_bundle, sha256_of
+from plaudit_service.bundle import (
+    GOLDEN,
+    GRAPH,
+    REPORT,
+    Bundle,
+    Golden,
+    Manifest,
+    NormalizationSource,
+    ScoringFile,
+    Source,
+    load_bundle,
+    sha256_of,
+)
 from plaudit_service.errors import ServiceError
 from plaudit_service.parity import ParityReport
 from plaudit_service.scorer import Scorer
+from plaudit_service.tokenization import TokenizedText
 
 Say = Callable[[str], None]
 
 # Reference scores that lie closer together than this many tolerances would hide a wrong text behind a right one.
 _MIN_SPREAD = 1_000
+# Of the files of a graph that is measured before the manifest is made.
+_PLACEHOLDER_HASHES: dict[ScoringFile, str] = dict.fromkeys(("model.onnx", "tokenizer.json"), "0" * 64)
+# A reduced precision may be this much further from float32 on another kind of CPU than it was here.
+_HEADROOM = 1.5
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A bundle in its place, and the parity that was measured on it."""
+    """A bundle in its place, the parity that was measured on it, and what a reduced precision costs."""
 
     bundle: Bundle
     parity: ParityReport
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What is left of a checkpoint when its model is gone: all that the manifest and the report need.
+
+    `golden`, `measured` and `normalized` are sequences to score: the golden texts', the user's to calibrate and measure
+    on, and the user's to normalize on.
+    """
+
+    rules: Rules
+    source: Source
+    notes: list[str]
+    records: list[Golden]
+    golden: list[TokenizedText]
+    measured: list[TokenizedText] | None
+    normalized: list[TokenizedText] | None
 
 
 def export_checkpoint(
@@ -63,62 +103,143 @@ def export_checkpoint(
 
     Raises:
         SourceError: what the user gave cannot be exported.
-        ExportError: tracing failed, or a served score is further from its reference than the tolerance.
+        ExportError: tracing failed, a served score is further from its reference than the tolerance, or a reduced
+            precision ranks too many pairs otherwise.
     """
-    with staged(bundle, force=force) as directory:
-        notes = _build(source, directory, options or Options(), step, note)
+    options = options or Options()
+    with (
+        staged(bundle, force=force) as directory,
+        tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch,
+    ):
+        work = Path(scratch)
+        float_directory = directory if options.precision == "fp32" else work
+        draft = _build(source, directory, float_directory, options, step, note)
         gc.collect()  # the model goes before the engine loads the weights again
+        comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
+        if options.precision != "fp32":
+            comparison, tolerance = _reduce(draft, directory, float_directory, options, step)
+        write_manifest(_manifest(draft, directory, tolerance, options, step), directory)
         step("checking the served scores")
-        report = _check(directory, notes)
-    return Exported(load_bundle(bundle.expanduser()), report)
+        report = _check(directory, draft.notes, comparison)
+    return Exported(load_bundle(bundle.expanduser()), report, comparison)
 
 
-def _build(source: str, directory: Path, options: Options, step: Say, note: Say) -> list[str]:
-    """Write all files but the report; returns the notes."""
+def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> _Draft:
+    """Write the float32 graph, that of float16, the tokenizer, the template and the golden texts."""
     step(f"loading {source}")
     checkpoint = load_checkpoint(source)
     rules = derive_rules(checkpoint, options)
     notes = list(rules.notes)
-    longest = min(rules.max_tokens, options.golden_max_tokens)
-    cases = golden_cases(checkpoint, rules, options.golden, longest, notes)
-    window = getattr(checkpoint.config, "sliding_window", None)
-    if window is not None and longest <= window < rules.max_tokens:
-        notes.append(f"no golden text is longer than the sliding window of {window} tokens (--golden-max-tokens)")
+    cases = golden_cases(checkpoint, rules, options.golden, min(rules.max_tokens, options.golden_max_tokens), notes)
+    notes += _window_notes(checkpoint, rules, options)
+    measured, normalized = (
+        None if file is None else users_sequences(checkpoint, rules, option, file.items, notes)
+        for option, file in (("--calibrate", options.calibrate), ("--normalize-on", options.normalize_on))
+    )
     for line in notes:
         note(line)
-    step(f"scoring {len(cases)} golden texts with transformers")
-    reference = Reference(checkpoint, rules)
-    bar = tqdm(cases, unit="text", leave=False, disable=None)
-    records = [reference.score(item, tokens) for item, tokens in bar]
+    records = _references(checkpoint, rules, cases, step)
     write_golden(records, directory)
-    if score_std(records) < _MIN_SPREAD * options.tolerance:
+    if score_std(records) < _MIN_SPREAD * (options.tolerance or DEFAULT_TOLERANCE):
         notes.append(f"the golden texts' scores differ by {score_std(records):.1e} only; add texts of yours (--golden)")
         note(notes[-1])
     step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
     checkpoint.merge_adapter()
-    export_graph(checkpoint, directory / GRAPH)
+    export_graph(checkpoint, float_directory / GRAPH)
+    if options.precision == "fp16":
+        step(f"tracing {checkpoint.architecture} in float16")
+        halve(checkpoint.model)
+        export_graph(checkpoint, directory / GRAPH)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:
         write_chat_template(rules.chat_template, directory)
-    manifest = Manifest(
-        name=rules.name,
-        scoring=rules.scoring(scoring_hashes(directory)),
-        tolerance=options.tolerance,
+    made_from = Source(
+        id=checkpoint.id,
+        revision=checkpoint.revision,
+        architecture=checkpoint.architecture,
+        attention=checkpoint.attention,
+    )
+    return _Draft(rules, made_from, notes, records, sequences(rules, cases), measured, normalized)
+
+
+def _window_notes(checkpoint: Checkpoint, rules: Rules, options: Options) -> list[str]:
+    window = getattr(checkpoint.config, "sliding_window", None)
+    if window is None or not options.golden_max_tokens <= window < rules.max_tokens:
+        return []
+    return [f"no built-in golden text is longer than the sliding window of {window} tokens (--golden-max-tokens)"]
+
+
+def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], step: Say) -> list[Golden]:
+    step(f"scoring {len(cases)} golden texts with transformers")
+    reference = Reference(checkpoint, rules)
+    bar = tqdm(cases, unit="text", leave=False, disable=None)
+    return [reference.score(item, tokens) for item, tokens in bar]
+
+
+def _reduce(
+    draft: _Draft, directory: Path, float_directory: Path, options: Options, step: Say
+) -> tuple[Comparison, float]:
+    """Make the graph of the reduced precision where it is not there yet, and measure it.
+
+    The last third of the user's texts measures, the rest calibrates; without such texts the golden ones do both.
+
+    Raises:
+        ExportError: too many pairs are ranked otherwise than by float32.
+    """
+    scoring = draft.rules.scoring(_PLACEHOLDER_HASHES, options.precision)
+    texts = draft.measured or draft.golden
+    split = len(texts) - len(texts) // 3 if draft.measured else len(texts)
+    kept = "the head"
+    if options.precision == "int8":
+        scratch = float_directory / "int8"
+        scratch.mkdir()
+        int8 = write_int8(float_directory, directory, scoring, texts[:split], scratch, step)
+        kept = int8.describe()
+    step("comparing with float32")
+    held_out = texts[split:]
+    comparison = compare(
+        float_directory, directory, scoring, held_out or texts, held_out=bool(held_out), left_in_float=kept
+    )
+    if comparison.pair_agreement < MIN_AGREEMENT and not options.allow_loss:
+        raise ExportError(
+            f"{options.precision} ranks {comparison.pair_agreement:.2%} of {comparison.num_texts} texts' pairs as "
+            f"float32 does, at least {MIN_AGREEMENT:.0%} are needed; calibrate on more texts like those to score "
+            "(--calibrate FILE), export another precision, or accept it with --allow-loss; no bundle was written"
+        )
+    return comparison, options.tolerance or _measured_tolerance(GraphScorer(directory, scoring), draft)
+
+
+def _measured_tolerance(scorer: GraphScorer, draft: _Draft) -> float:
+    """The largest distance of a golden text from its float32 reference, with headroom, in two digits."""
+    heads = scorer.heads(draft.golden, "golden texts")
+    served = np.column_stack([heads, scorer.weigh(heads)])
+    reference = np.array([[*record.heads, record.score] for record in draft.records])
+    largest = float((np.abs(served - reference) / np.maximum(1, np.abs(reference))).max())
+    return max(DEFAULT_TOLERANCE, float(f"{_HEADROOM * largest:.1e}"))
+
+
+def _manifest(draft: _Draft, directory: Path, tolerance: float, options: Options, step: Say) -> Manifest:
+    scoring = draft.rules.scoring(scoring_hashes(directory), options.precision)
+    normalized_on = None
+    if options.normalize_on is not None and draft.normalized is not None:
+        step(f"normalizing on {len(draft.normalized)} texts")
+        scores = GraphScorer(directory, scoring).scores(draft.normalized, "reference texts")
+        fitted = normalization.fit(scores, scale=options.normalize_std)
+        scoring = scoring.model_copy(update={"normalization": fitted})
+        normalized_on = NormalizationSource(num_texts=len(scores), sha256=options.normalize_on.sha256)
+    return Manifest(
+        name=draft.rules.name,
+        scoring=scoring,
+        tolerance=tolerance,
         opset=OPSET,
-        source=Source(
-            id=checkpoint.id,
-            revision=checkpoint.revision,
-            architecture=checkpoint.architecture,
-            attention=checkpoint.attention,
-        ),
+        source=draft.source,
         versions=versions(),
+        normalization_source=normalized_on,
         sha256={GOLDEN: sha256_of(directory / GOLDEN)},
     )
-    write_manifest(manifest, directory)
-    return notes
 
 
-def _check(directory: Path, notes: list[str]) -> ParityReport:
+def _check(directory: Path, notes: list[str], comparison: Comparison | None) -> ParityReport:
     """Score the golden texts as the service does, and add the report to the bundle."""
     try:
         scorer = Scorer(directory)
@@ -133,7 +254,7 @@ def _check(directory: Path, notes: list[str]) -> ParityReport:
             describe_parity(report),
         )
     bundle = scorer.bundle
-    write_json(build_report(bundle, scorer.model.engine.name, report, notes), directory / REPORT)
+    write_json(build_report(bundle, scorer.model.engine.name, report, comparison, notes), directory / REPORT)
     hashes = bundle.manifest.sha256 | {REPORT: sha256_of(directory / REPORT)}
     write_manifest(bundle.manifest.model_copy(update={"sha256": hashes}), directory)
     return report

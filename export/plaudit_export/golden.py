@@ -111,26 +111,42 @@ def long_pair(item: Item, num_free_tokens: int) -> Item:
     return {**item, "completion": item["completion"] + " a" * num_free_tokens}
 
 
-def read_golden_file(path: Path) -> list[Item]:
-    """The user's golden texts: one wire item per line, each giving one sequence.
+def read_items(option: str, path: Path) -> list[Item]:
+    """The user's texts: one wire item per line; a group of completions becomes one item for each.
+
+    Args:
+        option: that the file was given for.
+        path: of the file.
 
     Raises:
         SourceError: says which line, and why.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON keeps other line ends in its strings
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"--golden {path}: cannot be read ({error})") from error
+        raise SourceError(f"{option} {path}: cannot be read ({error})") from error
     items = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             item = json.loads(line)
-            num_sequences = check_request({"items": [item]}).num_sequences
+            check_request({"items": [item]})
         except (ValueError, InvalidRequest) as error:
-            raise SourceError(f"--golden {path} line {number}: {error}; give one item of POST /score") from error
-        if num_sequences != 1:
-            raise SourceError(f"--golden {path} line {number}: {num_sequences} completions; give one item for each")
-        items.append(item)
+            raise SourceError(f"{option} {path} line {number}: {error}; give one item of POST /score") from error
+        items += _one_by_one(item)
+    if not items:
+        raise SourceError(f"{option} {path}: holds no items; give one item of POST /score per line")
     return items
+
+
+def _one_by_one(item: Item) -> list[Item]:
+    """The sequences of an item as items of their own."""
+    completions = item.get("completions")
+    if completions is None:
+        return [item]
+    rest = {name: value for name, value in item.items() if name != "completions"}
+    if "messages" not in item:
+        return [{**rest, "completion": completion} for completion in completions]
+    turns = [{"role": "assistant", "content": completion} for completion in completions]
+    return [{**rest, "messages": [*item["messages"], turn]} for turn in turns]

@@ -85,6 +85,20 @@ class EncoderGraph(torch.nn.Module):
         return logits.float()
 
 
+def halve(model: torch.nn.Module) -> None:
+    """Turn a model into float16, in place, but its poolers and its head, which stay in float32.
+
+    A head in half precision ties scores.
+    """
+    base: Any = model.base_model
+    base.half()
+    heads = [child for child in model.children() if child is not base]
+    heads += [module for name, module in base.named_modules() if name.split(".")[-1] == "pooler"]
+    for head in heads:
+        head.float()
+        head.register_forward_pre_hook(lambda _, given: tuple(value.float() for value in given))
+
+
 def export_graph(checkpoint: Checkpoint, path: Path) -> None:
     """Trace the model and write its graph to `path`.
 
@@ -112,13 +126,17 @@ def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLIN
 def _trace_causal(checkpoint: Checkpoint) -> ir.Model:
     B, T, P, N = 2, 5, 7, 3  # any sizes do, if they are unequal and none is 0 or 1
     shapes = _key_value_shapes(checkpoint)
+    dtype = next(checkpoint.model.base_model.parameters()).dtype  # type: ignore[union-attr]
     example = (
         torch.zeros(B, T, dtype=torch.int64),
         torch.ones(B, P + T, dtype=torch.int64),
         torch.arange(P, P + T).repeat(B, 1),
         torch.tensor([2, 0]),
         torch.tensor([T - 1, 1]),
-        [(torch.zeros(N, heads, P, size), torch.zeros(N, heads, P, value)) for heads, size, value in shapes],
+        [
+            (torch.zeros(N, heads, P, size, dtype=dtype), torch.zeros(N, heads, P, value, dtype=dtype))
+            for heads, size, value in shapes
+        ],
     )
     layers = [f"{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
     inputs: Axes = {

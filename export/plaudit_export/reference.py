@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from plaudit_export import golden
 from plaudit_export.checkpoint import Checkpoint
@@ -13,6 +15,7 @@ from plaudit_export.errors import SourceError, first_line
 from plaudit_export.quiet import quiet
 from plaudit_export.rules import Rules
 from plaudit_service.bundle import Golden
+from plaudit_service.tokenization import TokenizedText, pooled_index
 
 # Undefines the clock: a score is a function of the text alone, so templates fall back to the date that they name.
 NO_CLOCK = "{% set strftime_now = no_clock +%}"
@@ -119,8 +122,43 @@ def golden_cases(
         SourceError: the model cannot take an item of the user's, or the chat template takes no chat at all.
     """
     reference = Reference(checkpoint, rules)
-    users = [(item, _tokenize_users(reference, rules, number, item)) for number, item in enumerate(items, start=1)]
+    users = [(item, _tokenize_golden(reference, rules, number, item)) for number, item in enumerate(items, start=1)]
     return _built_in_cases(reference, checkpoint, rules, longest, notes) + users
+
+
+def sequences(rules: Rules, cases: Sequence[Case]) -> list[TokenizedText]:
+    """Tokenized texts as the service gives them to an engine."""
+    return [_sequence(rules, tokens) for _, tokens in cases]
+
+
+def users_sequences(
+    checkpoint: Checkpoint, rules: Rules, option: str, items: Sequence[Mapping[str, Any]], notes: list[str]
+) -> list[TokenizedText]:
+    """The sequences of the user's texts; those that the model cannot take are left out, which gives a note.
+
+    Raises:
+        SourceError: an item has a form that this model does not score, or fewer than two are left.
+    """
+    reference = Reference(checkpoint, rules)
+    fitting = []
+    for number, item in enumerate(tqdm(items, desc=option, unit="text", leave=False, disable=None), start=1):
+        tokens = _tokenize_item(reference, rules, f"{option}: item {number}", item)
+        if _fits(tokens, rules):
+            fitting.append(_sequence(rules, tokens))
+    if num_left_out := len(items) - len(fitting):
+        limits = f"1 to {rules.max_tokens} tokens"
+        notes.append(f"{option}: {num_left_out} of {len(items)} texts are left out, the model takes {limits}")
+    if len(fitting) < 2:
+        raise SourceError(f"{option}: {len(fitting)} texts that the model can take; give at least 2")
+    return fitting
+
+
+def _sequence(rules: Rules, tokens: Tokens) -> TokenizedText:
+    ids = np.array(tokens.token_ids, dtype=np.int64)
+    if rules.kind == "causal":
+        return TokenizedText(ids[: pooled_index(ids, rules.pad_token_id) + 1], None, len(ids), truncated=False)
+    type_ids = np.array(tokens.type_ids, dtype=np.int64) if any(tokens.type_ids or ()) else None
+    return TokenizedText(ids, type_ids, len(ids), truncated=False)
 
 
 def _built_in_cases(
@@ -166,20 +204,24 @@ def _chat_cases(reference: Reference, rules: Rules, notes: list[str]) -> list[Ca
     return cases
 
 
-def _tokenize_users(reference: Reference, rules: Rules, number: int, item: Mapping[str, Any]) -> Tokens:
+def _tokenize_golden(reference: Reference, rules: Rules, number: int, item: Mapping[str, Any]) -> Tokens:
     where = f"--golden: item {number}"
+    tokens = _tokenize_item(reference, rules, where, item)
+    if not _fits(tokens, rules):
+        limits = f"1 to {rules.max_tokens} tokens, ids below {rules.vocab_size}"
+        raise SourceError(f"{where}: {len(tokens.token_ids)} tokens; the model takes {limits}")
+    return tokens
+
+
+def _tokenize_item(reference: Reference, rules: Rules, where: str, item: Mapping[str, Any]) -> Tokens:
     if rules.pair and not {"prompt", "messages"} & item.keys():
         raise SourceError(f"{where}: a model of pairs scores prompt and completion, not one text")
     if "messages" in item and not rules.pair and rules.chat_template is None:
         raise SourceError(f"{where}: the model has no chat template")
     try:
-        tokens = reference.tokenize(item)
+        return reference.tokenize(item)
     except TEMPLATE_ERRORS as error:
         raise SourceError(f"{where}: {first_line(error)}") from error
-    if not _fits(tokens, rules):
-        limits = f"1 to {rules.max_tokens} tokens, ids below {rules.vocab_size}"
-        raise SourceError(f"{where}: {len(tokens.token_ids)} tokens; the model takes {limits}")
-    return tokens
 
 
 def _fits(tokens: Tokens, rules: Rules) -> bool:

@@ -6,17 +6,28 @@ Every guess gives a note for the user. Knows nothing of graphs.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from plaudit_export.checkpoint import Checkpoint, Kind
 from plaudit_export.errors import SourceError
 from plaudit_export.positions import usable_positions
-from plaudit_service.bundle import Head, Scoring, ScoringFile, SpecialToken
+from plaudit_service.bundle import Head, Normalization, Scoring, ScoringFile, SpecialToken
 
 FALLBACK_MAX_TOKENS = 4096
 DEFAULT_TOLERANCE = 1e-5
 # A reference at the full length of a long-context model would take hours on a CPU, at export and at every start.
 DEFAULT_GOLDEN_MAX_TOKENS = 4096
+
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """Texts of the user's: wire items of one sequence each, and the sha256 of the file that they came from."""
+
+    items: Sequence[Mapping[str, Any]]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,13 @@ class Options:
         chat_template: Jinja source that replaces the tokenizer's.
         golden: wire items, checked besides the built-in ones.
         golden_max_tokens: no built-in golden text is longer, whatever the model takes.
-        tolerance: largest |difference| / max(1, |score|) between served and reference.
+        tolerance: largest |difference| / max(1, |score|) between served and reference; None: 1e-5 in fp32, and what
+            the golden texts show (with headroom) in other precisions.
+        precision: of the weights and the computation.
+        calibrate: texts to calibrate int8 on and to measure any reduced precision on; None: the golden texts.
+        allow_loss: accept a precision that ranks too many pairs of texts otherwise than float32 does.
+        normalize_on: texts whose scores get mean 0.
+        normalize_std: and standard deviation 1.
     """
 
     name: str | None = None
@@ -45,7 +62,12 @@ class Options:
     chat_template: str | None = None
     golden: Sequence[Mapping[str, Any]] = ()
     golden_max_tokens: int = DEFAULT_GOLDEN_MAX_TOKENS
-    tolerance: float = DEFAULT_TOLERANCE
+    tolerance: float | None = None
+    precision: Precision = "fp32"
+    calibrate: TextFile | None = None
+    allow_loss: bool = False
+    normalize_on: TextFile | None = None
+    normalize_std: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,12 @@ class Rules:
     chat_template: str | None
     notes: tuple[str, ...]
 
-    def scoring(self, sha256: dict[ScoringFile, str]) -> Scoring:
+    def scoring(
+        self,
+        sha256: dict[ScoringFile, str],
+        precision: Precision = "fp32",
+        normalization: Normalization | None = None,
+    ) -> Scoring:
         """The manifest's `scoring` for files with these hashes."""
         return Scoring(
             kind=self.kind,
@@ -81,6 +108,8 @@ class Rules:
             append_eos=self.append_eos,
             pair=self.pair,
             heads=self.heads,
+            precision=precision,
+            normalization=normalization,
             sha256=sha256,
         )
 

@@ -18,6 +18,8 @@ from plaudit_service.errors import BundleError
 from plaudit_service.tokenization import Ids, TokenizedText
 
 Heads = npt.NDArray[np.float32]
+# By the names of the graph's inputs.
+Feeds = dict[str, npt.NDArray[Any]]
 
 # A call whose longest row is one token takes another kernel and gives other last bits; two tokens do not.
 _MIN_TOKENS = 2
@@ -83,7 +85,7 @@ class OnnxRuntimeEngine:
         self._pad_id = scoring.pad_token_id or 0
         self._output = "logits" if scoring.kind == "plain" else "scores"
         self._num_heads = len(scoring.heads)
-        self._session = _build_session(bundle.path / GRAPH, num_threads)
+        self._session = build_session(bundle.path / GRAPH, num_threads)
         self._inputs = {tensor.name: tensor for tensor in self._session.get_inputs()}
         self._check_graph(bundle.path)
         past = {
@@ -109,7 +111,12 @@ class OnnxRuntimeEngine:
         )
 
     def _call(self, outputs: list[str], batch: Sequence[TokenizedText], prefix: Prefix) -> list[npt.NDArray[Any]]:
-        """Run the graph on what follows the prefix, the rows padded on the right to one length."""
+        result: list[npt.NDArray[Any]] = self._session.run(outputs, self.feeds(batch, prefix))
+        return result
+
+    def feeds(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Feeds:
+        """What the graph is run on: what follows the prefix, the rows padded on the right to one length."""
+        prefix = prefix or self._no_prefix
         P = prefix.num_tokens
         lengths = np.array([len(text.token_ids) - P for text in batch])
         shape = len(batch), max(_MIN_TOKENS, int(lengths.max()))
@@ -128,8 +135,7 @@ class OnnxRuntimeEngine:
             "last_index": lengths - 1,
             **prefix.past,
         }
-        result: list[npt.NDArray[Any]] = self._session.run(outputs, {name: feeds[name] for name in self._inputs})
-        return result
+        return {name: feeds[name] for name in self._inputs}
 
     def _check_graph(self, path: Path) -> None:
         unknown = {name for name in self._inputs if not name.startswith("past.")} - _INPUTS[self._kind]
@@ -142,7 +148,12 @@ class OnnxRuntimeEngine:
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def _build_session(graph: Path, num_threads: int) -> ort.InferenceSession:
+def build_session(graph: Path, num_threads: int) -> ort.InferenceSession:
+    """A session on the CPU; `num_threads` 0: one for each core that this process may use.
+
+    Raises:
+        BundleError: the graph cannot be loaded.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1

@@ -264,7 +264,7 @@ class Tokenization:
 
 
 def _template_tokens(scoring: Scoring) -> dict[str, str | list[str]]:
-    """The special tokens that the chat template finds by name; as in transformers, one that there is not is undefined."""
+    """The special tokens that the chat template finds by name; as in transformers, one that is missing is undefined."""
     named = {"bos_token": scoring.bos, "eos_token": scoring.eos}
     return scoring.template_tokens | {name: token.text for name, token in named.items() if token is not None}
 

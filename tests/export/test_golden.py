@@ -36,7 +36,7 @@ def test_users_items_are_read_one_per_line(tmp_path):
     items = [{"text": "grün"}, {"prompt": "a", "completion": "b", "finished": False}]
     path = tmp_path / "golden.jsonl"
     path.write_text("\n\n".join(json.dumps(item) for item in items) + "\n")
-    assert golden.read_golden_file(path) == items
+    assert golden.read_items("--golden", path) == items
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,16 @@ def test_users_items_are_read_one_per_line(tmp_path):
     [
         ("{", "line 2"),
         ('{"txt": "a"}', "line 2"),
-        ('{"prompt": "a", "completions": ["b", "c"]}', "line 2: 2 completions"),
+        ('["text"]', "line 2"),
     ],
 )
 def test_a_line_that_is_no_item_is_named(tmp_path, line, message):
     path = tmp_path / "golden.jsonl"
     path.write_text('{"text": "fine"}\n' + line)
     with pytest.raises(SourceError, match=message):
-        golden.read_golden_file(path)
+        golden.read_items("--golden", path)
 
 
 def test_a_golden_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SourceError, match=r"nothing\.jsonl: cannot be read"):
-        golden.read_golden_file(tmp_path / "nothing.jsonl")
+        golden.read_items("--golden", tmp_path / "nothing.jsonl")

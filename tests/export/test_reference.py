@@ -146,6 +146,8 @@ def test_a_users_item_that_the_model_cannot_take_is_refused(causal, item, messag
 
 def test_a_users_item_of_a_form_that_the_model_lacks_is_refused(encoder):
     with pytest.raises(SourceError, match="no chat template"):
-        golden_cases(encoder, derive_rules(encoder, Options()), [{"messages": [{"role": "user", "content": "a"}]}], 128, [])
+        golden_cases(
+            encoder, derive_rules(encoder, Options()), [{"messages": [{"role": "user", "content": "a"}]}], 128, []
+        )
     with pytest.raises(SourceError, match="pairs"):
         golden_cases(encoder, derive_rules(encoder, Options(pair=True)), [{"text": "a"}], 128, [])

@@ -19,7 +19,7 @@ from plaudit_export.adapter import Adapter, is_adapter, read_adapter
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
 
-Kind = Literal["causal", "encoder"]
+Kind = Literal["causal", "encoder", "plain"]
 T = TypeVar("T")
 
 # What transformers raises for files that are missing, malformed, unreachable, or of another kind than they say.
@@ -47,7 +47,8 @@ class Checkpoint:
     Attributes:
         id: the hub id, or the name of the local directory.
         revision: commit of the hub repository, None for a directory.
-        kind: `causal` keeps keys and values of a prefix; `encoder` sees the whole text at once.
+        kind: `causal` keeps keys and values of a prefix; `encoder` sees the whole text at once; `plain` has a graph
+            that another exporter made.
         architecture: the transformers class.
         model: in float32 and evaluation mode.
         tokenizer: a fast one, as transformers loads it.
@@ -79,7 +80,7 @@ class Checkpoint:
         """Whether the tokenizer gives token types and the model reads them."""
         reads = "token_type_ids" in inspect.signature(self.model.forward).parameters
         return (
-            self.kind == "encoder"
+            self.kind != "causal"
             and reads
             and "token_type_ids" in self.tokenizer.model_input_names
             and getattr(self.config, "type_vocab_size", 1) > 0
@@ -129,10 +130,10 @@ class _Place:
 def _load_whole(place: _Place) -> Checkpoint:
     source = str(place.directory)
     _check_directory(place.directory)
-    config = _load_config(source)
-    architecture = _architecture(source, config)
+    config = load_config(source)
+    architecture = sequence_classifier(source, config)
     _check_config(source, config, architecture)
-    tokenizer = _load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     model, info = _load_model(source)
     _check_complete(source, info)
     return Checkpoint(
@@ -148,10 +149,10 @@ def _load_whole(place: _Place) -> Checkpoint:
 def _load_adapter(place: _Place, adapter: Adapter, base_directory: Path) -> Checkpoint:
     directory, base = place.directory, str(base_directory)
     _check_directory(base_directory)
-    config = _load_config(base)
+    config = load_config(base)
     _check_config(base, config, next(iter(getattr(config, "architectures", None) or ["its model"])))
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    tokenizer = _load_tokenizer(str(directory)) if has_tokenizer else _load_tokenizer(base)
+    tokenizer = load_tokenizer(str(directory)) if has_tokenizer else load_tokenizer(base)
     # A language model has no head yet, or one of another size: the adapter brings its own.
     heads = {} if config.num_labels == adapter.num_labels else {"num_labels": adapter.num_labels}
     model, info = _load_model(base, ignore_mismatched_sizes=True, **heads)
@@ -214,11 +215,21 @@ def _loading(source: str, what: str, load: Callable[[], T]) -> T:
         raise SourceError(f"{source}: its {what} cannot be loaded: {first_line(error)}") from error
 
 
-def _load_config(source: str) -> Any:
+def load_config(source: str) -> Any:
+    """The config of a directory.
+
+    Raises:
+        SourceError: there is none that transformers knows.
+    """
     return _loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 
-def _architecture(source: str, config: Any) -> str:
+def sequence_classifier(source: str, config: Any) -> str:
+    """The class of transformers that the config names.
+
+    Raises:
+        SourceError: it is no reward model of transformers.
+    """
     names = list(getattr(config, "architectures", None) or [])
     known = [name for name in names if name.endswith("ForSequenceClassification") and hasattr(transformers, name)]
     if not known:
@@ -235,7 +246,12 @@ def _check_config(source: str, config: Any, architecture: str) -> None:
         raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
 
 
-def _load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str) -> Any:
+    """The fast tokenizer of a directory.
+
+    Raises:
+        SourceError: it has none.
+    """
     tokenizer = _loading(
         source,
         "tokenizer",

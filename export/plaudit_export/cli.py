@@ -5,11 +5,12 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
 
 if TYPE_CHECKING:
+    from plaudit_export.exporter import Exported
     from plaudit_export.rules import TextFile
     from plaudit_service.bundle import Bundle
 
@@ -44,40 +45,63 @@ def _fail(message: str, status: int) -> int:
 
 def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
-    from plaudit_export.golden import read_items
-    from plaudit_export.report import describe_parity
-    from plaudit_export.rules import DEFAULT_GOLDEN_MAX_TOKENS, Options
-    from plaudit_service.bundle import Head
+    from plaudit_export.rules import Options
 
     options = Options(
-        name=parsed.name,
-        append_eos=parsed.append_eos,
-        add_special_tokens=parsed.add_special_tokens,
-        pair=parsed.pair,
-        max_tokens=parsed.max_tokens,
-        heads=[Head(name=name, weight=weight) for name, weight in parsed.heads] if parsed.heads else None,
-        chat_template=_read_text(parsed.chat_template) if parsed.chat_template else None,
-        golden=read_items("--golden", parsed.golden) if parsed.golden else (),
-        golden_max_tokens=parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
-        tolerance=parsed.tolerance,
+        **_model_options(parsed),
         precision=parsed.precision,
         calibrate=_text_file("--calibrate", parsed.calibrate),
         allow_loss=parsed.allow_loss,
         normalize_on=_text_file("--normalize-on", parsed.normalize_on),
         normalize_std=parsed.normalize == "mean-std",
     )
-    exported = export_checkpoint(
-        parsed.source,
-        parsed.bundle,
-        options,
-        force=parsed.force,
-        step=lambda line: print(f"{PROG}: {line} ...", file=sys.stderr),
-        note=lambda line: print(f"{PROG}: note: {line}", file=sys.stderr),
-    )
+    return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
+
+
+def _onnx(parsed: argparse.Namespace) -> int:
+    from plaudit_export.exporter import export_onnx
+    from plaudit_export.rules import Options
+
+    options = Options(**_model_options(parsed))
+    arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
+    return _tell(export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+
+
+def _step(line: str) -> None:
+    print(f"{PROG}: {line} ...", file=sys.stderr)
+
+
+def _note(line: str) -> None:
+    print(f"{PROG}: note: {line}", file=sys.stderr)
+
+
+def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Options` that every source has."""
+    from plaudit_export.golden import read_items
+    from plaudit_export.rules import DEFAULT_GOLDEN_MAX_TOKENS
+    from plaudit_service.bundle import Head
+
+    return {
+        "name": parsed.name,
+        "append_eos": parsed.append_eos,
+        "add_special_tokens": parsed.add_special_tokens,
+        "pair": parsed.pair,
+        "max_tokens": parsed.max_tokens,
+        "heads": [Head(name=name, weight=weight) for name, weight in parsed.heads] if parsed.heads else None,
+        "chat_template": _read_text(parsed.chat_template) if parsed.chat_template else None,
+        "golden": read_items("--golden", parsed.golden) if parsed.golden else (),
+        "golden_max_tokens": parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
+        "tolerance": parsed.tolerance,
+    }
+
+
+def _tell(exported: "Exported") -> int:
+    from plaudit_export.report import describe_parity
+
     print(describe_parity(exported.parity))
     if exported.comparison is not None:
         print(exported.comparison.describe())
-    print(f"{parsed.bundle}: {exported.bundle.name} {exported.bundle.fingerprint}")
+    print(f"{exported.bundle.path}: {exported.bundle.name} {exported.bundle.fingerprint}")
     _warn_of_unchecked(exported.bundle)
     return 0
 
@@ -145,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROG, description=__doc__.split(": ", 1)[1])
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
+    _add_onnx(commands.add_parser("onnx", help="a directory made by `optimum-cli export onnx` -> bundle"))
     inspect = commands.add_parser("inspect", help="what a bundle is; checks every hash")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
     inspect.set_defaults(run=_inspect)
@@ -161,8 +186,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(run=_checkpoint)
     add = parser.add_argument
-    flag = argparse.BooleanOptionalAction
-    add("source", metavar="SOURCE", help="checkpoint or LoRA adapter directory, or hub id")
+    add("source", metavar="SOURCE", help="checkpoint or LoRA adapter directory, or hub id (org/name@revision)")
     add("bundle", type=Path, metavar="BUNDLE", help="directory to make")
     add(
         "--precision",
@@ -179,6 +203,24 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         default="mean-std",
         help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std)",
     )
+    _add_model_options(parser)
+
+
+def _add_onnx(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Turn a graph of text classification that another exporter made, such as optimum, into a bundle. Give the "
+        "checkpoint that it came from, so that its scores are checked against the checkpoint's own."
+    )
+    parser.set_defaults(run=_onnx)
+    parser.add_argument("source", type=Path, metavar="DIR", help="directory with model.onnx; config and tokenizer too")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory to make")
+    parser.add_argument("--checkpoint", metavar="SOURCE", help="directory or hub id whose scores are the reference")
+    _add_model_options(parser)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    flag = argparse.BooleanOptionalAction
     add("--name", help="model name that requests use (default: the last part of SOURCE)")
     add("--append-eos", action=flag, help="the model was trained on texts that end with EOS (default: no)")
     add(

@@ -14,6 +14,7 @@ from plaudit_export.checkpoint import Checkpoint, load_checkpoint
 from plaudit_export.comparison import Comparison
 from plaudit_export.errors import ExportError, ParityError
 from plaudit_export.graph import OPSET, export_graph, halve
+from plaudit_export.onnx_source import copy_graph, load_onnx
 from plaudit_export.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
 from plaudit_export.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.report import build_report, describe_parity, score_std, versions
@@ -75,6 +76,7 @@ class _Draft:
 
     rules: Rules
     source: Source
+    opset: int
     notes: list[str]
     records: list[Golden]
     golden: list[TokenizedText]
@@ -159,7 +161,83 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         architecture=checkpoint.architecture,
         attention=checkpoint.attention,
     )
-    return _Draft(rules, made_from, notes, records, sequences(rules, cases), measured, normalized)
+    return _Draft(rules, made_from, OPSET, notes, records, sequences(rules, cases), measured, normalized)
+
+
+def export_onnx(
+    source: Path,
+    bundle: Path,
+    options: Options | None = None,
+    *,
+    checkpoint: str | None = None,
+    force: bool = False,
+    step: Say = lambda _: None,
+    note: Say = lambda _: None,
+) -> Exported:
+    """Turn a directory with somebody else's graph into a bundle of kind `plain`.
+
+    Args:
+        source: made by `optimum-cli export onnx --task text-classification`.
+        bundle: the directory to make.
+        options: what the user says about the model.
+        checkpoint: the checkpoint that the graph came from, whose scores are the reference; None: the references are
+            the graph's own, so that parity shows only that serving does not change them.
+        force: replace a bundle that is there already.
+        step: called with a line before each long step.
+        note: called with a line for each guess.
+
+    Raises:
+        SourceError: what the user gave cannot be exported.
+        ExportError: a served score is further from its reference than the tolerance.
+    """
+    options = options or Options()
+    with staged(bundle, force=force) as directory:
+        step(f"reading {source}")
+        foreign = load_onnx(source)
+        original = None if checkpoint is None else load_checkpoint(checkpoint)
+        rules = derive_rules(foreign.checkpoint, options)
+        notes = list(rules.notes)
+        longest = min(rules.max_tokens, options.golden_max_tokens)
+        cases = golden_cases(original or foreign.checkpoint, rules, options.golden, longest, notes)
+        copy_graph(foreign, directory / GRAPH)
+        write_tokenizer(foreign.checkpoint.tokenizer.backend_tokenizer, directory)
+        if rules.chat_template is not None:
+            write_chat_template(rules.chat_template, directory)
+        if original is None:
+            notes.append(
+                "no --checkpoint: the references are the graph's own scores, so nothing shows that it is right"
+            )
+        for line in notes:
+            note(line)
+        if original is None:
+            step(f"scoring {len(cases)} golden texts with the graph, one at a time")
+            records = _graph_references(directory, rules, cases)
+        else:
+            records = _references(original, rules, cases, step)
+        write_golden(records, directory)
+        attention = "unknown (a foreign graph)" if original is None else original.attention
+        made_from = Source(
+            id=foreign.checkpoint.id,
+            revision=None if original is None else original.revision,
+            architecture=foreign.checkpoint.architecture,
+            attention=attention,
+        )
+        original = None
+        gc.collect()
+        draft = _Draft(rules, made_from, foreign.opset, notes, records, sequences(rules, cases), None, None)
+        write_manifest(_manifest(draft, directory, options.tolerance or DEFAULT_TOLERANCE, options, step), directory)
+        step("checking the served scores")
+        report = _check(directory, notes, None)
+    return Exported(load_bundle(bundle.expanduser()), report)
+
+
+def _graph_references(directory: Path, rules: Rules, cases: Sequence[Case]) -> list[Golden]:
+    scorer = GraphScorer(directory, rules.scoring(_PLACEHOLDER_HASHES))
+    heads = [scorer.heads([text], "golden texts")[0] for text in sequences(rules, cases)]
+    return [
+        Golden(item, tuple(tokens.token_ids), tuple(values.tolist()), float(scorer.weigh(values[None])[0]))
+        for (item, tokens), values in zip(cases, heads, strict=True)
+    ]
 
 
 def _window_notes(checkpoint: Checkpoint, rules: Rules, options: Options) -> list[str]:
@@ -231,7 +309,7 @@ def _manifest(draft: _Draft, directory: Path, tolerance: float, options: Options
         name=draft.rules.name,
         scoring=scoring,
         tolerance=tolerance,
-        opset=OPSET,
+        opset=draft.opset,
         source=draft.source,
         versions=versions(),
         normalization_source=normalized_on,

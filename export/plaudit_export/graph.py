@@ -112,7 +112,7 @@ def export_graph(checkpoint: Checkpoint, path: Path) -> None:
         raise
     except Exception as error:  # the tracer runs a foreign model: it can raise anything
         raise ExportError(f"{checkpoint.architecture} cannot be traced into a graph: {first_line(error)}") from error
-    _strip(model)
+    strip(model)
     save_graph(model, path)
 
 
@@ -214,8 +214,8 @@ def _trace(
     return program.model
 
 
-def _strip(model: ir.Model) -> None:
-    """Removes what is not needed to run: it holds stack traces with paths of this machine."""
+def strip(model: ir.Model) -> None:
+    """Remove what is not needed to run: it holds stack traces with paths of this machine."""
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     model.doc_string = None

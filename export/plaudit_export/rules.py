@@ -216,7 +216,7 @@ def _append_eos(checkpoint: Checkpoint, options: Options, eos: SpecialToken | No
 
 
 def _pair(checkpoint: Checkpoint, options: Options, notes: list[str]) -> bool:
-    if checkpoint.kind == "encoder" and not options.pair:
+    if checkpoint.kind != "causal" and not options.pair:
         notes.append("prompt and completion are one text; if the model was trained on pairs of texts, give --pair")
     return options.pair
 

@@ -81,7 +81,7 @@ def test_an_int8_score_has_the_same_bits_alone_batched_padded_and_continued(int8
             assert model.compute([sequences[at] for at in batch]) == [alone[at] for at in batch]
     if int8.bundle.scoring.kind == "causal":
         for each, expected in zip(sequences, alone, strict=True):
-            cuts = {1, len(each.token_ids) // 2, len(each.token_ids) - 1} - {0}
+            cuts = {1, len(each.token_ids) // 2, len(each.token_ids) - 1} - {0, len(each.token_ids)}
             assert {model.compute_continued(each, cut) for cut in cuts} <= {expected}
     assert model.num_engine_failures == 0
     assert len(set(alone)) > 30
@@ -108,7 +108,7 @@ def test_a_precision_that_ranks_too_many_pairs_otherwise_is_refused_unless_the_l
 ):
     monkeypatch.setattr("plaudit_export.exporter.MIN_AGREEMENT", 1.01)
     options = Options(precision="int8", calibrate=text_file(12))
-    with pytest.raises(ExportError, match=r"int8 ranks 9.* of 4 texts' pairs .* at least 101%.*--allow-loss") as raised:
+    with pytest.raises(ExportError, match=r"int8 ranks .* of 4 texts' pairs .* at least 101%.*--allow-loss") as raised:
         export_checkpoint(str(encoder_checkpoint), tmp_path / "bundle", options)
     assert raised.value.exit_status == 1
     assert list(tmp_path.iterdir()) == []

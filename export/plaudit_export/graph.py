@@ -120,7 +120,11 @@ def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLIN
     """Write a graph, and `<path>.data` with its weights where they would not fit into one file."""
     weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     size_bytes = sum(weight.nbytes for weight in weights)
-    ir.save(model, path, external_data=f"{path.name}.data" if size_bytes > max_inline_bytes else None)
+    if size_bytes > max_inline_bytes:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:  # a graph that was loaded may still point to weights in a file of its own
+        ir.external_data.load_to_model(model)
+        ir.save(model, path)
 
 
 def _trace_causal(checkpoint: Checkpoint) -> ir.Model:

@@ -16,6 +16,7 @@ from plaudit_export.quantize import Activation, calibrate, quantize
 from plaudit_service.batching import cut_batches
 from plaudit_service.bundle import GOLDEN, GRAPH, GRAPH_DATA, Bundle, Manifest, Scoring, Source
 from plaudit_service.engines import OnnxRuntimeEngine
+from plaudit_service.errors import BundleError
 from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS
 from plaudit_service.tokenization import TokenizedText
 
@@ -37,7 +38,7 @@ class GraphScorer:
     """Scores token sequences with the graph of one directory, in the batches of the service.
 
     Raises:
-        BundleError: the graph cannot be loaded.
+        ExportError: the graph cannot be loaded.
     """
 
     def __init__(self, directory: Path, scoring: Scoring) -> None:
@@ -52,7 +53,10 @@ class GraphScorer:
             sha256={GOLDEN: "0" * 64},
         )
         self._weights = np.array([head.weight for head in scoring.heads])
-        self.engine = OnnxRuntimeEngine(Bundle(directory, manifest, None, ()))
+        try:
+            self.engine = OnnxRuntimeEngine(Bundle(directory, manifest, None, ()))
+        except BundleError as error:
+            raise ExportError(f"the new graph cannot be run: {error}") from error
 
     def heads(self, texts: Texts, what: str) -> Scores:
         """Raw head values, shape (N, heads), float64; `what` is shown on a progress bar.

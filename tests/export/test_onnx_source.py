@@ -92,7 +92,7 @@ def test_external_weights_of_any_name_come_into_the_bundle(foreign, tmp_path):
         (lambda path: (path / "config.json").unlink(), r"has no config\.json"),
         (lambda path: (path / "model.onnx").write_bytes(b"\xff" * 64), "is no ONNX graph"),
         (lambda path: rename_output(path, "scores"), "gives scores; a graph of text classification"),
-        (lambda path: fix_shape(path), "has the fixed shape"),
+        (fix_shape, "has the fixed shape"),
     ],
 )
 def test_what_is_no_graph_of_text_classification_is_refused(foreign, spoil, message):

@@ -28,7 +28,7 @@ def text_file(num_texts: int) -> TextFile:
     return TextFile([{"text": text} for text in texts(num_texts)], "0" * 64)
 
 
-@pytest.fixture(scope="module", params=["causal", "encoder", "gpt2"])
+@pytest.fixture(scope="module", params=["causal", "encoder", pytest.param("gpt2", marks=pytest.mark.slow)])
 def int8(request, tmp_path_factory):
     """An int8 bundle; GPT-2 has products with a bias (Gemm)."""
     folder = tmp_path_factory.mktemp("int8")
@@ -87,7 +87,7 @@ def test_an_int8_score_has_the_same_bits_alone_batched_padded_and_continued(int8
     assert len(set(alone)) > 30
 
 
-@pytest.mark.parametrize("kind", ["causal", "encoder"])
+@pytest.mark.parametrize("kind", ["causal", pytest.param("encoder", marks=pytest.mark.slow)])
 def test_a_float16_bundle_is_near_float32_and_its_head_is_in_float32(kind, request, tmp_path):
     checkpoint = request.getfixturevalue(f"{kind}_checkpoint")
     exported = export_checkpoint(str(checkpoint), tmp_path / "bundle", Options(precision="fp16"))

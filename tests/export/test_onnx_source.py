@@ -85,6 +85,18 @@ def test_external_weights_of_any_name_come_into_the_bundle(foreign, tmp_path):
         export_onnx(foreign, tmp_path / "other")
 
 
+def rename_output(directory: Path, name: str) -> None:
+    model = ir.load(directory / "model.onnx")
+    model.graph.outputs[0].name = name
+    ir.save(model, directory / "model.onnx")
+
+
+def fix_shape(directory: Path) -> None:
+    model = ir.load(directory / "model.onnx")
+    model.graph.inputs[0].shape = ir.Shape([1, 128])
+    ir.save(model, directory / "model.onnx")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -99,18 +111,6 @@ def test_what_is_no_graph_of_text_classification_is_refused(foreign, spoil, mess
     spoil(foreign)
     with pytest.raises(SourceError, match=message):
         load_onnx(foreign)
-
-
-def rename_output(directory: Path, name: str) -> None:
-    model = ir.load(directory / "model.onnx")
-    model.graph.outputs[0].name = name
-    ir.save(model, directory / "model.onnx")
-
-
-def fix_shape(directory: Path) -> None:
-    model = ir.load(directory / "model.onnx")
-    model.graph.inputs[0].shape = ir.Shape([1, 128])
-    ir.save(model, directory / "model.onnx")
 
 
 @pytest.mark.slow

@@ -127,14 +127,16 @@ def _inspect(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
+    from plaudit_export.progress import elapsed
     from plaudit_export.report import describe_parity
     from plaudit_service import parity
     from plaudit_service.errors import BundleError, ServiceError
     from plaudit_service.scorer import Scorer
 
     try:
-        scorer = Scorer(parsed.bundle)
-        report = parity.check(scorer)
+        with elapsed("checking"):
+            scorer = Scorer(parsed.bundle)
+            report = parity.check(scorer)
     except BundleError as error:
         raise SourceError(str(error)) from error
     except ServiceError as error:

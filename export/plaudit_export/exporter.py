@@ -16,6 +16,7 @@ from plaudit_export.errors import ExportError, ParityError
 from plaudit_export.graph import OPSET, export_graph, halve
 from plaudit_export.onnx_source import copy_graph, load_onnx
 from plaudit_export.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
+from plaudit_export.progress import elapsed
 from plaudit_export.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.report import build_report, describe_parity, score_std, versions
 from plaudit_export.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
@@ -147,11 +148,13 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         note(notes[-1])
     step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
     checkpoint.merge_adapter()
-    export_graph(checkpoint, float_directory / GRAPH)
+    with elapsed("tracing"):
+        export_graph(checkpoint, float_directory / GRAPH)
     if options.precision == "fp16":
         step(f"tracing {checkpoint.architecture} in float16")
         halve(checkpoint.model)
-        export_graph(checkpoint, directory / GRAPH)
+        with elapsed("tracing"):
+            export_graph(checkpoint, directory / GRAPH)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:
         write_chat_template(rules.chat_template, directory)
@@ -320,8 +323,9 @@ def _manifest(draft: _Draft, directory: Path, tolerance: float, options: Options
 def _check(directory: Path, notes: list[str], comparison: Comparison | None) -> ParityReport:
     """Score the golden texts as the service does, and add the report to the bundle."""
     try:
-        scorer = Scorer(directory)
-        report = parity.check(scorer)
+        with elapsed("checking"):
+            scorer = Scorer(directory)
+            report = parity.check(scorer)
     except ServiceError as error:
         raise ExportError(f"the serving path refuses the new bundle: {error}") from error
     if not report.ok:

@@ -89,6 +89,41 @@ def test_damaged_weights_are_refused(copy):
         load_checkpoint(str(copy))
 
 
+def test_truncated_weights_are_refused(copy):
+    content = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(SourceError, match="its model cannot be loaded") as raised:
+        load_checkpoint(str(copy))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_truncated_file_is_refused_in_one_line(copy, name):
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(SourceError, match="cannot be loaded") as raised:
+        load_checkpoint(str(copy))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("label", ["qwen3", "gpt2", "bert"])
+def test_a_checkpoint_labelled_as_another_architecture_is_refused(copy, label):
+    names = {"qwen3": "Qwen3", "gpt2": "GPT2", "bert": "Bert"}
+    set_config(copy, model_type=label, architectures=[f"{names[label]}ForSequenceClassification"])
+    with pytest.raises(SourceError, match=r"missing weights|cannot be loaded") as raised:
+        load_checkpoint(str(copy))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_shard_that_the_index_names_and_is_not_there_is_refused(copy):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(copy)
+    (copy / "model.safetensors").unlink()
+    model.save_pretrained(copy, max_shard_size="20KB")
+    next(iter(copy.glob("model-*.safetensors"))).unlink()
+    with pytest.raises(SourceError, match="its model cannot be loaded"):
+        load_checkpoint(str(copy))
+
+
 def test_a_language_model_is_no_reward_model(copy):
     set_config(copy, architectures=["LlamaForCausalLM"])
     with pytest.raises(SourceError, match=r"is a LlamaForCausalLM, not a \*ForSequenceClassification"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from plaudit_export.errors import ExportError, ParityError, SourceError
 
 if TYPE_CHECKING:
-    from plaudit_export.exporter import Exported
+    from plaudit_export.finish import Exported
     from plaudit_export.rules import TextFile
     from plaudit_service.bundle import Bundle
 
@@ -47,6 +47,8 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
     from plaudit_export.rules import Options
 
+    if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
+        raise SourceError("--calibrate and --allow-loss are for a reduced precision; give --precision int8 or fp16")
     options = Options(
         **_model_options(parsed),
         precision=parsed.precision,

@@ -2,53 +2,36 @@
 
 import gc
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from plaudit_export import normalization
 from plaudit_export.checkpoint import Checkpoint, load_checkpoint
 from plaudit_export.comparison import Comparison
-from plaudit_export.errors import ExportError, ParityError
+from plaudit_export.errors import ExportError
+from plaudit_export.finish import Draft, Exported, Say, finish
 from plaudit_export.graph import OPSET, export_graph, halve
 from plaudit_export.onnx_source import copy_graph, load_onnx
 from plaudit_export.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
 from plaudit_export.progress import elapsed
 from plaudit_export.reference import Case, Reference, golden_cases, sequences, users_sequences
-from plaudit_export.report import build_report, describe_parity, score_std, versions
+from plaudit_export.report import score_std
 from plaudit_export.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
 from plaudit_export.writer import (
-    scoring_hashes,
     staged,
     write_chat_template,
     write_golden,
-    write_json,
-    write_manifest,
     write_tokenizer,
 )
-from plaudit_service import parity
 from plaudit_service.bundle import (
-    GOLDEN,
     GRAPH,
-    REPORT,
-    Bundle,
     Golden,
-    Manifest,
-    NormalizationSource,
     ScoringFile,
     Source,
     load_bundle,
-    sha256_of,
 )
-from plaudit_service.errors import ServiceError
-from plaudit_service.parity import ParityReport
-from plaudit_service.scorer import Scorer
-from plaudit_service.tokenization import TokenizedText
-
-Say = Callable[[str], None]
 
 # Reference scores that lie closer together than this many tolerances would hide a wrong text behind a right one.
 _MIN_SPREAD = 1_000
@@ -56,33 +39,6 @@ _MIN_SPREAD = 1_000
 _PLACEHOLDER_HASHES: dict[ScoringFile, str] = dict.fromkeys(("model.onnx", "tokenizer.json"), "0" * 64)
 # A reduced precision may be this much further from float32 on another kind of CPU than it was here.
 _HEADROOM = 1.5
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A bundle in its place, the parity that was measured on it, and what a reduced precision costs."""
-
-    bundle: Bundle
-    parity: ParityReport
-    comparison: Comparison | None = None
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """What is left of a checkpoint when its model is gone: all that the manifest and the report need.
-
-    `golden`, `measured` and `normalized` are sequences to score: the golden texts', the user's to calibrate and measure
-    on, and the user's to normalize on.
-    """
-
-    rules: Rules
-    source: Source
-    opset: int
-    notes: list[str]
-    records: list[Golden]
-    golden: list[TokenizedText]
-    measured: list[TokenizedText] | None
-    normalized: list[TokenizedText] | None
 
 
 def export_checkpoint(
@@ -114,20 +70,17 @@ def export_checkpoint(
         staged(bundle, force=force) as directory,
         tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch,
     ):
-        work = Path(scratch)
-        float_directory = directory if options.precision == "fp32" else work
+        float_directory = directory if options.precision == "fp32" else Path(scratch)
         draft = _build(source, directory, float_directory, options, step, note)
         gc.collect()  # the model goes before the engine loads the weights again
         comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
         if options.precision != "fp32":
             comparison, tolerance = _reduce(draft, directory, float_directory, options, step)
-        write_manifest(_manifest(draft, directory, tolerance, options, step), directory)
-        step("checking the served scores")
-        report = _check(directory, draft.notes, comparison)
+        report = finish(draft, directory, tolerance, comparison, options, step)
     return Exported(load_bundle(bundle.expanduser()), report, comparison)
 
 
-def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> _Draft:
+def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> Draft:
     """Write the float32 graph, that of float16, the tokenizer, the template and the golden texts."""
     step(f"loading {source}")
     checkpoint = load_checkpoint(source)
@@ -164,7 +117,7 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         architecture=checkpoint.architecture,
         attention=checkpoint.attention,
     )
-    return _Draft(rules, made_from, OPSET, notes, records, sequences(rules, cases), measured, normalized)
+    return Draft(rules, made_from, OPSET, notes, records, sequences(rules, cases), measured, normalized)
 
 
 def export_onnx(
@@ -227,10 +180,8 @@ def export_onnx(
         )
         original = None
         gc.collect()
-        draft = _Draft(rules, made_from, foreign.opset, notes, records, sequences(rules, cases), None, None)
-        write_manifest(_manifest(draft, directory, options.tolerance or DEFAULT_TOLERANCE, options, step), directory)
-        step("checking the served scores")
-        report = _check(directory, notes, None)
+        draft = Draft(rules, made_from, foreign.opset, notes, records, sequences(rules, cases), None, None)
+        report = finish(draft, directory, options.tolerance or DEFAULT_TOLERANCE, None, options, step)
     return Exported(load_bundle(bundle.expanduser()), report)
 
 
@@ -258,7 +209,7 @@ def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], ste
 
 
 def _reduce(
-    draft: _Draft, directory: Path, float_directory: Path, options: Options, step: Say
+    draft: Draft, directory: Path, float_directory: Path, options: Options, step: Say
 ) -> tuple[Comparison, float]:
     """Make the graph of the reduced precision where it is not there yet, and measure it.
 
@@ -290,53 +241,10 @@ def _reduce(
     return comparison, options.tolerance or _measured_tolerance(GraphScorer(directory, scoring), draft)
 
 
-def _measured_tolerance(scorer: GraphScorer, draft: _Draft) -> float:
+def _measured_tolerance(scorer: GraphScorer, draft: Draft) -> float:
     """The largest distance of a golden text from its float32 reference, with headroom, in two digits."""
     heads = scorer.heads(draft.golden, "golden texts")
     served = np.column_stack([heads, scorer.weigh(heads)])
     reference = np.array([[*record.heads, record.score] for record in draft.records])
     largest = float((np.abs(served - reference) / np.maximum(1, np.abs(reference))).max())
     return max(DEFAULT_TOLERANCE, float(f"{_HEADROOM * largest:.1e}"))
-
-
-def _manifest(draft: _Draft, directory: Path, tolerance: float, options: Options, step: Say) -> Manifest:
-    scoring = draft.rules.scoring(scoring_hashes(directory), options.precision)
-    normalized_on = None
-    if options.normalize_on is not None and draft.normalized is not None:
-        step(f"normalizing on {len(draft.normalized)} texts")
-        scores = GraphScorer(directory, scoring).scores(draft.normalized, "reference texts")
-        fitted = normalization.fit(scores, scale=options.normalize_std)
-        scoring = scoring.model_copy(update={"normalization": fitted})
-        normalized_on = NormalizationSource(num_texts=len(scores), sha256=options.normalize_on.sha256)
-    return Manifest(
-        name=draft.rules.name,
-        scoring=scoring,
-        tolerance=tolerance,
-        opset=draft.opset,
-        source=draft.source,
-        versions=versions(),
-        normalization_source=normalized_on,
-        sha256={GOLDEN: sha256_of(directory / GOLDEN)},
-    )
-
-
-def _check(directory: Path, notes: list[str], comparison: Comparison | None) -> ParityReport:
-    """Score the golden texts as the service does, and add the report to the bundle."""
-    try:
-        with elapsed("checking"):
-            scorer = Scorer(directory)
-            report = parity.check(scorer)
-    except ServiceError as error:
-        raise ExportError(f"the serving path refuses the new bundle: {error}") from error
-    if not report.ok:
-        failed = sum(not row.ok for row in report.rows)
-        raise ParityError(
-            f"{failed} of {len(report.rows)} served scores are not the checkpoint's own; {report.describe_worst()}; "
-            "no bundle was written",
-            describe_parity(report),
-        )
-    bundle = scorer.bundle
-    write_json(build_report(bundle, scorer.model.engine.name, report, comparison, notes), directory / REPORT)
-    hashes = bundle.manifest.sha256 | {REPORT: sha256_of(directory / REPORT)}
-    write_manifest(bundle.manifest.model_copy(update={"sha256": hashes}), directory)
-    return report

@@ -14,7 +14,8 @@ from plaudit_export import checkpoint as checkpoint_module
 from plaudit_export.adapter import CONFIG, WEIGHTS
 from plaudit_export.checkpoint import load_checkpoint
 from plaudit_export.errors import ExportError, SourceError
-from plaudit_export.exporter import Exported, export_checkpoint
+from plaudit_export.exporter import export_checkpoint
+from plaudit_export.finish import Exported
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_encoder_checkpoint
 

@@ -9,7 +9,8 @@ import pytest
 
 from plaudit_export.cli import main
 from plaudit_export.errors import SourceError
-from plaudit_export.exporter import Exported, export_onnx
+from plaudit_export.exporter import export_onnx
+from plaudit_export.finish import Exported
 from plaudit_export.onnx_source import load_onnx
 from plaudit_export.rules import Options
 from plaudit_export.testing import CORPUS, tiny_causal_checkpoint, tiny_encoder_checkpoint

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 
 from plaudit_export import exporter
 from plaudit_export.checkpoint import Checkpoint, load_checkpoint
-from plaudit_export.exporter import Exported, export_checkpoint
+from plaudit_export.exporter import export_checkpoint
+from plaudit_export.finish import Exported
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
 from plaudit_service.scorer import Scorer

@@ -252,8 +252,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=_tolerance,
         metavar="X",
-        help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5); fp16 and int8 state what they "
-        "measured",
+        help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5); fp16 and int8 state "
+        "what they measured",
     )
     add("--force", action="store_true", help="replace a bundle that is there already")
 

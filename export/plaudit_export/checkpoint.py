@@ -209,7 +209,7 @@ def _check_directory(directory: Path) -> None:
 def _loading(source: str, what: str, load: Callable[[], T]) -> T:
     try:
         return load()
-    except LOADING_ERRORS as error:
+    except Exception as error:  # LOADING_ERRORS, and the Rust tokenizers raise plain Exception
         if "trust_remote_code" in str(error):
             raise SourceError(f"{source}: needs code from its repository, which is never run") from error
         raise SourceError(f"{source}: its {what} cannot be loaded: {first_line(error)}") from error

@@ -9,6 +9,9 @@ READY := $(VENV)/.ready
 # The same with the older major of transformers.
 VENV4 ?= .venv-transformers4
 READY4 := $(VENV4)/.ready
+# optimum, which holds an older transformers.
+VENV_OPTIMUM ?= .venv-optimum
+READY_OPTIMUM := $(VENV_OPTIMUM)/.ready
 
 # Where pip finds the CPU build of torch. Without it, pip takes the default build: on Linux x86-64 that is several
 # gigabytes of CUDA libraries. `make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu`
@@ -34,15 +37,20 @@ $(READY): pyproject.toml constraints.txt
 $(READY4): pyproject.toml constraints-transformers4.txt
 	$(call make_venv,$(VENV4),constraints-transformers4.txt)
 
+$(READY_OPTIMUM): pyproject.toml constraints-transformers4.txt
+	$(call make_venv,$(VENV_OPTIMUM),constraints-transformers4.txt)
+	$(VENV_OPTIMUM)/bin/pip install --quiet --constraint constraints-transformers4.txt --editable '.[optimum]'
+
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
 	$(BIN)/plaudit-demo
 
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: $(READY) $(READY4) lint ## everything, also what takes long, and under both majors of transformers
+test-all: $(READY) $(READY4) $(READY_OPTIMUM) lint ## everything, also what takes long, both majors of transformers, optimum
 	$(BIN)/pytest -m ''
 	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/e2e/test_invariance.py
+	$(VENV_OPTIMUM)/bin/pytest -m '' tests/export/test_onnx_source.py
 
 lint: $(READY) ## format check, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -12,13 +12,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from plaudit_export.adapter import Adapter, is_adapter, read_adapter
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
 
-Kind = Literal["causal", "encoder"]
+Kind = Literal["causal", "encoder", "plain"]
 T = TypeVar("T")
 
 # What transformers raises for files that are missing, malformed, unreachable, or of another kind than they say.
@@ -33,6 +34,9 @@ LOADING_ERRORS = (
     SafetensorError,
 )
 
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
+_CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
 _HEAD = re.compile(r"(^|\.)(score|classifier)\.")
 
 
@@ -43,7 +47,8 @@ class Checkpoint:
     Attributes:
         id: the hub id, or the name of the local directory.
         revision: commit of the hub repository, None for a directory.
-        kind: `causal` keeps keys and values of a prefix; `encoder` sees the whole text at once.
+        kind: `causal` keeps keys and values of a prefix; `encoder` sees the whole text at once; `plain` has a graph
+            that another exporter made.
         architecture: the transformers class.
         model: in float32 and evaluation mode.
         tokenizer: a fast one, as transformers loads it.
@@ -75,7 +80,7 @@ class Checkpoint:
         """Whether the tokenizer gives token types and the model reads them."""
         reads = "token_type_ids" in inspect.signature(self.model.forward).parameters
         return (
-            self.kind == "encoder"
+            self.kind != "causal"
             and reads
             and "token_type_ids" in self.tokenizer.model_input_names
             and getattr(self.config, "type_vocab_size", 1) > 0
@@ -102,24 +107,38 @@ def load_checkpoint(source: str) -> Checkpoint:
     Raises:
         SourceError: one line that says what is wrong with it.
     """
-    directory = Path(source).expanduser()
+    place = _locate(source)
+    if not is_adapter(place.directory):
+        with quiet():
+            return _load_whole(place)
     with quiet():
-        if is_adapter(directory):
-            return _load_adapter(directory)
-        return _load_whole(source)
+        adapter = read_adapter(place.directory)
+    base = _locate(adapter.base if adapter.revision is None else f"{adapter.base}@{adapter.revision}")
+    with quiet():
+        return _load_adapter(place, adapter, base.directory)
 
 
-def _load_whole(source: str) -> Checkpoint:
-    source, is_directory = _locate(source)
-    config = _load_config(source)
-    architecture = _architecture(source, config)
+@dataclass(frozen=True)
+class _Place:
+    """Where a checkpoint is: its directory, its id, and the commit of the hub that it was downloaded from."""
+
+    directory: Path
+    id: str
+    revision: str | None = None
+
+
+def _load_whole(place: _Place) -> Checkpoint:
+    source = str(place.directory)
+    _check_directory(place.directory)
+    config = load_config(source)
+    architecture = sequence_classifier(source, config)
     _check_config(source, config, architecture)
-    tokenizer = _load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     model, info = _load_model(source)
     _check_complete(source, info)
     return Checkpoint(
-        id=Path(source).resolve().name if is_directory else source,
-        revision=None if is_directory else getattr(config, "_commit_hash", None),
+        id=place.id,
+        revision=place.revision,
         kind=_kind(model),
         architecture=architecture,
         model=model,
@@ -127,22 +146,21 @@ def _load_whole(source: str) -> Checkpoint:
     )
 
 
-def _load_adapter(directory: Path) -> Checkpoint:
-    adapter = read_adapter(directory)
-    base, is_directory = _locate(adapter.base)
-    revision = {} if is_directory or adapter.revision is None else {"revision": adapter.revision}
-    config = _load_config(base, **revision)
+def _load_adapter(place: _Place, adapter: Adapter, base_directory: Path) -> Checkpoint:
+    directory, base = place.directory, str(base_directory)
+    _check_directory(base_directory)
+    config = load_config(base)
     _check_config(base, config, next(iter(getattr(config, "architectures", None) or ["its model"])))
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    tokenizer = _load_tokenizer(str(directory)) if has_tokenizer else _load_tokenizer(base, **revision)
+    tokenizer = load_tokenizer(str(directory)) if has_tokenizer else load_tokenizer(base)
     # A language model has no head yet, or one of another size: the adapter brings its own.
     heads = {} if config.num_labels == adapter.num_labels else {"num_labels": adapter.num_labels}
-    model, info = _load_model(base, ignore_mismatched_sizes=True, **heads, **revision)
+    model, info = _load_model(base, ignore_mismatched_sizes=True, **heads)
     _check_complete(base, info, adapter)
     kind = _kind(model)
     return Checkpoint(
-        id=directory.resolve().name,
-        revision=None,
+        id=place.id,
+        revision=place.revision,
         kind=kind,
         architecture=type(model).__name__,
         model=model,
@@ -151,18 +169,27 @@ def _load_adapter(directory: Path) -> Checkpoint:
     )
 
 
-def _locate(source: str) -> tuple[str, bool]:
-    """A directory that can be loaded, or a hub id; and which of the two it is."""
+def _locate(source: str) -> _Place:
+    """A directory as it is; `org/name` or `org/name@revision` downloaded from the hub."""
     directory = Path(source).expanduser()
     if directory.is_dir():
-        _check_directory(directory)
-        return str(directory), True
-    if directory.exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
+        return _Place(directory, directory.resolve().name)
+    match = _HUB_ID.fullmatch(source)
+    if directory.exists() or match is None:
         what = "is not a directory" if directory.exists() else "no such directory"
         raise SourceError(f"{source}: {what}; give the directory that holds config.json and model.safetensors")
-    if _loading(source, "config", lambda: transformers.utils.find_adapter_config_file(source)) is not None:
-        raise SourceError(f"{source}: is a PEFT adapter on the hub; download it (hf download) and give its directory")
-    return source, False
+    snapshot = _download(source, match["repo"], match["revision"])
+    return _Place(snapshot, match["repo"], snapshot.name)
+
+
+def _download(source: str, repo: str, revision: str | None) -> Path:
+    """All that a checkpoint is made of, of one commit; no pickles, no code, no other formats of the weights."""
+    try:
+        snapshot = snapshot_download(repo, revision=revision, allow_patterns=_CHECKPOINT_FILES, ignore_patterns=["*/*"])
+    except Exception as error:  # the hub's client raises classes of its own and of its HTTP library
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SourceError(f"{source}: no such directory, and it cannot be had from the hub: {reason}") from error
+    return Path(snapshot)
 
 
 def _check_directory(directory: Path) -> None:
@@ -182,19 +209,27 @@ def _check_directory(directory: Path) -> None:
 def _loading(source: str, what: str, load: Callable[[], T]) -> T:
     try:
         return load()
-    except LOADING_ERRORS as error:
+    except Exception as error:  # LOADING_ERRORS, and the Rust tokenizers raise plain Exception
         if "trust_remote_code" in str(error):
             raise SourceError(f"{source}: needs code from its repository, which is never run") from error
         raise SourceError(f"{source}: its {what} cannot be loaded: {first_line(error)}") from error
 
 
-def _load_config(source: str, **options: Any) -> Any:
-    return _loading(
-        source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-    )
+def load_config(source: str) -> Any:
+    """The config of a directory.
+
+    Raises:
+        SourceError: there is none that transformers knows.
+    """
+    return _loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 
-def _architecture(source: str, config: Any) -> str:
+def sequence_classifier(source: str, config: Any) -> str:
+    """The class of transformers that the config names.
+
+    Raises:
+        SourceError: it is no reward model of transformers.
+    """
     names = list(getattr(config, "architectures", None) or [])
     known = [name for name in names if name.endswith("ForSequenceClassification") and hasattr(transformers, name)]
     if not known:
@@ -211,11 +246,16 @@ def _check_config(source: str, config: Any, architecture: str) -> None:
         raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
 
 
-def _load_tokenizer(source: str, **options: Any) -> Any:
+def load_tokenizer(source: str) -> Any:
+    """The fast tokenizer of a directory.
+
+    Raises:
+        SourceError: it has none.
+    """
     tokenizer = _loading(
         source,
         "tokenizer",
-        lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True, **options),
+        lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True),
     )
     if not getattr(tokenizer, "is_fast", False):
         raise SourceError(f"{source}: its tokenizer ({type(tokenizer).__name__}) has no fast form (tokenizer.json)")

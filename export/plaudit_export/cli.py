@@ -5,9 +5,14 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
+
+if TYPE_CHECKING:
+    from plaudit_export.finish import Exported
+    from plaudit_export.rules import TextFile
+    from plaudit_service.bundle import Bundle
 
 PROG = "plaudit-export"
 
@@ -40,33 +45,75 @@ def _fail(message: str, status: int) -> int:
 
 def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
-    from plaudit_export.golden import read_golden_file
-    from plaudit_export.report import describe_parity
-    from plaudit_export.rules import DEFAULT_TOLERANCE, Options
+    from plaudit_export.rules import Options
+
+    if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
+        raise SourceError("--calibrate and --allow-loss are for a reduced precision; give --precision int8 or fp16")
+    options = Options(
+        **_model_options(parsed),
+        precision=parsed.precision,
+        calibrate=_text_file("--calibrate", parsed.calibrate),
+        allow_loss=parsed.allow_loss,
+        normalize_on=_text_file("--normalize-on", parsed.normalize_on),
+        normalize_std=parsed.normalize == "mean-std",
+    )
+    return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
+
+
+def _onnx(parsed: argparse.Namespace) -> int:
+    from plaudit_export.exporter import export_onnx
+    from plaudit_export.rules import Options
+
+    options = Options(**_model_options(parsed))
+    arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
+    return _tell(export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+
+
+def _step(line: str) -> None:
+    print(f"{PROG}: {line} ...", file=sys.stderr)
+
+
+def _note(line: str) -> None:
+    print(f"{PROG}: note: {line}", file=sys.stderr)
+
+
+def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Options` that every source has."""
+    from plaudit_export.golden import read_items
+    from plaudit_export.rules import DEFAULT_GOLDEN_MAX_TOKENS
     from plaudit_service.bundle import Head
 
-    options = Options(
-        name=parsed.name,
-        append_eos=parsed.append_eos,
-        add_special_tokens=parsed.add_special_tokens,
-        pair=parsed.pair,
-        max_tokens=parsed.max_tokens,
-        heads=[Head(name=name, weight=weight) for name, weight in parsed.heads] if parsed.heads else None,
-        chat_template=_read_text(parsed.chat_template) if parsed.chat_template else None,
-        golden=read_golden_file(parsed.golden) if parsed.golden else (),
-        tolerance=parsed.tolerance or DEFAULT_TOLERANCE,
-    )
-    exported = export_checkpoint(
-        parsed.source,
-        parsed.bundle,
-        options,
-        force=parsed.force,
-        step=lambda line: print(f"{PROG}: {line} ...", file=sys.stderr),
-        note=lambda line: print(f"{PROG}: note: {line}", file=sys.stderr),
-    )
+    return {
+        "name": parsed.name,
+        "append_eos": parsed.append_eos,
+        "add_special_tokens": parsed.add_special_tokens,
+        "pair": parsed.pair,
+        "max_tokens": parsed.max_tokens,
+        "heads": [Head(name=name, weight=weight) for name, weight in parsed.heads] if parsed.heads else None,
+        "chat_template": _read_text(parsed.chat_template) if parsed.chat_template else None,
+        "golden": read_items("--golden", parsed.golden) if parsed.golden else (),
+        "golden_max_tokens": parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
+        "tolerance": parsed.tolerance,
+    }
+
+
+def _tell(exported: "Exported") -> int:
+    from plaudit_export.report import describe_parity
+
     print(describe_parity(exported.parity))
-    print(f"{parsed.bundle}: {exported.bundle.name} {exported.bundle.fingerprint}")
+    if exported.comparison is not None:
+        print(exported.comparison.describe())
+    print(f"{exported.bundle.path}: {exported.bundle.name} {exported.bundle.fingerprint}")
+    _warn_of_unchecked(exported.bundle)
     return 0
+
+
+def _text_file(option: str, path: Path | None) -> "TextFile | None":
+    from plaudit_export.golden import read_items
+    from plaudit_export.rules import TextFile
+    from plaudit_service.bundle import sha256_of
+
+    return None if path is None else TextFile(read_items(option, path), sha256_of(path))
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
@@ -82,13 +129,16 @@ def _inspect(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
+    from plaudit_export.progress import elapsed
     from plaudit_export.report import describe_parity
     from plaudit_service import parity
     from plaudit_service.errors import BundleError, ServiceError
     from plaudit_service.scorer import Scorer
 
     try:
-        report = parity.check(Scorer(parsed.bundle))
+        with elapsed("checking"):
+            scorer = Scorer(parsed.bundle)
+            report = parity.check(scorer)
     except BundleError as error:
         raise SourceError(str(error)) from error
     except ServiceError as error:
@@ -96,7 +146,15 @@ def _verify(parsed: argparse.Namespace) -> int:
     if not report.ok:
         raise ParityError(f"{parsed.bundle}: {report.describe_worst()}", describe_parity(report))
     print(describe_parity(report))
+    _warn_of_unchecked(scorer.bundle)
     return 0
+
+
+def _warn_of_unchecked(bundle: "Bundle") -> None:
+    from plaudit_export.report import describe_unchecked
+
+    if unchecked := describe_unchecked(bundle):
+        print(f"{PROG}: warning: {unchecked}", file=sys.stderr)
 
 
 def _read_text(path: Path) -> str:
@@ -115,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROG, description=__doc__.split(": ", 1)[1])
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
+    _add_onnx(commands.add_parser("onnx", help="a directory made by `optimum-cli export onnx` -> bundle"))
     inspect = commands.add_parser("inspect", help="what a bundle is; checks every hash")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
     inspect.set_defaults(run=_inspect)
@@ -131,10 +190,41 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(run=_checkpoint)
     add = parser.add_argument
-    flag = argparse.BooleanOptionalAction
-    add("source", metavar="SOURCE", help="checkpoint or LoRA adapter directory, or hub id")
+    add("source", metavar="SOURCE", help="checkpoint or LoRA adapter directory, or hub id (org/name@revision)")
     add("bundle", type=Path, metavar="BUNDLE", help="directory to make")
-    add("--precision", choices=["fp32"], default="fp32", help="of the weights and the computation (default: fp32)")
+    add(
+        "--precision",
+        choices=["fp32", "fp16", "int8"],
+        default="fp32",
+        help="of the weights and the computation; fp16 is for GPUs, int8 is static (default: fp32)",
+    )
+    add("--calibrate", type=Path, metavar="FILE", help="texts like those to score: int8's ranges, and what it costs")
+    add("--allow-loss", action="store_true", help="accept under 98 %% of text pairs ranked as float32 ranks them")
+    add("--normalize-on", type=Path, metavar="FILE", help="reference texts whose scores get mean 0 and deviation 1")
+    add(
+        "--normalize",
+        choices=["mean-std", "mean"],
+        default="mean-std",
+        help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std)",
+    )
+    _add_model_options(parser)
+
+
+def _add_onnx(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Turn a graph of text classification that another exporter made, such as optimum, into a bundle. Give the "
+        "checkpoint that it came from, so that its scores are checked against the checkpoint's own."
+    )
+    parser.set_defaults(run=_onnx)
+    parser.add_argument("source", type=Path, metavar="DIR", help="directory with model.onnx; config and tokenizer too")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory to make")
+    parser.add_argument("--checkpoint", metavar="SOURCE", help="directory or hub id whose scores are the reference")
+    _add_model_options(parser)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    flag = argparse.BooleanOptionalAction
     add("--name", help="model name that requests use (default: the last part of SOURCE)")
     add("--append-eos", action=flag, help="the model was trained on texts that end with EOS (default: no)")
     add(
@@ -153,10 +243,17 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     add("--chat-template", type=Path, metavar="FILE", help="Jinja template (default: the tokenizer's)")
     add("--golden", type=Path, metavar="FILE", help="more texts to check: one item of POST /score per line")
     add(
+        "--golden-max-tokens",
+        type=_positive,
+        metavar="N",
+        help="longest built-in text to check, in tokens: long ones take long, also at every start (default: 4096)",
+    )
+    add(
         "--tolerance",
         type=_tolerance,
         metavar="X",
-        help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5)",
+        help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5); fp16 and int8 state "
+        "what they measured",
     )
     add("--force", action="store_true", help="replace a bundle that is there already")
 

@@ -1,45 +1,44 @@
 """The export from end to end: load, reference, trace, write aside, check through the serving path, put in place."""
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from plaudit_export.checkpoint import load_checkpoint
-from plaudit_export.errors import ExportError, ParityError
-from plaudit_export.graph import OPSET, export_graph
-from plaudit_export.reference import Reference, golden_cases
-from plaudit_export.report import build_report, describe_parity, score_std, versions
-from plaudit_export.rules import Options, derive_rules
+from plaudit_export.checkpoint import Checkpoint, load_checkpoint
+from plaudit_export.comparison import Comparison
+from plaudit_export.errors import ExportError
+from plaudit_export.finish import Draft, Exported, Say, finish
+from plaudit_export.graph import OPSET, export_graph, halve
+from plaudit_export.onnx_source import copy_graph, load_onnx
+from plaudit_export.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
+from plaudit_export.progress import elapsed
+from plaudit_export.reference import Case, Reference, golden_cases, sequences, users_sequences
+from plaudit_export.report import score_std
+from plaudit_export.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
 from plaudit_export.writer import (
-    scoring_hashes,
     staged,
     write_chat_template,
     write_golden,
-    write_json,
-    write_manifest,
     write_tokenizer,
 )
-from plaudit_service import parity
-from plaudit_service.bundle import GOLDEN, GRAPH, REPORT, Bundle, Manifest, Source, load_bundle, sha256_of
-from plaudit_service.errors import ServiceError
-from plaudit_service.parity import ParityReport
-from plaudit_service.scorer import Scorer
-
-Say = Callable[[str], None]
+from plaudit_service.bundle import (
+    GRAPH,
+    Golden,
+    ScoringFile,
+    Source,
+    load_bundle,
+)
 
 # Reference scores that lie closer together than this many tolerances would hide a wrong text behind a right one.
 _MIN_SPREAD = 1_000
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A bundle in its place, and the parity that was measured on it."""
-
-    bundle: Bundle
-    parity: ParityReport
+# Of the files of a graph that is measured before the manifest is made.
+_PLACEHOLDER_HASHES: dict[ScoringFile, str] = dict.fromkeys(("model.onnx", "tokenizer.json"), "0" * 64)
+# A reduced precision may be this much further from float32 on another kind of CPU than it was here.
+_HEADROOM = 1.5
 
 
 def export_checkpoint(
@@ -63,73 +62,189 @@ def export_checkpoint(
 
     Raises:
         SourceError: what the user gave cannot be exported.
-        ExportError: tracing failed, or a served score is further from its reference than the tolerance.
+        ExportError: tracing failed, a served score is further from its reference than the tolerance, or a reduced
+            precision ranks too many pairs otherwise.
     """
-    with staged(bundle, force=force) as directory:
-        notes = _build(source, directory, options or Options(), step, note)
+    options = options or Options()
+    with (
+        staged(bundle, force=force) as directory,
+        tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch,
+    ):
+        float_directory = directory if options.precision == "fp32" else Path(scratch)
+        draft = _build(source, directory, float_directory, options, step, note)
         gc.collect()  # the model goes before the engine loads the weights again
-        step("checking the served scores")
-        report = _check(directory, notes)
-    return Exported(load_bundle(bundle.expanduser()), report)
+        comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
+        if options.precision != "fp32":
+            comparison, tolerance = _reduce(draft, directory, float_directory, options, step)
+        report = finish(draft, directory, tolerance, comparison, options, step)
+    return Exported(load_bundle(bundle.expanduser()), report, comparison)
 
 
-def _build(source: str, directory: Path, options: Options, step: Say, note: Say) -> list[str]:
-    """Write all files but the report; returns the notes."""
+def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> Draft:
+    """Write the float32 graph, that of float16, the tokenizer, the template and the golden texts."""
     step(f"loading {source}")
     checkpoint = load_checkpoint(source)
     rules = derive_rules(checkpoint, options)
     notes = list(rules.notes)
-    cases = golden_cases(checkpoint, rules, options.golden, notes)
+    cases = golden_cases(checkpoint, rules, options.golden, min(rules.max_tokens, options.golden_max_tokens), notes)
+    notes += _window_notes(checkpoint, rules, options)
+    measured, normalized = (
+        None if file is None else users_sequences(checkpoint, rules, option, file.items, notes)
+        for option, file in (("--calibrate", options.calibrate), ("--normalize-on", options.normalize_on))
+    )
     for line in notes:
         note(line)
-    step(f"scoring {len(cases)} golden texts with transformers")
-    reference = Reference(checkpoint, rules)
-    bar = tqdm(cases, unit="text", leave=False, disable=None)
-    records = [reference.score(item, tokens) for item, tokens in bar]
+    records = _references(checkpoint, rules, cases, step)
     write_golden(records, directory)
-    if score_std(records) < _MIN_SPREAD * options.tolerance:
+    if score_std(records) < _MIN_SPREAD * (options.tolerance or DEFAULT_TOLERANCE):
         notes.append(f"the golden texts' scores differ by {score_std(records):.1e} only; add texts of yours (--golden)")
         note(notes[-1])
     step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
     checkpoint.merge_adapter()
-    export_graph(checkpoint, directory / GRAPH)
+    with elapsed("tracing"):
+        export_graph(checkpoint, float_directory / GRAPH)
+    if options.precision == "fp16":
+        step(f"tracing {checkpoint.architecture} in float16")
+        halve(checkpoint.model)
+        with elapsed("tracing"):
+            export_graph(checkpoint, directory / GRAPH)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:
         write_chat_template(rules.chat_template, directory)
-    manifest = Manifest(
-        name=rules.name,
-        scoring=rules.scoring(scoring_hashes(directory)),
-        tolerance=options.tolerance,
-        opset=OPSET,
-        source=Source(
-            id=checkpoint.id,
-            revision=checkpoint.revision,
-            architecture=checkpoint.architecture,
-            attention=checkpoint.attention,
-        ),
-        versions=versions(),
-        sha256={GOLDEN: sha256_of(directory / GOLDEN)},
+    made_from = Source(
+        id=checkpoint.id,
+        revision=checkpoint.revision,
+        architecture=checkpoint.architecture,
+        attention=checkpoint.attention,
     )
-    write_manifest(manifest, directory)
-    return notes
+    return Draft(rules, made_from, OPSET, notes, records, sequences(rules, cases), measured, normalized)
 
 
-def _check(directory: Path, notes: list[str]) -> ParityReport:
-    """Score the golden texts as the service does, and add the report to the bundle."""
-    try:
-        scorer = Scorer(directory)
-        report = parity.check(scorer)
-    except ServiceError as error:
-        raise ExportError(f"the serving path refuses the new bundle: {error}") from error
-    if not report.ok:
-        failed = sum(not row.ok for row in report.rows)
-        raise ParityError(
-            f"{failed} of {len(report.rows)} served scores are not the checkpoint's own; {report.describe_worst()}; "
-            "no bundle was written",
-            describe_parity(report),
+def export_onnx(
+    source: Path,
+    bundle: Path,
+    options: Options | None = None,
+    *,
+    checkpoint: str | None = None,
+    force: bool = False,
+    step: Say = lambda _: None,
+    note: Say = lambda _: None,
+) -> Exported:
+    """Turn a directory with somebody else's graph into a bundle of kind `plain`.
+
+    Args:
+        source: made by `optimum-cli export onnx --task text-classification`.
+        bundle: the directory to make.
+        options: what the user says about the model.
+        checkpoint: the checkpoint that the graph came from, whose scores are the reference; None: the references are
+            the graph's own, so that parity shows only that serving does not change them.
+        force: replace a bundle that is there already.
+        step: called with a line before each long step.
+        note: called with a line for each guess.
+
+    Raises:
+        SourceError: what the user gave cannot be exported.
+        ExportError: a served score is further from its reference than the tolerance.
+    """
+    options = options or Options()
+    with staged(bundle, force=force) as directory:
+        step(f"reading {source}")
+        foreign = load_onnx(source)
+        original = None if checkpoint is None else load_checkpoint(checkpoint)
+        rules = derive_rules(foreign.checkpoint, options)
+        notes = list(rules.notes)
+        longest = min(rules.max_tokens, options.golden_max_tokens)
+        cases = golden_cases(original or foreign.checkpoint, rules, options.golden, longest, notes)
+        copy_graph(foreign, directory / GRAPH)
+        write_tokenizer(foreign.checkpoint.tokenizer.backend_tokenizer, directory)
+        if rules.chat_template is not None:
+            write_chat_template(rules.chat_template, directory)
+        if original is None:
+            notes.append(
+                "no --checkpoint: the references are the graph's own scores, so nothing shows that it is right"
+            )
+        for line in notes:
+            note(line)
+        if original is None:
+            step(f"scoring {len(cases)} golden texts with the graph, one at a time")
+            records = _graph_references(directory, rules, cases)
+        else:
+            records = _references(original, rules, cases, step)
+        write_golden(records, directory)
+        attention = "unknown (a foreign graph)" if original is None else original.attention
+        made_from = Source(
+            id=foreign.checkpoint.id,
+            revision=None if original is None else original.revision,
+            architecture=foreign.checkpoint.architecture,
+            attention=attention,
         )
-    bundle = scorer.bundle
-    write_json(build_report(bundle, scorer.model.engine.name, report, notes), directory / REPORT)
-    hashes = bundle.manifest.sha256 | {REPORT: sha256_of(directory / REPORT)}
-    write_manifest(bundle.manifest.model_copy(update={"sha256": hashes}), directory)
-    return report
+        original = None
+        gc.collect()
+        draft = Draft(rules, made_from, foreign.opset, notes, records, sequences(rules, cases), None, None)
+        report = finish(draft, directory, options.tolerance or DEFAULT_TOLERANCE, None, options, step)
+    return Exported(load_bundle(bundle.expanduser()), report)
+
+
+def _graph_references(directory: Path, rules: Rules, cases: Sequence[Case]) -> list[Golden]:
+    scorer = GraphScorer(directory, rules.scoring(_PLACEHOLDER_HASHES))
+    heads = [scorer.heads([text], "golden texts")[0] for text in sequences(rules, cases)]
+    return [
+        Golden(item, tuple(tokens.token_ids), tuple(values.tolist()), float(scorer.weigh(values[None])[0]))
+        for (item, tokens), values in zip(cases, heads, strict=True)
+    ]
+
+
+def _window_notes(checkpoint: Checkpoint, rules: Rules, options: Options) -> list[str]:
+    window = getattr(checkpoint.config, "sliding_window", None)
+    if window is None or not options.golden_max_tokens <= window < rules.max_tokens:
+        return []
+    return [f"no built-in golden text is longer than the sliding window of {window} tokens (--golden-max-tokens)"]
+
+
+def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], step: Say) -> list[Golden]:
+    step(f"scoring {len(cases)} golden texts with transformers")
+    reference = Reference(checkpoint, rules)
+    bar = tqdm(cases, unit="text", leave=False, disable=None)
+    return [reference.score(item, tokens) for item, tokens in bar]
+
+
+def _reduce(
+    draft: Draft, directory: Path, float_directory: Path, options: Options, step: Say
+) -> tuple[Comparison, float]:
+    """Make the graph of the reduced precision where it is not there yet, and measure it.
+
+    The last third of the user's texts measures, the rest calibrates; without such texts the golden ones do both.
+
+    Raises:
+        ExportError: too many pairs are ranked otherwise than by float32.
+    """
+    scoring = draft.rules.scoring(_PLACEHOLDER_HASHES, options.precision)
+    texts = draft.measured or draft.golden
+    split = len(texts) - len(texts) // 3 if draft.measured else len(texts)
+    kept = "the head"
+    if options.precision == "int8":
+        scratch = float_directory / "int8"
+        scratch.mkdir()
+        int8 = write_int8(float_directory, directory, scoring, texts[:split], scratch, step)
+        kept = int8.describe()
+    step("comparing with float32")
+    held_out = texts[split:]
+    comparison = compare(
+        float_directory, directory, scoring, held_out or texts, held_out=bool(held_out), left_in_float=kept
+    )
+    if comparison.pair_agreement < MIN_AGREEMENT and not options.allow_loss:
+        raise ExportError(
+            f"{options.precision} ranks {comparison.pair_agreement:.2%} of {comparison.num_texts} texts' pairs as "
+            f"float32 does, at least {MIN_AGREEMENT:.0%} are needed; calibrate on more texts like those to score "
+            "(--calibrate FILE), export another precision, or accept it with --allow-loss; no bundle was written"
+        )
+    return comparison, options.tolerance or _measured_tolerance(GraphScorer(directory, scoring), draft)
+
+
+def _measured_tolerance(scorer: GraphScorer, draft: Draft) -> float:
+    """The largest distance of a golden text from its float32 reference, with headroom, in two digits."""
+    heads = scorer.heads(draft.golden, "golden texts")
+    served = np.column_stack([heads, scorer.weigh(heads)])
+    reference = np.array([[*record.heads, record.score] for record in draft.records])
+    largest = float((np.abs(served - reference) / np.maximum(1, np.abs(reference))).max())
+    return max(DEFAULT_TOLERANCE, float(f"{_HEADROOM * largest:.1e}"))

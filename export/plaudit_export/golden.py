@@ -16,9 +16,6 @@ from plaudit_service.wire import check_request
 
 Item = dict[str, Any]
 
-# A reference at the full length of a long-context model would take hours on a CPU, at export and at every start.
-MAX_GOLDEN_TOKENS = 1024
-
 PROMPT = (
     "Human: I have to give a short talk about the history of tea next week, to people who know nothing of it. "
     "What should I tell them first, and how do I keep it from becoming a list of dates?\n\nAssistant:"
@@ -94,48 +91,62 @@ def chat_items() -> list[Item]:
     return [{"messages": chat} for chat in CHATS]
 
 
-def token_items(long_ids: list[int], max_tokens: int, pad_token_id: int | None) -> list[Item]:
+def token_items(long_ids: list[int], num_tokens: int, pad_token_id: int | None) -> list[Item]:
     """One token, two, the longest text; and, for a decoder with a pad token, padding at the end and nothing else.
 
     Args:
         long_ids: ids of any text; repeated as far as needed.
-        max_tokens: the longest sequence of the model.
+        num_tokens: length of the longest text.
         pad_token_id: of a decoder's config, whose pooling looks for it.
     """
-    longest = min(max_tokens, MAX_GOLDEN_TOKENS)
-    repeated = (long_ids * (longest // len(long_ids) + 1))[:longest]
+    repeated = (long_ids * (num_tokens // len(long_ids) + 1))[:num_tokens]
     sequences = [long_ids[-1:], long_ids[:2], repeated]
     if pad_token_id is not None:
         sequences += [[*long_ids[:5], pad_token_id, pad_token_id], [pad_token_id, pad_token_id]]
-    return [{"token_ids": ids} for ids in sequences if len(ids) <= max_tokens]
+    return [{"token_ids": ids} for ids in sequences if len(ids) <= num_tokens]
 
 
 def long_pair(item: Item, num_free_tokens: int) -> Item:
-    """A pair near the longest text: `item` with as many short words more as tokens are free."""
-    words = min(num_free_tokens, MAX_GOLDEN_TOKENS)
-    return {**item, "completion": item["completion"] + " no" * words}
+    """The longest pair: `item` with as many words more as tokens are free; the word is one token everywhere."""
+    return {**item, "completion": item["completion"] + " a" * num_free_tokens}
 
 
-def read_golden_file(path: Path) -> list[Item]:
-    """The user's golden texts: one wire item per line, each giving one sequence.
+def read_items(option: str, path: Path) -> list[Item]:
+    """The user's texts: one wire item per line; a group of completions becomes one item for each.
+
+    Args:
+        option: that the file was given for.
+        path: of the file.
 
     Raises:
         SourceError: says which line, and why.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON keeps other line ends in its strings
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"--golden {path}: cannot be read ({error})") from error
+        raise SourceError(f"{option} {path}: cannot be read ({error})") from error
     items = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             item = json.loads(line)
-            num_sequences = check_request({"items": [item]}).num_sequences
+            check_request({"items": [item]})
         except (ValueError, InvalidRequest) as error:
-            raise SourceError(f"--golden {path} line {number}: {error}; give one item of POST /score") from error
-        if num_sequences != 1:
-            raise SourceError(f"--golden {path} line {number}: {num_sequences} completions; give one item for each")
-        items.append(item)
+            raise SourceError(f"{option} {path} line {number}: {error}; give one item of POST /score") from error
+        items += _one_by_one(item)
+    if not items:
+        raise SourceError(f"{option} {path}: holds no items; give one item of POST /score per line")
     return items
+
+
+def _one_by_one(item: Item) -> list[Item]:
+    """The sequences of an item as items of their own."""
+    completions = item.get("completions")
+    if completions is None:
+        return [item]
+    rest = {name: value for name, value in item.items() if name != "completions"}
+    if "messages" not in item:
+        return [{**rest, "completion": completion} for completion in completions]
+    turns = [{"role": "assistant", "content": completion} for completion in completions]
+    return [{**rest, "messages": [*item["messages"], turn]} for turn in turns]

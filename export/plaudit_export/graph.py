@@ -85,6 +85,20 @@ class EncoderGraph(torch.nn.Module):
         return logits.float()
 
 
+def halve(model: torch.nn.Module) -> None:
+    """Turn a model into float16, in place, but its poolers and its head, which stay in float32.
+
+    A head in half precision ties scores.
+    """
+    base: Any = model.base_model
+    base.half()
+    heads = [child for child in model.children() if child is not base]
+    heads += [module for name, module in base.named_modules() if name.split(".")[-1] == "pooler"]
+    for head in heads:
+        head.float()
+        head.register_forward_pre_hook(lambda _, given: tuple(value.float() for value in given))
+
+
 def export_graph(checkpoint: Checkpoint, path: Path) -> None:
     """Trace the model and write its graph to `path`.
 
@@ -98,7 +112,7 @@ def export_graph(checkpoint: Checkpoint, path: Path) -> None:
         raise
     except Exception as error:  # the tracer runs a foreign model: it can raise anything
         raise ExportError(f"{checkpoint.architecture} cannot be traced into a graph: {first_line(error)}") from error
-    _strip(model)
+    strip(model)
     save_graph(model, path)
 
 
@@ -106,19 +120,27 @@ def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLIN
     """Write a graph, and `<path>.data` with its weights where they would not fit into one file."""
     weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     size_bytes = sum(weight.nbytes for weight in weights)
-    ir.save(model, path, external_data=f"{path.name}.data" if size_bytes > max_inline_bytes else None)
+    if size_bytes > max_inline_bytes:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:  # a graph that was loaded may still point to weights in a file of its own
+        ir.external_data.load_to_model(model)
+        ir.save(model, path)
 
 
 def _trace_causal(checkpoint: Checkpoint) -> ir.Model:
     B, T, P, N = 2, 5, 7, 3  # any sizes do, if they are unequal and none is 0 or 1
     shapes = _key_value_shapes(checkpoint)
+    dtype = next(checkpoint.model.base_model.parameters()).dtype  # type: ignore[union-attr]
     example = (
         torch.zeros(B, T, dtype=torch.int64),
         torch.ones(B, P + T, dtype=torch.int64),
         torch.arange(P, P + T).repeat(B, 1),
         torch.tensor([2, 0]),
         torch.tensor([T - 1, 1]),
-        [(torch.zeros(N, heads, P, size), torch.zeros(N, heads, P, value)) for heads, size, value in shapes],
+        [
+            (torch.zeros(N, heads, P, size, dtype=dtype), torch.zeros(N, heads, P, value, dtype=dtype))
+            for heads, size, value in shapes
+        ],
     )
     layers = [f"{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
     inputs: Axes = {
@@ -196,8 +218,8 @@ def _trace(
     return program.model
 
 
-def _strip(model: ir.Model) -> None:
-    """Removes what is not needed to run: it holds stack traces with paths of this machine."""
+def strip(model: ir.Model) -> None:
+    """Remove what is not needed to run: it holds stack traces with paths of this machine."""
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     model.doc_string = None

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from plaudit_export import golden
 from plaudit_export.checkpoint import Checkpoint
@@ -13,6 +15,7 @@ from plaudit_export.errors import SourceError, first_line
 from plaudit_export.quiet import quiet
 from plaudit_export.rules import Rules
 from plaudit_service.bundle import Golden
+from plaudit_service.tokenization import TokenizedText, pooled_index
 
 # Undefines the clock: a score is a function of the text alone, so templates fall back to the date that they name.
 NO_CLOCK = "{% set strftime_now = no_clock +%}"
@@ -104,7 +107,7 @@ class Reference:
 
 
 def golden_cases(
-    checkpoint: Checkpoint, rules: Rules, items: Sequence[Mapping[str, Any]], notes: list[str]
+    checkpoint: Checkpoint, rules: Rules, items: Sequence[Mapping[str, Any]], longest: int, notes: list[str]
 ) -> list[Case]:
     """Tokenize the built-in items that the model can take, and all of the user's.
 
@@ -112,26 +115,65 @@ def golden_cases(
         checkpoint: the reward model.
         rules: how its texts are tokenized.
         items: the user's golden texts.
+        longest: tokens of the longest built-in text; at most the model's `max_tokens`.
         notes: gets a line for each chat that the template refuses.
 
     Raises:
         SourceError: the model cannot take an item of the user's, or the chat template takes no chat at all.
     """
     reference = Reference(checkpoint, rules)
-    users = [(item, _tokenize_users(reference, rules, number, item)) for number, item in enumerate(items, start=1)]
-    return _built_in_cases(reference, checkpoint, rules, notes) + users
+    users = [(item, _tokenize_golden(reference, rules, number, item)) for number, item in enumerate(items, start=1)]
+    return _built_in_cases(reference, checkpoint, rules, longest, notes) + users
 
 
-def _built_in_cases(reference: Reference, checkpoint: Checkpoint, rules: Rules, notes: list[str]) -> list[Case]:
+def sequences(rules: Rules, cases: Sequence[Case]) -> list[TokenizedText]:
+    """Tokenized texts as the service gives them to an engine."""
+    return [_sequence(rules, tokens) for _, tokens in cases]
+
+
+def users_sequences(
+    checkpoint: Checkpoint, rules: Rules, option: str, items: Sequence[Mapping[str, Any]], notes: list[str]
+) -> list[TokenizedText]:
+    """The sequences of the user's texts; those that the model cannot take are left out, which gives a note.
+
+    Raises:
+        SourceError: an item has a form that this model does not score, or fewer than two are left.
+    """
+    reference = Reference(checkpoint, rules)
+    fitting = []
+    for number, item in enumerate(tqdm(items, desc=option, unit="text", leave=False, disable=None), start=1):
+        tokens = _tokenize_item(reference, rules, f"{option}: item {number}", item)
+        if _fits(tokens, rules):
+            fitting.append(_sequence(rules, tokens))
+    if num_left_out := len(items) - len(fitting):
+        limits = f"1 to {rules.max_tokens} tokens"
+        notes.append(f"{option}: {num_left_out} of {len(items)} texts are left out, the model takes {limits}")
+    if len(fitting) < 2:
+        raise SourceError(f"{option}: {len(fitting)} texts that the model can take; give at least 2")
+    return fitting
+
+
+def _sequence(rules: Rules, tokens: Tokens) -> TokenizedText:
+    ids = np.array(tokens.token_ids, dtype=np.int64)
+    if rules.kind == "causal":
+        return TokenizedText(ids[: pooled_index(ids, rules.pad_token_id) + 1], None, len(ids), truncated=False)
+    type_ids = np.array(tokens.type_ids, dtype=np.int64) if any(tokens.type_ids or ()) else None
+    return TokenizedText(ids, type_ids, len(ids), truncated=False)
+
+
+def _built_in_cases(
+    reference: Reference, checkpoint: Checkpoint, rules: Rules, longest: int, notes: list[str]
+) -> list[Case]:
     special_texts = {name: token.text for name, token in (("bos", rules.bos), ("eos", rules.eos)) if token}
     prompts = golden.prompt_items()
-    ids = reference.tokenize(prompts[0]).token_ids
     if rules.pair:
-        items = [*prompts, golden.long_pair(prompts[0], rules.max_tokens - len(ids))]
+        num_free_tokens = longest - len(reference.tokenize(prompts[-1]).token_ids)
+        items = [*prompts, golden.long_pair(prompts[-1], num_free_tokens)]
     else:
+        ids = reference.tokenize(prompts[0]).token_ids
         pad_token_id = rules.pad_token_id if checkpoint.kind == "causal" else None
         items = golden.text_items(special_texts) + prompts
-        items += golden.token_items(ids, rules.max_tokens, pad_token_id)
+        items += golden.token_items(ids, longest, pad_token_id)
     cases: list[Case] = [(item, reference.tokenize(item)) for item in items]
     cases += _chat_cases(reference, rules, notes)
     special_ids = set(checkpoint.tokenizer.all_special_ids)
@@ -162,20 +204,24 @@ def _chat_cases(reference: Reference, rules: Rules, notes: list[str]) -> list[Ca
     return cases
 
 
-def _tokenize_users(reference: Reference, rules: Rules, number: int, item: Mapping[str, Any]) -> Tokens:
+def _tokenize_golden(reference: Reference, rules: Rules, number: int, item: Mapping[str, Any]) -> Tokens:
     where = f"--golden: item {number}"
+    tokens = _tokenize_item(reference, rules, where, item)
+    if not _fits(tokens, rules):
+        limits = f"1 to {rules.max_tokens} tokens, ids below {rules.vocab_size}"
+        raise SourceError(f"{where}: {len(tokens.token_ids)} tokens; the model takes {limits}")
+    return tokens
+
+
+def _tokenize_item(reference: Reference, rules: Rules, where: str, item: Mapping[str, Any]) -> Tokens:
     if rules.pair and not {"prompt", "messages"} & item.keys():
         raise SourceError(f"{where}: a model of pairs scores prompt and completion, not one text")
     if "messages" in item and not rules.pair and rules.chat_template is None:
         raise SourceError(f"{where}: the model has no chat template")
     try:
-        tokens = reference.tokenize(item)
+        return reference.tokenize(item)
     except TEMPLATE_ERRORS as error:
         raise SourceError(f"{where}: {first_line(error)}") from error
-    if not _fits(tokens, rules):
-        limits = f"1 to {rules.max_tokens} tokens, ids below {rules.vocab_size}"
-        raise SourceError(f"{where}: {len(tokens.token_ids)} tokens; the model takes {limits}")
-    return tokens
 
 
 def _fits(tokens: Tokens, rules: Rules) -> bool:

@@ -1,11 +1,13 @@
 """What an export measured: the content of `report.json`, and what a person reads of it."""
 
+import dataclasses
 import importlib.metadata
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from plaudit_export.comparison import Comparison
 from plaudit_service.bundle import Bundle, Golden
 from plaudit_service.parity import ParityReport
 
@@ -17,8 +19,10 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def build_report(bundle: Bundle, engine: str, parity: ParityReport, notes: Sequence[str]) -> dict[str, Any]:
-    """The content of `report.json`."""
+def build_report(
+    bundle: Bundle, engine: str, parity: ParityReport, comparison: Comparison | None, notes: Sequence[str]
+) -> dict[str, Any]:
+    """The content of `report.json`; `comparison` with float32 where the precision is reduced."""
     rows = [
         {
             "index": row.index,
@@ -38,7 +42,10 @@ def build_report(bundle: Bundle, engine: str, parity: ParityReport, notes: Seque
             "batch_invariant": parity.batch_invariant,
             "rows": rows,
         },
+        "against_float32": None if comparison is None else dataclasses.asdict(comparison),
         "golden_score_std": score_std(bundle.golden),
+        "checked_tokens": longest_golden(bundle),
+        "unchecked": describe_unchecked(bundle),
         "size_bytes": {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())},
         "notes": list(notes),
         "versions": versions(),
@@ -48,6 +55,19 @@ def build_report(bundle: Bundle, engine: str, parity: ParityReport, notes: Seque
 def score_std(golden: Sequence[Golden]) -> float:
     """Standard deviation of the reference scores: parity says little where all texts score alike."""
     return statistics.pstdev(record.score for record in golden)
+
+
+def longest_golden(bundle: Bundle) -> int:
+    """Tokens of the longest text that was checked."""
+    return max(len(record.token_ids) for record in bundle.golden)
+
+
+def describe_unchecked(bundle: Bundle) -> str | None:
+    """Which texts the bundle takes and no golden text stands for; None where the golden texts reach the limit."""
+    checked, limit = longest_golden(bundle), bundle.scoring.max_tokens
+    if checked >= limit:
+        return None
+    return f"texts of more than {checked} tokens were not checked; --golden-max-tokens {limit} checks them"
 
 
 def describe_bundle(bundle: Bundle) -> str:
@@ -70,9 +90,12 @@ def describe_bundle(bundle: Bundle) -> str:
         "append_eos": scoring.append_eos,
         "pair": scoring.pair,
         "heads": ", ".join(f"{head.name} x {head.weight:g}" for head in scoring.heads),
-        "normalization": scoring.normalization or "none",
+        "normalization": _normalization(bundle),
         "chat template": "yes" if bundle.chat_template else "no",
-        "golden texts": f"{len(bundle.golden)}, scores' standard deviation {score_std(bundle.golden):.3g}",
+        "golden texts": (
+            f"{len(bundle.golden)} of up to {longest_golden(bundle)} tokens, "
+            f"scores' standard deviation {score_std(bundle.golden):.3g}"
+        ),
         "opset": manifest.opset,
         "size": f"{_size_bytes(bundle.path) / 1e6:.1f} MB",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
@@ -99,6 +122,14 @@ def describe_verdict(parity: ParityReport) -> str:
     ways = "alone, batched and on a shared prefix" if shared else "alone and batched"
     apart = "the same bits" if parity.batch_invariant else f"{parity.batch_max_abs_diff:.1e} apart"
     return f"{len(parity.rows)} golden texts: largest |served - reference| {parity.max_abs_diff:.1e}; {ways} {apart}"
+
+
+def _normalization(bundle: Bundle) -> str:
+    normalization, source = bundle.scoring.normalization, bundle.manifest.normalization_source
+    if normalization is None:
+        return "none"
+    on = f", measured on {source.num_texts} texts" if source else ""
+    return f"(raw - {normalization.mean:g}) / {normalization.std:g}{on}"
 
 
 def _special(token: Any) -> str:

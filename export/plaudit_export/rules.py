@@ -6,15 +6,28 @@ Every guess gives a note for the user. Knows nothing of graphs.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from plaudit_export.checkpoint import Checkpoint, Kind
 from plaudit_export.errors import SourceError
 from plaudit_export.positions import usable_positions
-from plaudit_service.bundle import Head, Scoring, ScoringFile, SpecialToken
+from plaudit_service.bundle import Head, Normalization, Scoring, ScoringFile, SpecialToken
 
 FALLBACK_MAX_TOKENS = 4096
 DEFAULT_TOLERANCE = 1e-5
+# A reference at the full length of a long-context model would take hours on a CPU, at export and at every start.
+DEFAULT_GOLDEN_MAX_TOKENS = 4096
+
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """Texts of the user's: wire items of one sequence each, and the sha256 of the file that they came from."""
+
+    items: Sequence[Mapping[str, Any]]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,14 @@ class Options:
         heads: name and weight of each head.
         chat_template: Jinja source that replaces the tokenizer's.
         golden: wire items, checked besides the built-in ones.
-        tolerance: largest |difference| / max(1, |score|) between served and reference.
+        golden_max_tokens: no built-in golden text is longer, whatever the model takes.
+        tolerance: largest |difference| / max(1, |score|) between served and reference; None: 1e-5 in fp32, and what
+            the golden texts show (with headroom) in other precisions.
+        precision: of the weights and the computation.
+        calibrate: texts to calibrate int8 on and to measure any reduced precision on; None: the golden texts.
+        allow_loss: accept a precision that ranks too many pairs of texts otherwise than float32 does.
+        normalize_on: texts whose scores get mean 0.
+        normalize_std: and standard deviation 1.
     """
 
     name: str | None = None
@@ -41,7 +61,13 @@ class Options:
     heads: Sequence[Head] | None = None
     chat_template: str | None = None
     golden: Sequence[Mapping[str, Any]] = ()
-    tolerance: float = DEFAULT_TOLERANCE
+    golden_max_tokens: int = DEFAULT_GOLDEN_MAX_TOKENS
+    tolerance: float | None = None
+    precision: Precision = "fp32"
+    calibrate: TextFile | None = None
+    allow_loss: bool = False
+    normalize_on: TextFile | None = None
+    normalize_std: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,6 +80,7 @@ class Rules:
     pad_token_id: int | None
     bos: SpecialToken | None
     eos: SpecialToken | None
+    template_tokens: dict[str, str | list[str]]
     add_special_tokens: bool
     append_eos: bool
     pair: bool
@@ -62,7 +89,12 @@ class Rules:
     chat_template: str | None
     notes: tuple[str, ...]
 
-    def scoring(self, sha256: dict[ScoringFile, str]) -> Scoring:
+    def scoring(
+        self,
+        sha256: dict[ScoringFile, str],
+        precision: Precision = "fp32",
+        normalization: Normalization | None = None,
+    ) -> Scoring:
         """The manifest's `scoring` for files with these hashes."""
         return Scoring(
             kind=self.kind,
@@ -71,10 +103,13 @@ class Rules:
             pad_token_id=self.pad_token_id,
             bos=self.bos,
             eos=self.eos,
+            template_tokens=self.template_tokens,
             add_special_tokens=self.add_special_tokens,
             append_eos=self.append_eos,
             pair=self.pair,
             heads=self.heads,
+            precision=precision,
+            normalization=normalization,
             sha256=sha256,
         )
 
@@ -92,6 +127,7 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
     pad_token_id = getattr(checkpoint.config, "pad_token_id", None)
     if checkpoint.kind == "causal":
         notes += _pooling_notes(pad_token_id, eos)
+    template = _chat_template(checkpoint, options, notes)
     return Rules(
         kind=checkpoint.kind,
         max_tokens=_max_tokens(checkpoint, options, notes),
@@ -99,12 +135,13 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
         pad_token_id=pad_token_id,
         bos=_special(checkpoint, "bos_token"),
         eos=eos,
+        template_tokens=_template_tokens(checkpoint, template),
         add_special_tokens=_add_special_tokens(options, notes),
         append_eos=_append_eos(checkpoint, options, eos, notes),
         pair=_pair(checkpoint, options, notes),
         heads=_heads(checkpoint, options, notes),
         name=_name(checkpoint, options, notes),
-        chat_template=_chat_template(checkpoint, options, notes),
+        chat_template=template,
         notes=tuple(notes),
     )
 
@@ -114,6 +151,16 @@ def _special(checkpoint: Checkpoint, which: str) -> SpecialToken | None:
     if token is None:
         return None
     return SpecialToken(text=str(token), id=checkpoint.tokenizer.convert_tokens_to_ids(str(token)))
+
+
+def _template_tokens(checkpoint: Checkpoint, template: str | None) -> dict[str, str | list[str]]:
+    """The special tokens that the template reads by name, as transformers would give them, besides BOS and EOS."""
+    tokens: dict[str, Any] = checkpoint.tokenizer.special_tokens_map
+    return {
+        name: list(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in tokens.items()
+        if template is not None and name in template and name not in {"bos_token", "eos_token"}
+    }
 
 
 def _max_tokens(checkpoint: Checkpoint, options: Options, notes: list[str]) -> int:
@@ -169,7 +216,7 @@ def _append_eos(checkpoint: Checkpoint, options: Options, eos: SpecialToken | No
 
 
 def _pair(checkpoint: Checkpoint, options: Options, notes: list[str]) -> bool:
-    if checkpoint.kind == "encoder" and not options.pair:
+    if checkpoint.kind != "causal" and not options.pair:
         notes.append("prompt and completion are one text; if the model was trained on pairs of texts, give --pair")
     return options.pair
 

@@ -65,6 +65,8 @@ class Scoring(_Frozen):
     """Everything that can change a score, and nothing else; the fingerprint is its hash.
 
     `max_tokens` counts usable positions. `pad_token_id` is the one of the *model* config, which decides what is pooled.
+    `template_tokens` are what the chat template reads by name besides `bos_token` and `eos_token`; a bundle without any
+    has the fingerprint that it had before there was this field.
     """
 
     kind: Literal["causal", "encoder", "plain"]
@@ -73,6 +75,7 @@ class Scoring(_Frozen):
     pad_token_id: int | None = None
     bos: SpecialToken | None = None
     eos: SpecialToken | None = None
+    template_tokens: dict[str, str | list[str]] = Field(default_factory=dict)
     add_special_tokens: bool = True
     append_eos: bool = False
     pair: bool = False
@@ -166,7 +169,8 @@ class Bundle:
 
 def fingerprint(scoring: Scoring) -> str:
     """Identity of everything that can change a score: sha256 of the canonical JSON of `scoring`."""
-    text = json.dumps(scoring.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    content = scoring.model_dump(mode="json", exclude=None if scoring.template_tokens else {"template_tokens"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@ has to be a function of the text alone; templates that test for the clock fall b
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from plaudit_service.chat_sandbox import Sandbox, render
 
@@ -18,7 +19,7 @@ class ChatTemplateError(ValueError):
     """The template refused these messages, or failed on them."""
 
 
-def compile_chat_template(source: str, special_tokens: Mapping[str, str]) -> Callable[[Messages], str]:
+def compile_chat_template(source: str, special_tokens: Mapping[str, Any]) -> Callable[[Messages], str]:
     """Compile a template once into a function from messages to text.
 
     Args:

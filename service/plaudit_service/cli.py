@@ -35,7 +35,12 @@ def _main(arguments: Sequence[str] | None) -> int:
         description="Serve reward-model bundles behind POST /score. Not ready until the golden texts got their scores.",
         epilog="Also read: PLAUDIT_API_KEYS, API keys separated by commas.",
     )
-    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundle directory, made by plaudit-export")
+    parser.add_argument(
+        "bundles",
+        nargs="+",
+        metavar="BUNDLE",
+        help="bundle directory made by plaudit-export, or its hub id org/name[@revision]",
+    )
     settings.add_arguments(parser)
     parsed = parser.parse_args(arguments)
     try:
@@ -47,7 +52,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _serve(paths: Sequence[str], settings: "Settings") -> int:
-    from plaudit_service import logs, server
+    from plaudit_service import hub, logs, server
     from plaudit_service.app import build_app
     from plaudit_service.bundle import load_bundle
     from plaudit_service.service import Service
@@ -56,7 +61,7 @@ def _serve(paths: Sequence[str], settings: "Settings") -> int:
     settings.check_binding(api_keys)
     tls = settings.tls()
     listener = server.bind(settings.host, settings.port)
-    service = Service([load_bundle(path) for path in paths], settings)
+    service = Service([load_bundle(hub.local_directory(path)) for path in paths], settings)
     logs.configure()
     server.run(build_app(service, api_keys), service, listener, tls)
     return 0

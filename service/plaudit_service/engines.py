@@ -17,6 +17,8 @@ from plaudit_service.runtimes import RUNTIMES, Runtime
 from plaudit_service.tokenization import Ids, TokenizedText
 
 Heads = npt.NDArray[np.float32]
+# By the names of the graph's inputs; keys and values of a prefix are where the runtime keeps them.
+Feeds = dict[str, Any]
 
 # A call whose longest row is one token takes another kernel and gives other last bits; two tokens do not.
 _MIN_TOKENS = 2
@@ -123,7 +125,7 @@ class GraphEngine:
 
     def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
         """Raw head values of every sequence, shape (B, heads), float32."""
-        (scores,) = self._runtime.run([self._output], self._feeds(batch, prefix or self._no_prefix))
+        (scores,) = self._runtime.run([self._output], self.feeds(batch, prefix))
         return np.asarray(scores, dtype=np.float32).reshape(len(batch), self._num_heads)
 
     def compute_prefix(self, token_ids: Ids, base: Prefix | None = None) -> Prefix:
@@ -131,12 +133,13 @@ class GraphEngine:
         names = list(self._no_prefix.past)
         text = TokenizedText(token_ids, None, len(token_ids), truncated=False)
         outputs = [name.replace("past.", "present.") for name in names]
-        kept = self._runtime.run_kept(outputs, self._feeds([text], base or self._no_prefix))
+        kept = self._runtime.run_kept(outputs, self.feeds([text], base))
         past = {name: self._runtime.cut(value, len(token_ids)) for name, value in zip(names, kept, strict=True)}
         return Prefix(len(token_ids), past, len(token_ids) * self._bytes_per_prefix_token)
 
-    def _feeds(self, batch: Sequence[TokenizedText], prefix: Prefix) -> dict[str, Any]:
+    def feeds(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Feeds:
         """The graph's inputs for what follows the prefix, the rows padded on the right to one length."""
+        prefix = prefix or self._no_prefix
         P = prefix.num_tokens
         lengths = np.array([len(text.token_ids) - P for text in batch])
         shape = len(batch), max(_MIN_TOKENS, int(lengths.max()))
@@ -146,7 +149,7 @@ class GraphEngine:
             input_ids[row, : lengths[row]] = text.token_ids[P:]
             if text.type_ids is not None:
                 type_ids[row, : lengths[row]] = text.type_ids[P:]
-        return {
+        feeds = {
             "input_ids": input_ids,
             "attention_mask": (np.arange(P + shape[1]) < P + lengths[:, None]).astype(np.int64),
             "token_type_ids": type_ids,
@@ -155,6 +158,7 @@ class GraphEngine:
             "last_index": lengths - 1,
             **prefix.past,
         }
+        return {name: feeds[name] for name in self._runtime.inputs}
 
     def _check_graph(self, path: Path, kind: str) -> None:
         unknown = {name for name in self._runtime.inputs if not name.startswith("past.")} - _INPUTS[kind]

@@ -81,12 +81,12 @@ class OnnxRuntime:
     promises_bits = True
 
     def __init__(self, graph: Path, num_threads: int) -> None:
-        self._session = _open_session(graph, num_threads, ["CPUExecutionProvider"])
+        self._session = open_session(graph, num_threads)
         self.inputs, self.outputs = _describe(self._session)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
         """Compute some outputs."""
-        result: list[Array] = self._session.run(list(outputs), {name: feeds[name] for name in self.inputs})
+        result: list[Array] = self._session.run(list(outputs), dict(feeds))
         return result
 
     run_kept = run
@@ -119,7 +119,7 @@ class OnnxRuntimeCuda:
                 "environment of its own"
             )
         providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-        self._session = _open_session(graph, num_threads, providers)
+        self._session = open_session(graph, num_threads, providers)
         refuse_attention_on_cpu(self._session)
         self.inputs, self.outputs = _describe(self._session)
 
@@ -196,7 +196,7 @@ class OpenVino:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
         """Compute all outputs and copy some."""
-        self._request.infer({name: feeds[name] for name in self.inputs})
+        self._request.infer(dict(feeds))
         return [np.array(self._request.get_tensor(name).data) for name in outputs]
 
     run_kept = run
@@ -239,7 +239,14 @@ def refuse_attention_on_cpu(session: ort.InferenceSession) -> None:
         )
 
 
-def _open_session(graph: Path, num_threads: int, providers: list[Any]) -> ort.InferenceSession:
+def open_session(
+    graph: Path, num_threads: int = 0, providers: Sequence[Any] = ("CPUExecutionProvider",)
+) -> ort.InferenceSession:
+    """Load a graph in ONNX Runtime; `num_threads` 0: one for each core that this process may use.
+
+    Raises:
+        BundleError: the graph cannot be loaded.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads or num_cores()
     options.inter_op_num_threads = 1
@@ -248,7 +255,7 @@ def _open_session(graph: Path, num_threads: int, providers: list[Any]) -> ort.In
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        return ort.InferenceSession(str(graph), options, providers=providers)
+        return ort.InferenceSession(str(graph), options, providers=list(providers))
     except Exception as error:  # the runtime raises classes of its own for each way a graph can be wrong
         raise _cannot_be_loaded(graph, error) from error
 

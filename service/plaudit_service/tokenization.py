@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, models
 
-from plaudit_service.bundle import TOKENIZER, Bundle
+from plaudit_service.bundle import TOKENIZER, Bundle, Scoring
 from plaudit_service.chat_template import ChatTemplateError, compile_chat_template
 from plaudit_service.errors import BundleError, InvalidRequest
 from plaudit_service.wire import ChatItem, Item, PromptItem, Result, Status, TextItem, TokenItem, Truncation
@@ -87,10 +87,8 @@ class Tokenization:
         self._special_ids = np.array(sorted(special), dtype=np.int64)
         self._render = None
         if bundle.chat_template is not None:
-            bos, eos = self._scoring.bos, self._scoring.eos
-            tokens = {"bos_token": bos.text if bos else "", "eos_token": eos.text if eos else ""}
             try:
-                self._render = compile_chat_template(bundle.chat_template, tokens)
+                self._render = compile_chat_template(bundle.chat_template, _template_tokens(self._scoring))
             except ChatTemplateError as error:
                 raise BundleError(f"bundle {bundle.path}: {error}") from error
 
@@ -294,6 +292,12 @@ class Tokenization:
             unknown = self._tokenizer.token_to_id(getattr(model, "unk_token", None) or "")
         bos, eos = self._scoring.bos, self._scoring.eos
         return {unknown} - {self._scoring.pad_token_id, bos and bos.id, eos and eos.id}
+
+
+def _template_tokens(scoring: Scoring) -> dict[str, str | list[str]]:
+    """The special tokens that the chat template finds by name; as in transformers, one that is missing is undefined."""
+    named = {"bos_token": scoring.bos, "eos_token": scoring.eos}
+    return scoring.template_tokens | {name: token.text for name, token in named.items() if token is not None}
 
 
 def _as_encoded(encoding: Encoding) -> _Encoded:

@@ -64,34 +64,60 @@ def main() -> int:
         "--held-out", type=int, default=NUM_HELD_OUT_PAIRS, help="held-out pairs (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "human-preferences", help="default: %(default)s")
+    parser.add_argument("--reuse", action="store_true", help="take the checkpoint that an earlier run left in --output")
+    parser.add_argument("--int8", action="store_true", help="only export it in int8 and print what that costs")
     options = parser.parse_args()
     data = Path(os.environ.get("PLAUDIT_DATA", ROOT.parent / "shared" / "data")) / "hh-harmless" / "pairs.jsonl.gz"
     if not data.exists():
         print(f"human-preferences: error: {data} does not exist; set PLAUDIT_DATA", file=sys.stderr)
         return 2
     pairs = read_pairs(data)
-    outcome = run(pairs[: options.train], pairs[-options.held_out :], options.output, max_seconds=60 * options.minutes)
+    training, held_out = pairs[: options.train], pairs[-options.held_out :]
+    if not options.reuse:
+        train_to(options.output, training, max_seconds=60 * options.minutes)
+    if options.int8:
+        print(json.dumps(export_int8(training, held_out, options.output), indent=2))
+        return 0
+    outcome = evaluate(held_out, options.output)
     print(json.dumps({**asdict(outcome), "equal": outcome.equal}, indent=2))
     return 0 if outcome.equal else 1
 
 
-def run(training: Sequence[Pair], held_out: Sequence[Pair], output: Path, *, max_seconds: float) -> Outcome:
-    """Train, export, serve, score, compare; every artefact stays in `output`."""
+def train_to(output: Path, training: Sequence[Pair], *, max_seconds: float) -> None:
+    """Train, and leave the checkpoint and the figures of the training in `output`."""
     output.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     model, tokenizer, num_trained, num_too_long = train(training, max_seconds=max_seconds)
     training_seconds = time.monotonic() - started
     model.save_pretrained(output / "checkpoint")
     tokenizer.save_pretrained(output / "checkpoint")
+    figures = {
+        "pairs_trained": num_trained,
+        "training_pairs_too_long": num_too_long,
+        "training_seconds": round(training_seconds, 1),
+    }
+    (output / "training.json").write_text(json.dumps(figures), encoding="utf-8")
+
+
+def evaluate(held_out: Sequence[Pair], output: Path) -> Outcome:
+    """Export, serve, score, compare; every artefact stays in `output`."""
     served = score_over_http(held_out, output)
     reference = score_with_torch(held_out, output / "checkpoint")
-    return compare(
-        served,
-        reference,
-        pairs_trained=num_trained,
-        training_pairs_too_long=num_too_long,
-        training_seconds=round(training_seconds, 1),
-    )
+    return compare(served, reference, **json.loads((output / "training.json").read_text(encoding="utf-8")))
+
+
+def export_int8(training: Sequence[Pair], held_out: Sequence[Pair], output: Path) -> dict[str, object]:
+    """Export in int8, calibrated on training texts; what it costs on held-out ones (the last third of the file)."""
+    calibrating, measuring = training[: len(held_out) * 2], held_out
+    texts = [text for pair in [*calibrating, *measuring] for text in (pair["chosen"], pair["rejected"])]
+    file = output / "calibrate.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    export = Path(sys.executable).with_name("plaudit-export")
+    flags = ["--precision", "int8", "--calibrate", file, "--force"]
+    subprocess.run([export, "checkpoint", output / "checkpoint", output / "bundle-int8", *flags], check=True)
+    report = json.loads((output / "bundle-int8" / "report.json").read_text(encoding="utf-8"))
+    figures: dict[str, object] = report["against_float32"]
+    return {**figures, "batch_invariant": report["parity"]["batch_invariant"]}
 
 
 def read_pairs(path: Path) -> list[Pair]:

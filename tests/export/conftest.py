@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plaudit_export.exporter import Exported, export_checkpoint
+from plaudit_export.exporter import export_checkpoint
+from plaudit_export.finish import Exported
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
 
 

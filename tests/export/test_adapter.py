@@ -10,10 +10,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from plaudit_export import checkpoint as checkpoint_module
 from plaudit_export.adapter import CONFIG, WEIGHTS
 from plaudit_export.checkpoint import load_checkpoint
 from plaudit_export.errors import ExportError, SourceError
-from plaudit_export.exporter import Exported, export_checkpoint
+from plaudit_export.exporter import export_checkpoint
+from plaudit_export.finish import Exported
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_encoder_checkpoint
 
@@ -132,13 +134,12 @@ def test_every_kind_of_lora_is_loaded_and_merged_as_peft_computes_it(base, tmp_p
 
 
 def test_a_base_on_the_hub_is_loaded_at_the_revision_that_the_adapter_names(copy, monkeypatch):
-    def refuse(source: str, **options: object) -> None:
-        raise OSError(f"{source} at {options['revision']}")
+    def refuse(repo: str, **options: object) -> None:
+        raise OSError(f"{repo} at {options['revision']}")
 
-    monkeypatch.setattr(transformers.utils, "find_adapter_config_file", lambda _: None)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(checkpoint_module, "snapshot_download", refuse)
     set_adapter_config(copy, base_model_name_or_path="org/base", revision="abc")
-    with pytest.raises(SourceError, match="org/base: its config cannot be loaded: org/base at abc"):
+    with pytest.raises(SourceError, match=r"org/base@abc: .* cannot be had from the hub: org/base at abc"):
         load_checkpoint(str(copy))
 
 

@@ -125,6 +125,15 @@ def test_a_template_renders_and_refuses_the_same_chats_as_in_transformers(tokeni
         assert (rendered is not None) == (tuple(message["role"] for message in chat) in accepted)
 
 
+def test_a_list_of_special_tokens_is_rendered_as_in_transformers(tokenizer):
+    template = "{{ messages[0]['content'] }}{{ more | join('|') }}{{ more[0] }}{{ more }}{{ mask_token is defined }}"
+    tokens = {"more": ["<a>", "<b>"]}
+    chat = [{"role": "user", "content": "Hi"}]
+    rendered = compile_chat_template(template, tokens)(chat)
+    assert rendered == tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **tokens)
+    assert rendered == "Hi<a>|<b><a>['<a>', '<b>']False"
+
+
 def outcome(render: Callable[[list[dict[str, str]]], str], chat: list[dict[str, str]]) -> str | None:
     """The rendered chat, None where it is refused."""
     try:

@@ -9,7 +9,7 @@ import pytest
 from plaudit_export import exporter
 from plaudit_export.cli import main
 from plaudit_export.errors import ExportError
-from plaudit_export.rules import Options
+from plaudit_export.rules import Options, TextFile
 from plaudit_export.writer import write_golden, write_manifest
 from plaudit_service.bundle import GOLDEN, Head, sha256_of
 
@@ -39,8 +39,11 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
     (tmp_path / "golden.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "template.jinja").write_text("{{ messages }}")
     files = ["--golden", str(tmp_path / "golden.jsonl"), "--chat-template", str(tmp_path / "template.jinja")]
-    flags = ["--append-eos", "--no-add-special-tokens", "--pair", "--force", "--precision", "fp32"]
-    values = ["--name", "rm", "--max-tokens", "99", "--heads", "a=0.5,b", "--tolerance", "1e-3"]
+    files += ["--calibrate", str(tmp_path / "golden.jsonl"), "--normalize-on", str(tmp_path / "golden.jsonl")]
+    flags = ["--append-eos", "--no-add-special-tokens", "--pair", "--force", "--precision", "int8", "--allow-loss"]
+    values = ["--name", "rm", "--max-tokens", "99", "--heads", "a=0.5,b", "--tolerance", "1e-3", "--normalize", "mean"]
+    values += ["--golden-max-tokens", "77"]
+    texts = TextFile([{"text": "a"}], sha256_of(tmp_path / "golden.jsonl"))
     assert main(["checkpoint", "org/model", "bundle", *files, *flags, *values]) == 1
     assert (given["source"], given["bundle"], given["force"]) == ("org/model", Path("bundle"), True)
     assert given["options"] == Options(
@@ -52,7 +55,13 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
         heads=[Head(name="a", weight=0.5), Head(name="b", weight=1.0)],
         chat_template="{{ messages }}",
         golden=[{"text": "a"}],
+        golden_max_tokens=77,
         tolerance=1e-3,
+        precision="int8",
+        calibrate=texts,
+        allow_loss=True,
+        normalize_on=texts,
+        normalize_std=False,
     )
 
 
@@ -119,6 +128,8 @@ def test_wrong_usage_is_one_line(arguments, message, capsys):
         (["CHECKPOINT", "CHECKPOINT"], "exists and is no bundle"),
         (["CHECKPOINT", "BUNDLE", "--max-tokens", "9999"], "--max-tokens 9999: tiny-bert has 128 usable positions"),
         (["CHECKPOINT", "BUNDLE", "--golden", "/nowhere"], "--golden /nowhere: cannot be read"),
+        (["CHECKPOINT", "BUNDLE", "--normalize-on", "/nowhere"], "--normalize-on /nowhere: cannot be read"),
+        (["CHECKPOINT", "BUNDLE", "--calibrate", "/nowhere"], "are for a reduced precision; give --precision int8"),
         (["CHECKPOINT", "BUNDLE", "--chat-template", "/nowhere"], "/nowhere: cannot be read"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 from plaudit_export import exporter
 from plaudit_export.errors import ExportError
 from plaudit_export.exporter import export_checkpoint
+from plaudit_export.report import describe_unchecked, score_std
 from plaudit_export.rules import Options
 from plaudit_export.testing import CAUSAL_ARCHITECTURES, ENCODER_ARCHITECTURES, tiny_causal_checkpoint
 from plaudit_export.testing import tiny_encoder_checkpoint as tiny_encoder
@@ -92,6 +93,42 @@ def test_the_report_says_what_was_measured_and_guessed(causal_bundle):
     assert {"torch", "transformers", "onnxruntime"} <= set(report["versions"])
 
 
+def test_golden_texts_go_beyond_a_sliding_window_up_to_the_cap_and_what_is_longer_is_told(tmp_path):
+    sizes = {"sliding_window": 300, "max_position_embeddings": 8192, "num_hidden_layers": 1}
+    checkpoint = tiny_causal_checkpoint(tmp_path / "it", architecture="mistral", **sizes)
+    exported = export_checkpoint(str(checkpoint), tmp_path / "bundle", Options(golden_max_tokens=1200))
+    assert exported.parity.ok
+    assert max(row.num_tokens for row in exported.parity.rows) == 1200
+    told = "texts of more than 1200 tokens were not checked; --golden-max-tokens 8192 checks them"
+    assert describe_unchecked(exported.bundle) == told
+    assert json.loads((exported.bundle.path / "report.json").read_text())["unchecked"] == told
+
+
+def test_golden_texts_that_do_not_pass_the_sliding_window_are_told(tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise ExportError("far enough")
+
+    monkeypatch.setattr(exporter, "_references", stop)
+    checkpoint = tiny_causal_checkpoint(tmp_path / "it", architecture="mistral", sliding_window=100)
+    notes: list[str] = []
+    with pytest.raises(ExportError, match="far enough"):
+        export_checkpoint(str(checkpoint), tmp_path / "b", Options(golden_max_tokens=100), note=notes.append)
+    assert "no built-in golden text is longer than the sliding window of 100 tokens (--golden-max-tokens)" in notes
+
+
+def test_a_bundle_whose_golden_texts_reach_its_limit_leaves_nothing_unchecked(causal_bundle):
+    assert describe_unchecked(causal_bundle.bundle) is None
+
+
+@pytest.mark.slow
+def test_rotary_sizes_that_are_no_multiple_of_four_cost_the_bits_and_not_the_score(tmp_path):
+    """The one exception to the same bits: ONNX Runtime takes another cosine for the last elements of a row."""
+    checkpoint = tiny_causal_checkpoint(tmp_path / "it", architecture="gpt_neox", rotary_pct=0.25)
+    exported = export_checkpoint(str(checkpoint), tmp_path / "bundle")
+    assert exported.parity.ok
+    assert exported.parity.batch_max_abs_diff < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [*CAUSAL_ARCHITECTURES, *ENCODER_ARCHITECTURES])
 def test_every_architecture_is_served_with_its_own_scores(architecture, tmp_path):
@@ -99,6 +136,7 @@ def test_every_architecture_is_served_with_its_own_scores(architecture, tmp_path
     exported = export_checkpoint(str(build(tmp_path / "it", architecture=architecture)), tmp_path / "bundle")
     assert exported.parity.ok
     assert exported.parity.batch_invariant
+    assert score_std(exported.bundle.golden) >= 1
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def test_a_trailing_pad_is_not_what_is_scored(causal):
 
 def test_golden_cases_cover_every_form_up_to_the_maximum_length(causal):
     notes: list[str] = []
-    cases = golden_cases(causal, derive_rules(causal, Options()), [], notes)
+    cases = golden_cases(causal, derive_rules(causal, Options()), [], 256, notes)
     forms = {form for item, _ in cases for form in item}
     lengths = [len(tokens.token_ids) for _, tokens in cases]
     assert forms == {"text", "prompt", "completion", "messages", "token_ids", "finished"}
@@ -112,14 +112,15 @@ def test_golden_cases_cover_every_form_up_to_the_maximum_length(causal):
 
 
 def test_golden_cases_of_a_pair_model_are_pairs(encoder):
-    cases = golden_cases(encoder, derive_rules(encoder, Options(pair=True)), [], [])
+    cases = golden_cases(encoder, derive_rules(encoder, Options(pair=True)), [], 128, [])
     assert {form for item, _ in cases for form in item} == {"prompt", "completion", "messages", "finished"}
+    assert max(len(tokens.token_ids) for _, tokens in cases) == 128
 
 
 def test_a_turn_that_the_template_refuses_is_told_and_left_out(causal):
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML_TEMPLATE
     notes: list[str] = []
-    cases = golden_cases(causal, derive_rules(causal, Options(chat_template=template)), [], notes)
+    cases = golden_cases(causal, derive_rules(causal, Options(chat_template=template)), [], 256, notes)
     assert notes == ["the chat template refuses a chat of system / user / assistant: no system"]
     assert all(item.get("messages", [{}])[0].get("role") != "system" for item, _ in cases)
 
@@ -127,7 +128,7 @@ def test_a_turn_that_the_template_refuses_is_told_and_left_out(causal):
 def test_a_template_that_takes_no_chat_is_refused(causal):
     rules = derive_rules(causal, Options(chat_template="{{ raise_exception('never') }}"))
     with pytest.raises(SourceError, match="takes none of 5 chats"):
-        golden_cases(causal, rules, [], [])
+        golden_cases(causal, rules, [], 256, [])
 
 
 @pytest.mark.parametrize(
@@ -140,11 +141,13 @@ def test_a_template_that_takes_no_chat_is_refused(causal):
 )
 def test_a_users_item_that_the_model_cannot_take_is_refused(causal, item, message):
     with pytest.raises(SourceError, match=message):
-        golden_cases(causal, derive_rules(causal, Options()), [item], [])
+        golden_cases(causal, derive_rules(causal, Options()), [item], 256, [])
 
 
 def test_a_users_item_of_a_form_that_the_model_lacks_is_refused(encoder):
     with pytest.raises(SourceError, match="no chat template"):
-        golden_cases(encoder, derive_rules(encoder, Options()), [{"messages": [{"role": "user", "content": "a"}]}], [])
+        golden_cases(
+            encoder, derive_rules(encoder, Options()), [{"messages": [{"role": "user", "content": "a"}]}], 128, []
+        )
     with pytest.raises(SourceError, match="pairs"):
-        golden_cases(encoder, derive_rules(encoder, Options(pair=True)), [{"text": "a"}], [])
+        golden_cases(encoder, derive_rules(encoder, Options(pair=True)), [{"text": "a"}], 128, [])

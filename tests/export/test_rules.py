@@ -87,6 +87,16 @@ def test_a_template_that_asks_for_the_date_is_told(causal):
     assert any("date" in note for note in derive_rules(causal, Options(chat_template=template)).notes)
 
 
+def test_the_rules_hold_the_special_tokens_that_the_template_names(causal):
+    named = {"unk_token": "<unk>", "additional_special_tokens": ["<a>", "<b>"]}
+    tokens = {"bos_token": "<s>", "mask_token": "<mask>", **named}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(causal.tokenizer), "special_tokens_map", property(lambda _: tokens))
+        template = "{{ bos_token }}{{ unk_token }}{{ additional_special_tokens[1] }}"
+        assert derive_rules(causal, Options(chat_template=template)).template_tokens == named
+        assert derive_rules(causal, Options()).template_tokens == {}
+
+
 def test_a_hub_id_gives_a_usable_name(causal):
     hub = replace(causal, id="some-org/Reward Model_v1.5")
     assert derive_rules(hub, Options()).name == "Reward-Model_v1.5"

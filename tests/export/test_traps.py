@@ -11,11 +11,12 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 
 from plaudit_export import exporter
 from plaudit_export.checkpoint import Checkpoint, load_checkpoint
-from plaudit_export.exporter import Exported, export_checkpoint
+from plaudit_export.exporter import export_checkpoint
+from plaudit_export.finish import Exported
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
 from plaudit_service.scorer import Scorer
-from plaudit_service.wire import TextItem
+from plaudit_service.wire import TextItem, check_request
 
 PAD, BOS, UNK, EOS = range(4)
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -23,7 +24,8 @@ BOS_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if loop.first -%}{{ bos_token }}{%- endif -%}
 {{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}
-{%- endfor -%}"""
+{%- endfor -%}
+{{ unk_token }}{%- if sep_token is defined -%}{{ sep_token + 'never' }}{%- endif -%}"""
 TEXTS = (
     "the cat",
     "Emoji 👍🏽 👩‍👩‍👧‍👦, 今天 and \ttabs\n",
@@ -193,6 +195,18 @@ def test_a_chat_template_with_bos_gives_one_bos_and_whole_header_tokens(decoder)
         assert list(record.token_ids) == tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
         assert record.token_ids.count(BOS) == 1
         assert [record.token_ids.count(header) for header in headers] == [len(chat)] * 3
+
+
+def test_a_chat_template_gets_the_special_tokens_that_it_names_and_no_others(decoder):
+    bundle = decoder.exported.bundle
+    assert bundle.scoring.template_tokens == {"unk_token": "<unk>"}
+    chats = [record for record in bundle.golden if "messages" in record.item]
+    assert {record.token_ids[-1] for record in chats} == {UNK}
+    chat = [{"role": "user", "content": "Hi"}]
+    expected = decoder.load()[1].apply_chat_template(chat, return_dict=True)["input_ids"]
+    tokenization = decoder.scorer.model.tokenization
+    (served,) = tokenization.tokenize(check_request({"items": [{"messages": chat}]}).items)
+    assert served.token_ids.tolist() == expected
 
 
 def served_ids(trap: Trap, text: str) -> list[int]:

@@ -1,0 +1,123 @@
+"""The end of every export: manifest, check through the serving path, report. Knows nothing of checkpoints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from plaudit_export import normalization
+from plaudit_export.comparison import Comparison
+from plaudit_export.errors import ExportError, ParityError
+from plaudit_export.precision import GraphScorer
+from plaudit_export.progress import elapsed
+from plaudit_export.report import build_report, describe_parity, versions
+from plaudit_export.rules import Options, Rules
+from plaudit_export.writer import scoring_hashes, write_json, write_manifest
+from plaudit_service import parity
+from plaudit_service.bundle import (
+    GOLDEN,
+    REPORT,
+    Bundle,
+    Golden,
+    Manifest,
+    NormalizationSource,
+    Source,
+    sha256_of,
+)
+from plaudit_service.errors import ServiceError
+from plaudit_service.parity import ParityReport
+from plaudit_service.scorer import Scorer
+from plaudit_service.tokenization import TokenizedText
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle in its place, the parity that was measured on it, and what a reduced precision costs."""
+
+    bundle: Bundle
+    parity: ParityReport
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is left of a checkpoint when its model is gone: all that the manifest and the report need.
+
+    `golden`, `measured` and `normalized` are sequences to score: the golden texts', the user's to calibrate and measure
+    on, and the user's to normalize on.
+    """
+
+    rules: Rules
+    source: Source
+    opset: int
+    notes: list[str]
+    records: list[Golden]
+    golden: list[TokenizedText]
+    measured: list[TokenizedText] | None
+    normalized: list[TokenizedText] | None
+
+
+def finish(
+    draft: Draft, directory: Path, tolerance: float, comparison: Comparison | None, options: Options, step: Say
+) -> ParityReport:
+    """Normalize, write the manifest, check every served score, and write the report.
+
+    Args:
+        draft: what the manifest and the report say.
+        directory: holds all other files of the bundle.
+        tolerance: for the manifest.
+        comparison: of a reduced precision with float32.
+        options: what the user says about the model.
+        step: called with a line before each long step.
+
+    Raises:
+        SourceError: the texts to normalize on all score alike.
+        ExportError: a served score is further from its reference than the tolerance.
+    """
+    write_manifest(_manifest(draft, directory, tolerance, options, step), directory)
+    step("checking the served scores")
+    return _check(directory, draft.notes, comparison)
+
+
+def _manifest(draft: Draft, directory: Path, tolerance: float, options: Options, step: Say) -> Manifest:
+    scoring = draft.rules.scoring(scoring_hashes(directory), options.precision)
+    normalized_on = None
+    if options.normalize_on is not None and draft.normalized is not None:
+        step(f"normalizing on {len(draft.normalized)} texts")
+        scores = GraphScorer(directory, scoring).scores(draft.normalized, "reference texts")
+        fitted = normalization.fit(scores, scale=options.normalize_std)
+        scoring = scoring.model_copy(update={"normalization": fitted})
+        normalized_on = NormalizationSource(num_texts=len(scores), sha256=options.normalize_on.sha256)
+    return Manifest(
+        name=draft.rules.name,
+        scoring=scoring,
+        tolerance=tolerance,
+        opset=draft.opset,
+        source=draft.source,
+        versions=versions(),
+        normalization_source=normalized_on,
+        sha256={GOLDEN: sha256_of(directory / GOLDEN)},
+    )
+
+
+def _check(directory: Path, notes: list[str], comparison: Comparison | None) -> ParityReport:
+    """Score the golden texts as the service does, and add the report to the bundle."""
+    try:
+        with elapsed("checking"):
+            scorer = Scorer(directory)
+            report = parity.check(scorer)
+    except ServiceError as error:
+        raise ExportError(f"the serving path refuses the new bundle: {error}") from error
+    if not report.ok:
+        failed = sum(not row.ok for row in report.rows)
+        raise ParityError(
+            f"{failed} of {len(report.rows)} served scores are not the checkpoint's own; {report.describe_worst()}; "
+            "no bundle was written",
+            describe_parity(report),
+        )
+    bundle = scorer.bundle
+    write_json(build_report(bundle, scorer.model.engine.name, report, comparison, notes), directory / REPORT)
+    hashes = bundle.manifest.sha256 | {REPORT: sha256_of(directory / REPORT)}
+    write_manifest(bundle.manifest.model_copy(update={"sha256": hashes}), directory)
+    return report

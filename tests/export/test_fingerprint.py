@@ -1,0 +1,92 @@
+"""What is in `scoring` makes the fingerprint, and nothing outside of it."""
+
+import json
+from typing import Any
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from plaudit_service.bundle import (
+    Head,
+    Manifest,
+    Normalization,
+    NormalizationSource,
+    Scoring,
+    Source,
+    SpecialToken,
+    fingerprint,
+)
+
+names = st.text(min_size=1, max_size=8)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
+special = st.builds(SpecialToken, text=names, id=st.integers(0, 1 << 20))
+heads = st.lists(st.builds(Head, name=names, weight=numbers), min_size=1, max_size=3, unique_by=lambda head: head.name)
+required = st.fixed_dictionaries({"model.onnx": hashes, "tokenizer.json": hashes})
+optional = st.fixed_dictionaries({}, optional={"model.onnx.data": hashes, "chat_template.jinja": hashes})
+
+SCORING: dict[str, st.SearchStrategy[Any]] = {
+    "kind": st.sampled_from(["causal", "encoder", "plain"]),
+    "max_tokens": st.integers(1, 1 << 20),
+    "vocab_size": st.integers(1, 1 << 20),
+    "pad_token_id": st.none() | st.integers(0, 1 << 20),
+    "bos": st.none() | special,
+    "eos": special,
+    "template_tokens": st.dictionaries(names, names | st.lists(names, max_size=2), max_size=2),
+    "add_special_tokens": st.booleans(),
+    "append_eos": st.booleans(),
+    "pair": st.booleans(),
+    "heads": heads.map(tuple),
+    "normalization": st.none() | st.builds(Normalization, mean=numbers, std=st.floats(1e-6, 1e6)),
+    "precision": st.sampled_from(["fp32", "fp16", "int8"]),
+    "sha256": st.builds(lambda files, more: files | more, required, optional),
+}
+OUTSIDE: dict[str, st.SearchStrategy[Any]] = {
+    "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),
+    "tolerance": st.floats(1e-9, 1.0),
+    "opset": st.integers(1, 99),
+    "source": st.builds(Source, id=names, revision=st.none() | names, architecture=names, attention=names),
+    "versions": st.dictionaries(names, names, max_size=2),
+    "normalization_source": st.none() | st.builds(NormalizationSource, num_texts=st.integers(1, 99), sha256=hashes),
+    "sha256": st.fixed_dictionaries({"golden.jsonl": hashes}, optional={"report.json": hashes}),
+}
+scorings = st.builds(Scoring, **SCORING)
+manifests = st.builds(Manifest, format=st.just(1), scoring=scorings, **OUTSIDE)
+
+
+def test_the_properties_below_draw_every_field():
+    assert SCORING.keys() == Scoring.model_fields.keys()
+    assert OUTSIDE.keys() | {"format", "scoring"} == Manifest.model_fields.keys()
+
+
+@given(st.data(), scorings, st.sampled_from(sorted(SCORING)))
+def test_any_change_of_a_scoring_field_or_file_changes_the_fingerprint(data, scoring, field):
+    value = data.draw(SCORING[field])
+    assume(repr(value) != repr(getattr(scoring, field)))
+    assert fingerprint(scoring.model_copy(update={field: value})) != fingerprint(scoring)
+
+
+@given(st.data(), manifests, st.sampled_from(sorted(OUTSIDE)))
+def test_nothing_outside_of_scoring_changes_the_fingerprint(data, manifest, field):
+    changed = manifest.model_copy(update={field: data.draw(OUTSIDE[field])})
+    assert fingerprint(changed.scoring) == fingerprint(manifest.scoring)
+
+
+@given(manifests)
+def test_a_manifest_has_the_same_fingerprint_after_it_was_written_and_read(manifest):
+    content = json.loads(json.dumps(manifest.model_dump(mode="json"), sort_keys=True))
+    assert fingerprint(Manifest.model_validate(content).scoring) == fingerprint(manifest.scoring)
+
+
+def test_a_bundle_from_before_there_were_template_tokens_keeps_its_fingerprint():
+    scoring = Scoring.model_validate(
+        {
+            "kind": "encoder",
+            "max_tokens": 8,
+            "vocab_size": 9,
+            "heads": [{"name": "score"}],
+            "sha256": {"model.onnx": "0" * 64, "tokenizer.json": "1" * 64},
+        }
+    )
+    # sha256 of the canonical JSON without `template_tokens`, from the release before the field.
+    assert fingerprint(scoring) == "sha256:231fbf0dea3cf6b6133b0aac6896725513cf1824dd985adc1e55c398fc530532"

@@ -166,7 +166,12 @@ class Bundle:
 
 def fingerprint(scoring: Scoring) -> str:
     """Identity of everything that can change a score: sha256 of the canonical JSON of `scoring`."""
-    text = json.dumps(scoring.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return canonical_sha256(scoring.model_dump(mode="json"))
+
+
+def canonical_sha256(content: Mapping[str, Any]) -> str:
+    """`sha256:...` of the canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 

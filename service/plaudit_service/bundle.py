@@ -170,6 +170,11 @@ class Bundle:
 def fingerprint(scoring: Scoring) -> str:
     """Identity of everything that can change a score: sha256 of the canonical JSON of `scoring`."""
     content = scoring.model_dump(mode="json", exclude=None if scoring.template_tokens else {"template_tokens"})
+    return canonical_sha256(content)
+
+
+def canonical_sha256(content: Mapping[str, Any]) -> str:
+    """`sha256:...` of the canonical JSON: sorted keys, no spaces."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

@@ -13,10 +13,9 @@ import numpy.typing as npt
 from plaudit_service.batching import token_key
 from plaudit_service.bundle import Bundle
 from plaudit_service.engines import Engine, Prefix, padded_tokens
-from plaudit_service.errors import Mismatch
 from plaudit_service.prefixes import PrefixCache
 from plaudit_service.tokenization import Ids, Tokenization, TokenizedText
-from plaudit_service.wire import Result, ScoreRequest, Status
+from plaudit_service.wire import Identity, Result, Status
 
 
 @dataclass(frozen=True)
@@ -57,21 +56,10 @@ class Model:
         self.num_engine_failures = 0
         self.num_computed_prefix_tokens = 0
 
-    def check_pins(self, request: ScoreRequest) -> None:
-        """Refuse a request that wants another fingerprint or engine.
-
-        Raises:
-            Mismatch: 409.
-        """
-        for what, wanted, actual in (
-            ("fingerprint", request.fingerprint, self.bundle.fingerprint),
-            ("engine", request.engine, self.engine.name),
-        ):
-            if wanted is not None and wanted != actual:
-                raise Mismatch(
-                    f'the request pins {what} {wanted}, model "{self.bundle.name}" has {actual}; '
-                    f"another reward model is loaded here: use its own URL, or drop the pin"
-                )
+    @property
+    def identity(self) -> Identity:
+        """What answers name and requests may pin."""
+        return Identity(self.bundle.name, self.bundle.fingerprint, self.engine.name)
 
     def compute(self, batch: Sequence[TokenizedText], num_prefix_tokens: int = 0) -> list[Outcome]:
         """Run the engine on a batch; where it raises, halve the batch until the culprit is alone.
@@ -130,7 +118,9 @@ class Model:
         if isinstance(outcome, Failure):
             return Result(outcome.status, None, text.num_tokens, text.truncated, outcome.detail)
         scoring = self.bundle.scoring
-        score = sum(head.weight * value for head, value in zip(scoring.heads, outcome, strict=True))
+        score = 0.0
+        for head, value in zip(scoring.heads, outcome, strict=True):  # `sum` rounds otherwise from Python 3.12 on
+            score += head.weight * value
         if scoring.normalization is not None and not raw:
             score = (score - scoring.normalization.mean) / scoring.normalization.std
         if not np.isfinite(score):

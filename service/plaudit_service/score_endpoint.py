@@ -45,23 +45,21 @@ class ScoreEndpoint:
             async with while_connected(receive):
                 request = await _parse(body)
                 pipeline = service.pipeline(request.model)
-                pipeline.model.check_pins(request)
+                identity = pipeline.identity
+                identity.check_pins(request)
                 share.grow(_check_sizes(request, settings))
-                tokenized = await pipeline.tokenize(request.items, request.truncation, deadline=deadline)
-                share.release()
-                scored = await pipeline.compute(tokenized, raw=request.raw, deadline=deadline)
-        pipeline.count(scored.results, raw=request.raw)
-        model = pipeline.model
-        scope["state"]["log"].update(model=model.bundle.name, sequences=len(scored.results))
+                scored = await pipeline.score(request, deadline, share.release)
+        pipeline.answered.count(scored.results, raw=request.raw)
+        scope["state"]["log"].update(model=identity.name, sequences=len(scored.results))
         if scored.results and all(result.status is Status.EXPIRED for result in scored.results):
             raise AllExpired("the deadline of X-Request-Timeout-S passed before any sequence was computed")
         answer = {
-            "model": model.bundle.name,
-            "fingerprint": model.bundle.fingerprint,
-            "engine": model.engine.name,
+            "model": identity.name,
+            "fingerprint": identity.fingerprint,
+            "engine": identity.engine,
             "results": [result.to_wire() for result in scored.results],
         }
-        times = {"queue": scored.queue_s, "tokenize": tokenized.seconds, "infer": scored.infer_s}
+        times = {"queue": scored.queue_s, "tokenize": scored.tokenize_s, "infer": scored.infer_s}
         timing = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in times.items())
         await send_answer(send, 200, b"application/json", _json(answer), [(b"server-timing", timing.encode())])
 

@@ -95,7 +95,7 @@ class Scorer:
         request = check_request({"items": wire, **fields})
         if model not in {None, self.bundle.name}:
             raise UnknownModel(f'model "{model}" is not loaded; here: {self.bundle.name}')
-        self.model.check_pins(request)
+        self.model.identity.check_pins(request)
         texts = self.model.tokenization.tokenize(request.items, truncation)
         outcomes = self._compute([text for text in texts if isinstance(text, TokenizedText)])
         results = self.model.results(texts, outcomes, raw=raw)

@@ -5,10 +5,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from plaudit_service.bundle import Bundle
+from plaudit_service.combining import Combination, parse_combinations
 from plaudit_service.engine_thread import EngineThread
 from plaudit_service.engines import open_engine
 from plaudit_service.errors import InvalidRequest, SettingsError, Unavailable, UnknownModel
@@ -16,7 +18,7 @@ from plaudit_service.logs import log
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport
-from plaudit_service.pipeline import Pipeline
+from plaudit_service.pipeline import CombinedPipeline, Pipeline
 from plaudit_service.prefixes import PrefixCache
 from plaudit_service.scheduler import Scheduler
 from plaudit_service.settings import Settings
@@ -44,7 +46,7 @@ class Service:
 
     Raises:
         BundleError: a graph or tokenizer cannot be loaded.
-        SettingsError: two bundles have one name.
+        SettingsError: two bundles have one name, or a combination cannot be made of them.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Service:
         for name in names:
             if names.count(name) > 1:
                 raise SettingsError(f'two bundles are named "{name}"; export one of them again with --name')
+        combinations = parse_combinations(settings.combine, names)
         self.settings = settings
         self.clock = clock
         self.metrics = Metrics()
@@ -65,6 +68,7 @@ class Service:
         self._engine_thread = EngineThread()
         self._tokenizer_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
+        self.combined = {combination.name: self._combine(combination) for combination in combinations}
         self._tasks: list[asyncio.Task[None]] = []
 
     def _load(self, bundle: Bundle) -> Pipeline:
@@ -80,6 +84,14 @@ class Service:
         ).set(1)
         return Pipeline(model, scheduler, self.metrics, self._tokenizer_threads, self.clock)
 
+    def _combine(self, combination: Combination) -> CombinedPipeline:
+        combined = CombinedPipeline(combination, [self.pipelines[part] for part in combination.parts], self.metrics)
+        precisions = dict.fromkeys(part.model.bundle.scoring.precision for part in combined.parts)
+        self.metrics.model_info.labels(
+            combination.name, combined.identity.fingerprint, "+".join(precisions), self.settings.runtime
+        ).set(1)
+        return combined
+
     @property
     def not_ready(self) -> str | None:
         """Why `/score` is refused; None when it is answered."""
@@ -94,21 +106,22 @@ class Service:
         if self._not_ready is not None:
             raise Unavailable(f"{self._not_ready}; ask /readyz")
 
-    def pipeline(self, model: str | None) -> Pipeline:
-        """The model that a request names, or the only one.
+    def pipeline(self, model: str | None) -> Pipeline | CombinedPipeline:
+        """The model or combination that a request names, or the only one.
 
         Raises:
             UnknownModel: there is none of that name.
             InvalidRequest: several are loaded and none is named.
         """
-        loaded = ", ".join(self.pipelines)
+        pipelines: dict[str, Pipeline | CombinedPipeline] = {**self.pipelines, **self.combined}
+        loaded = ", ".join(pipelines)
         if model is None:
-            if len(self.pipelines) > 1:
+            if len(pipelines) > 1:
                 raise InvalidRequest(f"model: not given, and several are loaded; choose one of {loaded}")
-            return next(iter(self.pipelines.values()))
-        if model not in self.pipelines:
+            return next(iter(pipelines.values()))
+        if model not in pipelines:
             raise UnknownModel(f'model "{model}" is not loaded; here: {loaded}')
-        return self.pipelines[model]
+        return pipelines[model]
 
     def start(self) -> None:
         """Begin to take batches, and check the golden texts; must be called in the event loop."""
@@ -186,17 +199,27 @@ class Service:
             "version": version("plaudit"),
             "ready": self._not_ready is None,
             "limits": {name: getattr(self.settings, name) for name in _LIMITS},
-            "models": [self._model_info(name, pipeline.model) for name, pipeline in self.pipelines.items()],
+            "models": [
+                *(self._model_info(pipeline.model) for pipeline in self.pipelines.values()),
+                *(self._combined_info(combined) for combined in self.combined.values()),
+            ],
         }
 
-    def _model_info(self, name: str, model: Model) -> dict[str, Any]:
+    def _model_info(self, model: Model) -> dict[str, Any]:
+        name = model.bundle.name
         return {
-            "name": name,
-            "fingerprint": model.bundle.fingerprint,
-            "engine": model.engine.name,
+            **asdict(model.identity),
             "runtime": self.settings.runtime,
             "manifest": model.bundle.manifest.model_dump(mode="json"),
             "parity": self._parity_info(name) if name in self.parity else None,
+        }
+
+    def _combined_info(self, combined: CombinedPipeline) -> dict[str, Any]:
+        return {
+            **asdict(combined.identity),
+            "runtime": self.settings.runtime,
+            "formula": combined.combination.formula,
+            "parts": {part.identity.name: part.identity.fingerprint for part in combined.parts},
         }
 
 

@@ -36,6 +36,11 @@ class Settings:
     max_batch_tokens: int = _setting(
         DEFAULT_MAX_BATCH_TOKENS, "padded tokens of one engine call (rows x longest)", minimum=1
     )
+    combine: tuple[str, ...] = _setting(
+        (),
+        "NAME=FORMULA, a model that combines the scores of others: safe=0.7*helpful+0.3*harmless, careful=min(a,b), "
+        "careful=mean-std(a,b); the flag may be repeated, the variable separates by semicolons",
+    )
     share_prefixes: bool = _setting(True, "compute the tokens that causal sequences begin with in common only once")
     prefix_cache_bytes: int = _setting(
         DEFAULT_PREFIX_CACHE_BYTES,
@@ -142,6 +147,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         shown = f"{setting.metadata['help']} (default: {setting.default!r}; {environment_variable(setting.name)})"
         if isinstance(setting.default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=shown)
+        elif isinstance(setting.default, tuple):
+            parser.add_argument(flag, action="append", default=None, metavar=setting.name.upper(), help=shown)
         else:
             parser.add_argument(flag, default=None, metavar=setting.name.rsplit("_", 1)[-1].upper(), help=shown)
 
@@ -169,6 +176,9 @@ def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = o
 
 def _convert(where: str, value: Any, default: Any, metadata: Mapping[str, Any]) -> Any:
     kind = type(default)
+    if kind is tuple:
+        parts = value.split(";") if isinstance(value, str) else value
+        return tuple(part.strip() for part in parts if part.strip())
     if kind is bool:
         words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
         if isinstance(value, bool):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
+from plaudit_service.errors import InvalidRequest, Mismatch, NotJson, RequestError, TooLarge
 
 Truncation = Literal["error", "left", "right"]
 
@@ -119,6 +119,31 @@ class ScoreRequest(_Strict):
     def num_sequences(self) -> int:
         """How many results the answer will hold."""
         return sum(item.num_sequences for item in self.items)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What computes a score: a model's name, its fingerprint, and its engine."""
+
+    name: str
+    fingerprint: str
+    engine: str
+
+    def check_pins(self, request: ScoreRequest) -> None:
+        """Refuse a request that wants another fingerprint or engine.
+
+        Raises:
+            Mismatch: 409.
+        """
+        for what, wanted, actual in (
+            ("fingerprint", request.fingerprint, self.fingerprint),
+            ("engine", request.engine, self.engine),
+        ):
+            if wanted is not None and wanted != actual:
+                raise Mismatch(
+                    f'the request pins {what} {wanted}, model "{self.name}" has {actual}; '
+                    f"another reward model is loaded here: use its own URL, or drop the pin"
+                )
 
 
 class Status(StrEnum):

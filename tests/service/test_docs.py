@@ -17,7 +17,7 @@ SCORING = (DOCS / "scoring.md").read_text()
 
 @pytest.mark.parametrize("setting", fields(Settings), ids=lambda setting: setting.name)
 def test_every_setting_is_documented_with_flag_variable_and_default(setting):
-    default = {"": "none", "False": "false", "True": "true"}.get(str(setting.default), setting.default)
+    default = {"": "none", "()": "none", "False": "false", "True": "true"}.get(str(setting.default), setting.default)
     row = f"| `--{setting.name.replace('_', '-')}` | `{environment_variable(setting.name)}` | {default} |"
     assert row in SERVICE
 

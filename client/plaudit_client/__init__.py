@@ -18,10 +18,11 @@ from plaudit_client.errors import (
 )
 from plaudit_client.items import Item, ItemLike, Message
 from plaudit_client.protocol import Truncation
-from plaudit_client.scores import Score, Scores, Status
+from plaudit_client.scores import Best, Score, Scores, Status, best_of
 
 __all__ = [
     "AsyncRewardClient",
+    "Best",
     "ConnectionFailed",
     "DeadlineExceeded",
     "FingerprintChanged",
@@ -43,4 +44,5 @@ __all__ = [
     "Truncation",
     "Unauthorized",
     "UnknownModel",
+    "best_of",
 ]

@@ -6,6 +6,7 @@ Exit 0: done. 1: right but failed. 2: what the user gave is wrong. 130: interrup
 import argparse
 import contextlib
 import gzip
+import logging
 import os
 import sys
 import warnings
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NoReturn, TextIO, get_args
+from typing import IO, NoReturn, get_args
 
 from tqdm import tqdm
 
@@ -22,6 +23,7 @@ from plaudit_client import jsonl, settings
 from plaudit_client.client import RewardClient
 from plaudit_client.errors import FingerprintMismatch, InvalidArgument, PlauditError, RequestRejected
 from plaudit_client.jsonl import Line, Summary
+from plaudit_client.output import Output, Progress
 from plaudit_client.protocol import Truncation
 from plaudit_client.scores import Score, Scores
 
@@ -35,7 +37,8 @@ Score a JSONL file through a scoring service.
 Each input line is an item as POST /score takes it, a JSON string (a text), or a preference pair
 {"chosen": "...", "rejected": "..."}; an "id" is copied. Each output line is {"line": n, "id": ..., and the result},
 in the order of the input; for an item with completions {"results": [...]}, for a pair {"chosen": {...},
-"rejected": {...}}. After pairs, a summary with their accuracy goes to stderr."""
+"rejected": {...}}. After pairs, their accuracy and a histogram of their scores go to stderr. The scores are streamed
+into OUTPUT.part, which becomes OUTPUT at the end."""
 
 _EPILOG = """\
 Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself.
@@ -72,15 +75,19 @@ def _fail(message: str, exit_status: int) -> int:
 
 
 def _score_file(options: argparse.Namespace) -> int:
-    summary = Summary()
+    depends_on = {name: getattr(options, name) for name in ("model", "truncation", "raw", "best_of")}
     client = RewardClient(options.url, api_key=_read_api_key(options.api_key_file), timeout_s=options.timeout_s)
     file_name = "stdin" if options.input == "-" else options.input
-    with client, _open_output(options.output) as output, _open_progress(options.quiet) as progress:
+    with client, Output(options.output, depends_on, resume=options.resume) as output:
         lines = jsonl.parse_lines(_read_lines(options.input), file_name)
-        for line, scores in _score_lines(client, lines, options):
-            output.write(jsonl.render(line, scores))
-            summary.add(line, scores)
-            progress.update(len(scores))
+        try:
+            summary = _score_lines(client, jsonl.require_groups(lines) if options.best_of else lines, output, options)
+        except BaseException:
+            if output.can_be_resumed:
+                print(f"{PROGRAM}: what is scored so far is kept; continue with --resume", file=sys.stderr)
+            raise
+    if summary.pairs and not options.quiet:
+        print(*summary.histogram.render(), sep="\n", file=sys.stderr)
     if summary.pairs:
         print(f"{PROGRAM}: {summary.describe_pairs()}", file=sys.stderr)
     if summary.failures and not options.allow_failures:
@@ -92,14 +99,69 @@ def _score_file(options: argparse.Namespace) -> int:
     return 0
 
 
-def _score_lines(
-    client: RewardClient, lines: Iterable[Line], options: argparse.Namespace
-) -> Iterator[tuple[Line, Sequence[Score]]]:
-    """Score lines as they are read, in order, with a bounded number of requests in flight."""
+def _score_lines(client: RewardClient, lines: Iterator[Line], output: Output, options: argparse.Namespace) -> Summary:
+    """Score lines as they are read and write them in order; those that an interrupted run has written are counted."""
+    summary = Summary()
+    render = jsonl.render_best if options.best_of else jsonl.render
+    with _open_progress(options.quiet) as progress:
+        for line, scores in _skip_written(lines, output):
+            summary.add(line, scores)
+            progress.update(len(scores))
+        for chunk, scores in _score_chunks(client, lines, options, pin=output.progress):
+            rendered = []
+            for line, results in _deal_out(chunk, scores):
+                rendered.append(render(line, results))
+                summary.add(line, results)
+            last = chunk[-1]
+            output.write(rendered, Progress(last.number, last.digest, scores.model, scores.fingerprint, scores.engine))
+            progress.update(len(scores))
+    return summary
+
+
+def _skip_written(lines: Iterator[Line], output: Output) -> Iterator[tuple[Line, Sequence[Score]]]:
+    """The lines that an interrupted run has written, with their scores.
+
+    Raises:
+        InvalidArgument: The input is not the one that it has read.
+    """
+    before = output.progress
+    if before is None:
+        return
+    checked = False
+    for answer in output.written_lines():
+        line = next(lines, None)
+        scores = jsonl.parse_scores(answer)
+        if line is None or answer["line"] != line.number or len(scores) != line.num_sequences:
+            break
+        if line.number == before.line:
+            checked = line.digest == before.digest
+            if not checked:
+                break
+        yield line, scores
+    else:
+        if checked:
+            return
+    raise InvalidArgument(
+        f"--resume: the input is not the one that the interrupted run has read (up to line {before.line}); "
+        "give that one, or delete OUTPUT.part to begin anew"
+    )
+
+
+def _score_chunks(
+    client: RewardClient, lines: Iterable[Line], options: argparse.Namespace, *, pin: Progress | None
+) -> Iterator[tuple[list[Line], Scores]]:
+    """Score chunks of lines as they are read, in order, with a bounded number of requests in flight."""
 
     def score(chunk: list[Line]) -> Scores:
         items = [item for line in chunk for item in line.items]
-        return client.score(items, model=options.model, truncation=options.truncation, raw=options.raw)
+        return client.score(
+            items,
+            model=options.model,
+            truncation=options.truncation,
+            raw=options.raw,
+            fingerprint=pin.fingerprint if pin else None,
+            engine=pin.engine if pin else None,
+        )
 
     in_flight: deque[tuple[list[Line], Future[Scores]]] = deque()
     with ThreadPoolExecutor(settings.DEFAULT_MAX_CONCURRENCY) as pool:
@@ -107,20 +169,21 @@ def _score_lines(
             for chunk in jsonl.form_chunks(lines, options.batch_size):
                 in_flight.append((chunk, pool.submit(score, chunk)))
                 while in_flight and (len(in_flight) > settings.DEFAULT_MAX_CONCURRENCY or in_flight[0][1].done()):
-                    yield from _deal_out(*in_flight.popleft())
+                    scored, future = in_flight.popleft()
+                    yield scored, future.result()
             while in_flight:
-                yield from _deal_out(*in_flight.popleft())
+                scored, future = in_flight.popleft()
+                yield scored, future.result()
         finally:
             if in_flight:  # the pool's end waits for its threads
                 client.close()
 
 
-def _deal_out(chunk: list[Line], future: Future[Scores]) -> Iterator[tuple[Line, Sequence[Score]]]:
-    results = future.result().results
+def _deal_out(chunk: list[Line], scores: Scores) -> Iterator[tuple[Line, Sequence[Score]]]:
     start = 0
     for line in chunk:
         end = start + line.num_sequences
-        yield line, results[start:end]
+        yield line, scores.results[start:end]
         start = end
 
 
@@ -139,32 +202,20 @@ def _open_input(name: str) -> contextlib.AbstractContextManager[IO[bytes] | gzip
 
 
 @contextlib.contextmanager
-def _open_output(name: str) -> Iterator[TextIO]:
-    """Open stdout for `-`; else a file that takes its name only when all is written."""
-    if name == "-":
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    target = Path(name).resolve()
-    is_device = target.exists() and not target.is_file()  # such as /dev/null, which must not be replaced
-    part = target if is_device else target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        file = part.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InvalidArgument(f"{name}: cannot be written: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        if not is_device:
-            part.replace(target)
-    except BaseException:
-        if not is_device:
-            part.unlink(missing_ok=True)
-        raise
+def _open_progress(quiet: bool) -> "Iterator[tqdm[NoReturn]]":
+    """A bar on a terminal, and above it what happens to the replicas; nothing elsewhere."""
+    is_shown = sys.stderr.isatty() and not quiet
+    if is_shown:
+        logger = logging.getLogger("plaudit_client")
+        logger.addHandler(_Notes())
+        logger.setLevel(logging.INFO)
+    with tqdm(unit=" sequences", disable=not is_shown) as progress:
+        yield progress
 
 
-def _open_progress(quiet: bool) -> "tqdm[NoReturn]":
-    return tqdm(unit=" sequences", disable=quiet or not sys.stderr.isatty())
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"{PROGRAM}: {record.getMessage()}", file=sys.stderr)
 
 
 def _read_api_key(name: str | None) -> str | None:
@@ -203,7 +254,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     parser.add_argument("input", metavar="INPUT", nargs="?", default="-", help="JSONL, also .gz; - is stdin (default)")
     parser.add_argument(
-        "-o", "--output", metavar="OUTPUT", default="-", help="written at the end, as a whole; - is stdout (default)"
+        "-o",
+        "--output",
+        metavar="OUTPUT",
+        default="-",
+        help="takes its name at the end, as a whole; - is stdout (default)",
     )
     add("--url", "base URL of the service, or of its replicas, separated by commas", metavar="URL[,URL...]")
     add("--api-key-file", "file with the API key", metavar="FILE")
@@ -223,6 +278,8 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="S",
     )
     add("--batch-size", "sequences per request", default=DEFAULT_BATCH_SIZE, type=_count, metavar="N")
+    add_switch("--resume", "continue an interrupted run from OUTPUT.part; nothing is scored twice")
+    add_switch("--best-of", "of an item with completions, also write the completion with the highest score")
     add_switch("--raw", "scores without the model's normalization")
     add_switch("--allow-failures", "exit 0 also if some sequences have no score")
     add_switch("--quiet", "no progress bar; there is none either where stderr is not a terminal")

@@ -5,27 +5,31 @@ either even in the middle of a byte, and the sync one works where an event loop 
 """
 
 import asyncio
+import atexit
 import concurrent.futures
+import math
 import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, Self, TypeVar
 
-import httpx2
-
 from plaudit_client import protocol, settings
 from plaudit_client.errors import PlauditError, UnknownModel
 from plaudit_client.exchange import Deadline, Exchange
-from plaudit_client.items import ItemLike, normalize_items
+from plaudit_client.fleet import Call
+from plaudit_client.items import ItemLike, normalize_items, num_sequences
 from plaudit_client.protocol import Limits, Options, ScoreRequest, Truncation
 from plaudit_client.retry import Timing
 from plaudit_client.scores import Scores
+from plaudit_client.transport import Transport
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _MAX_INFO_BYTES = 16 * 1024 * 1024
+# A call over several replicas is not cut into smaller requests than this.
+_MIN_SHARE_SEQUENCES = 32
 
 
 class AsyncRewardClient:
@@ -34,14 +38,17 @@ class AsyncRewardClient:
     One client belongs to one event loop. Use it as `async with`, or call `aclose` at the end.
 
     Args:
-        url: Base URL of the service, or of its replicas (a sequence, or separated by commas); requests take turns, a
-            retry goes to the next one. None: PLAUDIT_URL.
+        url: Base URL of the service, or of its replicas (a sequence, or separated by commas); every address behind a
+            host name is a replica too. A request goes to the usable one with the least outstanding work. None:
+            PLAUDIT_URL.
         api_key: Sent as a bearer token. None: PLAUDIT_API_KEY, if that is set.
         timeout_s: Total deadline of one call, in seconds, all its requests, waits and retries included.
         max_retries: Of one request; None: until the deadline.
-        max_items_per_request: Sequences per request; None: as many as the service's /info says. A group is never
-            split.
+        max_items_per_request: Sequences per request; None: as many as the service's /info says, or fewer, so that
+            every replica gets a share. A group is never split, so its completions are scored by one replica.
         max_concurrency: Requests in flight at once, over all calls.
+        hedge: Send a request that takes twice as long as usual to an idle other replica too, and take the first
+            answer; at most 5 % more requests.
         pin: Refuse answers of another fingerprint or engine than the first answer's, for the client's life.
         transport: Instead of the network, for tests; see `plaudit_client.testing.FakeService`.
         timing: Clock, sleep and chance, for tests.
@@ -60,7 +67,8 @@ class AsyncRewardClient:
         max_items_per_request: int | None = None,
         max_concurrency: int = settings.DEFAULT_MAX_CONCURRENCY,
         pin: bool = True,
-        transport: httpx2.AsyncBaseTransport | None = None,
+        hedge: bool = False,
+        transport: Transport | None = None,
         timing: Timing | None = None,
     ) -> None:
         settings.check_positive("timeout_s", timeout_s)
@@ -80,6 +88,7 @@ class AsyncRewardClient:
             transport=transport,
             max_concurrency=max_concurrency,
             max_retries=max_retries,
+            hedge=hedge,
             timing=self._timing,
         )
 
@@ -126,7 +135,8 @@ class AsyncRewardClient:
             fingerprint=fingerprint if pinned is None else pinned.fingerprint,
             engine=engine if pinned is None else pinned.engine,
         )
-        requests = list(protocol.split_items(wire_items, options, await self._get_limits(deadline)))
+        limits = self._share(await self._get_limits(deadline), sum(map(num_sequences, wire_items)))
+        requests = list(protocol.split_items(wire_items, options, limits))
         scores = protocol.merge(
             await _all_or_first_error([self._score(request, options, deadline, len(requests)) for request in requests])
         )
@@ -164,7 +174,7 @@ class AsyncRewardClient:
         return Deadline.after(timeout_s, self._timing)
 
     async def _fetch_info(self, deadline: Deadline) -> protocol.Reply:
-        return await self._exchange.send("GET", "/info", deadline, max_answer_bytes=_MAX_INFO_BYTES)
+        return await self._exchange.send(Call("GET", "/info", _MAX_INFO_BYTES), deadline)
 
     async def _get_limits(self, deadline: Deadline) -> Limits:
         if self._limits is None:
@@ -172,21 +182,27 @@ class AsyncRewardClient:
                 limits = protocol.parse_limits(await self._fetch_info(deadline))
             except UnknownModel:  # 404: a service that speaks only /score
                 limits = Limits()
-            if self._max_items_per_request is not None:
-                limits = Limits(self._max_items_per_request, limits.max_body_bytes)
             self._limits = limits
         return self._limits
 
+    def _share(self, limits: Limits, total_sequences: int) -> Limits:
+        """The limits of one of a call's requests: as told, or so that each replica gets as much."""
+        if self._max_items_per_request is not None:
+            return replace(limits, max_sequences=self._max_items_per_request)
+        share = max(_MIN_SHARE_SEQUENCES, math.ceil(total_sequences / self._exchange.num_replicas))
+        return replace(limits, max_sequences=min(limits.max_sequences, share))
+
     async def _score(self, request: ScoreRequest, options: Options, deadline: Deadline, num_requests: int) -> Scores:
         last_item = request.first_item + request.num_items - 1
-        reply = await self._exchange.send(
+        call = Call(
             "POST",
             "/score",
-            deadline,
-            max_answer_bytes=request.max_answer_bytes,
+            request.max_answer_bytes,
             body=request.body,
+            num_sequences=request.num_sequences,
             about=f" items[{request.first_item}] to items[{last_item}]" if num_requests > 1 else "",
         )
+        reply = await self._exchange.send(call, deadline)
         return protocol.parse_answer(reply, request.num_sequences, options)
 
 
@@ -194,7 +210,7 @@ class RewardClient:
     """Scores items with a remote reward model, from code without async.
 
     Safe to use from several threads. Use it as `with`, or call `close` at the end. Arguments and errors are those of
-    `AsyncRewardClient`; `transport` is an async one too.
+    `AsyncRewardClient`.
     """
 
     def __init__(
@@ -207,7 +223,8 @@ class RewardClient:
         max_items_per_request: int | None = None,
         max_concurrency: int = settings.DEFAULT_MAX_CONCURRENCY,
         pin: bool = True,
-        transport: httpx2.AsyncBaseTransport | None = None,
+        hedge: bool = False,
+        transport: Transport | None = None,
         timing: Timing | None = None,
     ) -> None:
         self._client = AsyncRewardClient(
@@ -218,6 +235,7 @@ class RewardClient:
             max_items_per_request=max_items_per_request,
             max_concurrency=max_concurrency,
             pin=pin,
+            hedge=hedge,
             transport=transport,
             timing=timing,
         )
@@ -227,6 +245,7 @@ class RewardClient:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="plaudit-client", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # for those who forget: open connections would be complained about at exit
 
     def score(
         self,
@@ -267,6 +286,7 @@ class RewardClient:
             if self._closed:
                 return
             self._closed = True
+        atexit.unregister(self.close)
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

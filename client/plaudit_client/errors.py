@@ -2,7 +2,7 @@
 
     PlauditError
     ├── InvalidArgument          what the caller gave cannot be sent (also a ValueError)
-    ├── ConnectionFailed         no answer came: refused, reset, connect timeout        retried
+    ├── ConnectionFailed         no answer came: refused, reset, silent                 retried
     ├── ServiceUnavailable       429, 500, 502, 503, 504                                retried
     ├── DeadlineExceeded         the call's own time was over before an answer came
     ├── RequestRejected          any other status than 200; the answer would stay the same
@@ -24,13 +24,17 @@ class PlauditError(Exception):
 
     Attributes:
         attempts: How many times the request was sent before this error was raised.
+        is_budget_spent: Whether it would have been sent again, had the client not retried so much lately.
     """
 
     attempts: int = 1
+    is_budget_spent: bool = False
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if self.attempts == 1 else f"{text} (after {self.attempts} attempts)"
+        notes = [f"after {self.attempts} attempts"] if self.attempts > 1 else []
+        notes += ["no more retries: the client's retry budget is spent"] if self.is_budget_spent else []
+        return f"{text} ({'; '.join(notes)})" if notes else text
 
 
 class InvalidArgument(PlauditError, ValueError):
@@ -38,7 +42,15 @@ class InvalidArgument(PlauditError, ValueError):
 
 
 class ConnectionFailed(PlauditError):
-    """The service could not be reached, or the connection broke before the whole answer was here."""
+    """The service could not be reached, or the connection broke before the whole answer was here.
+
+    Attributes:
+        connected: Whether there was a connection, so that the service may have seen the request.
+    """
+
+    def __init__(self, message: str, *, connected: bool = True) -> None:
+        super().__init__(message)
+        self.connected = connected
 
 
 class DeadlineExceeded(PlauditError):

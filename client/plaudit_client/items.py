@@ -113,6 +113,14 @@ def num_sequences(item: Mapping[str, Any]) -> int:
     return len(item["completions"]) if "completions" in item else 1
 
 
+def num_chars(item: Mapping[str, Any]) -> int:
+    """Characters (or ids) of all sequences of a normalized item, a group's prompt counted for each of them."""
+    shared = len(item.get("prompt", "")) + len(item.get("token_ids", ()))
+    shared += sum(len(message["role"]) + len(message["content"]) for message in item.get("messages", ()))
+    own = [item.get("text", ""), item.get("completion", ""), *item.get("completions", ())]
+    return shared * num_sequences(item) + sum(map(len, own))
+
+
 def _is_message(value: object) -> bool:
     return (
         isinstance(value, dict)

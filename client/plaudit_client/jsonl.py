@@ -3,15 +3,17 @@
 Knows nothing of the network and of arguments.
 """
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
 from plaudit_client.errors import InvalidArgument
+from plaudit_client.histogram import Histogram
 from plaudit_client.items import WIRE_FIELDS, normalize_item, num_sequences
-from plaudit_client.scores import Score
+from plaudit_client.scores import Score, best_of
 
 _MAX_CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -22,6 +24,8 @@ class Line:
 
     Attributes:
         where: File and line number, for messages.
+        number: Of the line in the file, from 1.
+        digest: SHA-256 of the file up to the end of this line.
         copied: What the output line begins with: `line`, and `id` where the input has one.
         items: What is to be scored.
         num_bytes: Its length.
@@ -29,6 +33,8 @@ class Line:
     """
 
     where: str
+    number: int
+    digest: str
     copied: dict[str, Any]
     items: list[dict[str, Any]]
     num_bytes: int
@@ -49,6 +55,7 @@ class Summary:
     pairs: int = 0
     pair_failures: Counter[str] = field(default_factory=Counter)
     pairs_right: int = 0
+    histogram: Histogram = field(default_factory=lambda: Histogram(("chosen", "rejected")))
 
     def add(self, line: Line, scores: Sequence[Score]) -> None:
         """Count one line and its scores."""
@@ -58,6 +65,9 @@ class Summary:
             return
         self.pairs += 1
         chosen, rejected = (score.score for score in scores)
+        for series, value in enumerate((chosen, rejected)):
+            if value is not None:
+                self.histogram.add(series, value)
         if chosen is None or rejected is None:
             # A pair counts once: by the chosen text's status where both failed.
             self.pair_failures[next(score.status for score in scores if not score.ok)] += 1
@@ -83,9 +93,24 @@ def parse_lines(lines: Iterable[bytes], file_name: str) -> Iterator[Line]:
     Raises:
         InvalidArgument: A line is no JSON, or no item and no pair; the message begins with file and line number.
     """
+    digest = hashlib.sha256()
     for number, line in enumerate(lines, start=1):
+        digest.update(line)
         if not line.isspace():
-            yield _parse_line(line, f"{file_name}:{number}", number)
+            copied, items, is_pair = _parse_line(line, f"{file_name}:{number}", number)
+            yield Line(f"{file_name}:{number}", number, digest.hexdigest(), copied, items, len(line), is_pair)
+
+
+def require_groups(lines: Iterable[Line]) -> Iterator[Line]:
+    """Let only items with completions pass.
+
+    Raises:
+        InvalidArgument: A line is something else.
+    """
+    for line in lines:
+        if line.is_pair or "completions" not in line.items[0]:
+            _refuse(line.where, "no completions to choose from; give prompt or messages, and a list of completions")
+        yield line
 
 
 def form_chunks(lines: Iterable[Line], max_sequences: int) -> Iterator[list[Line]]:
@@ -119,7 +144,28 @@ def render(line: Line, scores: Sequence[Score]) -> str:
     return json.dumps(line.copied | answer) + "\n"
 
 
-def _parse_line(line: bytes, where: str, number: int) -> Line:
+def render_best(line: Line, scores: Sequence[Score]) -> str:
+    """The output line of a group with its best completion, beside the results of all."""
+    (item,) = line.items
+    (best,) = best_of([item], scores)
+    kept = {key: value for key, value in item.items() if key != "completions"}
+    chosen = {"completion": None, "index": None, "score": None} if best is None else asdict(best)
+    return json.dumps(line.copied | kept | chosen | {"results": [_to_json(score) for score in scores]}) + "\n"
+
+
+def parse_scores(answer: Mapping[str, Any]) -> list[Score]:
+    """The scores of an output line that was written before."""
+    if "results" in answer:
+        results = answer["results"]
+    elif "chosen" in answer:
+        results = [answer["chosen"], answer["rejected"]]
+    else:
+        results = [{key: value for key, value in answer.items() if key not in {"line", "id"}}]
+    return [Score(**result) for result in results]
+
+
+def _parse_line(line: bytes, where: str, number: int) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
+    """What to copy, the items, and whether they are a pair."""
     try:
         value = json.loads(line, parse_constant=lambda name: _refuse(where, f"not JSON: {name}"))
     except (ValueError, RecursionError) as error:
@@ -128,14 +174,14 @@ def _parse_line(line: bytes, where: str, number: int) -> Line:
         raise InvalidArgument(f"{where}: not JSON: {error}; give one JSON value per line") from error
     copied: dict[str, Any] = {"line": number}
     if not isinstance(value, dict):
-        return Line(where, copied, [normalize_item(value, where)], len(line))
+        return copied, [normalize_item(value, where)], False
     if "id" in value:
         copied["id"] = value.pop("id")
     if "chosen" in value or "rejected" in value:
-        return Line(where, copied, _parse_pair(value, where), len(line), is_pair=True)
+        return copied, _parse_pair(value, where), True
     if unknown := value.keys() - WIRE_FIELDS:
         _refuse(where, f"unknown keys {', '.join(sorted(unknown))}; leave only the item's keys and id")
-    return Line(where, copied, [normalize_item(value, where)], len(line))
+    return copied, [normalize_item(value, where)], False
 
 
 def _parse_pair(value: dict[str, Any], where: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from plaudit_client import errors
 from plaudit_client.errors import FingerprintChanged, InvalidAnswer, RequestRejected, ServiceUnavailable
-from plaudit_client.items import num_sequences
+from plaudit_client.items import num_chars, num_sequences
 from plaudit_client.retry import RETRYABLE_STATUSES, parse_retry_after
 from plaudit_client.scores import Score, Scores, Status
 
@@ -52,6 +52,7 @@ class Limits:
 
     max_sequences: int = 256
     max_body_bytes: int = 8 * 1024 * 1024
+    max_chars: int | None = None  # of all sequences, a group's prompt counted for each completion; None: any number
 
 
 @dataclass(frozen=True)
@@ -106,17 +107,23 @@ def split_items(items: Sequence[Mapping[str, Any]], options: Options, limits: Li
     head = b'{"items":['
     parts: list[bytes] = []
     size = len(head) + len(tail)
-    sequences = first = 0
+    sequences = chars = first = 0
     for index, item in enumerate(items):
         part = json.dumps(item, separators=(",", ":"), allow_nan=False).encode()
         count = num_sequences(item)
-        over = sequences + count > limits.max_sequences or size + len(part) + 1 > limits.max_body_bytes
+        item_chars = 0 if limits.max_chars is None else num_chars(item)
+        over = (
+            sequences + count > limits.max_sequences
+            or size + len(part) + 1 > limits.max_body_bytes
+            or (limits.max_chars is not None and chars + item_chars > limits.max_chars)
+        )
         if parts and over:
             yield ScoreRequest(first, len(parts), sequences, head + b",".join(parts) + tail)
-            parts, sequences, first = [], 0, index
+            parts, sequences, chars, first = [], 0, 0, index
             size = len(head) + len(tail)
         parts.append(part)
         sequences += count
+        chars += item_chars
         size += len(part) + 1
     if parts:
         yield ScoreRequest(first, len(parts), sequences, head + b",".join(parts) + tail)
@@ -213,12 +220,20 @@ def parse_limits(reply: Reply) -> Limits:
         InvalidAnswer: They are not there.
     """
     limits = parse_object(reply).get("limits")
-    keys = ("max_sequences_per_request", "max_body_bytes")
-    values = [limits.get(key) for key in keys] if isinstance(limits, dict) else [None, None]
-    for key, value in zip(keys, values, strict=True):
-        if type(value) is not int or value < 1:
-            _refuse(reply, f"limits.{key} is no positive integer")
-    return Limits(*values)
+    if not isinstance(limits, dict):
+        limits = {}
+    return Limits(
+        _get_limit(limits, "max_sequences_per_request", reply),
+        _get_limit(limits, "max_body_bytes", reply),
+        _get_limit(limits, "max_request_chars", reply) if "max_request_chars" in limits else None,
+    )
+
+
+def _get_limit(limits: dict[str, Any], key: str, reply: Reply) -> int:
+    value = limits.get(key)
+    if type(value) is not int or value < 1:
+        _refuse(reply, f"limits.{key} is no positive integer")
+    return value
 
 
 def parse_object(reply: Reply) -> dict[str, Any]:

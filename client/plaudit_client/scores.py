@@ -4,9 +4,11 @@ Knows nothing of HTTP or JSON.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, overload
+
+from plaudit_client.errors import InvalidArgument
 
 Status = Literal["ok", "too_long", "empty", "non_finite", "expired", "failed"]
 
@@ -67,3 +69,50 @@ class Scores(Sequence[Score]):
     def __getitem__(self, index: slice) -> tuple[Score, ...]: ...
     def __getitem__(self, index: int | slice) -> Score | tuple[Score, ...]:
         return self.results[index]
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The completion of a group with the highest score.
+
+    Attributes:
+        completion: Its text.
+        index: Its place in the group's completions.
+        score: Its score.
+    """
+
+    completion: str
+    index: int
+    score: float
+
+
+def best_of(items: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> list[Best | None]:
+    """The best completion of each item, for rejection sampling (best-of-n): the first one with the highest score.
+
+    Args:
+        items: As they were scored, all with `completions`.
+        scores: Of all their completions, as `score` returns them.
+
+    Returns:
+        One per item; None where no completion has a score.
+
+    Raises:
+        InvalidArgument: An item has no completions, or there is not one score for each.
+    """
+    bests: list[Best | None] = []
+    start = 0
+    for index, item in enumerate(items):
+        if not (isinstance(item, Mapping) and item.get("completions")):
+            raise InvalidArgument(f"items[{index}]: no completions to choose from; give a list of completions")
+        completions = item["completions"]
+        group = scores[start : start + len(completions)]
+        start += len(completions)
+        scored = [(score.score, -place) for place, score in enumerate(group) if score.score is not None]
+        if not scored:
+            bests.append(None)
+            continue
+        value, place = max(scored)
+        bests.append(Best(completions[-place], -place, value))
+    if start != len(scores):
+        raise InvalidArgument(f"scores: got {len(scores)} for {start} completions; give the scores of these items")
+    return bests

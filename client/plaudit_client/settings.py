@@ -3,8 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-
-import httpx2
+from urllib.parse import urlsplit
 
 from plaudit_client.errors import InvalidArgument
 
@@ -33,13 +32,14 @@ def resolve_urls(url: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def _check_url(text: str) -> str:
     try:
-        url = httpx2.URL(text)
-    except httpx2.InvalidURL as error:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as error:
         raise InvalidArgument(f"url {text!r}: {error}; give one such as http://127.0.0.1:8000") from error
-    if url.userinfo:  # not shown in the message, because messages end up in logs
+    if "@" in url.netloc:  # not shown in the message, because messages end up in logs
         raise InvalidArgument("url: has a user or password in it; give the key as api_key or PLAUDIT_API_KEY")
-    is_base = url.scheme in {"http", "https"} and url.host and not (url.query or url.fragment)
-    if not is_base or not (url.port is None or 0 < url.port < 65536):
+    is_base = url.scheme in {"http", "https"} and url.hostname and not (url.query or url.fragment) and port != 0
+    if not is_base or not text.isprintable() or " " in text:
         raise InvalidArgument(f"url {text!r}: not the base URL of a service; give one such as http://127.0.0.1:8000")
     return text.rstrip("/")
 
@@ -51,7 +51,7 @@ def resolve_headers(api_key: str | None) -> dict[str, str]:
         InvalidArgument: The key cannot stand in a header.
     """
     # The answer's size is checked while it is read, and a compressed one could hide a huge one.
-    headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "plaudit-client"}
     given = os.environ.get("PLAUDIT_API_KEY", "") if api_key is None else api_key
     if not isinstance(given, str):
         raise InvalidArgument(f"api_key: got {type(given).__name__}; give a str")

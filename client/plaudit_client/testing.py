@@ -5,19 +5,20 @@ with RewardClient("http://fake", transport=service) as client:
     client.score(["abc"]).floats  # [3.0]
 
 scorer = FakeScorer(lambda item: "too_long")  # may stand wherever `client.score` does
+
+transport = FakeTransport(lambda request: json_response({"detail": "busy"}, 429))  # failures, as you need them
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import httpx2
 
 from plaudit_client import protocol
 from plaudit_client.items import ItemLike, normalize_items
 from plaudit_client.protocol import Options, Reply, Truncation
 from plaudit_client.scores import Scores, Status
+from plaudit_client.transport import HttpRequest, HttpResponse
 
 ScoreFunction = Callable[[dict[str, Any]], float | Status]
 """Gives the score or the failure of one sequence: an item in wire form, a group's completions one at a time."""
@@ -68,8 +69,35 @@ class FakeScorer:
         return protocol.parse_answer(reply, len(results), Options(model, truncation, raw, fingerprint, engine))
 
 
-class FakeService(httpx2.MockTransport):
-    """A transport for both clients that answers /score, /info and /readyz in memory.
+class FakeTransport:
+    """A transport for both clients that answers with a function.
+
+    Args:
+        answer: Called with each request; returns the answer (or an awaitable of it; see `json_response`), or raises
+            `ConnectionFailed`.
+    """
+
+    def __init__(self, answer: Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]) -> None:
+        self.answer = answer
+
+    async def resolve(self, url: str) -> Sequence[str]:
+        """One replica for each URL."""
+        return (url,)
+
+    async def send(self, request: HttpRequest, address: str) -> HttpResponse:
+        """What the function answers."""
+        answer = self.answer(request)
+        return answer if isinstance(answer, HttpResponse) else await answer
+
+    async def disconnect(self, url: str, address: str) -> None:
+        """There is no connection."""
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+class FakeService(FakeTransport):
+    """A transport for both clients that answers /score, /info, /readyz and /healthz in memory.
 
     Args:
         function: Called once per sequence; a float that is not finite becomes the status `non_finite`.
@@ -92,24 +120,24 @@ class FakeService(httpx2.MockTransport):
         max_sequences_per_request: int = 256,
     ) -> None:
         super().__init__(self._answer)
-        self.requests: list[httpx2.Request] = []
+        self.requests: list[HttpRequest] = []
         self._function = function
         self._identity = {"model": model, "fingerprint": fingerprint, "engine": engine}
         self._limits = {"max_sequences_per_request": max_sequences_per_request, "max_body_bytes": 8 * 1024 * 1024}
 
-    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+    def _answer(self, request: HttpRequest) -> HttpResponse:
         self.requests.append(request)
-        match request.method, request.url.path:
-            case "GET", "/readyz":
-                return httpx2.Response(200, json={"ready": True})
+        match request.method, request.path:
+            case "GET", "/readyz" | "/healthz":
+                return json_response({"status": "ok"})
             case "GET", "/info":
-                return httpx2.Response(200, json={"limits": self._limits, "models": [self._identity]})
+                return json_response({"limits": self._limits, "models": [self._identity]})
             case "POST", "/score":
-                return self._answer_score(json.loads(request.content))
+                return self._answer_score(json.loads(request.body or b""))
             case _:
-                return _problem(404, f"no route {request.method} {request.url.path}")
+                return _problem(404, f"no route {request.method} {request.path}")
 
-    def _answer_score(self, body: dict[str, Any]) -> httpx2.Response:
+    def _answer_score(self, body: dict[str, Any]) -> HttpResponse:
         for key, status in (("model", 404), ("fingerprint", 409), ("engine", 409)):
             if body.get(key) not in {None, self._identity[key]}:
                 return _problem(status, f"{key}: asked for {body[key]}, loaded is {self._identity[key]}")
@@ -117,7 +145,13 @@ class FakeService(httpx2.MockTransport):
         if len(results) > self._limits["max_sequences_per_request"]:
             limit = self._limits["max_sequences_per_request"]
             return _problem(413, f"items: {len(results)} sequences, limit {limit}; send fewer")
-        return httpx2.Response(200, json=self._identity | {"results": results})
+        return json_response(self._identity | {"results": results})
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    """An answer with a JSON body."""
+    kind = "application/json" if status == 200 else "application/problem+json"
+    return HttpResponse(status, {"content-type": kind} | dict(headers or {}), json.dumps(value).encode())
 
 
 def _score_all(function: ScoreFunction, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -159,6 +193,5 @@ def _count_words(sequence: Mapping[str, Any]) -> int:
     return sum(len(text.split()) for text in texts)
 
 
-def _problem(status: int, detail: str) -> httpx2.Response:
-    problem = {"type": "about:blank", "title": "refused", "status": status, "detail": detail}
-    return httpx2.Response(status, json=problem, headers={"Content-Type": "application/problem+json"})
+def _problem(status: int, detail: str) -> HttpResponse:
+    return json_response({"type": "about:blank", "title": "refused", "status": status, "detail": detail}, status)

@@ -1,15 +1,16 @@
 """A clock that nobody waits for, and real sockets in front of any mock transport."""
 
+import asyncio
 import contextlib
 import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx2
 import pytest
 
 from plaudit_client.retry import Timing
+from plaudit_client.transport import HttpRequest
 
 
 class FakeTime:
@@ -23,6 +24,7 @@ class FakeTime:
     async def _sleep(self, seconds):
         self.slept.append(seconds)
         self.now += seconds
+        await asyncio.sleep(0)  # others run, as in any sleep
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def _no_settings_from_outside(monkeypatch):
 
 @pytest.fixture
 def serve():
-    """A function that puts a sync transport behind a real socket and returns its URL."""
+    """A function that puts a fake transport behind a real socket and returns its URL."""
     with contextlib.ExitStack() as stack:
         yield lambda transport: stack.enter_context(_serve(transport))
 
@@ -50,15 +52,14 @@ def _serve(transport):
 
         def _answer(self):
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            request = httpx2.Request(
-                self.command, f"http://fake{self.path}", headers=list(self.headers.items()), content=content
-            )
-            response = transport.handle_request(request)
-            self.send_response(response.status_code)
+            request = HttpRequest(self.command, f"http://fake{self.path}", dict(self.headers.items()), content)
+            response = transport.answer(request)
+            self.send_response(response.status)
             for key, value in response.headers.items():
                 self.send_header(key, value)
+            self.send_header("content-length", str(len(response.body)))
             self.end_headers()
-            self.wfile.write(response.content)
+            self.wfile.write(response.body)
 
         do_GET = do_POST = _answer  # noqa: N815  names that http.server looks for
 

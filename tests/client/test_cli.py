@@ -1,16 +1,19 @@
+import contextlib
+import fcntl
 import gzip
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import httpx2
 import pytest
 
-from plaudit_client.testing import FakeService
+from plaudit_client.testing import FakeService, FakeTransport, json_response
+from plaudit_client.transport import HttpResponse
 
 COMMAND = [sys.executable, "-m", "plaudit_client.cli"]
 
@@ -72,7 +75,7 @@ def test_a_long_input_is_scored_in_order_by_requests_of_the_batch_size(url, serv
     sizes = [1 + index % 7 for index in range(500)]
     done = run("--url", url, "--batch-size", "20", stdin=jsonl(*["a" * size for size in sizes]))
     assert [answer["score"] for answer in read(done.stdout)] == sizes
-    bodies = [json.loads(request.content) for request in service.requests if request.method == "POST"]
+    bodies = [json.loads(request.body) for request in service.requests if request.method == "POST"]
     assert [len(body["items"]) for body in bodies] == [20] * 25
 
 
@@ -85,14 +88,26 @@ def test_files_are_read_also_compressed_and_written_as_a_whole(url, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl.gz", "out.jsonl"}
 
 
-def test_a_failed_run_leaves_the_old_output_as_it_was(url, tmp_path):
+def test_a_failed_run_leaves_the_old_output_as_it_was_and_keeps_what_is_scored(url, tmp_path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(jsonl("a") * 1000 + b"oops\n")
     target.write_text("old")
     done = run(str(source), "-o", str(target), "--url", url)
-    assert_one_line_of_error(done, 2, f"{source}:1001: not JSON")
+    hint, error = done.stderr.decode().splitlines()
+    assert hint == "plaudit-score: what is scored so far is kept; continue with --resume"
+    assert error.startswith(f"plaudit-score: error: {source}:1001: not JSON")
+    assert done.returncode == 2
     assert target.read_text() == "old"
-    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} - {"in.jsonl", "out.jsonl"} == {
+        "out.jsonl.part",
+        "out.jsonl.part.journal",
+    }
+
+
+def test_a_run_that_failed_before_its_first_score_leaves_nothing(url, tmp_path):
+    done = run("-o", str(tmp_path / "out.jsonl"), "--url", url, stdin=b"oops\n")
+    assert_one_line_of_error(done, 2, "stdin:1: not JSON")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_device_as_output_is_written_and_not_replaced(url):
@@ -108,8 +123,203 @@ def test_pairs_get_both_scores_and_a_summary(url):
     first, *_, last = read(done.stdout)
     assert (first["chosen"]["score"], first["rejected"]["score"]) == (2.0, 1.0)
     assert (last["chosen"]["status"], last["chosen"]["score"]) == ("too_long", None)
-    summary = "plaudit-score: pairs: 4, scored: 3, left out: too_long 1, pair accuracy: 0.6667\n"
-    assert done.stderr.decode() == summary
+    *histogram, summary = done.stderr.decode().splitlines()
+    assert summary == "plaudit-score: pairs: 4, scored: 3, left out: too_long 1, pair accuracy: 0.6667"
+    head, *bins = histogram
+    assert head.split() == ["score", "from", "chosen", "count", "rejected", "count"]
+    counts = [[word for word in line.split() if not word.startswith("#")] for line in bins]
+    assert sum(int(chosen) for _, chosen, _ in counts) == 3
+    assert sum(int(rejected) for _, _, rejected in counts) == 4
+    assert counts[0] == ["1", "1", "3"]
+
+
+def test_quiet_leaves_the_histogram_out(url):
+    done = run("--url", url, "--quiet", stdin=jsonl({"chosen": "aa", "rejected": "a"}))
+    assert done.stderr.decode() == "plaudit-score: pairs: 1, scored: 1, pair accuracy: 1.0000\n"
+
+
+def test_a_terminal_shows_why_nothing_comes():
+    terminal, stderr = pty.openpty()
+    command = [*COMMAND, "--url", "http://127.0.0.1:9", "--timeout-s", "0.3"]
+    done = subprocess.run(command, input=jsonl("a"), stdout=subprocess.PIPE, stderr=stderr)
+    os.close(stderr)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+    os.close(terminal)
+    assert done.returncode == 1
+    assert b"plaudit-score: ejected http://127.0.0.1:9 at 127.0.0.1: " in shown
+    assert b"Connection refused; check that the service runs there" in shown
+
+
+# Best of n
+
+
+def test_best_of_adds_the_completion_with_the_highest_score(url):
+    group = {"id": 7, "prompt": "p", "completions": ["a", "ccc", "bb", "ddd"]}
+    chat = {"messages": [{"role": "user", "content": "q"}], "completions": ["x"]}
+    done = run("--url", url, "--best-of", stdin=jsonl(group, chat))
+    assert (done.returncode, done.stderr) == (0, b"")
+    best, of_chat = read(done.stdout)
+    results = best.pop("results")
+    assert best == {"line": 1, "id": 7, "prompt": "p", "completion": "ccc", "index": 1, "score": 4.0}
+    assert [result["score"] for result in results] == [2.0, 4.0, 3.0, 4.0]
+    assert (of_chat["messages"], of_chat["completion"]) == (chat["messages"], "x")
+
+
+def test_best_of_a_group_without_any_score_is_null_and_exit_1(url):
+    done = run("--url", url, "--best-of", stdin=jsonl({"prompt": "p", "completions": ["a" * 101]}))
+    (line,) = read(done.stdout)
+    assert (line["completion"], line["index"], line["score"]) == (None, None, None)
+    assert done.returncode == 1
+
+
+def test_best_of_needs_groups(url):
+    assert_one_line_of_error(run("--url", url, "--best-of", stdin=jsonl("a")), 2, "stdin:1: no completions to choose")
+
+
+# Resuming
+
+
+class Interruptible(FakeService):
+    """Counts what it scores; from a number of requests on it answers nothing but 422."""
+
+    def __init__(self, limit):
+        super().__init__(self.score)
+        self.limit = limit
+        self.scored = []
+
+    def score(self, item):
+        self.scored.append(item["text"])
+        return length(item)
+
+    def _answer(self, request):
+        if request.method == "POST" and len(self.scored) >= self.limit:
+            return json_response({"detail": "interrupted"}, 422)
+        return super()._answer(request)
+
+
+TEXTS = [f"{number:03} {'a' * (number % 9)}" for number in range(300)]
+
+
+@pytest.fixture
+def interrupted(serve, tmp_path):
+    """A run that ended in the middle: its service, its arguments, and its files."""
+    service = Interruptible(limit=150)
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(b"\n" + jsonl(*TEXTS))
+    arguments = [str(source), "-o", str(target), "--url", serve(service), "--batch-size", "10"]
+    assert run(*arguments).returncode == 2
+    service.limit = 10**9
+    return service, arguments, source, target
+
+
+def test_a_run_is_resumed_without_scoring_what_is_written_again(interrupted):
+    service, arguments, _, target = interrupted
+    written = read(Path(f"{target}.part").read_bytes())
+    before = len(service.scored)
+    done = run(*arguments, "--resume")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert 0 < len(written) <= 150
+    assert len(service.scored) - before == 300 - len(written)
+    assert [answer["score"] for answer in read(target.read_bytes())] == [float(len(text)) for text in TEXTS]
+    assert [answer["line"] for answer in read(target.read_bytes())] == list(range(2, 302))
+    assert {path.name for path in target.parent.iterdir()} == {"in.jsonl", "out.jsonl"}
+
+
+def test_a_half_written_line_is_scored_again_and_whole_ones_beyond_the_journal_are_not(interrupted):
+    service, arguments, _, target = interrupted
+    part, journal = Path(f"{target}.part"), Path(f"{target}.part.journal")
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:3]) + b'{"line": 3')
+    part.write_bytes(part.read_bytes()[:-5])
+    num_whole = part.read_bytes().count(b"\n")
+    before = len(service.scored)
+    assert run(*arguments, "--resume").returncode == 0
+    assert len(service.scored) - before == 300 - num_whole
+    assert [answer["score"] for answer in read(target.read_bytes())] == [float(len(text)) for text in TEXTS]
+
+
+def test_a_run_that_was_killed_scores_at_most_the_requests_in_flight_again(serve, tmp_path):
+    class Deadly(Interruptible):
+        process = None
+
+        def _answer(self, request):
+            if self.process and len(self.scored) >= self.limit:
+                self.process.kill()
+            return FakeService._answer(self, request)
+
+    service = Deadly(limit=200)
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    arguments = [str(source), "-o", str(target), "--url", serve(service), "--batch-size", "2"]
+    os.mkfifo(source)
+    with subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE) as process:
+        service.process = process
+        with source.open("wb") as file, contextlib.suppress(BrokenPipeError):
+            file.write(jsonl(*TEXTS))
+        assert process.wait() == -signal.SIGKILL
+    written = Path(f"{target}.part").read_bytes().count(b"\n")
+    service.process = None
+    service.scored.clear()
+    source.unlink()
+    source.write_bytes(jsonl(*TEXTS))
+    assert run(*arguments, "--resume").returncode == 0
+    assert 0 < written < 300
+    assert len(service.scored) == 300 - written
+    assert [answer["score"] for answer in read(target.read_bytes())] == [float(len(text)) for text in TEXTS]
+
+
+def test_the_summary_of_a_resumed_run_counts_all_pairs(serve, tmp_path):
+    service = Interruptible(limit=20)
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(jsonl(*({"chosen": "aa", "rejected": "a" * (1 + number % 2)} for number in range(40))))
+    arguments = [str(source), "-o", str(target), "--url", serve(service), "--batch-size", "4", "--quiet"]
+    assert run(*arguments).returncode == 2
+    service.limit = 10**9
+    done = run(*arguments, "--resume")
+    assert done.stderr.decode() == "plaudit-score: pairs: 40, scored: 40, pair accuracy: 0.5000\n"
+
+
+def test_an_interrupted_run_is_neither_overwritten_nor_continued_with_something_else(interrupted, serve):
+    service, arguments, source, target = interrupted
+    scored = len(service.scored)
+    assert_one_line_of_error(
+        run(*arguments), 2, f"{target}.part: left by an interrupted run; continue it with --resume"
+    )
+    done = run(*arguments, "--resume", "--truncation", "left")
+    assert_one_line_of_error(done, 2, "left by a run with other options")
+    original = source.read_bytes()
+    source.write_bytes(original.replace(b"001", b"xxx"))
+    done = run(*arguments, "--resume")
+    assert "the input is not the one that the interrupted run has read" in done.stderr.decode()
+    assert done.returncode == 2
+    source.write_bytes(original)
+    assert len(service.scored) == scored
+    other = serve(FakeService(length, fingerprint="sha256:other"))
+    done = run(*arguments, "--resume", "--url", other)
+    assert "sha256:other" in done.stderr.decode()
+    assert done.returncode == 1
+    assert run(*arguments, "--resume").returncode == 0
+
+
+def test_a_damaged_journal_is_one_line_and_exit_2(interrupted):
+    _, arguments, _, target = interrupted
+    Path(f"{target}.part.journal").unlink()
+    assert_one_line_of_error(run(*arguments, "--resume"), 2, "out.jsonl.part.journal: no journal; delete")
+
+
+def test_an_output_that_another_run_is_writing_is_refused(interrupted):
+    _, arguments, _, target = interrupted
+    with Path(f"{target}.part.journal").open("a") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        assert_one_line_of_error(run(*arguments, "--resume"), 2, "another run is writing it")
+
+
+def test_resuming_without_an_interrupted_run_begins_one_and_needs_a_file(url, tmp_path):
+    target = tmp_path / "out.jsonl"
+    assert run("-o", str(target), "--url", url, "--resume", stdin=jsonl("a")).returncode == 0
+    assert len(read(target.read_bytes())) == 1
+    assert_one_line_of_error(run("--url", url, "--resume", stdin=jsonl("a")), 2, "--resume: - cannot be continued")
 
 
 def test_failed_sequences_are_written_and_are_exit_1_unless_allowed(url, tmp_path):
@@ -132,7 +342,7 @@ def test_options_reach_the_service_from_flags_and_from_the_environment(url, serv
     by_flag, by_environment = (request for request in service.requests if request.method == "POST")
     for request in (by_flag, by_environment):
         options = {"model": "fake", "truncation": "left", "raw": True}
-        assert json.loads(request.content) == {"items": [{"text": "a"}]} | options
+        assert json.loads(request.body) == {"items": [{"text": "a"}]} | options
         assert request.headers["Authorization"] == "Bearer secret"
         assert 8.0 < float(request.headers["X-Request-Timeout-S"]) <= 9.0
 
@@ -198,8 +408,8 @@ def test_an_unreachable_server_is_one_line_and_exit_1():
 
 
 def test_an_unusable_answer_is_one_line_and_exit_1(serve):
-    url = serve(httpx2.MockTransport(lambda request: httpx2.Response(200, html="<html>")))
-    assert_one_line_of_error(run("--url", url, stdin=jsonl("a")), 1, "not JSON (text/html; charset=utf-8)")
+    url = serve(FakeTransport(lambda request: HttpResponse(200, {"content-type": "text/html"}, b"<html>")))
+    assert_one_line_of_error(run("--url", url, stdin=jsonl("a")), 1, "not JSON (text/html)")
 
 
 def test_a_request_that_the_service_refuses_is_one_line_and_exit_2(url):
@@ -233,10 +443,10 @@ def test_an_interrupt_is_quiet_and_exit_130(serve, tmp_path, at):
         arrived.set()
         if at == "waiting":
             stop.wait(30)
-        return FakeService(length).handle_request(request)
+        return FakeService(length).answer(request)
 
     target = tmp_path / "out.jsonl"
-    command = [*COMMAND, "--url", serve(httpx2.MockTransport(answer)), "-o", str(target), "--batch-size", "1"]
+    command = [*COMMAND, "--url", serve(FakeTransport(answer)), "-o", str(target), "--batch-size", "1"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdin.write(jsonl("a", "b"))  # the end of the input does not come
         process.stdin.flush()
@@ -256,3 +466,31 @@ def test_help_says_units_defaults_and_variables():
     assert done.returncode == 0
     assert "in seconds (default: 300) [PLAUDIT_TIMEOUT_S]" in text
     assert "sequences per request (default: 64) [PLAUDIT_BATCH_SIZE]" in text
+
+
+@pytest.mark.slow
+def test_a_million_lines_are_scored_in_flat_memory(serve, tmp_path):
+    def answer(request):
+        if request.method == "GET":
+            return json_response({"limits": {"max_sequences_per_request": 1024, "max_body_bytes": 2**25}})
+        count = request.body.count(b'{"text"')
+        result = {"status": "ok", "score": 0.5, "num_tokens": 1, "truncated": False}
+        return json_response({"model": "m", "fingerprint": "f", "engine": "e", "results": [result] * count})
+
+    url = serve(FakeTransport(answer))
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+    def measure(num_lines):
+        """The largest memory of the command, in bytes."""
+        with source.open("w") as file:
+            file.writelines(f'"text number {number}"\n' for number in range(num_lines))
+        command = [*COMMAND, str(source), "-o", str(target), "--url", url, "--batch-size", "500"]
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        with target.open() as file:
+            assert sum(1 for _ in file) == num_lines
+        return usage.ru_maxrss * 1024
+
+    assert measure(1_000_000) - measure(20_000) < 16 * 2**20

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from plaudit_client import errors
+from plaudit_client.testing import FakeService
 
 DOC = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 
@@ -28,3 +29,16 @@ def test_every_option_of_plaudit_score_is_documented_with_its_variable():
     }
     assert all(row in DOC for row in documented)
     assert shown == {row.split("`")[-2] for row in documented}
+
+
+def test_the_block_about_fakes_runs():
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", DOC, re.DOTALL) if "FakeScorer" in block]
+    subprocess.run([sys.executable, "-W", "error", "-c", block], check=True)
+
+
+def test_the_block_about_rejection_sampling_finds_the_best_completion(serve):
+    url = serve(FakeService(lambda item: float(len(item["completion"]))))
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", DOC, re.DOTALL) if "best_of" in block]
+    code = block.replace("http://rm:8000", url) + "print(best)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "Best(completion=' Seven minutes.', index=0, score=15.0)\n"

@@ -1,7 +1,7 @@
 import pytest
 
 from plaudit_client.errors import InvalidArgument
-from plaudit_client.items import normalize_items, num_sequences
+from plaudit_client.items import normalize_items, num_chars, num_sequences
 
 CHAT = [{"role": "user", "content": "Hi"}]
 
@@ -67,3 +67,17 @@ def test_no_text_of_an_item_is_in_the_message():
 def test_a_lone_surrogate_is_named_by_its_item_because_the_service_could_not():
     with pytest.raises(InvalidArgument, match=r"items\[1\]\.text: got a str with a lone surrogate; give a str"):
         normalize_items(["whole \U0001f600", "broken \ud83d"])
+
+
+@pytest.mark.parametrize(
+    ("item", "chars"),
+    [
+        ({"text": "abc"}, 3),
+        ({"prompt": "ab", "completion": "c"}, 3),
+        ({"prompt": "ab", "completions": ["c", "de"]}, 7),
+        ({"messages": [{"role": "user", "content": "ab"}], "completions": ["c", "de"]}, 15),
+        ({"token_ids": [1, 2]}, 2),
+    ],
+)
+def test_the_characters_of_a_group_count_its_prompt_for_each_completion(item, chars):
+    assert num_chars(item) == chars

@@ -50,6 +50,12 @@ def test_a_group_is_never_split_and_one_over_the_limit_goes_alone():
     assert split([one, pair, one, four, one], max_sequences=3) == [[one, pair], [one], [four], [one]]
 
 
+def test_no_request_has_more_characters_than_allowed_a_groups_prompt_counted_for_each_completion():
+    group = {"prompt": "a" * 9, "completions": ["b", "b"]}  # 20 characters
+    items = [group, {"text": "a" * 10}, {"text": "a"}, group, group]
+    assert split(items, max_chars=30) == [items[:2], items[2:4], items[4:]]
+
+
 def test_no_body_is_over_the_limit_of_bytes_unless_one_item_is():
     items = [{"text": "x" * size} for size in (10, 40, 90, 10, 500, 10)]
     requests = list(split_items(items, Options(), Limits(max_body_bytes=200)))
@@ -204,6 +210,8 @@ def test_parts_computed_by_different_reward_models_are_not_joined():
 def test_limits_are_read_from_info():
     info = {"limits": {"max_sequences_per_request": 8, "max_body_bytes": 1000, "more": 1}, "models": []}
     assert parse_limits(reply(info)) == Limits(8, 1000)
+    info["limits"]["max_request_chars"] = 500
+    assert parse_limits(reply(info)) == Limits(8, 1000, 500)
 
 
 @pytest.mark.parametrize("info", [{}, {"limits": []}, {"limits": {"max_sequences_per_request": 0}}])

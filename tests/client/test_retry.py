@@ -1,6 +1,7 @@
 import pytest
 
-from plaudit_client.retry import next_delay_s, parse_retry_after
+from plaudit_client.errors import ConnectionFailed, ServiceUnavailable
+from plaudit_client.retry import HedgeBudget, RetryBudget, next_delay_s, parse_retry_after, probe_delay_s
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,59 @@ def test_no_retry_begins_after_the_deadline_or_beyond_the_number_allowed(
         retries_done, max_retries=max_retries, retry_after_s=retry_after_s, remaining_s=remaining_s, chance=1.0
     )
     assert delay == delay_s
+
+
+def test_a_retry_costs_five_tokens_and_a_success_brings_one_back():
+    budget = RetryBudget()
+    assert all(budget.take(ServiceUnavailable("busy")) for _ in range(100))
+    assert not budget.take(ServiceUnavailable("busy"))
+    for _ in range(4):
+        budget.refund()
+    assert not budget.take(ConnectionFailed("silent"))
+    budget.refund()
+    assert budget.take(ConnectionFailed("silent"))
+    assert budget.tokens == 0
+
+
+def test_a_retry_after_a_refused_connection_is_free():
+    budget = RetryBudget()
+    assert all(budget.take(ConnectionFailed("refused", connected=False)) for _ in range(1000))
+    assert budget.tokens == 500
+
+
+def test_the_retry_budget_never_grows_beyond_500_tokens():
+    budget = RetryBudget()
+    budget.refund()
+    assert budget.tokens == 500
+
+
+@pytest.mark.parametrize(
+    ("probes_done", "chance", "delay_s"), [(0, 1.0, 0.25), (0, 0.0, 0.125), (3, 1.0, 2.0), (5000, 0.0, 1.0)]
+)
+def test_probes_come_slower_up_to_every_two_seconds(probes_done, chance, delay_s):
+    assert probe_delay_s(probes_done, chance) == delay_s
+
+
+def test_one_in_twenty_requests_may_be_hedged():
+    budget = HedgeBudget()
+    hedges = 0
+    for _ in range(1000):
+        budget.add_request()
+        hedges += budget.take()
+    assert hedges == 50
+
+
+def test_no_more_than_ten_hedges_are_saved_up():
+    budget = HedgeBudget()
+    for _ in range(10_000):
+        budget.add_request()
+    assert [budget.take() for _ in range(11)] == [True] * 10 + [False]
+
+
+def test_a_hedge_waits_for_twice_the_median_of_at_least_ten_times():
+    budget = HedgeBudget()
+    for _ in range(9):
+        budget.add_time(1.0)
+    assert budget.delay_s is None
+    budget.add_time(9.0)
+    assert budget.delay_s == 2.0

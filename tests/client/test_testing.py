@@ -1,7 +1,6 @@
 import json
 import math
 
-import httpx2
 import pytest
 
 from plaudit_client import RewardClient
@@ -13,6 +12,7 @@ from plaudit_client.errors import (
     UnknownModel,
 )
 from plaudit_client.testing import FakeScorer, FakeService
+from plaudit_client.transport import HttpRequest
 
 
 def score_with_service(function, items):
@@ -89,6 +89,6 @@ def test_the_fake_service_refuses_more_sequences_than_it_says():
 
 
 def test_the_fake_service_is_ready_and_knows_no_other_route():
-    client = httpx2.Client(transport=FakeService(lambda item: 1.0))
-    assert client.get("http://fake/readyz").status_code == 200
-    assert json.loads(client.get("http://fake/nowhere").content)["status"] == 404
+    service = FakeService(lambda item: 1.0)
+    assert service.answer(HttpRequest("GET", "http://fake/readyz", {})).status == 200
+    assert json.loads(service.answer(HttpRequest("GET", "http://fake/nowhere", {})).body)["status"] == 404

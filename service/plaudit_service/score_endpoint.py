@@ -46,7 +46,7 @@ class ScoreEndpoint:
                 request = await _parse(body)
                 pipeline = service.pipeline(request.model)
                 pipeline.model.check_pins(request)
-                share.grow(_check_sizes(request, settings))
+                share.grow(check_sizes(request, settings))
                 tokenized = await pipeline.tokenize(request.items, request.truncation, deadline=deadline)
                 share.release()
                 scored = await pipeline.compute(tokenized, raw=request.raw, deadline=deadline)
@@ -91,7 +91,7 @@ def _timeout_s(header: bytes | None) -> float:
     return timeout_s
 
 
-def _check_sizes(request: ScoreRequest, settings: Settings) -> int:
+def check_sizes(request: ScoreRequest, settings: Settings) -> int:
     """Characters of all sequences together, where every size is within its limit."""
     if request.num_sequences > settings.max_sequences_per_request:
         limit = settings.max_sequences_per_request

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
+from plaudit_client.adapters.messages import without_empty
 from plaudit_client.client import RewardClient
 from plaudit_client.errors import ConnectionFailed, DeadlineExceeded, InvalidArgument, PlauditError, ServiceUnavailable
 from plaudit_client.items import num_sequences
@@ -66,7 +67,7 @@ def reward_function(
         finished = _finished(completion_ids, eos_token_id, len(prompts))
         items = to_items(prompts, completions, finished)
         try:
-            scores: Sequence[Score] = await asyncio.wrap_future(scorer.submit(items, **options))
+            scores: Sequence[Score] = (await asyncio.wrap_future(scorer.submit(items, **options))).results
         except (ConnectionFailed, DeadlineExceeded, ServiceUnavailable) as error:
             if on_failure == "raise":
                 raise
@@ -87,26 +88,26 @@ def to_items(prompts: Sequence[Text], completions: Sequence[Text], finished: Seq
         finished: False where the completion was cut by length.
     """
     items: list[Mapping[str, Any]] = []
-    rollouts = [
-        (prompt, _text(completion), done)
-        for prompt, completion, done in zip(prompts, completions, finished, strict=True)
-    ]
-    for (prompt, _, done), group in groupby(
-        rollouts, key=lambda rollout: (rollout[0], isinstance(rollout[1], str), rollout[2])
-    ):
+    rollouts = list(zip(map(_clean, prompts), map(_text, completions), finished, strict=True))
+    for (prompt, is_text, done), group in groupby(rollouts, key=lambda it: (it[0], isinstance(it[1], str), it[2])):
         texts = [text for _, text, _ in group]
-        if not isinstance(texts[0], str):  # several messages, or tool calls: one chat each
+        if is_text:
+            form = "prompt" if isinstance(prompt, str) else "messages"
+            items.append({form: prompt, "completions": texts, "finished": done})
+        else:  # several messages, as tools make them: one chat each
             items += [{"messages": [*prompt, *text], "finished": done} for text in texts]
-        elif isinstance(prompt, str):
-            items.append({"prompt": prompt, "completions": texts, "finished": done})
-        else:
-            items.append({"messages": prompt, "completions": texts, "finished": done})
     assert sum(map(num_sequences, items)) == len(prompts)
     return items
 
 
+def _clean(text: Text) -> Text:
+    """Datasets put None where other messages have more fields."""
+    return text if isinstance(text, str) else [without_empty(message) for message in text]
+
+
 def _text(completion: Text) -> Text:
-    """The text of a completion that is one assistant's message."""
+    """The text of a completion that is one assistant's message, else its messages."""
+    completion = _clean(completion)
     if isinstance(completion, str) or len(completion) != 1:
         return completion
     (message,) = completion

@@ -1,4 +1,4 @@
-"""verl 0.9: a custom reward function, and a reward manager that knows the prompt. verl is imported when it is asked for.
+"""verl 0.9: a custom reward function, and a reward manager that knows the prompt. Only the manager imports verl.
 
     reward.reward_manager.source=importlib
     reward.reward_manager.module.path=pkg://plaudit_client.adapters.verl
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from plaudit_client.adapters.messages import without_empty
 from plaudit_client.client import RewardClient
 from plaudit_client.errors import InvalidArgument, PlauditError
 from plaudit_client.scores import Score
@@ -33,7 +34,7 @@ async def compute_score(
 ) -> dict[str, Any]:
     """A reward function for `reward.custom_reward_function`, whose `reward_kwargs` are the arguments below.
 
-    verl does not give it the prompt, so the data has to hold it under `extra_info`; `PlauditRewardManager` needs nothing.
+    verl does not give it the prompt, so the data has to hold it under `extra_info`; `PlauditRewardManager` has it.
 
     Args:
         data_source: verl's; not used.
@@ -65,7 +66,11 @@ async def compute_score(
 def _to_item(prompt: Any, completion: str, *, finished: bool) -> dict[str, Any]:
     if isinstance(prompt, str):
         return {"prompt": prompt, "completions": [completion], "finished": finished}
-    return {"messages": [dict(message) for message in prompt], "completions": [completion], "finished": finished}
+    return {
+        "messages": [without_empty(message) for message in prompt],
+        "completions": [completion],
+        "finished": finished,
+    }
 
 
 async def _score(url: str | None, item: Mapping[str, Any], options: Mapping[str, Any]) -> Score:
@@ -102,11 +107,12 @@ def _reward_manager_class() -> type[Any]:
         """Scores chats with the reward model's own template; the service is that of PLAUDIT_URL.
 
         Attributes:
-            url, options: To be set in a subclass: another URL, and `model`, `raw`, `truncation` of `RewardClient.score`.
+            url: Another URL, to be set in a subclass.
+            options: `model`, `raw`, `truncation` of `RewardClient.score`, likewise.
         """
 
         url: str | None = None
-        options: Mapping[str, Any] = {}  # noqa: RUF012  read only
+        options: Mapping[str, Any] = {}
 
         def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
             super().__init__(config, tokenizer, compute_score)

@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.dialects.special_tokens import strip_end
 from plaudit_service.wire import ChatItem, Item, Message, PromptItem
 
 
 class _Body(Shape):
-    prompt: str | list[Message] = Field(fail_fast=True)
+    prompt: str | list[Message]
     response: str
 
 

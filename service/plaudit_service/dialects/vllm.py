@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -11,6 +11,8 @@ from plaudit_service.errors import InvalidRequest
 from plaudit_service.wire import MAX_ITEMS, ChatItem, Item, Message, TextItem, TokenItem
 
 _TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_Entry = TypeVar("_Entry")
+_Several = Annotated[list[_Entry], Field(fail_fast=True)]
 
 
 class _Body(Shape):
@@ -18,7 +20,7 @@ class _Body(Shape):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
-    input: str | list[str] | list[_TokenId] | list[list[_TokenId]] | None = Field(None, fail_fast=True)
+    input: str | _Several[str] | _Several[_TokenId] | _Several[_Several[_TokenId]] | None = None
     messages: list[Message] | None = Field(None, min_length=1, fail_fast=True)
     use_activation: bool | None = None
     user: str | None = None

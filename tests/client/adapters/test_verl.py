@@ -1,4 +1,4 @@
-"""The reward function and the reward manager, called as verl 0.9 calls them; verl itself: tests/e2e/test_trainers.py."""
+"""The reward function and the reward manager, called as verl 0.9 calls them."""
 
 import asyncio
 import sys
@@ -34,7 +34,7 @@ def test_the_prompt_comes_from_extra_info_and_the_keys_are_the_same_every_time(c
 
 def test_without_a_prompt_it_refuses_and_says_what_to_do(client):
     for extra_info in (None, {}, {"question": "Hi"}):
-        with pytest.raises(InvalidArgument, match='has no "prompt".*PlauditRewardManager'):
+        with pytest.raises(InvalidArgument, match=r'has no "prompt".*PlauditRewardManager'):
             compute(extra_info)
 
 

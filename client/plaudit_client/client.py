@@ -270,6 +270,18 @@ class RewardClient:
             timeout_s=timeout_s,
         )
 
+    def submit(
+        self,
+        items: Sequence[ItemLike],
+        *,
+        model: str | None = None,
+        truncation: Truncation = "error",
+        raw: bool = False,
+        timeout_s: float | None = None,
+    ) -> "concurrent.futures.Future[Scores]":
+        """Begin to score items; the future may be awaited in any event loop, by `asyncio.wrap_future`."""
+        return self._submit(self._client.score, items, model=model, truncation=truncation, raw=raw, timeout_s=timeout_s)
+
     def info(self) -> dict[str, Any]:
         """The service's /info; see `AsyncRewardClient.info`."""
         return self._run(self._client.info)
@@ -298,13 +310,18 @@ class RewardClient:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _run(self, call: Callable[_P, Coroutine[Any, Any, _T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def _submit(
+        self, call: Callable[_P, Coroutine[Any, Any, _T]], *args: _P.args, **kwargs: _P.kwargs
+    ) -> "concurrent.futures.Future[_T]":
         if os.getpid() != self._pid:  # its thread stayed in the parent, and the call would wait for ever
             raise PlauditError("client: made before this process was forked; make a new one in each process")
         with self._submission:  # else a call could come after `close` has ended all calls, and wait for ever
             if self._closed:
                 raise PlauditError("client: closed; make a new one")
-            future = asyncio.run_coroutine_threadsafe(call(*args, **kwargs), self._loop)
+            return asyncio.run_coroutine_threadsafe(call(*args, **kwargs), self._loop)
+
+    def _run(self, call: Callable[_P, Coroutine[Any, Any, _T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        future = self._submit(call, *args, **kwargs)
         try:
             return future.result()
         except concurrent.futures.CancelledError:

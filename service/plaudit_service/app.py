@@ -12,7 +12,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from plaudit_service.access import Access
-from plaudit_service.asgi import INTERNAL_ERROR, PROBLEM_MEDIA_TYPE, Receive, Scope, Send, problem_document
+from plaudit_service.asgi import INTERNAL_ERROR, PROBLEM_MEDIA_TYPE, App, Receive, Scope, Send, problem_document
+from plaudit_service.dialects.endpoint import dialect_endpoints
 from plaudit_service.score_endpoint import ScoreEndpoint
 from plaudit_service.service import Service
 from plaudit_service.wire import Problem, ScoreAnswer, ScoreRequest
@@ -44,14 +45,14 @@ def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
         api_keys: Keys of which a request must carry one; none: no key is asked for.
     """
     app = build_routes(service)
-    score = ScoreEndpoint(service)
+    endpoints: dict[str, App] = {"/score": ScoreEndpoint(service), **dialect_endpoints(service)}
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         # What is asked most goes past FastAPI's machinery (docs/decisions.md).
-        to_score = scope["type"] == "http" and scope["path"] == "/score" and scope["method"] == "POST"
-        await (score if to_score else app)(scope, receive, send)
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        await (endpoints.get(scope["path"], app) if is_post else app)(scope, receive, send)
 
-    routes = {route.path for route in app.routes if hasattr(route, "path")}
+    routes = endpoints.keys() | {route.path for route in app.routes if hasattr(route, "path")}
     open_routes = {"/metrics", "/docs", f"{_DOCS_ASSETS}/", "/openapi.json"} if service.settings.open_metrics else ()
     return Access(dispatch, metrics=service.metrics, api_keys=api_keys, routes=routes, open_routes=open_routes)
 

@@ -11,6 +11,7 @@ ServiceError
     ├── Mismatch             409  another fingerprint or engine is loaded
     ├── TooLarge             413
     ├── InvalidRequest       422
+    ├── ItemFailed           422  of a dialect, whose answers have no place for a failure
     ├── QueueFull            429  Retry-After
     ├── Unavailable          503  Retry-After
     └── AllExpired           504
@@ -93,6 +94,12 @@ class InvalidRequest(RequestError):  # noqa: N818
     """The body is JSON of a wrong shape."""
 
     status, slug, title = 422, "invalid-request", "The request has a wrong shape"
+
+
+class ItemFailed(RequestError):  # noqa: N818
+    """A sequence has no score, and the dialect's answer could say nothing but a number."""
+
+    status, slug, title = 422, "item-failed", "A sequence has no score"
 
 
 class QueueFull(RequestError):  # noqa: N818

@@ -113,6 +113,8 @@ class Scheduler:
         self._cache = ScoreCache(settings.score_cache_size)
         self._arrivals = 0
         self._num_handed_over = 0
+        self._turn_to_wait = asyncio.Lock()
+        self._queue_changed = asyncio.Event()
         self._shown = (0, 0)  # sequences and tokens that this queue has in the gauges
 
     async def compute(
@@ -155,6 +157,22 @@ class Scheduler:
                     timer.cancel()
         ticket.finished = self._clock()
         return ticket
+
+    async def wait_for_room(self, texts: Sequence[TokenizedText]) -> None:
+        """Wait, in the order of arrival, until `compute` would admit these sequences; call it at once then.
+
+        Raises:
+            TooLarge: there could never be room.
+        """
+        async with self._turn_to_wait:
+            while True:
+                try:
+                    self._admit(len(texts), sum(len(text.token_ids) for text in texts))
+                except QueueFull:
+                    self._queue_changed.clear()
+                    await self._queue_changed.wait()
+                else:
+                    return
 
     def fail(self, error: Unavailable) -> None:
         """Answer everything that waits or is computed with an error."""
@@ -288,6 +306,7 @@ class Scheduler:
 
     def _show_queue(self) -> None:
         """The gauges add up the queues of all models."""
+        self._queue_changed.set()
         shown, self._shown = self._shown, (len(self._backlog), self._backlog.num_tokens)
         self._metrics.queued_sequences.inc(self._shown[0] - shown[0])
         self._metrics.queued_tokens.inc(self._shown[1] - shown[1])

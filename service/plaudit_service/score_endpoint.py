@@ -47,7 +47,7 @@ class ScoreEndpoint:
                 pipeline = service.pipeline(request.model)
                 identity = pipeline.identity
                 identity.check_pins(request)
-                share.grow(_check_sizes(request, settings))
+                share.grow(check_sizes(request, settings))
                 scored = await pipeline.score(request, deadline, share.release)
         pipeline.answered.count(scored.results, raw=request.raw)
         scope["state"]["log"].update(model=identity.name, sequences=len(scored.results))
@@ -89,7 +89,7 @@ def _timeout_s(header: bytes | None) -> float:
     return timeout_s
 
 
-def _check_sizes(request: ScoreRequest, settings: Settings) -> int:
+def check_sizes(request: ScoreRequest, settings: Settings) -> int:
     """Characters of all sequences together, where every size is within its limit."""
     if request.num_sequences > settings.max_sequences_per_request:
         limit = settings.max_sequences_per_request

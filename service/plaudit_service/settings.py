@@ -18,8 +18,16 @@ DEFAULT_PREFIX_CACHE_BYTES = 256 << 20
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
-def _setting(default: Any, help_text: str, *, minimum: float | None = None, choices: Sequence[str] = ()) -> Any:
-    return field(default=default, metadata={"help": help_text, "minimum": minimum, "choices": tuple(choices)})
+def _setting(
+    default: Any,
+    help_text: str,
+    *,
+    minimum: float | None = None,
+    choices: Sequence[str] = (),
+    several: bool = False,
+) -> Any:
+    about = {"help": help_text, "minimum": minimum, "choices": tuple(choices), "several": several}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,24 @@ class Settings:
     max_pending_bytes: int = _setting(
         268_435_456, "bytes (and repeated characters) of all bodies being read and tokenized; beyond: 429", minimum=1
     )
+    dialects: str = _setting(
+        "",
+        "other trainers' routes to answer, separated by commas: openrlhf, llamafactory, vllm, slime",
+        choices=["openrlhf", "llamafactory", "vllm", "slime"],
+        several=True,
+    )
+    dialect_raw: bool = _setting(False, "answer dialects with raw scores instead of normalized ones")
+    dialect_truncation: str = _setting(
+        "error",
+        "what dialects do with a text over the model's limit: error (422), or keep its end (left) or start (right)",
+        choices=["error", "left", "right"],
+    )
+    dialect_check_tokens: bool = _setting(
+        True, "refuse dialects' texts with special tokens that the reward model's tokenizer does not know"
+    )
+    max_waiting_requests: int = _setting(
+        1024, "requests of dialects that may wait for room in the queue; beyond: 503", minimum=1
+    )
     max_connections: int = _setting(4096, "open connections; further ones are closed at once", minimum=1)
     max_header_bytes: int = _setting(32_768, "bytes of a request's URL and headers; beyond: 431", minimum=1)
     header_timeout_s: float = _setting(
@@ -77,6 +103,11 @@ class Settings:
     open_metrics: bool = _setting(False, "answer /metrics, /docs and /openapi.json without an API key")
     tls_certificate_file: str = _setting("", "PEM file of the certificate and its chain; then HTTPS is spoken")
     tls_key_file: str = _setting("", "PEM file of the certificate's private key, without a passphrase")
+
+    @property
+    def dialect_names(self) -> tuple[str, ...]:
+        """The dialects to answer."""
+        return _split(self.dialects)
 
     def api_keys(self, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
         """Keys of the file and of PLAUDIT_API_KEYS (separated by commas).
@@ -194,6 +225,11 @@ def _convert(where: str, value: Any, default: Any, metadata: Mapping[str, Any]) 
         raise SettingsError(f"{where}: {value!r} is not a finite number")
     if metadata["minimum"] is not None and not converted >= metadata["minimum"]:
         raise SettingsError(f"{where}: {converted}, but the least is {metadata['minimum']}")
-    if metadata["choices"] and converted not in metadata["choices"]:
-        raise SettingsError(f"{where}: {converted!r} is none of {', '.join(metadata['choices'])}")
+    for choice in _split(converted) if metadata["several"] else (converted,):
+        if metadata["choices"] and choice not in metadata["choices"]:
+            raise SettingsError(f"{where}: {choice!r} is none of {', '.join(metadata['choices'])}")
     return converted
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

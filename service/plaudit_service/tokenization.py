@@ -92,6 +92,10 @@ class Tokenization:
             except ChatTemplateError as error:
                 raise BundleError(f"bundle {bundle.path}: {error}") from error
 
+    def has_token(self, text: str) -> bool:
+        """Whether the vocabulary has this text as one token."""
+        return self._tokenizer.token_to_id(text) is not None
+
     def tokenize(self, items: Sequence[Item], truncation: Truncation = "error") -> list[TokenizedText | Result]:
         """Make the sequences of all items, in order; a `Result` stands where there is nothing to compute.
 

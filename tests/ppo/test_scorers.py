@@ -1,11 +1,10 @@
 import threading
 
-import httpx2
 import pytest
 
 from plaudit_client import RewardClient, Score
 from plaudit_client.retry import Timing
-from plaudit_client.testing import FakeScorer, FakeService
+from plaudit_client.testing import FakeScorer, FakeService, FakeTransport, json_response
 from plaudit_ppo import scorers
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.scorers import CombinedScorer, RemoteScorer, combine
@@ -86,10 +85,10 @@ def test_an_address_names_replicas_and_a_model_and_retries_are_counted(remote):
     refused = iter([503, 429])
 
     def sometimes(request):
-        status = next(refused, None) if request.url.path == "/score" else None
-        return service._answer(request) if status is None else httpx2.Response(status)
+        status = next(refused, None) if request.path == "/score" else None
+        return service.answer(request) if status is None else json_response({"detail": "busy"}, status)
 
-    with remote(httpx2.MockTransport(sometimes)) as scorer:
+    with remote(FakeTransport(sometimes)) as scorer:
         assert scorer.retries == 0
         assert scorer([{"text": "a"}]).floats == [1.5]
         assert scorer.retries == 2

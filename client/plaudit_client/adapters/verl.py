@@ -1,0 +1,137 @@
+"""verl 0.9: a custom reward function, and a reward manager that knows the prompt. Only the manager imports verl.
+
+    reward.reward_manager.source=importlib
+    reward.reward_manager.module.path=pkg://plaudit_client.adapters.verl
+    reward.reward_manager.name=PlauditRewardManager
+
+verl cannot leave a rollout out, so a rollout without a score raises and stops the run; it is never a number.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from plaudit_client.adapters.messages import without_empty
+from plaudit_client.client import RewardClient
+from plaudit_client.errors import InvalidArgument, PlauditError
+from plaudit_client.scores import Score
+
+_TIMEOUT_S = 600.0
+_MAX_CONCURRENCY = 64  # verl asks for one rollout at a time
+
+
+async def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    url: str | None = None,
+    prompt_key: str = "prompt",
+    **options: Any,
+) -> dict[str, Any]:
+    """A reward function for `reward.custom_reward_function`, whose `reward_kwargs` are the arguments below.
+
+    verl does not give it the prompt, so the data has to hold it under `extra_info`; `PlauditRewardManager` has it.
+
+    Args:
+        data_source: verl's; not used.
+        solution_str: The completion.
+        ground_truth: verl's; not used.
+        extra_info: The data's column; holds the prompt, a chat or a text.
+        url: As for `RewardClient`; None: PLAUDIT_URL.
+        prompt_key: Where in `extra_info` the prompt is.
+        options: `model`, `raw`, `truncation` of `RewardClient.score`; others, which verl adds, are not used.
+
+    Returns:
+        The same keys every time: `score`, `num_tokens`, `truncated`.
+
+    Raises:
+        InvalidArgument: there is no prompt.
+        PlauditError: there is no score.
+    """
+    prompt = (extra_info or {}).get(prompt_key)
+    if prompt is None:
+        raise InvalidArgument(
+            f'extra_info: has no "{prompt_key}", and a reward model scores a completion with its prompt; add that '
+            "column to the data, or use PlauditRewardManager"
+        )
+    known = {key: value for key, value in options.items() if key in {"model", "raw", "truncation"}}
+    score = await _score(url, _to_item(prompt, solution_str, finished=True), known)
+    return {"score": score.score, "num_tokens": score.num_tokens, "truncated": score.truncated}
+
+
+def _to_item(prompt: Any, completion: str, *, finished: bool) -> dict[str, Any]:
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "completions": [completion], "finished": finished}
+    return {
+        "messages": [without_empty(message) for message in prompt],
+        "completions": [completion],
+        "finished": finished,
+    }
+
+
+async def _score(url: str | None, item: Mapping[str, Any], options: Mapping[str, Any]) -> Score:
+    """The score of one rollout.
+
+    Raises:
+        PlauditError: there is none.
+    """
+    future = _client(url, os.getpid()).submit([item], timeout_s=_TIMEOUT_S, **options)
+    (score,) = await asyncio.wrap_future(future)
+    if not score.ok:
+        raise PlauditError(f"a rollout has no score: {score.status}, {score.detail}")
+    return score
+
+
+@cache
+def _client(url: str | None, _: int) -> RewardClient:
+    """One client for each URL in each process."""
+    return RewardClient(url, max_concurrency=_MAX_CONCURRENCY)
+
+
+def __getattr__(name: str) -> Any:
+    """Make `PlauditRewardManager` when it is asked for: only then is verl needed."""
+    if name == "PlauditRewardManager":
+        return _reward_manager_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _reward_manager_class() -> type[Any]:
+    from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+
+    class PlauditRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl has no types
+        """Scores chats with the reward model's own template; the service is that of PLAUDIT_URL.
+
+        Attributes:
+            url: Another URL, to be set in a subclass.
+            options: `model`, `raw`, `truncation` of `RewardClient.score`, likewise.
+        """
+
+        url: str | None = None
+        options: Mapping[str, Any] = {}
+
+        def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
+            super().__init__(config, tokenizer, compute_score)
+
+        async def run_single(self, data: Any) -> dict[str, Any]:
+            """The score of the last sequence of a rollout.
+
+            Raises:
+                PlauditError: there is none.
+            """
+            rollout = data[-1]
+            response_ids = rollout.batch["responses"]
+            length = int(rollout.batch["attention_mask"][-len(response_ids) :].sum())
+            token_ids: Sequence[int] = response_ids[:length].tolist()
+            finished = bool(token_ids) and token_ids[-1] == self.tokenizer.eos_token_id
+            completion = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+            item = _to_item(rollout.non_tensor_batch["raw_prompt"], completion, finished=finished)
+            score = await _score(self.url, item, self.options)
+            about = {"num_tokens": score.num_tokens, "truncated": score.truncated}
+            return {"reward_score": score.score, "reward_extra_info": about}
+
+    return PlauditRewardManager

@@ -1,0 +1,187 @@
+"""Mounts the dialects: one ASGI application for each, through the same queue, limits and metrics as `/score`.
+
+Their trainers cannot bear to be shed: a request that finds the queue full waits, in a room bounded in requests and
+bytes. Their answers hold bare numbers: where one sequence has no score, the whole call is an error.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import cast
+from urllib.parse import parse_qsl
+
+from plaudit_service.asgi import Receive, Scope, Send, send_answer
+from plaudit_service.dialects import llamafactory, openrlhf, slime, vllm
+from plaudit_service.dialects.dialect import Answered, Asked, Dialect
+from plaudit_service.dialects.special_tokens import find_foreign
+from plaudit_service.errors import InvalidRequest, ItemFailed, QueueFull, Unavailable
+from plaudit_service.pipeline import Pipeline
+from plaudit_service.receiving import Room, Share, read_body, while_connected
+from plaudit_service.score_endpoint import check_sizes
+from plaudit_service.service import Service
+from plaudit_service.tokenization import TokenizedText
+from plaudit_service.wire import Result, ScoreRequest, Status, Truncation
+
+_DIALECTS = {
+    "openrlhf": openrlhf.DIALECT,
+    "llamafactory": llamafactory.DIALECT,
+    "vllm": vllm.DIALECT,
+    "slime": slime.DIALECT,
+}
+
+
+def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
+    """The application of each path that the settings ask for."""
+    room = _WaitingRoom(service)
+    dialects = [_DIALECTS[name] for name in service.settings.dialect_names]
+    return {dialect.path: DialectEndpoint(dialect, service, room) for dialect in dialects}
+
+
+class DialectEndpoint:
+    """The ASGI application of one dialect. Errors are raised; who wraps it answers them."""
+
+    def __init__(self, dialect: Dialect, service: Service, room: "_WaitingRoom") -> None:
+        self._dialect = dialect
+        self._service = service
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request.
+
+        Raises:
+            RequestError: it cannot be answered, or one of its sequences has no score; never 429.
+            ClientLeft: nobody waits for the answer any more.
+        """
+        self._service.require_ready()
+        try:
+            answer, fields = await self._answer(scope, receive)
+        except QueueFull as error:
+            raise Unavailable(error.detail) from error
+        scope["state"]["log"].update(fields)
+        body = json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+        await send_answer(send, 200, b"application/json", body)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[object, Mapping[str, object]]:
+        settings = self._service.settings
+        parameters = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
+        with ExitStack() as stack:
+            share = stack.enter_context(self._room.share())
+            body = await read_body(
+                receive,
+                dict(scope["headers"]).get(b"content-length", b""),
+                limit=settings.max_body_bytes,
+                timeout_s=settings.body_timeout_s,
+                share=share,
+            )
+            async with while_connected(receive):
+                asked, pipeline = await asyncio.to_thread(self._read, body, parameters)
+                share.grow(check_sizes(ScoreRequest.model_construct(items=asked.items), settings))
+                tokenized = await pipeline.tokenize(asked.items, cast("Truncation", settings.dialect_truncation))
+                texts = [text for text in tokenized.texts if isinstance(text, TokenizedText)]
+                await pipeline.scheduler.wait_for_room(texts)
+                stack.close()
+                if not self._service.alive:
+                    raise Unavailable("the engine hangs; another replica may answer")
+                raw = settings.dialect_raw if asked.raw is None else asked.raw
+                results = (await pipeline.compute(tokenized, raw=raw)).results
+        pipeline.answered.count(results, raw=raw)
+        name = pipeline.model.bundle.name
+        answer = asked.write(
+            Answered(
+                name, _scores(results), [result.num_tokens for result in results], uuid.uuid4().hex, int(time.time())
+            )
+        )
+        return answer, {"model": name, "sequences": len(results)}
+
+    def _read(self, body: bytes, parameters: Mapping[str, str]) -> tuple[Asked, Pipeline]:
+        """What is asked, and of which model."""
+        asked = self._dialect.read(body, parameters)
+        pipeline = self._pipeline(asked, parameters)
+        if self._service.settings.dialect_check_tokens:
+            _refuse_foreign_tokens(asked, pipeline)
+        return asked, pipeline
+
+    def _pipeline(self, asked: Asked, parameters: Mapping[str, str]) -> Pipeline:
+        """The model that body or URL name, or the only one; a body may name the checkpoint that it was made from."""
+        pipelines = self._service.pipelines
+        if asked.model is not None:
+            from_source = [name for name, p in pipelines.items() if p.model.bundle.manifest.source.id == asked.model]
+            return self._model(from_source[0] if len(from_source) == 1 else asked.model)
+        name = parameters.get("model")
+        if name is None and len(pipelines) > 1:
+            raise InvalidRequest(
+                f"several models are loaded: {', '.join(pipelines)}; name one in the URL, as in "
+                f"{self._dialect.path}?model={next(iter(pipelines))}"
+            )
+        return self._model(name)
+
+    def _model(self, name: str | None) -> Pipeline:
+        """A loaded model; a combination waits in several queues, and is answered by `/score` alone."""
+        pipeline = self._service.pipeline(name)
+        if not isinstance(pipeline, Pipeline):
+            raise InvalidRequest(f'model "{name}" is a combination, which only /score answers; name one of its parts')
+        return pipeline
+
+
+class _WaitingRoom:
+    """What all requests hold from their first byte until they are admitted to the queue."""
+
+    def __init__(self, service: Service) -> None:
+        self._limit = service.settings.max_waiting_requests
+        self._bytes = Room(service.settings.max_pending_bytes)
+        self._waiting = service.metrics.waiting_requests
+        self._num_requests = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """The part of one request, given back at the end.
+
+        Raises:
+            Unavailable: there is no room for one more.
+        """
+        if self._num_requests >= self._limit:
+            raise Unavailable(f"{self._num_requests} requests wait, limit {self._limit}; try again later")
+        self._num_requests += 1
+        self._waiting.inc()
+        try:
+            with self._bytes.share() as share:
+                yield share
+        finally:
+            self._num_requests -= 1
+            self._waiting.dec()
+
+
+def _refuse_foreign_tokens(asked: Asked, pipeline: Pipeline) -> None:
+    """Refuse a text of a policy with another tokenizer, which this model would take for words.
+
+    Raises:
+        InvalidRequest: it holds a special token that the model's tokenizer does not know.
+    """
+    found = find_foreign(asked.items, pipeline.model.tokenization.has_token)
+    if found is not None:
+        number, token = found
+        raise InvalidRequest(
+            f"items[{number}]: the text holds the special token {token}, which the tokenizer of model "
+            f'"{pipeline.model.bundle.name}" does not know: policy and reward model have different chat templates, and '
+            "the score would be of another text. Send chats instead of texts (docs/trainers), or, where this is plain "
+            "text to both, start the service with --no-dialect-check-tokens"
+        )
+
+
+def _scores(results: Sequence[Result]) -> list[float]:
+    """The score of each sequence.
+
+    Raises:
+        ItemFailed: one has none, and would have none again.
+        Unavailable: one has none yet.
+    """
+    failed = [(number, result) for number, result in enumerate(results) if result.score is None]
+    for number, result in sorted(failed, key=lambda pair: pair[1].status is Status.EXPIRED):
+        message = f"sequence {number} of {len(results)} has no score ({result.status}): {result.detail}"
+        if result.status is Status.EXPIRED:
+            raise Unavailable(message)
+        raise ItemFailed(message)
+    return [result.score for result in results if result.score is not None]

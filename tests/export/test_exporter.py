@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from plaudit_export import exporter
 from plaudit_export.errors import ExportError
@@ -133,10 +134,20 @@ def test_rotary_sizes_that_are_no_multiple_of_four_cost_the_bits_and_not_the_sco
 @pytest.mark.parametrize("architecture", [*CAUSAL_ARCHITECTURES, *ENCODER_ARCHITECTURES])
 def test_every_architecture_is_served_with_its_own_scores(architecture, tmp_path):
     build = tiny_causal_checkpoint if architecture in CAUSAL_ARCHITECTURES else tiny_encoder
-    exported = export_checkpoint(str(build(tmp_path / "it", architecture=architecture)), tmp_path / "bundle")
+    checkpoint = build(tmp_path / "it", architecture=architecture)
+    scale_head(checkpoint / "model.safetensors", 1.25)
+    exported = export_checkpoint(str(checkpoint), tmp_path / "bundle")
     assert exported.parity.ok
     assert exported.parity.batch_invariant
     assert score_std(exported.bundle.golden) >= 1
+
+
+def scale_head(file: Path, factor: float) -> None:
+    """Multiply the head's one row and its bias."""
+    tensors = load_file(file)
+    head = [name for name, tensor in tensors.items() if tensor.shape[0] == 1 and ("score" in name or "class" in name)]
+    assert head
+    save_file(tensors | {name: tensors[name] * factor for name in head}, file, metadata={"format": "pt"})
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ The comparison is pure. `check` calls an in-process scorer; the service makes th
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,10 @@ from plaudit_service.bundle import Bundle, Golden
 from plaudit_service.model import Model
 from plaudit_service.scorer import Scorer
 from plaudit_service.tokenization import TokenizedText, pooled_index
-from plaudit_service.wire import Item, Result, Status, check_request
+from plaudit_service.wire import Item, Result, check_request
 
 # Padded tokens of a call that mixes lengths: large ones show what small ones do not.
 MIXED_TOKENS = 4096
-
-_NOT_COMPUTED = Result(Status.FAILED, None, 0, detail="not computed")
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,8 @@ def score_shared(model: Model, texts: Sequence[TokenizedText | Result]) -> list[
     ]
 
 
-def score_mixed(model: Model, texts: Sequence[TokenizedText | Result], *, max_padded_tokens: int) -> list[Result]:
-    """Score texts in calls that mix the longest with the shortest, which no scheduler would choose."""
+def mixed_batches(texts: Sequence[TokenizedText | Result], *, max_padded_tokens: int = MIXED_TOKENS) -> list[list[int]]:
+    """Places of texts for calls that mix the longest with the shortest, which no scheduler would choose."""
     places = [place for place, text in enumerate(texts) if isinstance(text, TokenizedText)]
     order = sorted(places, key=lambda place: -_num_tokens(texts[place]))
     mixed = [place for pair in zip(order, reversed(order), strict=True) for place in pair][: len(order)]
@@ -149,7 +147,14 @@ def score_mixed(model: Model, texts: Sequence[TokenizedText | Result], *, max_pa
             batches[-1].append(place)
         else:
             batches.append([place])
-    results: list[Result] = [text if isinstance(text, Result) else _NOT_COMPUTED for text in texts]
+    return batches
+
+
+def score_mixed(
+    model: Model, texts: Sequence[TokenizedText | Result], batches: Sequence[Sequence[int]]
+) -> dict[int, Result]:
+    """Score texts in calls of just these batches; by place."""
+    results: dict[int, Result] = {place: text for place, text in enumerate(texts) if isinstance(text, Result)}
     for batch in batches:
         sequences = [text for place in batch if isinstance(text := texts[place], TokenizedText)]
         for place, text, outcome in zip(batch, sequences, model.compute(sequences), strict=True):
@@ -168,7 +173,7 @@ def compare(
     engine_failures: int,
     alone: Sequence[Result],
     batched: Sequence[Result],
-    mixed: Sequence[Result],
+    mixed: Mapping[int, Result],
     shared: Sequence[Result | None],
 ) -> ParityReport:
     """Hold the golden texts' sequences and raw results, one per text and in order, against their references."""
@@ -178,7 +183,9 @@ def compare(
         _Allowed(bundle.manifest.tolerance, model.engine.tolerance, references)
         for references in zip(*(golden.heads for golden in bundle.golden), strict=True)
     ]
-    cases = zip(bundle.golden, texts, alone, batched, mixed, shared, strict=True)
+    cases = zip(
+        bundle.golden, texts, alone, batched, [mixed[place] for place in range(len(texts))], shared, strict=True
+    )
     rows = tuple(_row(bundle, scores, heads, index, *case) for index, case in enumerate(cases))
     return ParityReport(rows, engine_failures, model.engine.promises_bits)
 
@@ -196,7 +203,7 @@ def check(scorer: Scorer) -> ParityReport:
         texts,
         alone=alone,
         batched=batched,
-        mixed=score_mixed(model, texts, max_padded_tokens=MIXED_TOKENS),
+        mixed=score_mixed(model, texts, mixed_batches(texts)),
         shared=score_shared(model, texts),
         engine_failures=model.num_engine_failures - failures_before,
     )

@@ -15,7 +15,7 @@ from plaudit_service.combining import Combination
 from plaudit_service.errors import AllExpired, InvalidRequest
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
-from plaudit_service.parity import MIXED_TOKENS, ParityReport, compare, golden_items, score_mixed, score_shared
+from plaudit_service.parity import ParityReport, compare, golden_items, mixed_batches, score_mixed, score_shared
 from plaudit_service.scheduler import Scheduler
 from plaudit_service.score_window import ScoreWindow
 from plaudit_service.tokenization import TokenizedText
@@ -157,9 +157,13 @@ class Pipeline:
         tokenized = await self.tokenize(items)
         batched = (await self.compute(tokenized, raw=True, bounded=False)).results
         model, texts, engine_thread = self.model, tokenized.texts, self.scheduler.engine_thread
-        mix = partial(score_mixed, model, texts, max_padded_tokens=MIXED_TOKENS)
-        mixed = await asyncio.wrap_future(engine_thread.submit(mix))
-        shared = await asyncio.wrap_future(engine_thread.submit(partial(score_shared, model, texts)))
+        mixed = score_mixed(model, texts, [])
+        shared: list[Result | None] = []
+        # A job for each call: the watchdog takes a long job for a hung one.
+        for batch in mixed_batches(texts):
+            mixed |= await asyncio.wrap_future(engine_thread.submit(partial(score_mixed, model, texts, [batch])))
+        for text in texts:
+            shared += await asyncio.wrap_future(engine_thread.submit(partial(score_shared, model, [text])))
         return compare(
             self.model,
             tokenized.texts,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from plaudit_service import Scorer
 from plaudit_service.bundle import Normalization, load_bundle
 from plaudit_service.errors import InvalidRequest, Mismatch, UnknownModel
-from plaudit_service.parity import ParityReport, ParityRow, check, score_mixed
+from plaudit_service.parity import ParityReport, ParityRow, check, mixed_batches, score_mixed
 from plaudit_service.testing import score_by_hand
 from plaudit_service.wire import TextItem
 
@@ -178,8 +178,8 @@ def test_mixed_calls_hold_texts_of_unequal_length_and_every_text_once(tiny_bundl
     scorer = Scorer(tiny_bundle())
     engine = scorer.model.engine = Recording(scorer.model.engine)
     texts = scorer.model.tokenization.tokenize([TextItem(text="good " * n) for n in (1, 9, 3, 20, 2, 0)])
-    results = score_mixed(scorer.model, texts, max_padded_tokens=50)
-    assert [result.score for result in results] == [1.0, 9.0, 3.0, 20.0, 2.0, None]
+    results = score_mixed(scorer.model, texts, mixed_batches(texts, max_padded_tokens=50))
+    assert [results[place].score for place in range(6)] == [1.0, 9.0, 3.0, 20.0, 2.0, None]
     assert engine.lengths == [[21, 2], [10, 3, 4]]
 
 

@@ -127,7 +127,7 @@ class Scheduler:
         Args:
             texts: The sequences.
             deadline: Time of the scheduler's clock after which nobody wants them.
-            bounded: False for the start-up check, which no limit may refuse.
+            bounded: False for the start-up check, which no limit may refuse and no cache answer.
 
         Raises:
             QueueFull: there is no room now.
@@ -140,7 +140,7 @@ class Scheduler:
         ticket = Ticket(self._arrivals, deadline, self._clock(), [_EXPIRED] * len(texts), loop.create_future())
         self._arrivals += 1
         for place, text in enumerate(texts):
-            self._enqueue(ticket, place, text)
+            self._enqueue(ticket, place, text, may_be_known=bounded)
         self._hand_over()
         if ticket.jobs:
             timer = (
@@ -191,10 +191,10 @@ class Scheduler:
             if queued + wanted > limit:
                 raise QueueFull(f"{queued} {what} wait, the request has {wanted} more, limit {limit}; try again later")
 
-    def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText) -> None:
+    def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText, *, may_be_known: bool) -> None:
         """Wait for the computation of a sequence, which may be on its way for someone else, or known already."""
         key = text.token_ids.tobytes(), b"" if text.type_ids is None else text.type_ids.tobytes()
-        if (known := self._cache.get(key)) is not None:
+        if may_be_known and (known := self._cache.get(key)) is not None:
             self._metrics.score_cache_hits.inc()
             ticket.outcomes[place] = known
             return

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -98,6 +99,37 @@ def test_a_score_does_not_depend_on_how_it_was_sent(bundle, serve):
             pairs = [{"prompt": text[:9], "completion": text[9:]} for text in batch]
             assert client.score(pairs).floats == expected
         assert asyncio.run(one_each(service.url)) == expected
+
+
+def test_a_score_does_not_depend_on_whether_it_was_kept(bundle, serve):
+    group = {"prompt": "the egg boils " * 12, "completions": [f" no {number}" for number in range(8)]}
+    expected = Scorer(bundle, share_prefixes=False).score([group]).floats
+    with serve(bundle, flags=["--score-cache-size", "100"]) as service, RewardClient(service.url) as client:
+        assert [client.score([group]).floats for _ in range(3)] == [expected] * 3
+        assert metric(service, "score_cache_hits_total") == 16
+
+
+def test_tokens_are_computed_or_shared(causal_bundle, serve):
+    group = {"prompt": "the egg boils " * 12, "completions": [f" no {number}" for number in range(8)]}
+    with serve(causal_bundle) as service, RewardClient(service.url) as client:
+        before = [metric(service, name) for name in ("computed_tokens_total", "shared_tokens_total")]
+        scores = client.score([group])
+        num_tokens = sum(score.num_tokens for score in scores)
+        computed, shared = (
+            metric(service, name) - value
+            for name, value in zip(("computed_tokens_total", "shared_tokens_total"), before, strict=True)
+        )
+        assert computed + shared == num_tokens
+        assert shared > computed
+        assert metric(service, f'batch_invariant{{model="{scores.model}"}}') == 1
+        assert metric(service, f'parity_max_abs_diff{{model="{scores.model}"}}') < 1e-5
+
+
+def metric(service, name):
+    """The value of a sample, by name and labels."""
+    lines = httpx2.get(f"{service.url}/metrics").text.splitlines()
+    (value,) = [line.rsplit(" ", 1)[1] for line in lines if line.startswith(f"plaudit_{name} ")]
+    return float(value)
 
 
 def test_served_scores_are_those_of_the_checkpoint(bundle, serve):

@@ -186,6 +186,26 @@ def test_padding_and_computed_tokens_are_counted(running):
     asyncio.run(scenario())
 
 
+def test_times_and_sizes_are_those_of_the_sequences_and_batches(running):
+    async def scenario():
+        async with running(max_batch_tokens=8) as (scheduler, engine, clock):
+            first = asyncio.create_task(scheduler.compute(texts(1)))
+            await engine_entered(engine)
+            others = asyncio.create_task(scheduler.compute(texts(2, 3, 4)))
+            await asyncio.sleep(0)
+            clock[0] += 7.0
+            engine.gate.set()
+            first, others = await asyncio.gather(first, others)
+            assert value(scheduler, "queue_seconds_count") == 4
+            assert value(scheduler, "queue_seconds_sum") == 3 * 7.0
+            assert value(scheduler, "infer_seconds_sum") == 7.0
+            assert value(scheduler, "infer_seconds_count") == value(scheduler, "batch_sequences_count") == 3
+            assert value(scheduler, "batch_sequences_sum") == 4
+            assert (first.queue_s, first.infer_s, others.queue_s) == (0.0, 7.0, 7.0)
+
+    asyncio.run(scenario())
+
+
 def test_a_full_batch_is_handed_over_while_the_engine_computes_and_a_part_stays_open(running):
     async def scenario():
         async with running(max_batch_tokens=8) as (scheduler, engine, _):

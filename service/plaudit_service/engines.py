@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit_service.bundle import GRAPH, Bundle
-from plaudit_service.errors import BundleError
+from plaudit_service.errors import BundleError, SettingsError
 from plaudit_service.runtimes import RUNTIMES, Runtime
 from plaudit_service.tokenization import Ids, TokenizedText
 
@@ -88,8 +88,11 @@ def open_engine(
 
     Raises:
         BundleError: the graph cannot be loaded, or is not of the contract.
+        SettingsError: the runtime has no such provider.
         ServiceError: the device is not there.
     """
+    if (runtime, provider) not in RUNTIMES:
+        raise SettingsError(f"--runtime {runtime} has no provider {provider}; leave --provider at cpu")
     return GraphEngine(bundle, RUNTIMES[runtime, provider](bundle.path / GRAPH, num_threads))
 
 

@@ -111,15 +111,16 @@ class OnnxRuntimeCuda:
     name = "onnxruntime-cuda"
     tolerance = 0.0
     promises_bits = False
+    providers: Sequence[Any] = (("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider")
 
     def __init__(self, graph: Path, num_threads: int) -> None:
-        if "CUDAExecutionProvider" not in ort.get_available_providers():
+        first = self.providers[0][0]
+        if first not in ort.get_available_providers():
             raise ServiceError(
-                "--provider cuda: this onnxruntime has no CUDA provider; install 'plaudit[service-gpu]' in an "
-                "environment of its own"
+                f"--provider: this onnxruntime has no {first}; "
+                "install 'plaudit[service-gpu]' in an environment of its own"
             )
-        providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
-        self._session = open_session(graph, num_threads, providers)
+        self._session = open_session(graph, num_threads, self.providers)
         refuse_attention_on_cpu(self._session)
         self.inputs, self.outputs = _describe(self._session)
 
@@ -148,6 +149,13 @@ class OnnxRuntimeCuda:
             binding.bind_output(name, device)
         self._session.run_with_iobinding(binding)
         return list(binding.get_outputs())
+
+
+class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
+    """ONNX Runtime with TensorRT where it takes a part of the graph, CUDA for the rest. Not run yet."""
+
+    name = "onnxruntime-tensorrt"
+    providers = (("TensorrtExecutionProvider", {}), *OnnxRuntimeCuda.providers)
 
 
 class OpenVino:
@@ -210,6 +218,7 @@ class OpenVino:
 RUNTIMES: dict[tuple[str, str], Callable[[Path, int], Runtime]] = {
     ("onnxruntime", "cpu"): OnnxRuntime,
     ("onnxruntime", "cuda"): OnnxRuntimeCuda,
+    ("onnxruntime", "tensorrt"): OnnxRuntimeTensorRt,
     ("openvino", "cpu"): OpenVino,
 }
 
@@ -234,7 +243,7 @@ def refuse_attention_on_cpu(session: ort.InferenceSession) -> None:
     )
     if on_cpu:
         raise ServiceError(
-            f"--provider cuda: {len(on_cpu)} attention nodes would run on the CPU ({on_cpu[0]}, ...); "
+            f"--provider: {len(on_cpu)} attention nodes would run on the CPU ({on_cpu[0]}, ...); "
             "use a newer onnxruntime-gpu, or --provider cpu"
         )
 

@@ -39,7 +39,9 @@ class Settings:
     runtime: str = _setting(
         "onnxruntime", "inference runtime: onnxruntime or openvino", choices=["onnxruntime", "openvino"]
     )
-    provider: str = _setting("cpu", "execution provider of onnxruntime: cpu or cuda", choices=["cpu", "cuda"])
+    provider: str = _setting(
+        "cpu", "execution provider of onnxruntime: cpu, cuda or tensorrt", choices=["cpu", "cuda", "tensorrt"]
+    )
     num_threads: int = _setting(0, "threads of the engine; 0: one per core", minimum=0)
     max_batch_tokens: int = _setting(
         DEFAULT_MAX_BATCH_TOKENS, "padded tokens of one engine call (rows x longest)", minimum=1

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from plaudit_service.batching import Backlog, Batch, no_prefix_is_kept
+from plaudit_service.batching import Backlog, Batch
 from plaudit_service.engine_thread import EngineThread
 from plaudit_service.engines import padded_tokens
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
@@ -105,10 +105,7 @@ class Scheduler:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._backlog: Backlog[_Job] = Backlog(
-            share_prefixes=model.prefixes is not None,
-            longest_kept=model.prefixes.longest if model.prefixes else no_prefix_is_kept,
-        )
+        self._backlog: Backlog[_Job] = model.new_backlog()
         self._jobs: dict[_Key, _Job] = {}  # what waits or is computed
         self._cache = ScoreCache(settings.score_cache_size)
         self._arrivals = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from plaudit_service.batching import Backlog, no_prefix_is_kept
+from plaudit_service.batching import Backlog
 from plaudit_service.bundle import Bundle, load_bundle
 from plaudit_service.engines import open_engine
 from plaudit_service.errors import UnknownModel
@@ -105,10 +105,7 @@ class Scorer:
 
     def _compute(self, texts: Sequence[TokenizedText]) -> list[Outcome]:
         model = self.model
-        backlog: Backlog[_Waiting] = Backlog(
-            share_prefixes=model.prefixes is not None,
-            longest_kept=model.prefixes.longest if model.prefixes else no_prefix_is_kept,
-        )
+        backlog: Backlog[_Waiting] = model.new_backlog()
         for place, text in enumerate(texts):
             backlog.add(_Waiting(place, text))
         outcomes: dict[int, Outcome] = {}

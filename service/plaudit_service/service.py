@@ -69,6 +69,7 @@ class Service:
         self._tokenizer_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
         self.combined = {combination.name: self._combine(combination) for combination in combinations}
+        self._by_name: dict[str, Pipeline | CombinedPipeline] = {**self.pipelines, **self.combined}
         self._tasks: list[asyncio.Task[None]] = []
 
     def _load(self, bundle: Bundle) -> Pipeline:
@@ -113,7 +114,7 @@ class Service:
             UnknownModel: there is none of that name.
             InvalidRequest: several are loaded and none is named.
         """
-        pipelines: dict[str, Pipeline | CombinedPipeline] = {**self.pipelines, **self.combined}
+        pipelines = self._by_name
         loaded = ", ".join(pipelines)
         if model is None:
             if len(pipelines) > 1:

@@ -12,6 +12,9 @@ READY4 := $(VENV4)/.ready
 # optimum, which holds an older transformers.
 VENV_OPTIMUM ?= .venv-optimum
 READY_OPTIMUM := $(VENV_OPTIMUM)/.ready
+# Ray Serve.
+VENV_RAY ?= .venv-ray
+READY_RAY := $(VENV_RAY)/.ready
 
 # Where pip finds the CPU build of torch. Without it, pip takes the default build: on Linux x86-64 that is several
 # gigabytes of CUDA libraries. `make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu`
@@ -41,16 +44,22 @@ $(READY_OPTIMUM): pyproject.toml constraints-transformers4.txt
 	$(call make_venv,$(VENV_OPTIMUM),constraints-transformers4.txt)
 	$(VENV_OPTIMUM)/bin/pip install --quiet --constraint constraints-transformers4.txt --editable '.[optimum]'
 
+$(READY_RAY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_RAY)
+	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' onnx pytest
+	touch $(READY_RAY)
+
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
 	$(BIN)/plaudit-demo
 
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: $(READY) $(READY4) $(READY_OPTIMUM) lint ## everything, also what takes long, both majors of transformers, optimum
+test-all: $(READY) $(READY4) $(READY_OPTIMUM) $(READY_RAY) lint ## everything, also what takes long, both majors of transformers, optimum, Ray
 	$(BIN)/pytest -m ''
 	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/e2e/test_invariance.py
 	$(VENV_OPTIMUM)/bin/pytest -m '' tests/export/test_onnx_source.py
+	$(VENV_RAY)/bin/pytest -m '' tests/e2e/test_ray_serve.py
 
 lint: $(READY) ## format check, lint, types, import rules
 	$(BIN)/ruff format --check .

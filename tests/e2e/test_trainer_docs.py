@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import httpx2
 import pytest
 import yaml
 
@@ -55,6 +56,26 @@ def test_the_overview_names_every_dialect_with_its_route():
     for name, dialect in _DIALECTS.items():
         assert f"`--dialects {name}`" in PAGES["README"]
         assert f"`{dialect.path}`" in PAGES["README"]
+
+
+CHAT = [{"role": "user", "content": "bad"}]
+CHATS = {
+    "openrlhf": {"query": ["<|im_start|>badawful<|im_end|>"], "prompts": ["<|im_start|>bad"], "labels": [CHAT]},
+    "vllm": {"messages": [*CHAT, {"role": "assistant", "content": "awful"}], "use_activation": False},
+    "slime": {"prompt": CHAT, "response": "awful<|im_end|>"},
+}
+
+
+@pytest.mark.parametrize("dialect", CHATS)
+def test_a_chat_is_rendered_by_the_reward_models_own_template_or_refused(serve, tiny_bundle, dialect):
+    path, flags = _DIALECTS[dialect].path, ["--dialects", dialect]
+    with serve(tiny_bundle(), flags=flags) as service:
+        answer = httpx2.post(service.url + path, json=CHATS[dialect])
+        assert NUMBERS[dialect](answer.json()) == [score_by_hand("bad awful")]
+    with serve(tiny_bundle(chat_template=None), flags=flags) as service:
+        refused = httpx2.post(service.url + path, json=CHATS[dialect])
+        assert (refused.status_code, refused.json()["type"]) == (422, "urn:plaudit:invalid-request")
+        assert "has no chat template" in refused.json()["detail"]
 
 
 def test_llamafactorys_settings_are_yaml():

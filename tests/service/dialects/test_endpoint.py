@@ -276,7 +276,7 @@ def test_a_trainer_that_leaves_gives_its_place_in_the_waiting_room_back(in_proce
         await leaver
         assert (value("plaudit_waiting_requests"), sent) == (0, [])
         tasks.append(ask(client, "good good"))
-        await until(lambda: value("plaudit_waiting_requests") == 1)
+        await until(lambda: value("plaudit_waiting_requests") == 1 or tasks[-1].done())
         engine.gate.set()
         assert [(await task).json() for task in tasks] == [1.0, -1.0, 0.5, 2.0]
 

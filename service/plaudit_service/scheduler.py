@@ -132,7 +132,7 @@ class Scheduler:
             Unavailable: the engine hangs.
         """
         if bounded:
-            self._admit(len(texts), sum(len(text.token_ids) for text in texts))
+            self.require_room(len(texts), sum(len(text.token_ids) for text in texts), deadline=deadline)
         loop = asyncio.get_running_loop()
         ticket = Ticket(self._arrivals, deadline, self._clock(), [_EXPIRED] * len(texts), loop.create_future())
         self._arrivals += 1
@@ -155,7 +155,7 @@ class Scheduler:
         ticket.finished = self._clock()
         return ticket
 
-    async def wait_for_room(self, texts: Sequence[TokenizedText]) -> None:
+    async def wait_for_room(self, texts: Sequence[TokenizedText], *, deadline: float = float("inf")) -> None:
         """Wait, in the order of arrival, until `compute` would admit these sequences; call it at once then.
 
         Raises:
@@ -164,7 +164,7 @@ class Scheduler:
         async with self._turn_to_wait:
             while True:
                 try:
-                    self._admit(len(texts), sum(len(text.token_ids) for text in texts))
+                    self.require_room(len(texts), sum(len(text.token_ids) for text in texts), deadline=deadline)
                 except QueueFull:
                     self._queue_changed.clear()
                     await self._queue_changed.wait()
@@ -177,7 +177,13 @@ class Scheduler:
             if not ticket.done.done():
                 ticket.done.set_exception(error)
 
-    def _admit(self, num_sequences: int, num_tokens: int) -> None:
+    def require_room(self, num_sequences: int, num_tokens: int = 0, *, deadline: float = float("inf")) -> None:
+        """Refuse what `compute` would not admit now.
+
+        Raises:
+            QueueFull: there is no room now.
+            TooLarge: there could never be room.
+        """
         limits = (
             ("sequences", num_sequences, len(self._backlog), self._settings.max_queued_sequences),
             ("tokens", num_tokens, self._backlog.num_tokens, self._settings.max_queued_tokens),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plaudit_service.bundle import Normalization, load_bundle
 from plaudit_service.combining import WORST_FIRST, parse_combination
 from plaudit_service.errors import QueueFull, SettingsError
-from plaudit_service.pipeline import _gather
+from plaudit_service.served_model import _gather
 from plaudit_service.wire import Identity, Result, Status
 
 finite = st.floats(-1e6, 1e6)

@@ -144,6 +144,7 @@ class Pipeline:
         Raises:
             RequestError: whatever `tokenize` and `compute` raise.
         """
+        self.scheduler.require_room(request.num_sequences, deadline=deadline)
         tokenized = await self.tokenize(request.items, request.truncation, deadline=deadline)
         when_tokenized()
         return await self.compute(tokenized, raw=request.raw, deadline=deadline)
@@ -210,6 +211,8 @@ class CombinedPipeline:
                 raise InvalidRequest(
                     f"items[{number}].token_ids: the parts ({parts}) have different tokenizers; send text instead"
                 )
+        for part in self.parts:
+            part.scheduler.require_room(request.num_sequences, deadline=deadline)
         tokenized = await _gather(
             part.tokenize(request.items, request.truncation, deadline=deadline) for part in self.parts
         )

@@ -42,7 +42,7 @@ class RequestError(ServiceError):
     status: ClassVar[int]
     slug: ClassVar[str]
     title: ClassVar[str]
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -106,7 +106,10 @@ class QueueFull(RequestError):  # noqa: N818
     """The queue has no room for the whole request now."""
 
     status, slug, title = 429, "queue-full", "The queue is full"
-    retry_after_s = 1
+
+    def __init__(self, detail: str, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(RequestError):  # noqa: N818

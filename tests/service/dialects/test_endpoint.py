@@ -4,16 +4,13 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import httpx2
 import pytest
+from running_app import run_app, until
 
-from plaudit_service.app import build_app
-from plaudit_service.bundle import Normalization, load_bundle
-from plaudit_service.service import Service
-from plaudit_service.settings import Settings
+from plaudit_service.bundle import Normalization
 
 ALL = "openrlhf,llamafactory,vllm,slime"
 CHAT = [{"role": "user", "content": "bad"}]
@@ -142,46 +139,15 @@ def test_a_vllm_body_may_name_the_checkpoint_that_the_bundle_was_made_from(serve
         assert post(service, "/classify", {**body, "model": "another"}).status_code == 404
 
 
-async def until(condition):
-    """Let the loop run until the condition holds; the test's own time limit ends it."""
-    while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
-        await asyncio.sleep(0.001)
-
-
-class HeldEngine:
-    """An engine that waits for `gate` before every batch."""
-
-    def __init__(self, engine):
-        self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
-        self.gate = threading.Event()
-        self._engine = engine
-
-    def run(self, batch, prefix=None):
-        assert self.gate.wait(10)
-        return self._engine.run(batch, prefix)
-
-
 @pytest.fixture
 def in_process(tiny_bundle):
     """Runs a scenario against the application in this process, with an engine that the test holds."""
 
     def run(scenario, **settings):
-        service = Service([load_bundle(tiny_bundle())], Settings(dialects=ALL, **settings))
-        model = service.pipelines["tiny"].model
+        def with_parts(app):
+            return scenario(app.client, app.engine, app.service.metrics.registry.get_sample_value)
 
-        async def main():
-            service.start()
-            await until(lambda: service.not_ready is None)
-            engine = model.engine = HeldEngine(model.engine)
-            transport = httpx2.ASGITransport(app=build_app(service))
-            async with httpx2.AsyncClient(transport=transport, base_url="http://plaudit") as client:
-                try:
-                    await scenario(client, engine, service.metrics.registry.get_sample_value)
-                finally:
-                    engine.gate.set()
-                    await service.stop()
-
-        asyncio.run(main())
+        run_app(with_parts, tiny_bundle(), dialects=ALL, **settings)
 
     return run
 

@@ -15,6 +15,10 @@ from plaudit_service.service import Service
 from plaudit_service.settings import Settings
 
 
+# After this a test has failed; far above what a busy machine takes.
+_PATIENCE_S = 120
+
+
 class HeldEngine:
     """An engine that waits for `gate` before every batch, and remembers the lengths of each."""
 
@@ -27,7 +31,7 @@ class HeldEngine:
 
     def run(self, batch, prefix=None):
         self.entered.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(_PATIENCE_S)
         self.lengths.append([len(text.token_ids) for text in batch])
         return self._engine.run(batch, prefix)
 
@@ -74,9 +78,10 @@ class RunningApp:
 
 
 async def until(condition):
-    """Let the loop run until the condition holds; the test's own time limit ends it."""
-    while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
-        await asyncio.sleep(0.001)
+    """Let the loop run until the condition holds."""
+    async with asyncio.timeout(_PATIENCE_S):
+        while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
+            await asyncio.sleep(0.001)
 
 
 def run_app(scenario: Callable[[RunningApp], Awaitable[None]], *bundles: Path, **settings: object) -> None:

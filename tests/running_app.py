@@ -14,7 +14,6 @@ from plaudit_service.bundle import load_bundle
 from plaudit_service.service import Service
 from plaudit_service.settings import Settings
 
-
 # After this a test has failed; far above what a busy machine takes.
 _PATIENCE_S = 120
 

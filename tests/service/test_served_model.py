@@ -189,22 +189,24 @@ def test_parts_with_different_tokenizers_score_texts_and_chats_each_in_its_own_w
 
 
 def test_an_ensemble_is_scored_as_by_hand(tiny_bundle):
-    # The parts give 1, 1, 5 and 5 times the sum of the words: for a sum of 2, mean 6 and standard deviation 4.
+    # The parts score 1, 1, 5 and 5: mean 3, standard deviation 2, variance 4.
     bundles = [tiny_bundle(name=f"m{n}", heads={"x": weight}) for n, weight in enumerate((1.0, 1.0, 5.0, 5.0))]
     parts = "m0,m1,m2,m3"
     by_hand = {
-        f"careful=min({parts})": 2.0,
-        f"one=mean-std({parts})": 6.0 - 4.0,
-        f"half=mean-0.5*std({parts})": 6.0 - 2.0,
-        "mean=" + "+".join(f"0.25*{part}" for part in parts.split(",")): 6.0,
+        f"wco=min({parts})": 1.0,
+        f"one=mean-std({parts})": 3.0 - 2.0,
+        f"half=mean-0.5*std({parts})": 3.0 - 0.5 * 2.0,
+        # Coste et al. subtract lambda x variance: here, lambda = 0.75 is K = 0.75 x 2.
+        f"uwo=mean-1.5*std({parts})": 3.0 - 0.75 * 4.0,
+        "mean=" + "+".join(f"0.25*{part}" for part in parts.split(",")): 3.0,
     }
 
     async def scenario(app):
         app.open_gates()
         for formula, score in by_hand.items():
-            (result,) = (await app.score("good good", model=formula.split("=")[0])).json()["results"]
+            (result,) = (await app.score("good", model=formula.split("=")[0])).json()["results"]
             assert result["score"] == score
-            assert result["heads"] == {"m0": 2.0, "m1": 2.0, "m2": 10.0, "m3": 10.0}
+            assert result["heads"] == {"m0": 1.0, "m1": 1.0, "m2": 5.0, "m3": 5.0}
 
     run_app(scenario, *bundles, combine=tuple(by_hand))
 

@@ -7,8 +7,8 @@ Pure; knows nothing of texts, queues or HTTP.
     NAME=mean-std(a,b,...)           mean less the ensemble's disagreement; also mean-K*std(a,b,...)
 
 Coste et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization", arXiv 2310.02743, section 3: `min` is their
-worst-case optimization (equation 4), `mean-std` stands for their uncertainty-weighted one (equation 5). Deviation: there
-the variance is subtracted, here the standard deviation, so that K has no unit.
+worst-case optimization (equation 4), `mean-std` stands for their uncertainty-weighted one (equation 5). Deviation: they
+subtract the variance, here it is the standard deviation, so that K has no unit.
 """
 
 import math

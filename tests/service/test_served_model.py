@@ -104,6 +104,7 @@ def test_a_request_that_one_part_has_no_room_for_is_refused_before_another_part_
         await until(lambda: app.value("queued_sequences") == 1)
         answer = await app.score("good " * 5, model="x")
         assert (answer.status_code, answer.json()["type"]) == (429, "urn:plaudit:queue-full")
+        assert app.value("cancelled_total") == 0  # part a never had it
         app.open_gates()
         assert [(await task).json()["results"][0]["score"] for task in before] == [1.0, -2.0, -4.5]
         assert app.engines["a"].lengths == []

@@ -3,14 +3,12 @@
 import asyncio
 import json
 
-import httpx2
 import numpy as np
 import pytest
 from running_app import run_app, until
 
 from plaudit_service import CombinedScorer, Scorer
-from plaudit_service.bundle import Normalization
-from plaudit_service.errors import InvalidRequest, QueueFull, SettingsError, UnknownModel
+from plaudit_service.errors import InvalidRequest, QueueFull
 from plaudit_service.served_model import _gather
 
 CHAT = [{"role": "user", "content": "good"}]
@@ -230,49 +228,3 @@ def test_an_ensemble_is_scored_as_by_hand(tiny_bundle):
             assert result["heads"] == {"m0": 1.0, "m1": 1.0, "m2": 5.0, "m3": 5.0}
 
     run_app(scenario, *bundles, combine=tuple(by_hand))
-
-
-ITEMS = [
-    {"text": "good fine"},
-    {"prompt": "bad", "completions": [" good", " awful awful"]},
-    {"messages": CHAT, "completions": ["fine"]},
-    {"token_ids": [1, 4]},
-    {"text": "good " * 30},
-    {"text": "crash"},
-    {"text": "infinite"},
-    {"text": ""},
-]
-
-
-def test_in_process_a_combination_gives_what_it_gives_over_http(serve, tiny_bundle):
-    helpful = tiny_bundle(name="helpful", heads={"x": 0.3, "y": 0.1})
-    harmless = tiny_bundle(name="harmless", max_tokens=24, normalization=Normalization(mean=1.0, std=3.0))
-    formulas = ("safe=0.7*helpful+0.3*harmless", "wary=mean-0.3*std(helpful,harmless)")
-    scorers = [Scorer(harmless), Scorer(helpful)]
-    with serve(helpful, harmless, flags=[f"--combine={formula}" for formula in formulas]) as service:
-        for formula in formulas:
-            scorer = CombinedScorer(formula, scorers)
-            for fields in ({}, {"raw": True}, {"truncation": "left"}):
-                body = {"items": ITEMS, "model": formula.split("=")[0], **fields}
-                served = httpx2.post(f"{service.url}/score", json=body).json()
-                scores = scorer.score(ITEMS, **fields)
-                assert served["results"] == [result.to_wire() for result in scores]
-                for part in scorers:
-                    own = part.score(ITEMS, **fields)
-                    assert [score.heads[own.model] for score in scores if score.ok] == [
-                        result.score for result, score in zip(own, scores, strict=True) if score.ok
-                    ]
-                identity = {"model": scores.model, "fingerprint": scores.fingerprint, "engine": scores.engine}
-                assert identity == {name: served[name] for name in identity}
-
-
-def test_in_process_a_combination_needs_its_parts_and_answers_to_its_name_alone(tiny_bundle, a_and_b):
-    a, b = map(Scorer, a_and_b)
-    scorer = CombinedScorer("x=a+b", [a, b])
-    assert scorer.score(["good"], model="x").floats == [3.0]
-    with pytest.raises(UnknownModel, match='model "a" is not loaded; here: x'):
-        scorer.score(["good"], model="a")
-    with pytest.raises(SettingsError, match='part "c" is not a loaded bundle'):
-        CombinedScorer("x=a+c", [a, b])
-    with pytest.raises(SettingsError, match='two bundles are named "a"'):
-        CombinedScorer("x=a+b", [a, b, a])

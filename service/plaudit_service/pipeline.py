@@ -19,7 +19,7 @@ from plaudit_service.parity import ParityReport, compare, golden_items, mixed_ba
 from plaudit_service.scheduler import Scheduler
 from plaudit_service.score_window import ScoreWindow
 from plaudit_service.tokenization import TokenizedText
-from plaudit_service.wire import Identity, Item, Result, ScoreRequest, TokenItem, Truncation
+from plaudit_service.wire import Identity, Item, Result, ScoreRequest, Status, TokenItem, Truncation
 
 _T = TypeVar("_T")
 
@@ -57,6 +57,8 @@ class Answered:
         self._metrics = metrics
         self._name = name
         self._window = ScoreWindow()
+        for status in Status:
+            metrics.sequences.labels(name, str(status))  # from 0, so that the first of a kind is an increase
         metrics.score_mean.labels(name).set_function(self._window.mean)
         metrics.score_std.labels(name).set_function(self._window.std)
         metrics.score_length_correlation.labels(name).set_function(self._window.length_correlation)

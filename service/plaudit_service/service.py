@@ -167,6 +167,7 @@ class Service:
         wrong = []
         for name, pipeline in self.pipelines.items():
             report = self.parity[name] = await pipeline.check_parity()
+            self.metrics.parity_ok.labels(name).set(report.ok)
             self.metrics.batch_invariant.labels(name).set(report.batch_invariant)
             self.metrics.parity_max_abs_diff.labels(name).set(report.max_abs_diff)
             log("parity", model=name, **self._parity_info(name))

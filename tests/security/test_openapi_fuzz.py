@@ -26,7 +26,7 @@ expected-statuses = ["2xx", "4xx", "504"]  # 504: the deadline that the request 
 EXCLUDED = "positive_data_acceptance"
 
 
-@pytest.mark.parametrize("num_examples", [10, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_examples", [10, pytest.param(150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("keys", ["", "a-key"], ids=["no keys", "keys"])
 def test_every_answer_is_one_that_the_document_describes(serve, tiny_bundle, tmp_path, keys, num_examples):
     with serve(tiny_bundle(), flags=["--dialects", DIALECTS], env={"PLAUDIT_API_KEYS": keys}) as service:
@@ -48,4 +48,4 @@ def fuzz(url: str, folder: Path, num_examples: int, headers: dict[str, str]) -> 
     command = [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json"]
     command += ["--seed", "1", "--max-examples", str(num_examples), "--exclude-checks", EXCLUDED]
     command += [part for name, value in headers.items() for part in ("--header", f"{name}: {value}")]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1500)

@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak human-preferences clean
+.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak soak-hour human-preferences clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -76,6 +76,9 @@ load-report: $(READY) ## latency and goodput against offered load up to 3x capac
 
 soak: $(READY) ## memory of the service over 100,000 requests
 	$(BIN)/python loadtests/soak.py
+
+soak-hour: $(READY) ## an hour at moderate load: memory, p50, p99, errors
+	$(BIN)/python loadtests/soak.py --minutes 60 --rate 40
 
 human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)
 	$(BIN)/python tests/e2e/human_preferences.py

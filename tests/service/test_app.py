@@ -6,14 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
+from running_app import run_app, until
 
-from plaudit_service.app import build_app
 from plaudit_service.bundle import load_bundle
 from plaudit_service.service import Service
 from plaudit_service.settings import Settings
@@ -128,51 +127,17 @@ def test_concurrent_requests_share_batches_and_keep_their_scores(serve, tiny_bun
         assert [answer["results"][0]["score"] for answer in answers] == [score_by_hand(text) for text in texts]
 
 
-async def until(condition):
-    """Let the loop run until the condition holds; the test's own time limit ends it."""
-    while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
-        await asyncio.sleep(0.001)
-
-
 @pytest.fixture
 def in_process(tiny_bundle):
     """Runs a scenario against the application in this process, with a clock and an engine that the test holds."""
 
     def run(scenario, **settings):
-        clock = [100.0]
-        service = Service([load_bundle(tiny_bundle())], Settings(**settings), clock=lambda: clock[0])
-        pipeline = service.pipelines["tiny"]
+        def with_parts(app):
+            return scenario(app.client, app.engine, app.clock, app.service.metrics.registry)
 
-        async def main():
-            service.start()
-            await until(lambda: service.not_ready is None)
-            engine = pipeline.model.engine = HeldEngine(pipeline.model.engine)
-            transport = httpx2.ASGITransport(app=build_app(service))
-            async with httpx2.AsyncClient(transport=transport, base_url="http://plaudit") as client:
-                try:
-                    await scenario(client, engine, clock, service.metrics.registry)
-                finally:
-                    engine.gate.set()
-                    await service.stop()
-
-        asyncio.run(main())
+        run_app(with_parts, tiny_bundle(), **settings)
 
     return run
-
-
-class HeldEngine:
-    """An engine that waits for `gate` before every batch."""
-
-    def __init__(self, engine):
-        self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-        self._engine = engine
-
-    def run(self, batch, prefix=None):
-        self.entered.set()
-        assert self.gate.wait(10)
-        return self._engine.run(batch, prefix)
 
 
 def test_a_deadline_that_passes_in_the_queue_is_504_for_a_request_and_expired_for_a_sequence(in_process):

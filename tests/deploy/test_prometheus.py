@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_process import FASTER, faster
 
 from plaudit_service import errors
 from plaudit_service.dialects.endpoint import _DIALECTS
@@ -103,6 +104,20 @@ def test_budgets_burn_14_4_times_as_fast_over_an_hour_and_6_times_over_six():
         assert re.findall(r"ratio_rate(\w+) > ([\d.]+) \*", rule["expr"]) == [(long, factor), (short, factor)]
         assert rule["labels"]["window"] == long
     assert len(burns) == 4
+
+
+@pytest.mark.parametrize(
+    "path", [FOLDER / "prometheus.yml", *sorted((FOLDER / "rules").glob("*.yml"))], ids=lambda p: p.stem
+)
+def test_the_end_to_end_test_changes_durations_and_nothing_else(path):
+    duration = re.compile(r"(?<![\w.:])(\d+)(ms|s|m|h|d)\b")
+    text = path.read_text()
+    changed = faster(text)
+    assert duration.sub("D", changed) == duration.sub("D", text)
+    seconds = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    before, after = ([int(n) * seconds[unit] for n, unit in duration.findall(one)] for one in (text, changed))
+    assert before
+    assert after == pytest.approx([one / FASTER for one in before])
 
 
 def service_metrics():

@@ -323,3 +323,14 @@ def test_a_hostile_bundle_is_refused_in_one_line_or_checked(start, tiny_bundle, 
     bundle = tiny_bundle()
     change(bundle)
     assert outcome(start(bundle)) in ("refused", "checked")
+
+
+@pytest.mark.parametrize("location", ["../secret", "../../../../../../etc/passwd", "/etc/passwd"])
+def test_weights_outside_of_the_bundle_are_refused(start, tiny_bundle, location):
+    bundle = tiny_bundle()
+    (bundle.parent / "secret").write_bytes(bytes(16))
+    outside_data(location)(bundle)
+    started = start(bundle)
+    assert outcome(started) == "refused"
+    assert "model.onnx cannot be loaded" in started["said"]
+    assert "xternal data" in started["said"]

@@ -115,6 +115,26 @@ def test_a_dialect_waits_until_every_part_has_room(a_and_b):
     run_app(scenario, *a_and_b, combine=("x=0.5*a+0.5*b",), **settings)
 
 
+def test_a_dialect_waits_again_where_one_queue_is_full_by_the_time_that_the_other_has_room(a_and_b):
+    async def scenario(app):
+        before = [*await app.fill_queue("b"), asyncio.create_task(app.score("awful", model="b"))]
+        await until(lambda: app.value("queued_sequences") == 1)
+        waiting = asyncio.create_task(app.client.post("/slime?model=x", json={"prompt": "good", "response": ""}))
+        await until(app.service.pipelines["b"].scheduler._turn_to_wait.locked)
+        before += [*await app.fill_queue("a"), asyncio.create_task(app.score("awful", model="a"))]
+        await until(lambda: app.value("queued_sequences") == 2)
+        app.engines["b"].gate.set()
+        await until(app.service.pipelines["a"].scheduler._turn_to_wait.locked)
+        assert (app.value("queued_sequences"), app.value("waiting_requests")) == (1, 1)
+        app.open_gates()
+        assert (await waiting).json() == 1.5
+        scores = [(await task).json()["results"][0]["score"] for task in before]
+        assert scores == [1.0, -2.0, -4.5, 0.5, -1.0, -2.25]
+
+    settings = {"max_queued_sequences": 1, "max_batch_tokens": 1, "dialects": "slime"}
+    run_app(scenario, *a_and_b, combine=("x=0.5*a+0.5*b",), **settings)
+
+
 class OneIsNotFinite:
     """An engine that gives NaN for sequences of one length."""
 
@@ -220,6 +240,11 @@ def test_in_process_a_combination_gives_what_it_gives_over_http(serve, tiny_bund
                 served = httpx2.post(f"{service.url}/score", json=body).json()
                 scores = scorer.score(ITEMS, **fields)
                 assert served["results"] == [result.to_wire() for result in scores]
+                for part in scorers:
+                    own = part.score(ITEMS, **fields)
+                    assert [score.heads[own.model] for score in scores if score.ok] == [
+                        result.score for result, score in zip(own, scores, strict=True) if score.ok
+                    ]
                 identity = {"model": scores.model, "fingerprint": scores.fingerprint, "engine": scores.engine}
                 assert identity == {name: served[name] for name in identity}
 

@@ -1,6 +1,7 @@
 """The application in this process, with a clock and engines that the test holds."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -66,6 +67,10 @@ class RunningApp:
         body = {"items": [{"text": text} for text in texts], **fields}
         return await self.client.post("/score", json=body, headers=headers)
 
+    def start_post(self, path, document):
+        """POST a document as a client that can leave."""
+        return OpenPost(self.app, path, document)
+
     async def fill_queue(self, model):
         """Leave the engine no room for another batch of a model, where a batch holds one sequence; the answers come."""
         tasks = []
@@ -74,6 +79,30 @@ class RunningApp:
             tasks.append(asyncio.create_task(self.score(text, model=model)))
             await until(lambda before=running: self.value("running_sequences") == before + 1)
         return tasks
+
+
+class OpenPost:
+    """A request without an answer yet, whose client can close its connection."""
+
+    def __init__(self, app: App, path: str, document: object) -> None:
+        self._left = asyncio.Event()
+        self._messages = iter([{"type": "http.request", "body": json.dumps(document).encode()}])
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+        self._task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def leave(self) -> None:
+        """Close the connection, and wait until the service has seen it."""
+        self._left.set()
+        await self._task
+
+    async def _receive(self):
+        for message in self._messages:
+            return message
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        raise AssertionError(message)
 
 
 async def until(condition):

@@ -37,6 +37,8 @@ class ServedModel:
         self.identity = identities[0] if combination is None else combination.identity(identities)
         self._metrics = metrics
         self._window = ScoreWindow()
+        for status in Status:
+            metrics.sequences.labels(self.name, str(status))  # from 0, so that the first of a kind is an increase
         metrics.score_mean.labels(self.name).set_function(self._window.mean)
         metrics.score_std.labels(self.name).set_function(self._window.std)
         metrics.score_length_correlation.labels(self.name).set_function(self._window.length_correlation)

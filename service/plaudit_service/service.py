@@ -166,7 +166,13 @@ class Service:
     async def _check_parity(self) -> None:
         wrong = []
         for name, pipeline in self.pipelines.items():
-            report = self.parity[name] = await pipeline.check_parity()
+            try:
+                report = self.parity[name] = await pipeline.check_parity()
+            except InvalidRequest as error:
+                self.metrics.parity_ok.labels(name).set(0)
+                wrong.append(f'model "{name}": its golden texts cannot be scored: {error}')
+                continue
+            self.metrics.parity_ok.labels(name).set(report.ok)
             self.metrics.batch_invariant.labels(name).set(report.batch_invariant)
             self.metrics.parity_max_abs_diff.labels(name).set(report.max_abs_diff)
             log("parity", model=name, **self._parity_info(name))

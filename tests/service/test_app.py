@@ -17,6 +17,7 @@ from plaudit_service.bundle import load_bundle
 from plaudit_service.service import Service
 from plaudit_service.settings import Settings
 from plaudit_service.testing import score_by_hand
+from plaudit_service.wire import Status
 
 SECRET = "this-is-a-secret-text"
 
@@ -303,7 +304,10 @@ def test_metrics_count_what_happened(serve, tiny_bundle):
     assert grown('plaudit_score_bucket{le="2.0",model="tiny"}') == 1
     assert grown("plaudit_computed_tokens_total") == 3
     assert "plaudit_ready 1.0" in after
+    assert 'plaudit_parity_ok{model="tiny"} 1.0' in after
     assert "process_resident_memory_bytes" in after
+    for status in Status:
+        assert f'plaudit_sequences_total{{model="tiny",status="{status}"}} 0.0' in before
 
 
 def test_a_bundle_that_does_not_give_its_reference_scores_is_never_ready(serve, tiny_bundle):
@@ -316,6 +320,7 @@ def test_a_bundle_that_does_not_give_its_reference_scores_is_never_ready(serve, 
         answer = post(service, {"items": [{"text": "good"}]})
         assert problem(answer)["type"] == "urn:plaudit:unavailable"
         assert answer.headers["retry-after"] == "1"
+        assert 'plaudit_parity_ok{model="tiny"} 0.0' in httpx2.get(f"{service.url}/metrics").text
 
 
 def test_several_bundles_are_served_by_name(serve, tiny_bundle):

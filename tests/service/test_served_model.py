@@ -1,7 +1,6 @@
 """Whole requests to combinations: what one part refuses, misses or cannot score, the combination does."""
 
 import asyncio
-import json
 
 import numpy as np
 import pytest
@@ -67,24 +66,9 @@ def test_a_deadline_that_passes_in_one_part_expires_the_sequence_and_504_where_n
 def test_a_client_that_leaves_takes_the_sequences_of_every_part_out_of_its_queue(a_and_b):
     async def scenario(app):
         before = await app.fill_queue("a") + await app.fill_queue("b")
-        left = asyncio.Event()
-        body = {"type": "http.request", "body": json.dumps({"items": [{"text": "good"}], "model": "x"}).encode()}
-        messages = iter([body])
-
-        async def receive():
-            for message in messages:
-                return message
-            await left.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message):
-            raise AssertionError(message)
-
-        scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b""}
-        leaving = asyncio.create_task(app.app(scope, receive, send))
+        leaving = app.start_post("/score", {"items": [{"text": "good"}], "model": "x"})
         await until(lambda: app.value("queued_sequences") == 2)
-        left.set()
-        await leaving
+        await leaving.leave()
         assert app.value("queued_sequences") == 0
         assert app.value("cancelled_total") == 2
         assert app.value("requests_total", route="/score", outcome="cancelled") == 1

@@ -24,7 +24,7 @@ from plaudit_service.served_model import ServedModel
 from plaudit_service.service import Service
 from plaudit_service.wire import Result, ScoreRequest, Status, Truncation
 
-_DIALECTS = {
+DIALECTS = {
     "openrlhf": openrlhf.DIALECT,
     "llamafactory": llamafactory.DIALECT,
     "vllm": vllm.DIALECT,
@@ -35,7 +35,7 @@ _DIALECTS = {
 def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
     """The application of each path that the settings ask for."""
     room = _WaitingRoom(service)
-    dialects = [_DIALECTS[name] for name in service.settings.dialect_names]
+    dialects = [DIALECTS[name] for name in service.settings.dialect_names]
     return {dialect.path: DialectEndpoint(dialect, service, room) for dialect in dialects}
 
 

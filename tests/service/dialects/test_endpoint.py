@@ -206,7 +206,7 @@ def test_where_the_queue_is_full_score_sheds_and_a_dialect_waits_in_a_bounded_ro
         assert [(await task).json() for task in tasks] == [1.0, -1.0, 0.5, -2.25, 2.0, 1.0]
         assert value("plaudit_waiting_requests") == 0
 
-    in_process(scenario, max_queued_sequences=3, max_waiting_requests=2, max_batch_tokens=1)
+    in_process(scenario, max_queued_sequences=2, max_waiting_requests=2, max_batch_tokens=1)
 
 
 def test_a_deadline_of_a_dialects_request_is_503_wherever_it_passes_because_some_never_repeat_a_4xx(in_process):
@@ -264,10 +264,21 @@ def test_a_request_that_could_never_fit_the_queue_does_not_wait(in_process):
     in_process(scenario, max_queued_sequences=3)
 
 
-def test_a_trainer_that_leaves_gives_its_place_in_the_waiting_room_back(serve, tiny_bundle):
-    flags = ["--dialects", ALL]
-    with serve(tiny_bundle(), flags=flags) as service:
-        with pytest.raises(httpx2.TimeoutException):
-            post(service, "/slime", bodies("good " * 10)["/slime"], timeout=1e-6)
-        assert post(service, "/slime", bodies("good")["/slime"]).json() == 1.0
-        assert "plaudit_waiting_requests 0.0" in httpx2.get(f"{service.url}/metrics").text
+def test_a_trainer_that_leaves_gives_its_place_in_the_waiting_room_back(tiny_bundle):
+    async def scenario(app):
+        held = []
+        for count, text in enumerate(("good", "bad", "fine"), 1):  # two for the engine, and the queue is full
+            held.append(ask(app.client, text))
+            await until(lambda n=count: app.value("running_sequences") + app.value("queued_sequences") == n)
+        leaving = app.start_post("/slime", bodies("awful")["/slime"])
+        await until(lambda: app.value("waiting_requests") == 1)
+        assert (await ask(app.client, "good good")).status_code == 503  # the room is full
+        await leaving.leave()
+        assert app.value("requests_total", route="/slime", outcome="cancelled") == 1
+        assert app.value("waiting_requests") == 0
+        held.append(ask(app.client, "good good"))
+        await until(lambda: app.value("waiting_requests") == 1)
+        app.open_gates()
+        assert [(await task).json() for task in held] == [1.0, -1.0, 0.5, 2.0]
+
+    run_app(scenario, tiny_bundle(), dialects=ALL, max_queued_sequences=1, max_waiting_requests=1, max_batch_tokens=1)

@@ -89,9 +89,7 @@ def _score() -> Schema:
     return {
         "summary": "Score items: one result per sequence, in order",
         "operationId": "score",
-        "parameters": [
-            _parameter("header", name, description, schema) for name, description, schema in _REQUEST_HEADERS
-        ],
+        "parameters": _headers(),
         "requestBody": _json_body({"$ref": "#/components/schemas/ScoreRequest"}),
         "responses": {
             "200": {
@@ -105,13 +103,15 @@ def _score() -> Schema:
 
 
 def _dialect(name: str, dialect: Dialect, schemas: Schema) -> Schema:
-    parameters = {"model": "Which loaded model; may be left out when there is only one.", **dialect.parameters}
+    parameters = {
+        "model": "Which loaded model or combination; may be left out when there is only one.",
+        **dialect.parameters,
+    }
     return {
         "summary": f"Score as {name} asks for it",
         "operationId": name,
-        "parameters": [
-            _parameter("query", name, description, {"type": "string"}) for name, description in parameters.items()
-        ],
+        "parameters": _headers()
+        + [_parameter("query", name, description, {"type": "string"}) for name, description in parameters.items()],
         "requestBody": _json_body(_schema(dialect.body, schemas)),
         "responses": {
             "200": {"description": "The scores", **_json_content(_schema(dialect.answer, schemas))},
@@ -132,6 +132,11 @@ def _problems(statuses: Mapping[int, str]) -> Schema:
         str(status): {"description": description, "headers": dict(headers.get(status, {})), "content": content}
         for status, description in statuses.items()
     }
+
+
+def _headers() -> list[Schema]:
+    """What a request may say besides its body."""
+    return [_parameter("header", name, description, schema) for name, description, schema in _REQUEST_HEADERS]
 
 
 def _parameter(place: str, name: str, description: str, schema: Schema) -> Schema:

@@ -10,7 +10,7 @@ import yaml
 from prometheus_process import FASTER, faster
 
 from plaudit_service import errors
-from plaudit_service.dialects.endpoint import _DIALECTS
+from plaudit_service.dialects.endpoint import DIALECTS
 from plaudit_service.metrics import SECONDS, Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_rules_ask_for_metrics_that_the_service_or_a_rule_makes():
 
 
 def test_the_routes_of_the_objectives_are_all_that_score():
-    routes = {"/score", *(dialect.path for dialect in _DIALECTS.values())}
+    routes = {"/score", *(dialect.path for dialect in DIALECTS.values())}
     asked = {group for rule in RULES for group in re.findall(r'route=~"([^"]*)"', rule["expr"])}
     assert [set(group.split("|")) for group in asked] == [routes]
 

@@ -137,6 +137,20 @@ class PPOConfig:
         1.0, "limit of the gradient's norm, for policy and critic each; 0: no limit", least=0
     )
 
+    precision: str = _setting(
+        "float32",
+        "what the forward passes compute in; the weights, the losses and the optimizer stay in float32",
+        choices=("float32", "bfloat16"),
+    )
+    gradient_checkpointing: bool = _setting(
+        False, "activations inside a layer are computed again, not kept: less memory, more time, the same numbers"
+    )
+    sharding: str = _setting(
+        "none",
+        "every process holds the networks whole (DDP), or a shard of each (FSDP); with one process nothing is shared",
+        choices=("none", "fsdp"),
+    )
+
     checkpoint_every: int = _setting(
         10, "iterations from one checkpoint to the next; 0: only at the end, and where a guard stops the run", least=0
     )

@@ -158,6 +158,10 @@ class PPOConfig:
     sample_every: int = _setting(10, "iterations from one table of samples to the next; 0: none", least=0)
     num_samples: int = _setting(8, "rollouts in a table of samples", least=1)
 
+    trackers: tuple[str, ...] = _setting(
+        (), 'where each iteration\'s metrics go besides log.jsonl: "tensorboard", "wandb" and others of accelerate'
+    )
+
     max_masked_share: float = _setting(
         0.1, "largest share of rollouts without a score; above it the run stops", least=0, most=1
     )
@@ -167,11 +171,15 @@ class PPOConfig:
     kl_budget: float | None = _setting(
         None, "objective/kl above which the run stops, in nats per rollout; none: no limit", above=0
     )
-    ratio_tolerance: float = _setting(
-        1e-4, "largest |ratio - 1| before the first step of an iteration; 1e-4 is for float32", above=0
+    ratio_tolerance: float | None = _setting(
+        None,
+        "largest |ratio - 1| before the first step of an iteration; none: 1e-4, or 0.2 for precision bfloat16",
+        above=0,
     )
-    sampling_tolerance: float = _setting(
-        1e-2, "largest |ratio - 1| between the generating and the training forward", above=0
+    sampling_tolerance: float | None = _setting(
+        None,
+        "largest |ratio - 1| between the generating and the training forward; none: 0.01, or 0.5 for bfloat16",
+        above=0,
     )
     seed: int = _setting(0, "of everything random", least=0)
 

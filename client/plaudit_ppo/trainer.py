@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,6 +36,7 @@ from plaudit_ppo.scoring import Item, ScoredBatch, Scorer, ScoringPool, gather, 
 from plaudit_ppo.seeding import seeded_generator
 from plaudit_ppo.sharding import unsharded
 from plaudit_ppo.summary import TrainSummary
+from plaudit_ppo.trackers import make_accelerator, tracking
 from plaudit_ppo.update import run_update
 
 
@@ -94,7 +94,7 @@ class PPOTrainer:
         prompts_hash = hashlib.sha256(json.dumps(self._prompt_ids).encode()).hexdigest()
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
-        accelerator = Accelerator()
+        accelerator = make_accelerator(config)
         check_processes(accelerator, rollouts=config.rollout_batch_size, minibatches=config.num_minibatches)
         self._accelerator = accelerator
         self._device = accelerator.device
@@ -120,7 +120,11 @@ class PPOTrainer:
             GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
         """
         self._state = self._files.open(self._state, resume=resume)
-        with self._files.logs(done=self._state.iteration) as (log, samples):
+        done = self._state.iteration
+        with (
+            self._files.logs(done=done) as (log, samples),
+            tracking(self._accelerator, self._config, done=done) as track,
+        ):
             while self._state.iteration < self._config.iterations:
                 try:
                     metrics = self._iterate(samples)
@@ -128,6 +132,7 @@ class PPOTrainer:
                     path = self._files.save_checkpoint(self._state)
                     raise type(error)(f"{error}; checkpoint: {path}") from error
                 log.write(metrics)
+                track(metrics)
                 if self._checkpoint_is_due():
                     log.force()
                     self._files.save_checkpoint(self._state)
@@ -162,7 +167,8 @@ class PPOTrainer:
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
         )
-        guards.check_sampling(sampling_error, tolerance=config.sampling_tolerance)
+        tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
+        guards.check_sampling(sampling_error, tolerance=tolerance)
 
         # 3. Await the scores; a rollout without one is masked from here on.
         scored = gather([part.scores for part in pending])

@@ -32,18 +32,12 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"trackers: {name} is not installed; pip install {name}, or leave it out")
 
 
-def make_accelerator(config: PPOConfig) -> Accelerator:
-    """The accelerator of a run, which knows its trackers; those that write files do so in the run's `trackers/`."""
-    check_trackers(config.trackers)
-    return Accelerator(log_with=list(config.trackers) or None, project_dir=Path(config.output) / "trackers")
-
-
 @contextmanager
 def tracking(accelerator: Accelerator, config: PPOConfig, *, done: int) -> Iterator[Callable[[Metrics], None]]:
     """Starts the trackers and ends them; inside, a function that sends an iteration's metrics, its number as the step.
 
     Args:
-        accelerator: from `make_accelerator`.
+        accelerator: which knows the trackers.
         config: told to the trackers.
         done: iterations that a continued run has behind it. TensorBoard hides what it was told of later ones.
     """

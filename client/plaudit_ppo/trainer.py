@@ -28,7 +28,14 @@ from plaudit_ppo.lora import AdapterOff, is_lora
 from plaudit_ppo.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
 from plaudit_ppo.models import Critic, TrunkCritic
 from plaudit_ppo.optimization import set_learning_rate
-from plaudit_ppo.processes import check_processes, gather_experience, gather_scored, gather_sum, largest, share
+from plaudit_ppo.processes import (
+    gather_experience,
+    gather_scored,
+    gather_sum,
+    largest,
+    make_accelerator,
+    share,
+)
 from plaudit_ppo.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
 from plaudit_ppo.rollouts import Rollouts, concatenate, pad_token_id, sample_rollouts
 from plaudit_ppo.run_files import RunFiles
@@ -36,7 +43,7 @@ from plaudit_ppo.scoring import Item, ScoredBatch, Scorer, ScoringPool, gather, 
 from plaudit_ppo.seeding import seeded_generator
 from plaudit_ppo.sharding import unsharded
 from plaudit_ppo.summary import TrainSummary
-from plaudit_ppo.trackers import make_accelerator, tracking
+from plaudit_ppo.trackers import tracking
 from plaudit_ppo.update import run_update
 
 
@@ -95,7 +102,6 @@ class PPOTrainer:
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
         accelerator = make_accelerator(config)
-        check_processes(accelerator, rollouts=config.rollout_batch_size, minibatches=config.num_minibatches)
         self._accelerator = accelerator
         self._device = accelerator.device
         self._learner = make_learner(policy, critic, config, accelerator)

@@ -137,6 +137,28 @@ def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator)
     return disable_dropout(critic)
 
 
+def check_critic_tokens(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a critic whose own tokenizer gives the policy's tokens other ids: it reads the policy's ids.
+
+    Args:
+        path: of the critic; without a tokenizer there, nothing is known and nothing refused.
+        tokenizer: the policy's.
+
+    Raises:
+        CheckpointError: names a token.
+    """
+    if not (Path(path) / "tokenizer_config.json").is_file():
+        return
+    own = _load(AutoTokenizer, path, "critic's tokenizer").get_vocab()
+    for token, number in tokenizer.get_vocab().items():
+        if own.get(token, number) != number:
+            raise CheckpointError(
+                f"critic: {path} has another tokenizer than the policy (token {token!r} is {own[token]}, the policy's "
+                f"{number}), and would misread the policy's tokens; give a model with the policy's tokenizer, or leave "
+                "critic out"
+            )
+
+
 def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, checkpoint: Path) -> None:
     """Gives both the weights that a checkpoint has of them.
 

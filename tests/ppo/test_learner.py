@@ -1,5 +1,7 @@
 """How the networks are trained: precision, gradient checkpointing, in every combination with LoRA and the critics."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -101,8 +103,19 @@ def test_in_bfloat16_a_policy_that_is_another_in_training_is_still_noticed(train
         train("run", precision="bfloat16", hook=distort)
 
 
-def test_only_the_networks_of_one_process_are_not_sharded(make_policy, make_critic):
-    """With one process there is nothing to share; what cannot be sharded is refused in tests/e2e."""
+def test_what_fsdp_cannot_shard_is_refused(make_policy, make_critic):
+    two = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+    config = PPOConfig(sharding="fsdp")
+    with pytest.raises(ConfigError, match='lora_rank does not go with sharding = "fsdp"'):
+        make_learner(add_lora(make_policy(), PPOConfig(lora_rank=2)), make_critic(), config, two)
+    policy = make_policy()
+    head = TrunkCritic(policy, head_init="zero", generator=torch.Generator())
+    with pytest.raises(ConfigError, match='critic_trunk = "policy" does not go with sharding = "fsdp"'):
+        make_learner(policy, head, config, two)
+
+
+def test_one_process_has_nobody_to_share_with(make_policy, make_critic):
+    """Sharded networks: tests/e2e/test_ppo_processes.py."""
     learner = make_learner(make_policy(), make_critic(), PPOConfig(sharding="fsdp"), Accelerator())
     assert type(learner.policy).__name__ == "LlamaForCausalLM"
 

@@ -150,7 +150,7 @@ def check_critic_tokens(path: str | Path, tokenizer: PreTrainedTokenizerBase) ->
     if not (Path(path) / "tokenizer_config.json").is_file():
         return
     own = _load(AutoTokenizer, path, "critic's tokenizer").get_vocab()
-    for token, number in tokenizer.get_vocab().items():
+    for number, token in sorted((number, token) for token, number in tokenizer.get_vocab().items()):
         if own.get(token, number) != number:
             raise CheckpointError(
                 f"critic: {path} has another tokenizer than the policy (token {token!r} is {own[token]}, the policy's "

@@ -5,13 +5,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from plaudit_ppo import PPOConfig, TrunkCritic, add_lora
 from plaudit_ppo.errors import ConfigError, RatioError
-from plaudit_ppo.learner import checkpoint_layers, make_learner
+from plaudit_ppo.forward import evaluate_rollouts
+from plaudit_ppo.guards import RATIO_TOLERANCE, SAMPLING_TOLERANCE
+from plaudit_ppo.learner import checkpoint_layers, make_learner, set_precision
 from plaudit_ppo.log import read_log
+from plaudit_ppo.metrics import sampling_ratio_error
 from plaudit_ppo.models import transformer_layers
+from plaudit_ppo.prompts import pad_left
+from plaudit_ppo.rollouts import sample_rollouts
 
 NETWORKS = pytest.mark.parametrize("lora_rank", [0, 4])
 CRITICS = pytest.mark.parametrize("critic_trunk", ["separate", "policy"])
@@ -101,6 +106,30 @@ def test_in_bfloat16_a_policy_that_is_another_in_training_is_still_noticed(train
 
     with pytest.raises(RatioError, match=r"limit 2\.00e-01 \(ratio_tolerance\)"):
         train("run", precision="bfloat16", hook=distort)
+
+
+@pytest.mark.slow
+def test_the_rounding_of_bfloat16_stays_below_half_of_its_tolerances():
+    """Detail 23: 16 rollouts of a random Llama of 12 layers, width 256, in micro-batches of 16 and of 4."""
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 12, "num_attention_heads": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy = LlamaForCausalLM(LlamaConfig(vocab_size=2000, initializer_range=0.08, **shape)).eval()
+    set_precision(policy, "bfloat16", torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(2, 2000, (2 + row,), generator=generator).tolist() for row in range(16)]
+    rollouts = sample_rollouts(
+        policy, *pad_left(prompts, 1), max_tokens=32, temperature=1.0, eos_id=0, pad_id=1, generator=generator
+    )
+    critic = lambda input_ids, **_: torch.zeros(input_ids.shape)  # noqa: E731
+    whole, parts = (
+        evaluate_rollouts(policy, policy, critic, rollouts, temperature=1.0, micro_batch_size=size)[0]
+        for size in (16, 4)
+    )
+    ratio_error = sampling_ratio_error(whole, parts, rollouts.completion_mask)
+    sampling_error = sampling_ratio_error(rollouts.sampled_logprobs, whole, rollouts.completion_mask)
+    assert 1e-3 < ratio_error < RATIO_TOLERANCE["bfloat16"] / 2
+    assert 1e-3 < sampling_error < SAMPLING_TOLERANCE["bfloat16"] / 2
 
 
 def test_what_fsdp_cannot_shard_is_refused(make_policy, make_critic):

@@ -68,13 +68,16 @@ def test_a_critic_from_a_reward_model_keeps_its_head(critic, tmp_path):
     assert torch.equal(loaded.model.score.weight, critic.model.score.weight)
 
 
-def test_a_critic_with_another_tokenizer_than_the_policys_is_refused(checkpoint, tokenizer, make_tokenizer, tmp_path):
+def test_a_critic_with_another_tokenizer_than_the_policys_is_refused(
+    checkpoint, critic, tokenizer, make_tokenizer, tmp_path
+):
     """Detail 19: it reads the policy's ids; further tokens on either side are no matter."""
     check_critic_tokens(checkpoint, tokenizer)
     check_critic_tokens(tmp_path, tokenizer)
     more = make_tokenizer(eos_token="<eos>", pad_token="[PAD]")
     check_critic_tokens(checkpoint, more)
     swapped = Tokenizer(models.WordLevel({"w3": 4, "w4": 3}, unk_token="w3"))
+    critic.save_pretrained(tmp_path / "rm")
     PreTrainedTokenizerFast(tokenizer_object=swapped).save_pretrained(tmp_path / "rm")
     with pytest.raises(CheckpointError, match=r"another tokenizer than the policy \(token 'w3' is 4, the policy's 3\)"):
         check_critic_tokens(tmp_path / "rm", tokenizer)

@@ -13,6 +13,7 @@ from accelerate.utils import LoggerType
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.log import Metrics
+from plaudit_ppo.summary import PLACES
 
 _PROJECT = "plaudit-ppo"
 
@@ -38,10 +39,11 @@ def tracking(accelerator: Accelerator, config: PPOConfig, *, done: int) -> Itera
 
     Args:
         accelerator: which knows the trackers.
-        config: told to the trackers.
+        config: told to the trackers, but for paths and addresses.
         done: iterations that a continued run has behind it. TensorBoard hides what it was told of later ones.
     """
-    settings = {spec.name: _plain(getattr(config, spec.name)) for spec in fields(config)}
+    names = [spec.name for spec in fields(config) if spec.name not in PLACES]
+    settings = {name: _plain(getattr(config, name)) for name in names}
     options = {"tensorboard": {"purge_step": done + 1}, "wandb": {"name": Path(config.output).name}}
     try:
         accelerator.init_trackers(_PROJECT, config=None if done else settings, init_kwargs=options)

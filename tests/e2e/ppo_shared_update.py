@@ -1,6 +1,6 @@
 """One update on given rollouts, shared out over the processes that it is started with; writes what came of it.
 
-python ppo_shared_update.py POLICY OUTPUT CASE SHARDING; or torchrun --nproc-per-node 2 the same.
+python ppo_shared_update.py POLICY OUTPUT CASE SETTINGS, which are JSON; or torchrun --nproc-per-node 2 the same.
 """
 
 import json
@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from plaudit_ppo import PPOConfig, load_critic, load_policy
+from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, load_critic, load_policy
 from plaudit_ppo.experience import make_experience
 from plaudit_ppo.forward import evaluate_rollouts
 from plaudit_ppo.learner import make_learner, prepare_reference
@@ -31,10 +31,10 @@ SCORES = {
 PROMPTS = [[2, 3], [4], [5, 6, 7], [2], [3, 3, 3, 3], [6]] * 2
 
 
-def main(policy_path: str, output: str, case: str, sharding: str) -> None:
+def main(policy_path: str, output: str, case: str, settings: str) -> None:
     config = PPOConfig(
         epochs=2, micro_batch_size=4, max_grad_norm=0.5, temperature=1.0, missing_eos="off", whiten_rewards=True,
-        kl_loss_coef=0.1, kl_estimator="k3", ratio_tolerance=1e-3, sharding=sharding,
+        kl_loss_coef=0.1, kl_estimator="k3", ratio_tolerance=1e-3, **json.loads(settings),
     )  # fmt: skip
     accelerator = Accelerator()
     policy, _ = load_policy(policy_path)
@@ -42,7 +42,12 @@ def main(policy_path: str, output: str, case: str, sharding: str) -> None:
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.mul_(0.9)
-    critic = load_critic(policy_path, head_init="normal", generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    if config.critic_trunk == "policy":
+        critic = TrunkCritic(policy, head_init="normal", generator=generator)
+    else:
+        critic = load_critic(policy_path, head_init="normal", generator=generator)
+    policy = add_lora(policy, config) if config.lora_rank else policy
     whole = sample_rollouts(
         policy, *pad_left(PROMPTS, 1), max_tokens=12, temperature=1.0, eos_id=0, pad_id=1,
         generator=torch.Generator().manual_seed(0),
@@ -51,8 +56,10 @@ def main(policy_path: str, output: str, case: str, sharding: str) -> None:
     rollouts, scores = whole.select(rows), torch.tensor(SCORES[case])[rows]
     reference = prepare_reference(reference, config, accelerator)
     learner = make_learner(policy, critic, config, accelerator)
-    parameters = [*learner.policy.parameters(), *learner.critic.parameters()]
-    learner = replace(learner, optimizer=torch.optim.SGD(parameters, lr=0.5))  # Adam would hide the gradient's size
+    parameters = [group["params"] for group in learner.optimizer.param_groups]
+    learner = replace(
+        learner, optimizer=torch.optim.SGD(sum(parameters, []), lr=0.5)
+    )  # Adam would hide the gradient's size
     logprobs, ref_logprobs, values = evaluate_rollouts(
         learner.policy, reference, learner.critic, rollouts, temperature=1.0, micro_batch_size=4
     )

@@ -79,7 +79,7 @@ def test_what_a_run_leaves_is_documented(make_trainer, tmp_path):
     make_trainer(iterations=1).train()
     left = {entry.name + "/" * entry.is_dir() for entry in (tmp_path / "run").iterdir()}
     documented = {quoted(row[0])[0] for row in ROWS if len(row) == 2 and quoted(row[0])}
-    assert documented == left | METRICS.keys() | {"adapter/"}
+    assert documented == left | METRICS.keys() | {"adapter/", "trackers/", "report.html"}
 
 
 def test_every_error_is_documented_with_its_exit_code():

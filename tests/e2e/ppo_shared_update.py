@@ -56,10 +56,8 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
     rollouts, scores = whole.select(rows), torch.tensor(SCORES[case])[rows]
     reference = prepare_reference(reference, config, accelerator)
     learner = make_learner(policy, critic, config, accelerator)
-    parameters = [group["params"] for group in learner.optimizer.param_groups]
-    learner = replace(
-        learner, optimizer=torch.optim.SGD(sum(parameters, []), lr=0.5)
-    )  # Adam would hide the gradient's size
+    groups = [{"params": group["params"]} for group in learner.optimizer.param_groups]
+    learner = replace(learner, optimizer=torch.optim.SGD(groups, lr=0.5))  # Adam would hide the gradient's size
     logprobs, ref_logprobs, values = evaluate_rollouts(
         learner.policy, reference, learner.critic, rollouts, temperature=1.0, micro_batch_size=4
     )

@@ -92,7 +92,7 @@ def checkpoint_layers(model: nn.Module) -> None:
     """Keeps no activations inside a layer; the backward pass computes them again. Costs time, changes no number.
 
     Chen et al. 2016, arXiv 1604.06174. Not the one of transformers, which works in training mode alone, where a model
-    may drop out.
+    may drop out. A pass with gradients must not use a key-value cache, which the second computation would find filled.
 
     Raises:
         ConfigError: the model does not tell what its layers are.

@@ -18,9 +18,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY client client
 COPY export export
 COPY service service
-RUN /build/venv/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /build/wheel .
-# An environment without pip, filled from outside.
-RUN python3 -m venv --without-pip /opt/plaudit
+# The environment that runs has no pip; it is filled from outside.
+RUN /build/venv/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /build/wheel . \
+    && python3 -m venv --without-pip /opt/plaudit
 COPY deploy/healthcheck.py /opt/plaudit/
 
 FROM build AS environment-cpu

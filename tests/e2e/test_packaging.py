@@ -55,6 +55,7 @@ def test_the_base_install_is_the_client_alone(environment, tmp_path):
     (tmp_path / "ppo.toml").write_text('policy = "p"\nprompts = "p.jsonl"\nscorer_urls = ["http://127.0.0.1:1"]\n')
     commands = [
         ("service", "plaudit-serve", "bundle"),
+        ("service", "plaudit-fetch", "bundle", "directory"),
         ("export", "plaudit-export", "checkpoint", "checkpoint", "bundle"),
         ("train", "plaudit-ppo", "train", "--config", "ppo.toml"),
         ("train,export", "plaudit-demo"),

@@ -21,7 +21,6 @@ COPY service service
 # The environment that runs has no pip; it is filled from outside.
 RUN /build/venv/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /build/wheel . \
     && python3 -m venv --without-pip /opt/plaudit
-COPY deploy/healthcheck.py /opt/plaudit/
 
 FROM build AS environment-cpu
 COPY deploy/locks/cpu.txt /build/
@@ -68,7 +67,8 @@ FROM runtime AS serve
 ENV PLAUDIT_HOST=0.0.0.0 \
     PLAUDIT_PORT=8000
 EXPOSE 8000
-HEALTHCHECK --interval=15s --timeout=5s --start-period=5m CMD ["python", "/opt/plaudit/healthcheck.py"]
+COPY deploy/healthcheck.py /opt/
+HEALTHCHECK --interval=15s --timeout=5s --start-period=5m CMD ["python", "/opt/healthcheck.py"]
 ENTRYPOINT ["plaudit-serve"]
 CMD ["/bundle"]
 

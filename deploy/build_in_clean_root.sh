@@ -4,12 +4,12 @@
 #   deploy/build_in_clean_root.sh TARGET DIRECTORY
 #
 # The base image is made of Debian's packages (the suite of the Dockerfile's base image, with Debian's own Python), and
-# buildah runs the build steps in it, by chroot. DIRECTORY keeps base, layers and images for the next time. The last
+# buildah runs the build steps in it, by chroot. DIRECTORY keeps the base and the images for the next time. The last
 # line on standard output is the image's root directory, from there to be run. Needs root, buildah and mmdebstrap.
 set -euo pipefail
 
 target=${1:?target of the Dockerfile}
-mkdir -p "${2:?directory for base, layers and images}"
+mkdir -p "${2:?directory for base and images}"
 directory=$(realpath "$2")
 source=$(realpath "$(dirname "$0")/..")
 # The bundle of certificates that this machine trusts, where it is not Debian's: pip has to reach its index.
@@ -31,7 +31,9 @@ if ! "${buildah[@]}" inspect --type image "$base" >/dev/null 2>&1; then
     rm "$directory/base.tar"
 fi
 # HEALTHCHECK is of Docker's image format alone.
-"${buildah[@]}" bud --isolation chroot --format docker --layers --pull-never --build-arg BASE="$base" \
+"${buildah[@]}" bud --isolation chroot --format docker --pull-never --build-arg BASE="$base" \
     --target "$target" --tag "localhost/plaudit:$target" "$source" >&2
 "${buildah[@]}" inspect --type image "localhost/plaudit:$target" > "$directory/$target.json"
-"${buildah[@]}" mount "$("${buildah[@]}" from --pull-never "localhost/plaudit:$target")"
+"${buildah[@]}" rm "plaudit-$target" >&2 2>/dev/null || true  # of the last time
+"${buildah[@]}" from --pull-never --name "plaudit-$target" "localhost/plaudit:$target" >&2
+"${buildah[@]}" mount "plaudit-$target"

@@ -3,18 +3,34 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 LOCKS = sorted((ROOT / "deploy" / "locks").glob("*.txt"))
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)(.*)$", re.MULTILINE)
 
 
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def pins(text):
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version, _ in PIN.findall(text)}
+    return {normal(name): version for name, version, _ in PIN.findall(text)}
+
+
+def asked_for(project, extra):
+    """What the base install and an extra name, through the extras that it names."""
+    names = set()
+    for requirement in map(Requirement, project["dependencies"] + project["optional-dependencies"].get(extra, [])):
+        names |= {normal(requirement.name)} - {"plaudit"}
+        for other in requirement.extras if requirement.name == "plaudit" else ():
+            names |= asked_for(project, other)
+    return names
 
 
 def hadolint(text):
@@ -46,6 +62,13 @@ def test_every_package_of_a_lock_has_hashes_and_the_version_that_is_tested(lock)
     tested = pins((ROOT / "constraints.txt").read_text())
     others = {name for name, version in pins(text).items() if tested.get(name, version) != version}
     assert not others
+
+
+@pytest.mark.parametrize(("lock", "extra"), [("cpu", "service"), ("cuda", "service-gpu"), ("train", "train")])
+def test_a_lock_has_every_package_that_its_extra_names(lock, extra):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    missing = asked_for(project, extra) - set(pins((ROOT / "deploy" / "locks" / f"{lock}.txt").read_text()))
+    assert not missing, "run `make locks`"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak human-preferences locks release release-check clean
+.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak soak-hour human-preferences sbom audit locks release release-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +12,11 @@ READY4 := $(VENV4)/.ready
 # optimum, which holds an older transformers.
 VENV_OPTIMUM ?= .venv-optimum
 READY_OPTIMUM := $(VENV_OPTIMUM)/.ready
+# What a service is installed with, and the tools that look at it: both apart from what they must not change.
+VENV_SERVICE ?= .venv-service
+READY_SERVICE := $(VENV_SERVICE)/.ready
+VENV_TOOLS ?= .venv-tools
+READY_TOOLS := $(VENV_TOOLS)/.ready
 # What releases and locks are made with.
 VENV_RELEASE ?= .venv-release
 READY_RELEASE := $(VENV_RELEASE)/.ready
@@ -43,6 +48,16 @@ $(READY4): pyproject.toml constraints-transformers4.txt
 $(READY_OPTIMUM): pyproject.toml constraints-transformers4.txt
 	$(call make_venv,$(VENV_OPTIMUM),constraints-transformers4.txt)
 	$(VENV_OPTIMUM)/bin/pip install --quiet --constraint constraints-transformers4.txt --editable '.[optimum]'
+
+$(READY_SERVICE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_SERVICE)
+	$(VENV_SERVICE)/bin/pip install --quiet --constraint constraints.txt '.[service]'
+	touch $@
+
+$(READY_TOOLS): Makefile
+	$(PYTHON) -m venv $(VENV_TOOLS)
+	$(VENV_TOOLS)/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
 
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
 	$(BIN)/plaudit-demo
@@ -80,8 +95,19 @@ load-report: $(READY) ## latency and goodput against offered load up to 3x capac
 soak: $(READY) ## memory of the service over 100,000 requests
 	$(BIN)/python loadtests/soak.py
 
+soak-hour: $(READY) ## an hour at moderate load: memory, p50, p99, errors
+	$(BIN)/python loadtests/soak.py --minutes 60 --rate 40
+
 human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)
 	$(BIN)/python tests/e2e/human_preferences.py
+
+sbom: $(READY_SERVICE) $(READY_TOOLS) ## bill of materials of an installed service, as CycloneDX: dist/sbom.json
+	mkdir -p dist
+	$(VENV_TOOLS)/bin/cyclonedx-py environment $(VENV_SERVICE) --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.json
+
+audit: $(READY_TOOLS) ## known vulnerabilities of every pinned version; needs PyPI's JSON API, fails without it
+	$(VENV_TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 $(READY_RELEASE): deploy/locks/release.txt
 	$(PYTHON) -m venv $(VENV_RELEASE)

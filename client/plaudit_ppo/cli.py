@@ -15,7 +15,7 @@ from plaudit_ppo.errors import ConfigError, PPOError
 if TYPE_CHECKING:
     from plaudit_ppo.scoring import Scorer
 
-_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib")
+_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib", "prometheus_client")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -143,6 +143,12 @@ class PPOConfig:
     max_checkpoints: int = _setting(2, "checkpoints kept, the newest ones", least=1)
     sample_every: int = _setting(10, "iterations from one table of samples to the next; 0: none", least=0)
     num_samples: int = _setting(8, "rollouts in a table of samples", least=1)
+    metrics_port: int = _setting(
+        0, "TCP port on which Prometheus finds the run's figures; 0: none", least=0, most=65535
+    )
+    metrics_host: str = _setting(
+        "127.0.0.1", "address of that port; any other than loopback is open to whoever reaches it"
+    )
 
     max_masked_share: float = _setting(
         0.1, "largest share of rollouts without a score; above it the run stops", least=0, most=1

@@ -21,6 +21,7 @@ from plaudit_ppo.checkpoints import RunState
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError, GuardError
 from plaudit_ppo.experience import Experience, make_experience
+from plaudit_ppo.exposition import exposition
 from plaudit_ppo.forward import evaluate_rollouts
 from plaudit_ppo.kl import next_kl_coef
 from plaudit_ppo.log import Metrics, RunLog
@@ -115,12 +116,16 @@ class PPOTrainer:
             resume: go on from the newest checkpoint in the output directory, or from the start if there is none yet.
 
         Raises:
-            ConfigError: the output directory cannot be written, or holds a run and this is no resume.
+            ConfigError: the output directory cannot be written, or holds a run and this is no resume; or the port for
+                Prometheus is taken.
             CheckpointError: the checkpoint is broken, or of other models or prompts.
             GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
         """
         self._state = self._files.open(self._state, resume=resume)
-        with self._files.logs(done=self._state.iteration) as (log, samples):
+        with (
+            exposition(self._config, is_first_process=self._accelerator.is_main_process) as expose,
+            self._files.logs(done=self._state.iteration) as (log, samples),
+        ):
             while self._state.iteration < self._config.iterations:
                 try:
                     metrics = self._iterate(samples)
@@ -128,6 +133,7 @@ class PPOTrainer:
                     path = self._files.save_checkpoint(self._state)
                     raise type(error)(f"{error}; checkpoint: {path}") from error
                 log.write(metrics)
+                expose(metrics)
                 if self._checkpoint_is_due():
                     log.force()
                     self._files.save_checkpoint(self._state)

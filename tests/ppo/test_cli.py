@@ -1,5 +1,6 @@
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -142,6 +143,13 @@ def test_a_service_that_cannot_be_reached_is_exit_1_and_leaves_a_checkpoint(caps
     checkpoint = tmp_path / "run" / "checkpoints" / "iteration-000000"
     assert f"; checkpoint: {checkpoint}" in err
     assert AutoModelForCausalLM.from_pretrained(checkpoint / "policy")
+
+
+def test_a_taken_port_for_prometheus_is_exit_2(capsys, write_config):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, err = refused(capsys, "train", "--config", write_config(metrics_port=taken.getsockname()[1]))
+    assert code == 2
+    assert "cannot be bound (Address already in use); choose another, or 0 for none" in err
 
 
 @pytest.mark.parametrize(

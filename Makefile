@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak soak-hour human-preferences sbom audit clean
+.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak soak-hour human-preferences sbom audit locks release release-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,6 +17,9 @@ VENV_SERVICE ?= .venv-service
 READY_SERVICE := $(VENV_SERVICE)/.ready
 VENV_TOOLS ?= .venv-tools
 READY_TOOLS := $(VENV_TOOLS)/.ready
+# What releases and locks are made with.
+VENV_RELEASE ?= .venv-release
+READY_RELEASE := $(VENV_RELEASE)/.ready
 
 # Where pip finds the CPU build of torch. Without it, pip takes the default build: on Linux x86-64 that is several
 # gigabytes of CUDA libraries. `make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu`
@@ -105,6 +108,26 @@ sbom: $(READY_SERVICE) $(READY_TOOLS) ## bill of materials of an installed servi
 
 audit: $(READY_TOOLS) ## known vulnerabilities of every pinned version; needs PyPI's JSON API, fails without it
 	$(VENV_TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+$(READY_RELEASE): deploy/locks/release.txt
+	$(PYTHON) -m venv $(VENV_RELEASE)
+	$(VENV_RELEASE)/bin/pip install --quiet --require-hashes --requirement deploy/locks/release.txt
+	touch $@
+
+# The images' Python is 3.13; the release tools run on any.
+LOCK := $(VENV_RELEASE)/bin/uv pip compile --quiet --no-config --generate-hashes --no-header --no-annotate --constraint constraints.txt --upgrade
+locks: $(READY_RELEASE) ## pin the images' packages by version and hash: deploy/locks
+	$(LOCK) --python-version 3.13 deploy/locks/build.in --output-file deploy/locks/build.txt
+	$(LOCK) --python-version 3.13 pyproject.toml --extra service --output-file deploy/locks/cpu.txt
+	$(LOCK) --python-version 3.13 pyproject.toml deploy/locks/cuda.in --extra service-gpu --output-file deploy/locks/cuda.txt
+	$(LOCK) --python-version 3.13 pyproject.toml --extra train --output-file deploy/locks/train.txt
+	$(LOCK) --python-version 3.11 --universal deploy/locks/release.in --output-file deploy/locks/release.txt
+
+release: $(READY) $(READY_RELEASE) ## VERSION=X.Y.Z: set the version, date the changelog, build, check; publishes nothing
+	$(BIN)/python deploy/release.py --tools $(VENV_RELEASE)/bin $(or $(VERSION),$(error make release VERSION=X.Y.Z))
+
+release-check: $(READY) $(READY_RELEASE) ## version, changelog, sdist and wheel, each role in an empty environment
+	$(BIN)/python deploy/release.py --tools $(VENV_RELEASE)/bin
 
 clean: ## remove environments, caches and runs
 	rm -rf .venv* runs dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -46,7 +46,7 @@ def run_to_end(arguments: Sequence[str], log: Path, *, on_poll: Callable[[], Non
 
 
 @contextmanager
-def running(arguments: Sequence[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def running(arguments: Sequence[str], log: Path, *, piped: bool = False) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command for as long as the block runs, then stop it.
 
     It has a session of its own: a Ctrl-C reaches this process only, which then stops the other one in order. It does
@@ -55,6 +55,7 @@ def running(arguments: Sequence[str], log: Path) -> Iterator["subprocess.Popen[b
     Args:
         arguments: the command and its arguments.
         log: where its stdout and stderr go.
+        piped: stdin and stdout are pipes to this process; the log gets stderr alone.
 
     Raises:
         DemoError: the command cannot be started.
@@ -65,9 +66,9 @@ def running(arguments: Sequence[str], log: Path) -> Iterator["subprocess.Popen[b
         with log.open("wb") as output, _interrupts_deferred():
             process = subprocess.Popen(
                 arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else output,
+                stderr=output,
                 env=environment,
                 start_new_session=True,
             )

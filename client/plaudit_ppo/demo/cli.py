@@ -3,16 +3,15 @@
 import argparse
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from plaudit_ppo.demo.errors import DemoError
 from plaudit_ppo.demo.output import prepare_output
+from plaudit_ppo.demo.processes import interrupt_on_signals
 from plaudit_ppo.demo.settings import DemoSettings
 
 if TYPE_CHECKING:
@@ -52,8 +51,7 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
     """
     default = default or DemoSettings()
     parsed = _parser(default).parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    interrupt_on_signals()
     try:
         return _run(parsed.output, replace(default, seed=parsed.seed, kl_coef=parsed.kl_coef))
     except DemoError as error:
@@ -66,13 +64,6 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    """End the run once; a second signal must not cut short the stopping of the service, which is bounded."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _parser(default: DemoSettings) -> argparse.ArgumentParser:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from plaudit_ppo.demo.errors import DemoError
 
@@ -19,6 +20,21 @@ _POLL_S = 0.2
 _TERMINATE_TIMEOUT_S = 10.0
 _TAIL_CHARS = 400
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
+def interrupt_on_signals() -> None:
+    """From now on SIGINT and SIGTERM raise KeyboardInterrupt in the main thread.
+
+    Once: a second signal must not cut short the stopping of the processes, which is bounded.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        for number in _INTERRUPTS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in _INTERRUPTS:
+        signal.signal(number, interrupt)
 
 
 def command(name: str) -> str:
@@ -80,6 +96,9 @@ def running(arguments: Sequence[str], log: Path, *, piped: bool = False) -> Iter
     finally:
         if process is not None:
             stop(process, _TERMINATE_TIMEOUT_S)
+            for pipe in filter(None, (process.stdin, process.stdout)):
+                with suppress(BrokenPipeError):  # what was written last was not read
+                    pipe.close()
 
 
 def wait(process: "subprocess.Popen[bytes]") -> int | None:

@@ -36,31 +36,31 @@ def best_of_n_weights(scores: Sequence[float], n: int) -> list[float]:
 
 
 def kl_bound(n: int) -> float:
-    """The KL of best-of-n from the policy, in nats: log n - (n - 1) / n.
+    """An upper bound on the KL of best-of-n from the policy, in nats: log n - (n - 1) / n.
 
-    Hilton & Gao 2022 ("Measuring Goodhart's law"). Exact where no completion has a probability worth mentioning, an
-    upper bound in any case: Beirami et al. 2024, arXiv 2401.01879.
+    Hilton & Gao 2022, "Measuring Goodhart's law"; a bound by Beirami et al. 2024, arXiv 2401.01879. It is the KL itself
+    where no completion has a probability worth mentioning.
     """
     return math.log(n) - (n - 1) / n
 
 
-def kl_correction(scores: Sequence[float], logprobs: Sequence[float], n: int) -> float:
-    """What the completions' own probabilities take off the bound, in nats: at most 0.
+def kl_at_least(scores: Sequence[float], logprobs: Sequence[float], n: int) -> float:
+    """A lower bound on that KL, in nats, by what the completions' own probabilities take off the upper one.
 
     Best-of-n gives a completion y of probability p the probability F^n - (F - p)^n, where F is the probability of a
-    score of at most y's. Without atoms that is p * n * F^(n-1), whose KL is the bound; so the correction is
-    E[log((F^n - (F - p)^n) / (p * n * F^(n-1)))] over best-of-n. F is estimated by ranks among the N completions, and
-    is never below p.
+    score of at most y's. So KL = E[log(n F^(n-1))] + E[log((F^n - (F - p)^n) / (n p F^(n-1)))], over best-of-n. The
+    first term is at least `kl_bound`, because F counts y itself; the second, at most 0, is estimated here. F is
+    estimated by ranks, and is never below p.
 
     Args:
         scores: of N completions of one prompt.
         logprobs: log-probability of each under the policy, in nats.
         n: how many the best is chosen from.
     """
-    N, total = len(scores), 0.0
+    N, correction = len(scores), 0.0
     for score, logprob, weight in zip(scores, logprobs, best_of_n_weights(scores, n), strict=True):
         p = math.exp(logprob)
         share = p / max(p, sum(other <= score for other in scores) / N)  # p / F
         if weight and share > 1e-12:  # below, the quotient is 1 to the last digit
-            total += weight * math.log((1 - (1 - share) ** n) / (n * share))
-    return total
+            correction += weight * math.log((1 - (1 - share) ** n) / (n * share))
+    return kl_bound(n) + correction

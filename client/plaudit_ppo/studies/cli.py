@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plaudit_ppo.demo.errors import DemoError, UsageError
+from plaudit_ppo.demo.processes import interrupt_on_signals
+from plaudit_ppo.demo.settings import DemoSettings
 
 _NAMES = ("best-of-n", "beta", "trl")
 # Read when torch and the others are imported: nothing is asked of a hub, and a GPU would give other figures.
@@ -18,19 +20,21 @@ _ENVIRONMENT = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = None) -> int:
     """Run the command.
 
     Args:
         arguments: the command line without the name; None: the process's own.
+        sizes: of models, ground and PPO; None: the demo's.
 
     Returns:
         0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted.
     """
     options = _parser().parse_args(arguments)
     os.environ.update(_ENVIRONMENT)
+    interrupt_on_signals()
     try:
-        return _run(options)
+        return _run(options, sizes or DemoSettings())
     except DemoError as error:
         print(f"plaudit_ppo.studies: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
@@ -87,8 +91,10 @@ def _natural(text: str) -> int:
     return value
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
     print("loading torch, transformers and TRL", file=sys.stderr, flush=True)
+    from transformers.utils import logging
+
     from plaudit_ppo.demo.progress import Progress
     from plaudit_ppo.studies import studies
     from plaudit_ppo.studies.ground import ensure_ground
@@ -102,6 +108,7 @@ def _run(options: argparse.Namespace) -> int:
         "trl": (studies.study_trl, [[LIKE_TRL, TRL]]),
     }[options.study]
     settings = StudySettings(
+        sizes=sizes,
         output=options.output.resolve(),
         seeds=tuple(options.seeds),
         iterations=options.iterations,
@@ -109,6 +116,8 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.study == "trl" and not options.trl_python.is_file():
         raise UsageError(f"--trl-python {options.trl_python}: there is no such file; `make study-trl` makes it")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     settings.output.mkdir(parents=True, exist_ok=True)
     for seed in settings.seeds:
         ensure_ground(settings.demo(seed), settings.ground(seed), sys.stderr)

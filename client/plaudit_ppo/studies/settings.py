@@ -1,6 +1,6 @@
 """The sizes of the studies, and the variants of PPO that they compare."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +15,14 @@ class StudySettings:
     """What all studies share.
 
     Attributes:
+        sizes: of models, ground and PPO, but for the seed and the iterations.
         output: directory of everything that they make.
         seeds: one ground and one run of each variant for each.
         iterations: of each PPO run.
         evaluate_every: iterations from one evaluation to the next; 0: none.
     """
 
+    sizes: DemoSettings
     output: Path
     seeds: tuple[int, ...]
     iterations: int
@@ -28,7 +30,7 @@ class StudySettings:
 
     def demo(self, seed: int) -> DemoSettings:
         """The demo's settings for a seed."""
-        return DemoSettings(seed=seed)
+        return replace(self.sizes, seed=seed)
 
     def ground(self, seed: int) -> Path:
         """Where the models of a seed lie."""

@@ -15,7 +15,7 @@ from plaudit_ppo.studies.sampling import NUM_COMPLETIONS, samples_path
 from plaudit_ppo.studies.settings import DEFAULT, LIKE_TRL, TRL, WITHOUT_KL, StudySettings, Variant, run_directory
 
 _NS = (1, 2, 4, 8, 16)
-_KL_BUDGETS = (1, 2, 4, 5, 6, 8)
+_KL_BUDGETS = (1, 2, 4, 5, 6)
 
 
 def study_best_of_n(settings: StudySettings) -> Result:
@@ -184,4 +184,5 @@ def _spread(*columns: Sequence[float]) -> list[str]:
 
 
 def _of(settings: StudySettings) -> str:
-    return f"Mean ± standard deviation over seeds {', '.join(map(str, settings.seeds))}"
+    seeds = ", ".join(map(str, settings.seeds))
+    return f"Mean ± standard deviation over seeds {seeds}" if len(settings.seeds) > 1 else f"Seed {seeds}"

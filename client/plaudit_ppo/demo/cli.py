@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from plaudit_ppo.demo.errors import DemoError
 from plaudit_ppo.demo.output import prepare_output
-from plaudit_ppo.demo.processes import interrupt_on_signals
+from plaudit_ppo.demo.processes import ENVIRONMENT, interrupt_on_signals
 from plaudit_ppo.demo.settings import DemoSettings
 
 if TYPE_CHECKING:
@@ -28,15 +28,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"plaudit-demo: error: {message}; see plaudit-demo --help\n")
-
-
-# Read when torch and the others are imported: nothing is asked of a hub, and a GPU would give other figures.
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "CUDA_VISIBLE_DEVICES": "",
-    "ACCELERATE_USE_CPU": "true",
-}
 
 
 def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = None) -> int:
@@ -113,7 +104,7 @@ def _at_least_0(kind: type[Number]) -> Callable[[str], Number]:
 def _run(path: Path, settings: DemoSettings) -> int:
     output = prepare_output(path)
     print("loading torch, transformers and TRL", file=sys.stderr, flush=True)
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     from plaudit_ppo.demo.progress import Progress
     from plaudit_ppo.demo.run import NUM_STAGES, run_demo
 

@@ -16,6 +16,14 @@ from typing import NoReturn
 
 from plaudit_ppo.demo.errors import DemoError
 
+# Read when torch and the others are imported: nothing is asked of a hub, and a GPU would give other figures.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+    "ACCELERATE_USE_CPU": "true",
+}
+
 _POLL_S = 0.2
 _TERMINATE_TIMEOUT_S = 10.0
 _TAIL_CHARS = 400

@@ -7,17 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plaudit_ppo.demo.errors import DemoError, UsageError
-from plaudit_ppo.demo.processes import interrupt_on_signals
+from plaudit_ppo.demo.processes import ENVIRONMENT, interrupt_on_signals
 from plaudit_ppo.demo.settings import DemoSettings
 
 _NAMES = ("best-of-n", "beta", "trl")
-# Read when torch and the others are imported: nothing is asked of a hub, and a GPU would give other figures.
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "CUDA_VISIBLE_DEVICES": "",
-    "ACCELERATE_USE_CPU": "true",
-}
 
 
 def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = None) -> int:
@@ -31,7 +24,7 @@ def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = No
         0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted.
     """
     options = _parser().parse_args(arguments)
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     interrupt_on_signals()
     try:
         return _run(options, sizes or DemoSettings())

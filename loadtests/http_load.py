@@ -49,7 +49,8 @@ class Answer:
 def post(url: str, document: Any, *, path: str = "/score", headers: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a request; a document that is bytes already is sent as it is."""
     body = document if isinstance(document, bytes) else json.dumps(document, separators=(",", ":")).encode()
-    lines = [f"POST {path} HTTP/1.1", f"Host: {urlsplit(url).netloc}", "Content-Type: application/json"]
+    parts = urlsplit(url)
+    lines = [f"POST {parts.path}{path} HTTP/1.1", f"Host: {parts.netloc}", "Content-Type: application/json"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 

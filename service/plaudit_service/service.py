@@ -74,6 +74,7 @@ class Service:
             labels = (model.name, model.identity.fingerprint, "+".join(precisions), settings.runtime)
             self.metrics.model_info.labels(*labels).set(1)
         self._tasks: list[asyncio.Task[None]] = []
+        self._checked: asyncio.Task[None] | None = None
 
     def _load(self, bundle: Bundle) -> Pipeline:
         settings = self.settings
@@ -118,8 +119,13 @@ class Service:
 
     def start(self) -> None:
         """Begin to take batches, and check the golden texts; must be called in the event loop."""
-        self._spawn(self._check_parity())
+        self._checked = self._spawn(self._check_parity())
         self._spawn(self._watch_engine())
+
+    async def wait_until_checked(self) -> None:
+        """Wait until the golden texts were scored; `not_ready` says what came of it. Call `start` before."""
+        assert self._checked is not None
+        await asyncio.wait([self._checked])
 
     def drain(self) -> None:
         """Stop to be ready, for good; what was admitted is finished."""
@@ -135,10 +141,11 @@ class Service:
         self._engine_thread.stop()
         self._tokenizer_threads.shutdown(cancel_futures=True)
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         task.add_done_callback(self._on_task_end)
         self._tasks.append(task)
+        return task
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -1,16 +1,19 @@
 """The trainers' own code against a real service: TRL as installed, the clients of others as their packages have them.
 
-OpenRLHF needs a GPU stack to be installed, but the file that calls the reward model needs none, so it is taken out of
-the wheel; where that cannot be downloaded, the test is skipped.
+The others need a GPU stack to be installed, but the file that calls the reward model needs none, so it is taken out of
+their wheel; where that cannot be downloaded, the test is skipped. slime is on no index: PLAUDIT_SLIME is a checkout.
 """
 
 import asyncio
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -19,24 +22,41 @@ from plaudit_service.testing import score_by_hand
 pytestmark = pytest.mark.slow
 
 OPENRLHF = "openrlhf==0.11.2"
+LLAMAFACTORY = "llamafactory==0.9.5"
 
 
 @pytest.fixture
-def load_from_wheel(tmp_path):
-    """Imports one file of a package that is downloaded and not installed: `load_from_wheel("a==1", "a/b.py")`."""
+def download(tmp_path):
+    """Unpacks the wheel of a requirement, and gives the folder that its packages are in."""
 
-    def load(requirement, file):
+    def unpack(requirement):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         done = subprocess.run([*command, "--dest", tmp_path, requirement], capture_output=True, text=True, timeout=300)
         if done.returncode:
             pytest.skip(f"{requirement} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
         (wheel,) = tmp_path.glob(f"{requirement.split('==')[0]}-*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith(file)]
-            path = tmp_path / "from_wheel.py"
-            path.write_bytes(archive.read(name))
-        spec = importlib.util.spec_from_file_location("from_wheel", path)
+            archive.extractall(tmp_path / "unpacked")
+        return next(tmp_path.glob("unpacked/*.data/purelib"), tmp_path / "unpacked")
+
+    return unpack
+
+
+@pytest.fixture
+def load_alone(monkeypatch):
+    """Imports one module of an unpacked package; its parent packages, and the modules given, are stubs."""
+
+    def load(root, name, stubs=None):
+        file = root / Path(*name.split("."))
+        for place in range(1, name.count(".") + 1):
+            parent = name.rsplit(".", place)[0]
+            monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+        for stub, module in (stubs or {}).items():
+            monkeypatch.setitem(sys.modules, stub, module)
+        path = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
         return module
 
@@ -44,12 +64,36 @@ def load_from_wheel(tmp_path):
 
 
 @pytest.fixture
-def openrlhf_agent(load_from_wheel, monkeypatch):
-    for name in ("openrlhf", "openrlhf.utils"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+def openrlhf_agent(download, load_alone):
     logs = SimpleNamespace(init_logger=logging.getLogger)
-    monkeypatch.setitem(sys.modules, "openrlhf.utils.logging_utils", logs)
-    return load_from_wheel(OPENRLHF, "openrlhf/utils/agent.py")
+    return load_alone(download(OPENRLHF), "openrlhf.utils.agent", {"openrlhf.utils.logging_utils": logs})
+
+
+@pytest.fixture
+def llamafactory_ppo(download, load_alone):
+    packages = SimpleNamespace(is_requests_available=lambda: True)
+    stubs = {"llamafactory.extras": MagicMock(), "llamafactory.extras.packages": packages}
+    return load_alone(download(LLAMAFACTORY), "llamafactory.train.ppo.ppo_utils", stubs)
+
+
+@pytest.fixture
+def slime_rewards(load_alone, monkeypatch):
+    if "PLAUDIT_SLIME" not in os.environ:
+        pytest.skip("no checkout of slime; set PLAUDIT_SLIME")
+    hub = "slime.rollout.rm_hub"
+    rules = [f"{hub}.{name}" for name in ("deepscaler", "f1", "gpqa", "math_dapo_utils", "math_utils")]
+    stubs = {name: MagicMock() for name in ("slime.utils", "slime.utils.misc", "slime.utils.types", *rules)}
+    return load_alone(Path(os.environ["PLAUDIT_SLIME"]), hub, stubs)
+
+
+@pytest.fixture
+def without_waiting(monkeypatch):
+    """Pauses of the trainers' clients end at once."""
+
+    async def at_once(seconds, sleep=asyncio.sleep):
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", at_once)
 
 
 TEXTS = ["good fine", "bad", "awful good"]
@@ -68,11 +112,8 @@ def test_openrlhfs_own_client_gets_its_rewards_from_one_url_and_from_several(
 
 @pytest.mark.parametrize(("completion", "reward"), [("fine", [1.5]), ("crash", None)])
 def test_an_openrlhf_rollout_has_its_reward_or_none_never_another_number(
-    serve, tiny_bundle, openrlhf_agent, monkeypatch, completion, reward
+    serve, tiny_bundle, openrlhf_agent, without_waiting, completion, reward
 ):
-    async def at_once(seconds, sleep=asyncio.sleep):
-        await sleep(0)
-
     class Engine:
         async def generate(self, *_, **__):
             return SimpleNamespace(
@@ -86,12 +127,50 @@ def test_an_openrlhf_rollout_has_its_reward_or_none_never_another_number(
         def decode(self, words, skip_special_tokens):
             return " ".join(words)
 
-    monkeypatch.setattr(openrlhf_agent.asyncio, "sleep", at_once)
     with serve(tiny_bundle(), flags=["--dialects", "openrlhf"]) as service:
         executor = openrlhf_agent.SingleTurnAgentExecutor(f"{service.url}/get_reward")
         params = SimpleNamespace(max_tokens=1, logprobs=None)
         rollout = asyncio.run(executor.execute("good", None, params, 100, Tokenizer(), Engine()))
         assert (rollout["reward"], rollout["scores"]) == (reward, reward)
+
+
+def test_llamafactorys_own_client_gets_its_rewards(serve, tiny_bundle, llamafactory_ppo):
+    with serve(tiny_bundle(), flags=["--dialects", "llamafactory"]) as service:
+        rewards = llamafactory_ppo.get_rewards_from_server(f"{service.url}/v1/score/evaluation", TEXTS)
+        assert rewards.tolist() == [*map(score_by_hand, TEXTS)]
+
+
+def test_a_text_without_a_score_stops_llamafactory_and_becomes_no_number(serve, tiny_bundle, llamafactory_ppo):
+    with serve(tiny_bundle(), flags=["--dialects", "llamafactory"]) as service, pytest.raises(KeyError, match="scores"):
+        llamafactory_ppo.get_rewards_from_server(f"{service.url}/v1/score/evaluation", [*TEXTS, "crash"])
+
+
+def ask_slime(slime_rewards, url, prompt, response):
+    async def ask():
+        try:
+            sample = SimpleNamespace(prompt=prompt, response=response, label=None)
+            return await slime_rewards.remote_rm(SimpleNamespace(rm_url=url), sample)
+        finally:
+            await slime_rewards._get_shared_session().close()
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("prompt", ["good", [{"role": "user", "content": "good"}]])
+def test_slimes_own_client_gets_its_reward(serve, tiny_bundle, slime_rewards, prompt):
+    with serve(tiny_bundle(), flags=["--dialects", "slime"]) as service:
+        assert ask_slime(slime_rewards, f"{service.url}/slime", prompt, " fine") == 1.5
+        assert ask_slime(slime_rewards, f"{service.url}/slime?reward_key=score", prompt, " fine") == {"score": 1.5}
+
+
+def test_a_rollout_without_a_score_is_an_error_in_slime(serve, tiny_bundle, slime_rewards, without_waiting):
+    import aiohttp
+
+    with (
+        serve(tiny_bundle(), flags=["--dialects", "slime"]) as service,
+        pytest.raises(aiohttp.ClientResponseError, match="422"),
+    ):
+        ask_slime(slime_rewards, f"{service.url}/slime", "good", " crash")
 
 
 @pytest.fixture(scope="module")

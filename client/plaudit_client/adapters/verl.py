@@ -125,8 +125,11 @@ def _reward_manager_class() -> type[Any]:
             """
             rollout = data[-1]
             response_ids = rollout.batch["responses"]
-            length = int(rollout.batch["attention_mask"][-len(response_ids) :].sum())
-            token_ids: Sequence[int] = response_ids[:length].tolist()
+            # Where a rollout has several sequences, verl pads them together, and the mask's end is not the completion's.
+            length = rollout.non_tensor_batch.get("response_len")
+            if length is None:
+                length = rollout.batch["attention_mask"][-len(response_ids) :].sum()
+            token_ids: Sequence[int] = response_ids[: int(length)].tolist()
             finished = bool(token_ids) and token_ids[-1] == self.tokenizer.eos_token_id
             completion = self.tokenizer.decode(token_ids, skip_special_tokens=True)
             item = _to_item(rollout.non_tensor_batch["raw_prompt"], completion, finished=finished)

@@ -76,3 +76,10 @@ def test_the_manager_scores_the_chat_with_the_completion(client, monkeypatch):
     answer = asyncio.run(manager.run_single([rollout]))
     assert answer["reward_score"] == 2.0
     assert answer["reward_extra_info"].keys() == {"num_tokens", "truncated"}
+    # The last of several sequences, padded to the longest: its mask ends before the columns of the responses do.
+    rollout.batch["attention_mask"] = torch.tensor([1, 1, 1, 0, 0, 0])
+    rollout.non_tensor_batch["response_len"] = 2
+    completions = []
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, skip_special_tokens: completions.append(ids) or "text")
+    asyncio.run(manager.run_single([rollout]))
+    assert completions == [[5, 2]]

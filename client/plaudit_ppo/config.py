@@ -74,7 +74,7 @@ class PPOConfig:
         choices=("sum", "mean", "min", "mean_minus_std"),
     )
     scorer_std_coef: float = _setting(1.0, 'what disagreement costs under "mean_minus_std"', least=0)
-    scorer_timeout_s: float = _setting(60.0, "limit of one call to the scorer with its retries, in seconds", above=0)
+    scorer_timeout_s: float = _setting(180.0, "limit of one call to the scorer with its retries, in seconds", above=0)
     scorer_concurrency: int = _setting(4, "calls to the scorer in flight at once", least=1)
     missing_eos: str = _setting(
         "replace", "what happens to the score of a completion without EOS", choices=("replace", "subtract", "off")

@@ -17,7 +17,6 @@ from plaudit_service.dialects.endpoint import DIALECTS
 from plaudit_service.testing import score_by_hand
 
 PAGES = {page.stem: page.read_text() for page in (Path(__file__).parents[2] / "docs" / "trainers").glob("*.md")}
-DIALECTS = sorted(DIALECTS)
 NUMBERS = {
     "openrlhf": lambda answer: answer["rewards"],
     "llamafactory": lambda answer: answer["scores"],
@@ -36,7 +35,7 @@ def served_flags(page):
     return shlex.split(command)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
 def test_the_commands_of_a_dialects_page_give_the_score(serve, tiny_bundle, dialect):
     (command,) = re.findall(r"curl -s http.*?'\{.*?\}'", PAGES[dialect])
     asked = command.replace("TEXT", "good fine").replace('"P"', '"good"').replace('"R"', '" fine"')
@@ -46,7 +45,7 @@ def test_the_commands_of_a_dialects_page_give_the_score(serve, tiny_bundle, dial
     assert NUMBERS[dialect](json.loads(answer)) == [score_by_hand("good fine")]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
 def test_every_url_of_a_dialects_page_leads_to_the_dialect(dialect):
     paths = set(re.findall(r"http://127\.0\.0\.1:8000(/[\w/]*)", PAGES[dialect]))
     assert paths == {DIALECTS[dialect].path}

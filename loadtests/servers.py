@@ -1,6 +1,7 @@
 """The processes that benchmarks measure: `plaudit-serve` with each runtime, and the plain handler."""
 
 import importlib.util
+import os
 import re
 import selectors
 import signal
@@ -106,6 +107,12 @@ def resident_bytes(pid: int) -> int:
     kib = re.search(r"^VmRSS:\s+(\d+) kB$", status, flags=re.MULTILINE)
     assert kib is not None
     return 1024 * int(kib[1])
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used, user and system, from /proc."""
+    after_name = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def sum_of_samples(exposition: str, name: str) -> float:

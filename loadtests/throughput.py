@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints import Subject, subject
+from checkpoints import Kind, Subject, subject
 from figures import Row, rate_rows
 from http_load import Answer, closed_loop, post
 from servers import Server, has_setting, missing_runtime, plain_handler, service
@@ -20,9 +20,11 @@ from tqdm import tqdm
 from plaudit_service import Scorer
 
 IN_PROCESS = "in process onnxruntime"
+IN_PROCESS_OPENVINO = "in process openvino"
 EXACT = "service onnxruntime"
+OPENVINO = "service openvino"
 PLAIN = "plain handler bfloat16"
-COMPARED_WITH = (IN_PROCESS, PLAIN)
+COMPARED_WITH = (IN_PROCESS, IN_PROCESS_OPENVINO, PLAIN)
 
 # A plain handler in float32 computes the same: this is far above what two kernels differ by, far below a score's std.
 SAME_SCORE = 1e-3
@@ -32,30 +34,27 @@ Items = Sequence[Any]
 Way = Callable[[Items], list[float]]
 
 
-def measure_encoder(rounds: int, num_texts: int) -> list[Row]:
-    """One big request, and 64 concurrent requests of one text each."""
-    model = subject("encoder")
+def measure_model(kind: Kind, rounds: int, num_texts: int, num_prompts: int) -> list[Row]:
+    """One big request, 64 concurrent requests of one text each, and groups of one prompt with eight completions."""
+    model = subject(kind)
     texts = read_texts(model.bundle)
-    lots = [texts.singles(lot, num_texts) for lot in range(rounds)]
+    singles_of, groups_of = texts.singles, texts.groups
+    loads = (
+        (f"{kind}: one request", None, singles_of, num_texts, WARM_UP),
+        (f"{kind}: 64 concurrent singles", 64, singles_of, num_texts, WARM_UP),
+        (f"{kind}: {num_prompts} prompts x 8 completions", None, groups_of, num_prompts, 1),
+    )
+    rows: list[Row] = []
     with servers_of(model) as servers:
-        rows = []
-        for load, connections in (("one request", None), ("64 concurrent singles", 64)):
+        for part, connections, deal, count, num_warm_up in loads:
             ways = _ways(model, servers, connections)
-            rows += measure(f"encoder: {load}", ways, lots, warm_up=texts.singles(rounds, WARM_UP))
-        cost = next(row.more["bench_cpu_ms_per_sequence"] for row in reversed(rows) if row.server == EXACT)
-        rows.append(Row("encoder: load generator, CPU of a single", "this process", cost, "ms"))
-        return rows + process_rows("encoder", servers)
-
-
-def measure_decoder(rounds: int, num_prompts: int) -> list[Row]:
-    """Groups of one prompt with eight completions, all in one request."""
-    model = subject("decoder")
-    texts = read_texts(model.bundle)
-    lots = [texts.groups(lot, num_prompts) for lot in range(rounds)]
-    with servers_of(model) as servers:
-        part = f"decoder: {num_prompts} prompts x 8 completions"
-        rows = measure(part, _ways(model, servers, None), lots, warm_up=texts.groups(rounds, 1))
-        return rows + process_rows("decoder", servers)
+            lots = [deal(lot, count) for lot in range(rounds)]
+            last = len(texts.dialogues) // num_warm_up - 1  # a lot that no round has
+            rows += measure(part, ways, lots, warm_up=deal(last, num_warm_up))
+            if connections is not None:
+                cost = next(row.more["bench_cpu_ms_per_sequence"] for row in reversed(rows) if row.server == EXACT)
+                rows.append(Row(f"{kind}: load generator, CPU of a single", "this process", cost, "ms"))
+        return rows + process_rows(kind, servers)
 
 
 def measure_sharing(rounds: int) -> list[Row]:
@@ -85,7 +84,7 @@ def servers_of(model: Subject) -> Iterator[dict[str, Server]]:
         if reason := missing_runtime("openvino"):
             _skip("service openvino", reason)
         else:
-            servers["service openvino"] = stack.enter_context(service(model.bundle, runtime="openvino"))
+            servers[OPENVINO] = stack.enter_context(service(model.bundle, runtime="openvino"))
         servers[PLAIN] = stack.enter_context(plain_handler(model, "bfloat16"))
         servers["plain handler float32"] = stack.enter_context(plain_handler(model, "float32"))
         yield servers
@@ -163,8 +162,9 @@ def check_difference(where: str, way: str, difference: float) -> None:
 
 def _ways(model: Subject, servers: Mapping[str, Server], connections: int | None) -> dict[str, Way]:
     """In process, then each server: one request, or singles over a number of connections."""
-    scorer = Scorer(model.bundle)
-    ways: dict[str, Way] = {IN_PROCESS: lambda items: scorer.score(items).floats}
+    ways = {IN_PROCESS: in_process(Scorer(model.bundle))}
+    if OPENVINO in servers:
+        ways[IN_PROCESS_OPENVINO] = in_process(Scorer(model.bundle, runtime="openvino"))
     for name, server in servers.items():
         if name.startswith("plain"):
             ways[name] = (
@@ -173,6 +173,11 @@ def _ways(model: Subject, servers: Mapping[str, Server], connections: int | None
         else:
             ways[name] = one_request(server.url) if connections is None else singles(server.url, connections)
     return ways
+
+
+def in_process(scorer: Scorer) -> Way:
+    """The limit: tokenizer, batches and engine in this process, without HTTP."""
+    return lambda items: scorer.score(items).floats
 
 
 def one_request(url: str) -> Way:

@@ -12,6 +12,7 @@ from itertools import accumulate
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 GOLD, SCORE, KL, TIME = "#c98a00", "#3d85c6", "#3a9d6a", "#9a6fb0"
 INK = "#010203"  # stands for the page's own text colour
@@ -29,7 +30,10 @@ def series_figure(values: Sequence[float | None], *, label: str, color: str) -> 
     """One value per iteration; where it is undefined there is a gap."""
     figure, axes = new_axes("iteration", label)
     numbers = [math.nan if value is None else value for value in values]
-    axes.plot(range(1, len(numbers) + 1), numbers, color=color, lw=1.8)
+    axes.plot(range(1, len(numbers) + 1), numbers, color=color, lw=1.8, marker="o", ms=2.5)  # also where it is alone
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not any(values):
+        axes.set_ylim(0, 1)  # else a constant 0 would be drawn in the middle, above negative shares and times
     return to_svg(figure)
 
 

@@ -5,7 +5,7 @@ Nothing in it is pickled. Random generators are functions of seed and counters (
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plaudit_ppo.directories import remove_directory, write_directory
 from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.sharding import shard_like, whole
 
 _PREFIX = "iteration-"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
@@ -42,7 +43,7 @@ class RunState:
 def save_checkpoint(
     folder: Path,
     state: RunState,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Mapping[str, Tensor],
     *,
     write_models: Callable[[Path], None],
     keep: int,
@@ -52,7 +53,7 @@ def save_checkpoint(
     Args:
         folder: of all checkpoints of the run.
         state: where the run stands.
-        optimizer: whose state is stored.
+        optimizer: from `optimizer_tensors`.
         write_models: writes policy/ and critic/ into the directory that it is given.
         keep: how many checkpoints may be there.
 
@@ -63,7 +64,7 @@ def save_checkpoint(
 
     def write(directory: Path) -> None:
         write_models(directory)
-        save_file(_optimizer_tensors(optimizer), directory / _OPTIMIZER)
+        save_file(dict(optimizer), directory / _OPTIMIZER)
         (directory / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
 
     if not path.exists():  # else it is of this iteration's start, and now may be in the middle of its update
@@ -114,19 +115,30 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
     for name, tensor in tensors.items():
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = tensor
-    _check_shapes(path, state, optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _check_shapes(path, state, parameters)
+    for number, kept in state.items():
+        state[number] = {k: shard_like(v, parameters[number]) if v.ndim else v for k, v in kept.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _check_shapes(path: Path, state: dict[int, dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _check_shapes(path: Path, state: dict[int, dict[str, Tensor]], parameters: Sequence[Tensor]) -> None:
     for number, tensors in state.items():
         shape = parameters[number].shape if number < len(parameters) else None
         if any(tensor.ndim > 0 and tensor.shape != shape for tensor in tensors.values()):
             raise CheckpointError(f"{path / _OPTIMIZER}: of other models than those given; give the run's own")
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of each parameter as `number.name`; what AdamW keeps are tensors alone."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Tensor]:
+    """The state of each parameter as `number.name`; what AdamW keeps are tensors alone.
+
+    All processes have to ask for it, and get nothing with `keep` False.
+    """
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{key}": tensor.contiguous() for number, kept in state.items() for key, tensor in kept.items()}
+    tensors: dict[str, Tensor] = {}
+    for number, kept in state.items():
+        for key, tensor in kept.items():
+            gathered = whole(tensor).contiguous()
+            if keep:
+                tensors[f"{number}.{key}"] = gathered
+    return tensors

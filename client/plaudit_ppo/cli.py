@@ -15,7 +15,7 @@ from plaudit_ppo.errors import ConfigError, PPOError
 if TYPE_CHECKING:
     from plaudit_ppo.scoring import Scorer
 
-_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib")
+_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib", "prometheus_client")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -126,7 +126,7 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
 
     from plaudit_ppo.log import Progress
     from plaudit_ppo.lora import add_lora
-    from plaudit_ppo.models import Critic, TrunkCritic, frozen_copy, load_critic, load_policy
+    from plaudit_ppo.models import Critic, TrunkCritic, check_critic_tokens, frozen_copy, load_critic, load_policy
     from plaudit_ppo.prompts import read_prompts
     from plaudit_ppo.seeding import seeded_generator
     from plaudit_ppo.trainer import PPOTrainer
@@ -141,6 +141,7 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
         critic = TrunkCritic(policy, head_init=config.critic_head_init, generator=generator)
     else:
         start = config.critic or config.policy or ""
+        check_critic_tokens(start, tokenizer)
         critic = load_critic(start, head_init=config.critic_head_init, generator=generator)
     reference = None if config.lora_rank else frozen_copy(policy)
     policy = add_lora(policy, config) if config.lora_rank else policy

@@ -74,7 +74,7 @@ class PPOConfig:
         choices=("sum", "mean", "min", "mean_minus_std"),
     )
     scorer_std_coef: float = _setting(1.0, 'what disagreement costs under "mean_minus_std"', least=0)
-    scorer_timeout_s: float = _setting(60.0, "limit of one call to the scorer with its retries, in seconds", above=0)
+    scorer_timeout_s: float = _setting(180.0, "limit of one call to the scorer with its retries, in seconds", above=0)
     scorer_concurrency: int = _setting(4, "calls to the scorer in flight at once", least=1)
     missing_eos: str = _setting(
         "replace", "what happens to the score of a completion without EOS", choices=("replace", "subtract", "off")
@@ -137,12 +137,36 @@ class PPOConfig:
         1.0, "limit of the gradient's norm, for policy and critic each; 0: no limit", least=0
     )
 
+    precision: str = _setting(
+        "float32",
+        "what the forward passes compute in; the weights, the losses and the optimizer stay in float32",
+        choices=("float32", "bfloat16"),
+    )
+    gradient_checkpointing: bool = _setting(
+        False, "activations inside a layer are computed again, not kept: less memory, more time, the same numbers"
+    )
+    sharding: str = _setting(
+        "none",
+        "every process holds the networks whole (DDP), or a shard of each (FSDP); with one process nothing is shared",
+        choices=("none", "fsdp"),
+    )
+
     checkpoint_every: int = _setting(
         10, "iterations from one checkpoint to the next; 0: only at the end, and where a guard stops the run", least=0
     )
     max_checkpoints: int = _setting(2, "checkpoints kept, the newest ones", least=1)
     sample_every: int = _setting(10, "iterations from one table of samples to the next; 0: none", least=0)
     num_samples: int = _setting(8, "rollouts in a table of samples", least=1)
+    metrics_port: int = _setting(
+        0, "TCP port on which Prometheus finds the run's figures; 0: none", least=0, most=65535
+    )
+    metrics_host: str = _setting(
+        "127.0.0.1", "address of that port; any other than loopback is open to whoever reaches it"
+    )
+
+    trackers: tuple[str, ...] = _setting(
+        (), 'where each iteration\'s metrics go besides log.jsonl: "tensorboard", "wandb" and others of accelerate'
+    )
 
     max_masked_share: float = _setting(
         0.1, "largest share of rollouts without a score; above it the run stops", least=0, most=1
@@ -153,11 +177,15 @@ class PPOConfig:
     kl_budget: float | None = _setting(
         None, "objective/kl above which the run stops, in nats per rollout; none: no limit", above=0
     )
-    ratio_tolerance: float = _setting(
-        1e-4, "largest |ratio - 1| before the first step of an iteration; 1e-4 is for float32", above=0
+    ratio_tolerance: float | None = _setting(
+        None,
+        "largest |ratio - 1| before the first step of an iteration; none: 1e-4, or 0.2 for precision bfloat16",
+        above=0,
     )
-    sampling_tolerance: float = _setting(
-        1e-2, "largest |ratio - 1| between the generating and the training forward", above=0
+    sampling_tolerance: float | None = _setting(
+        None,
+        "largest |ratio - 1| between the generating and the training forward; none: 0.01, or 0.5 for bfloat16",
+        above=0,
     )
     seed: int = _setting(0, "of everything random", least=0)
 

@@ -5,6 +5,10 @@ Pure: the trainer, which calls them, writes the checkpoint.
 
 from plaudit_ppo.errors import ConstantScoresError, KLBudgetError, MaskedShareError, RatioError, RewardModelError
 
+# What rounding alone may make of a ratio of 1; measured: docs/ppo.md, "Precision and memory".
+RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
+SAMPLING_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}
+
 
 def check_masked_share(share: float, *, limit: float, failure: str | None) -> None:
     """Too many rollouts without a score.
@@ -106,5 +110,5 @@ def check_ratio(error: float, *, tolerance: float) -> None:
             f"before the first step of an iteration the probability ratio differs from 1 by {error:.2e}, limit "
             f"{tolerance:.2e} (ratio_tolerance): the policy that trains is not the one that sampled; look for dropout "
             "that is on, for a temperature, padding or position ids that differ between the passes, for weights "
-            "changed in between, and for a dtype below float32, which needs a higher ratio_tolerance"
+            "changed in between, and for a dtype that rounds more than the setting precision says"
         )

@@ -14,6 +14,14 @@ from plaudit_ppo.errors import CheckpointError
 
 Metrics = Mapping[str, float | None]
 
+_SHOWN = {
+    "score": "scoring/score_mean",
+    "eval": "eval/scores",
+    "KL": "objective/kl",
+    "length": "tokens/completion_mean",
+}
+_BAR = "{desc} {n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"
+
 
 class RunLog:
     """A JSONL file whose lines have an `iteration`; what is undefined is null, never NaN.
@@ -84,13 +92,11 @@ class Progress:
     """
 
     def __init__(self, iterations: int) -> None:
-        self._bar = tqdm(total=iterations, unit="iteration", disable=None)
+        self._bar = tqdm(total=iterations, desc="PPO", bar_format=_BAR, dynamic_ncols=True, disable=None)
 
     def __call__(self, metrics: Metrics) -> None:
         """Shows the iteration that has ended, which is not the first one of a resumed run."""
-        shown = {"score": "scoring/score_mean", "kl": "objective/kl", "masked": "scoring/masked_share"}
-        values = {label: metrics.get(name) for label, name in shown.items()}
-        self._bar.set_postfix({label: "-" if value is None else f"{value:.3f}" for label, value in values.items()})
+        self._bar.set_postfix_str(_progress_line(metrics), refresh=False)
         self._bar.update(int(metrics.get("iteration") or 0) - self._bar.n)
 
     def __enter__(self) -> Self:
@@ -100,3 +106,16 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+def _progress_line(metrics: Metrics) -> str:
+    """The few numbers that matter while a run goes on; the share of rollouts without a score only where there is one.
+
+    `wait` is the share of the iteration in which training stood still for scores.
+    """
+    values = [(label, metrics[name]) for label, name in _SHOWN.items() if name in metrics]
+    parts = [f"{label} {'-' if value is None else f'{value:.3g}'}" for label, value in values]
+    parts.append(f"wait {(metrics['scoring/exposed_wait_s'] or 0) / (metrics['time/iteration_s'] or 1):.0%}")
+    if masked := metrics["scoring/masked_share"]:
+        parts.append(f"masked {masked:.0%}")
+    return ", ".join(parts)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from plaudit_ppo.experience import Experience
-from plaudit_ppo.scoring import Item, completion_of
+from plaudit_ppo.scoring import Item, completion_of, prompt_of
+
+MAX_SAMPLE_CHARS = 2_000
 
 METRICS = {
     "iteration": "counted from 1",
@@ -89,7 +91,9 @@ def rollout_metrics(experience: Experience, raw_scores: Tensor, *, kl_coef: floa
 def sample_rows(
     prompt_indices: Sequence[int], items: Sequence[Item], experience: Experience, raw_scores: Tensor, *, limit: int
 ) -> list[dict[str, Any]]:
-    """The first rollouts of a batch as rows of a table: prompt number, completion, score, KL.
+    """The first rollouts of a batch as rows of a table: prompt, completion, score, KL.
+
+    Of a prompt the last, of a completion the first `MAX_SAMPLE_CHARS` are kept.
 
     Args:
         prompt_indices: B places in the list of prompts, counted from 0.
@@ -102,7 +106,8 @@ def sample_rows(
     return [
         {
             "prompt": prompt_indices[row],
-            "completion": completion_of(items[row]),
+            "prompt_text": prompt_of(items[row])[-MAX_SAMPLE_CHARS:],
+            "completion": completion_of(items[row])[:MAX_SAMPLE_CHARS],
             "finished": bool(experience.rollouts.finished[row]),
             "num_tokens": int(lengths[row]),
             "score": float(raw_scores[row]),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from transformers import (
 
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.lora import is_lora, restore_adapter
+from plaudit_ppo.sharding import load_whole_state
 
 _VALUE_HEAD = "value_head.safetensors"
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -51,14 +53,21 @@ class Critic(nn.Module):
         values: Tensor = self.model.score(hidden)[:, :, 0]
         return values
 
-    def save_pretrained(self, directory: Path) -> None:
-        """Writes the classifier: safetensors and config."""
-        self.model.save_pretrained(directory)
+    def save_pretrained(self, directory: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the classifier: safetensors and config.
+
+        Args:
+            directory: made if missing.
+            state_dict: of this critic, if not its own.
+        """
+        state = self.state_dict() if state_dict is None else state_dict
+        of_model = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+        self.model.save_pretrained(directory, state_dict=of_model)
 
     def restore(self, directory: Path) -> None:
         """Takes the weights that `save_pretrained` wrote."""
         saved = load_critic(directory, head_init="zero", generator=torch.Generator())
-        self.load_state_dict(saved.state_dict())
+        load_whole_state(self, saved.state_dict())
 
 
 class TrunkCritic(nn.Module):
@@ -87,10 +96,10 @@ class TrunkCritic(nn.Module):
         values: Tensor = self.score(hidden)[:, :, 0]
         return values
 
-    def save_pretrained(self, directory: Path) -> None:
-        """Writes the head alone."""
+    def save_pretrained(self, directory: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Writes the head alone, or another state of it."""
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), directory / _VALUE_HEAD)
+        save_file(dict(self.state_dict() if state_dict is None else state_dict), directory / _VALUE_HEAD)
 
     def restore(self, directory: Path) -> None:
         """Takes the weights that `save_pretrained` wrote."""
@@ -128,6 +137,28 @@ def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator)
     return disable_dropout(critic)
 
 
+def check_critic_tokens(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a critic whose own tokenizer gives the policy's tokens other ids: it reads the policy's ids.
+
+    Args:
+        path: of the critic; without a tokenizer there, nothing is known and nothing refused.
+        tokenizer: the policy's.
+
+    Raises:
+        CheckpointError: names a token.
+    """
+    if not (Path(path) / "tokenizer_config.json").is_file():
+        return
+    own = _load(AutoTokenizer, path, "critic's tokenizer").get_vocab()
+    for number, token in sorted((number, token) for token, number in tokenizer.get_vocab().items()):
+        if own.get(token, number) != number:
+            raise CheckpointError(
+                f"critic: {path} has another tokenizer than the policy (token {token!r} is {own[token]}, the policy's "
+                f"{number}), and would misread the policy's tokens; give a model with the policy's tokenizer, or leave "
+                "critic out"
+            )
+
+
 def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, checkpoint: Path) -> None:
     """Gives both the weights that a checkpoint has of them.
 
@@ -138,7 +169,7 @@ def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, check
         if is_lora(policy):
             restore_adapter(policy, checkpoint / "policy")
         else:
-            policy.load_state_dict(load_policy(checkpoint / "policy")[0].state_dict())
+            load_whole_state(policy, load_policy(checkpoint / "policy")[0].state_dict())
         critic.restore(checkpoint / "critic")
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error
@@ -176,6 +207,12 @@ def disable_dropout(model: _Module) -> _Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model.eval()
+
+
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a network, as its class in transformers names them; an inner one before the one around it."""
+    names = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    return [module for module in model.modules() if type(module).__name__ in names][::-1]
 
 
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:

@@ -8,6 +8,7 @@ _DOCUMENT = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
@@ -32,9 +33,12 @@ figure { margin: 0; }
 figure svg { width: 100%; height: auto; display: block; margin: .3rem 0; }
 figcaption { font-size: .88rem; }
 .scroll { overflow-x: auto; }
+.scroll + h3 { margin-top: 1.4rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; }
+td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 12rem; }
+@media (max-width: 40rem) { td.text { min-width: 6rem; } table { font-size: .8rem; } }
 td.label { color: var(--soft); white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.prompt td { font-weight: 600; border-bottom: 0; padding-top: 1rem; }

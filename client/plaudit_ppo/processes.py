@@ -5,28 +5,57 @@ Each process samples and scores rollouts of its own; statistics are over all, an
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, tensor
 
+from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.experience import Experience
 from plaudit_ppo.scoring import ScoredBatch, join
+from plaudit_ppo.trackers import check_trackers
 
 _SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU")
+_INSTEAD = {
+    "ACCELERATE_USE_FSDP": 'set sharding = "fsdp" in the configuration of the run',
+    "ACCELERATE_USE_DEEPSPEED": 'set sharding = "fsdp", which shares out what ZeRO-3 does; DeepSpeed is not supported',
+    "ACCELERATE_USE_MEGATRON_LM": "it is not supported",
+}
+
+
+def make_accelerator(config: PPOConfig) -> Accelerator:
+    """The accelerator of a run; trackers that write files do so in the run's `trackers/`.
+
+    Raises:
+        ConfigError: what `accelerate launch` was told is a setting of ours or does not work here, a tracker is
+            missing, or the rollouts cannot be shared out.
+    """
+    for flag, instead in _INSTEAD.items():
+        if parse_flag_from_env(flag):
+            raise ConfigError(f"{flag} is set: start the processes with --multi_gpu alone, and {instead}")
+    check_trackers(config.trackers)
+    accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=Path(config.output) / "trackers")
+    check_processes(accelerator, rollouts=config.rollout_batch_size, minibatches=config.num_minibatches)
+    return accelerator
 
 
 def check_processes(accelerator: Accelerator, *, rollouts: int, minibatches: int) -> None:
     """Refuses what would not work, before anything is computed.
 
     Raises:
-        ConfigError: the strategy is not DDP, or the rollouts cannot be shared out.
+        ConfigError: the processes are of a kind that is not supported, or the rollouts cannot be shared out.
     """
     kind = accelerator.distributed_type.name
     if kind not in _SUPPORTED:
-        raise ConfigError(f"distributed type {kind}; has to be one of {', '.join(_SUPPORTED)} (DDP)")
+        raise ConfigError(f"distributed type {kind}; has to be one of {', '.join(_SUPPORTED)}")
+    if accelerator.mixed_precision != "no":
+        raise ConfigError(
+            f"mixed precision {accelerator.mixed_precision} of accelerate; start the processes with "
+            '--mixed_precision no, and set precision = "bfloat16" in the configuration of the run'
+        )
     if rollouts % accelerator.num_processes or rollouts // accelerator.num_processes < minibatches:
         raise ConfigError(
             f"rollout_batch_size = {rollouts} cannot be shared by {accelerator.num_processes} processes with at least "

@@ -59,7 +59,7 @@ def make_report(
     Args:
         name: of the run.
         log: lines of log.jsonl, at least one.
-        samples: lines of samples.jsonl; the last iteration's are shown.
+        samples: lines of samples.jsonl; those of the first and of the last iteration there are shown.
         settings: names and values.
     """
     summary = summarize(log)
@@ -71,7 +71,7 @@ def make_report(
     body = (
         f'<div class="cards">{"".join(make_card(*card) for card in _cards(summary))}</div>\n'
         f'<h2>Training</h2>\n<div class="figures">{"".join(figures)}</div>\n'
-        f'<h2>Samples</h2>\n<div class="scroll"><table>{_samples(samples)}</table></div>\n'
+        f"<h2>Samples</h2>\n{_samples(samples)}"
         f'<h2>Settings</h2>\n<div class="scroll"><table class="narrow">{make_rows(settings)}</table></div>\n'
     )
     subtitle = (
@@ -92,17 +92,27 @@ def _cards(summary: TrainSummary) -> list[tuple[str, str]]:
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
-    head = "<thead><tr><th>prompt</th><th>completion</th>{}</tr></thead>".format(
-        "".join(f'<th class="number">{name}</th>' for name in ("tokens", "score", "KL, nats"))
-    )
+    if not samples:
+        return "<p>None were kept (sample_every).</p>\n"
+    iterations = dict.fromkeys((samples[0]["iteration"], samples[-1]["iteration"]))
+    return "".join(_sample_table(samples, iteration) for iteration in iterations)
+
+
+def _sample_table(samples: Sequence[Mapping[str, Any]], iteration: int) -> str:
+    numbers = "".join(f'<th class="number">{name}</th>' for name in ("tokens", "score", "KL, nats"))
     rows = [
-        f'<tr><td class="label">{row["prompt"]}</td><td>{escape(row["completion"])}</td>'
-        f'<td class="number">{row["num_tokens"]}</td><td class="number">{_number(row["score"])}</td>'
-        f'<td class="number">{_number(row["kl"])}</td></tr>'
+        f'<tr><td class="text soft"><bdi>{escape(str(row.get("prompt_text", row["prompt"])))}</bdi></td>'
+        f'<td class="text"><bdi>{escape(row["completion"]) or "(empty)"}</bdi></td>'
+        f'<td class="number">{row["num_tokens"]}{"" if row["finished"] else ", cut"}</td>'
+        f'<td class="number">{_number(row["score"])}</td><td class="number">{_number(row["kl"])}</td></tr>'
         for row in samples
-        if row["iteration"] == samples[-1]["iteration"]
+        if row["iteration"] == iteration
     ]
-    return head + "".join(rows)
+    return (
+        f"<h3>Iteration {iteration}</h3>\n"
+        f'<div class="scroll"><table><thead><tr><th>prompt</th><th>completion</th>{numbers}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>\n"
+    )
 
 
 def _change(summary: TrainSummary, metric: str) -> str:

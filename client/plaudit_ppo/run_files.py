@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.checkpoints import (
@@ -15,16 +16,20 @@ from plaudit_ppo.checkpoints import (
     load_optimizer,
     load_state,
     newest_checkpoint,
+    optimizer_tensors,
     save_checkpoint,
 )
 from plaudit_ppo.config import PPOConfig, to_toml
 from plaudit_ppo.directories import remove_unfinished, write_directory
 from plaudit_ppo.errors import CheckpointError, ConfigError
+from plaudit_ppo.learner import Learner
 from plaudit_ppo.log import RunLog, read_log
 from plaudit_ppo.lora import is_lora, save_adapter, save_merged
-from plaudit_ppo.models import restore_weights
+from plaudit_ppo.models import Critic, TrunkCritic, restore_weights
+from plaudit_ppo.sharding import whole_state
 from plaudit_ppo.summary import TrainSummary, model_card, summarize
-from plaudit_ppo.update import Learner
+
+_State = dict[str, Tensor]
 
 
 class RunFiles:
@@ -82,7 +87,7 @@ class RunFiles:
                 f"{checkpoint}: the run had other prompts or another tokenizer, so its place in them means nothing; "
                 "give the former ones, or start a new run"
             )
-        restore_weights(self._policy, self._accelerator.unwrap_model(self._learner.critic), checkpoint)
+        restore_weights(self._policy, self._critic, checkpoint)
         load_optimizer(checkpoint, self._learner.optimizer)
         # A fixed beta is the setting's, which may have been changed for the resume.
         return replace(state, kl_coef=start.kl_coef) if self._config.kl_controller == "fixed" else state
@@ -97,35 +102,37 @@ class RunFiles:
 
     def save_checkpoint(self, state: RunState) -> Path:
         """Writes a checkpoint of where the run stands, and removes old ones; returns its directory."""
+        policy, critic = self._whole_states()
+        optimizer = optimizer_tensors(self._learner.optimizer, keep=self._accelerator.is_main_process)
 
         def write_models(directory: Path) -> None:
-            self._write_policy(directory / "policy", save_adapter if is_lora(self._policy) else _save)
-            self._write_critic(directory / "critic")
+            self._write_policy(directory / "policy", policy, save_adapter)
+            self._critic.save_pretrained(directory / "critic", critic)
 
         folder = self._output / "checkpoints"
         if self._accelerator.is_main_process:
-            optimizer, keep = self._learner.optimizer, self._config.max_checkpoints
-            save_checkpoint(folder, state, optimizer, write_models=write_models, keep=keep)
+            save_checkpoint(folder, state, optimizer, write_models=write_models, keep=self._config.max_checkpoints)
         self._accelerator.wait_for_everyone()
         return checkpoint_path(folder, state.iteration)
 
     def finish(self, state: RunState) -> TrainSummary:
         """Writes policy/ (with its card), critic/, summary.json, and the adapter/ of a LoRA policy."""
-        summary = [self._write_result(state) if self._accelerator.is_main_process else None]
+        weights = self._whole_states()
+        summary = [self._write_result(state, *weights) if self._accelerator.is_main_process else None]
         return broadcast_object_list(summary)[0]  # type: ignore[no-any-return]
 
-    def _write_result(self, state: RunState) -> TrainSummary:
+    def _write_result(self, state: RunState, policy: _State, critic: _State) -> TrainSummary:
         summary = summarize(read_log(self._output / "log.jsonl"))
 
         def write_policy(directory: Path) -> None:
-            self._write_policy(directory, save_merged if is_lora(self._policy) else _save)
+            self._write_policy(directory, policy, save_merged)
             card = model_card(self._config, summary, fingerprint=state.fingerprint)
             (directory / "README.md").write_text(card, encoding="utf-8")
 
         write_directory(self._output / "policy", write_policy)
         if is_lora(self._policy):
             write_directory(self._output / "adapter", lambda directory: save_adapter(self._policy, directory))
-        write_directory(self._output / "critic", self._write_critic)
+        write_directory(self._output / "critic", lambda directory: self._critic.save_pretrained(directory, critic))
         (self._output / "summary.json").write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
         return summary
 
@@ -134,13 +141,19 @@ class RunFiles:
         policy: PreTrainedModel = self._accelerator.unwrap_model(self._learner.policy)
         return policy
 
-    def _write_policy(self, directory: Path, save: Callable[[PreTrainedModel, Path], None]) -> None:
-        save(self._policy, directory)
+    @property
+    def _critic(self) -> Critic | TrunkCritic:
+        critic: Critic | TrunkCritic = self._accelerator.unwrap_model(self._learner.critic)
+        return critic
+
+    def _whole_states(self) -> tuple[_State, _State]:
+        """Of policy and critic, for the first process; all have to take part."""
+        keep = self._accelerator.is_main_process
+        return whole_state(self._policy, keep=keep), whole_state(self._critic, keep=keep)
+
+    def _write_policy(self, directory: Path, state: _State, save_lora: Callable[[PreTrainedModel, Path], None]) -> None:
+        if is_lora(self._policy):
+            save_lora(self._policy, directory)
+        else:
+            self._policy.save_pretrained(directory, state_dict=state)
         self._tokenizer.save_pretrained(directory)
-
-    def _write_critic(self, directory: Path) -> None:
-        self._accelerator.unwrap_model(self._learner.critic).save_pretrained(directory)
-
-
-def _save(policy: PreTrainedModel, directory: Path) -> None:
-    policy.save_pretrained(directory)

@@ -75,6 +75,13 @@ def to_items(
     return [to_item(prompt, text, finished=ended) for prompt, text, ended in zip(prompts, texts, finished, strict=True)]
 
 
+def prompt_of(item: Item) -> str:
+    """The prompt's text in an item of `to_item`; of a chat, one paragraph per message."""
+    if "messages" in item:
+        return "\n".join(f"{message['role']}: {message['content']}" for message in item["messages"])
+    return str(item["prompt"])
+
+
 def completion_of(item: Item) -> str:
     """The completion's text in an item of `to_item`."""
     return str(item["completions"][0] if "messages" in item else item["completion"])

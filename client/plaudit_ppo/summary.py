@@ -9,7 +9,7 @@ from typing import Any
 
 from plaudit_ppo.config import PPOConfig, to_toml
 
-_PLACES = (
+PLACES = (
     "policy",
     "critic",
     "prompts",
@@ -139,7 +139,7 @@ The score is what the policy was trained on, so it says nothing about quality by
 
 def _settings(config: PPOConfig) -> str:
     lines = (line for line in to_toml(config).splitlines() if not line.startswith("#"))
-    return "\n".join(line for line in lines if line.partition(" =")[0] not in _PLACES)
+    return "\n".join(line for line in lines if line.partition(" =")[0] not in PLACES)
 
 
 def _versions() -> str:

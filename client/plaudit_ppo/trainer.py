@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,21 +20,32 @@ from plaudit_ppo.checkpoints import RunState
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError, GuardError
 from plaudit_ppo.experience import Experience, make_experience
+from plaudit_ppo.exposition import exposition
 from plaudit_ppo.forward import evaluate_rollouts
 from plaudit_ppo.kl import next_kl_coef
+from plaudit_ppo.learner import make_learner, prepare_reference
 from plaudit_ppo.log import Metrics, RunLog
 from plaudit_ppo.lora import AdapterOff, is_lora
 from plaudit_ppo.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
-from plaudit_ppo.models import Critic, TrunkCritic, disable_dropout
-from plaudit_ppo.optimization import make_optimizer, set_learning_rate
-from plaudit_ppo.processes import check_processes, gather_experience, gather_scored, gather_sum, largest, share
+from plaudit_ppo.models import Critic, TrunkCritic
+from plaudit_ppo.optimization import set_learning_rate
+from plaudit_ppo.processes import (
+    gather_experience,
+    gather_scored,
+    gather_sum,
+    largest,
+    make_accelerator,
+    share,
+)
 from plaudit_ppo.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
 from plaudit_ppo.rollouts import Rollouts, concatenate, pad_token_id, sample_rollouts
 from plaudit_ppo.run_files import RunFiles
 from plaudit_ppo.scoring import Item, ScoredBatch, Scorer, ScoringPool, gather, to_items
 from plaudit_ppo.seeding import seeded_generator
+from plaudit_ppo.sharding import unsharded
 from plaudit_ppo.summary import TrainSummary
-from plaudit_ppo.update import Learner, run_update
+from plaudit_ppo.trackers import tracking
+from plaudit_ppo.update import run_update
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class PPOTrainer:
 
     Args:
         config: the settings; `policy`, `critic`, `prompts` and the scorers' are for the command line, not read here.
-        policy: a causal LM in float32, trained in place.
+        policy: a causal LM in float32, trained in place, and in bfloat16 computed where `precision` says so.
         reference: the anchor of the KL penalty, never changed; also on a resume the one that the run began with. None:
             the policy without its LoRA adapter.
         critic: a network of its own, or a head on the policy's; trained in place.
@@ -92,18 +102,15 @@ class PPOTrainer:
         prompts_hash = hashlib.sha256(json.dumps(self._prompt_ids).encode()).hexdigest()
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
-        accelerator = Accelerator()
-        check_processes(accelerator, rollouts=config.rollout_batch_size, minibatches=config.num_minibatches)
+        accelerator = make_accelerator(config)
         self._accelerator = accelerator
         self._device = accelerator.device
-        optimizer = make_optimizer(disable_dropout(policy), disable_dropout(critic), config)
-        policy, critic, optimizer = accelerator.prepare(policy, critic, optimizer)
-        self._learner = Learner(policy, critic, optimizer, accelerator)
+        self._learner = make_learner(policy, critic, config, accelerator)
         self._files = RunFiles(config, self._learner, tokenizer)
         if reference is not None:
-            self._reference: nn.Module = disable_dropout(reference).requires_grad_(False).to(self._device)
-        elif is_lora(unwrapped := accelerator.unwrap_model(policy)):
-            self._reference = AdapterOff(unwrapped)
+            self._reference: nn.Module = prepare_reference(reference, config, accelerator)
+        elif is_lora(policy):
+            self._reference = AdapterOff(policy)
         else:
             raise ConfigError("reference: none given; give a frozen copy of the policy, or a policy with LoRA")
 
@@ -115,12 +122,18 @@ class PPOTrainer:
             resume: go on from the newest checkpoint in the output directory, or from the start if there is none yet.
 
         Raises:
-            ConfigError: the output directory cannot be written, or holds a run and this is no resume.
+            ConfigError: the output directory cannot be written, or holds a run and this is no resume; or the port for
+                Prometheus is taken.
             CheckpointError: the checkpoint is broken, or of other models or prompts.
             GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
         """
         self._state = self._files.open(self._state, resume=resume)
-        with self._files.logs(done=self._state.iteration) as (log, samples):
+        done = self._state.iteration
+        with (
+            exposition(self._config, is_first_process=self._accelerator.is_main_process) as expose,
+            self._files.logs(done=done) as (log, samples),
+            tracking(self._accelerator, self._config, done=done) as track,
+        ):
             while self._state.iteration < self._config.iterations:
                 try:
                     metrics = self._iterate(samples)
@@ -128,6 +141,8 @@ class PPOTrainer:
                     path = self._files.save_checkpoint(self._state)
                     raise type(error)(f"{error}; checkpoint: {path}") from error
                 log.write(metrics)
+                expose(metrics)
+                track(metrics)
                 if self._checkpoint_is_due():
                     log.force()
                     self._files.save_checkpoint(self._state)
@@ -162,7 +177,8 @@ class PPOTrainer:
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
         )
-        guards.check_sampling(sampling_error, tolerance=config.sampling_tolerance)
+        tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
+        guards.check_sampling(sampling_error, tolerance=tolerance)
 
         # 3. Await the scores; a rollout without one is masked from here on.
         scored = gather([part.scores for part in pending])
@@ -218,7 +234,8 @@ class PPOTrainer:
         indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
         generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
         size = config.rollout_micro_batch_size
-        return [self._sample(indices[first : first + size], generator) for first in range(0, len(indices), size)]
+        with unsharded(self._accelerator.unwrap_model(self._learner.policy)):
+            return [self._sample(indices[first : first + size], generator) for first in range(0, len(indices), size)]
 
     def _sample(self, indices: Sequence[int], generator: torch.Generator) -> _Pending:
         """Samples one rollout micro-batch and sends for its scores."""

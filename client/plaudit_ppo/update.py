@@ -3,19 +3,19 @@
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from plaudit_ppo.advantages import whiten
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import DivergenceError
 from plaudit_ppo.experience import Experience
 from plaudit_ppo.forward import completion_logits, completion_values, entropy, token_logprobs
-from plaudit_ppo.guards import check_ratio
+from plaudit_ppo.guards import RATIO_TOLERANCE, check_ratio
 from plaudit_ppo.kl import kl_k1, kl_k2
+from plaudit_ppo.learner import Learner
 from plaudit_ppo.losses import masked_total, policy_losses, value_losses
 from plaudit_ppo.processes import largest
 
@@ -23,16 +23,6 @@ _DIVERGENCE_REMEDY = (
     "look in log.jsonl for a score, a KL or a value loss that runs away, then lower learning_rate, "
     "critic_learning_rate or max_grad_norm, or set score_clip"
 )
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What an update changes: the policy, the critic, and the optimizer's state."""
-
-    policy: nn.Module
-    critic: nn.Module
-    optimizer: torch.optim.Optimizer
-    accelerator: Accelerator
 
 
 def run_update(
@@ -87,7 +77,8 @@ def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens:
         for name, value in parts.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
     if first:
-        check_ratio(largest(accelerator, ratio_error), tolerance=config.ratio_tolerance)
+        tolerance = config.ratio_tolerance or RATIO_TOLERANCE[config.precision]
+        check_ratio(largest(accelerator, ratio_error), tolerance=tolerance)
     stacked = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
     totals = dict(zip(sums, stacked, strict=True))
     _check_losses(totals)

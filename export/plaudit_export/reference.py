@@ -15,6 +15,7 @@ from plaudit_export.errors import SourceError, first_line
 from plaudit_export.quiet import quiet
 from plaudit_export.rules import Rules
 from plaudit_service.bundle import Golden
+from plaudit_service.chat_template import compile_chat_template
 from plaudit_service.tokenization import TokenizedText, pooled_index
 
 # Undefines the clock: a score is a function of the text alone, so templates fall back to the date that they name.
@@ -46,7 +47,7 @@ class Reference:
         """Token ids of a wire item, by the rules of docs/scoring.md.
 
         Raises:
-            jinja2.TemplateError: the chat template refuses the messages.
+            jinja2.TemplateError, ChatTemplateError: the chat template refuses the messages.
         """
         if "token_ids" in item:
             return Tokens(list(item["token_ids"]))
@@ -88,8 +89,10 @@ class Reference:
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
         template = self._rules.chat_template
-        if template is not None and "strftime_now" in template:
-            template = NO_CLOCK + template
+        if template is not None:
+            self._render_within_bounds(template, messages)
+            if "strftime_now" in template:
+                template = NO_CLOCK + template
         rendered: str = self._checkpoint.tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             chat_template=template,
@@ -97,6 +100,16 @@ class Reference:
             add_generation_prompt=False,
         )
         return rendered
+
+    def _render_within_bounds(self, template: str, messages: Sequence[Mapping[str, str]]) -> None:
+        """Render as the service will: transformers' sandbox would wait for a template that never ends.
+
+        Raises:
+            ChatTemplateError: the service would not render these messages.
+        """
+        named = {"bos_token": self._rules.bos, "eos_token": self._rules.eos}
+        tokens = {name: token.text for name, token in named.items() if token is not None}
+        compile_chat_template(template, self._rules.template_tokens | tokens)(messages)
 
     def _with_eos(self, tokens: Tokens) -> Tokens:
         eos = self._rules.eos

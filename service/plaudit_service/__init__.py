@@ -1,6 +1,6 @@
 """The scoring service: loads verified bundles and answers `POST /score`, batched.
 
-`Scorer` is the same path in this process, without HTTP.
+`Scorer` is the same path in this process, without HTTP, and `CombinedScorer` that of a combination.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from plaudit_service.errors import BundleError, RequestError, ServiceError
 
 if TYPE_CHECKING:
-    from plaudit_service.scorer import Scorer, Scores
+    from plaudit_service.scorer import CombinedScorer, Scorer, Scores
     from plaudit_service.wire import Result, Status
 
-__all__ = ["BundleError", "RequestError", "Result", "Scorer", "Scores", "ServiceError", "Status"]
+__all__ = ["BundleError", "CombinedScorer", "RequestError", "Result", "Scorer", "Scores", "ServiceError", "Status"]
 
-_MODULES = {"Result": "wire", "Scorer": "scorer", "Scores": "scorer", "Status": "wire"}
+_MODULES = {"CombinedScorer": "scorer", "Result": "wire", "Scorer": "scorer", "Scores": "scorer", "Status": "wire"}
 
 
 def __getattr__(name: str) -> Any:

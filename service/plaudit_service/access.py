@@ -32,7 +32,7 @@ from plaudit_service.metrics import Metrics
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, version 00
-_PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/healthz", "/readyz"})
 
 
 class Access:
@@ -59,7 +59,7 @@ class Access:
         self._metrics = metrics
         self._key_digests = [_digest(key.encode()) for key in api_keys]
         self._routes = frozenset(routes)
-        self._open_routes = _PROBES | frozenset(open_routes)
+        self._open_routes = PROBES | frozenset(open_routes)
         self._open_prefixes = tuple(route for route in open_routes if route.endswith("/"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

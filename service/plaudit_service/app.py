@@ -1,40 +1,34 @@
 """The HTTP routes and the OpenAPI document. Alone in knowing FastAPI."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
-from plaudit_service.access import Access
+from plaudit_service.access import PROBES, Access
 from plaudit_service.asgi import INTERNAL_ERROR, PROBLEM_MEDIA_TYPE, App, Receive, Scope, Send, problem_document
-from plaudit_service.dialects.endpoint import dialect_endpoints
+from plaudit_service.dialects.endpoint import DIALECTS, dialect_endpoints
+from plaudit_service.openapi import complete
 from plaudit_service.score_endpoint import ScoreEndpoint
 from plaudit_service.service import Service
-from plaudit_service.wire import Problem, ScoreAnswer, ScoreRequest
 
 _DOCS_ASSETS = "/docs-assets"
+_OPENED = frozenset({"/metrics", "/docs", f"{_DOCS_ASSETS}/", "/openapi.json"})  # by --open-metrics
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {PROBLEM_MEDIA_TYPE: {}}, "description": description}
-    for status, description in {
-        400: "The body is not JSON",
-        401: "No or wrong API key",
-        404: "No such model",
-        408: "The body did not arrive in time",
-        409: "Another fingerprint or engine is loaded",
-        413: "The body, the number of sequences or a text is over the limit",
-        422: "The request has a wrong shape",
-        429: "The queue is full; see Retry-After",
-        503: "Not ready or draining; see Retry-After",
-        504: "Every sequence expired",
-    }.items()
-}
+
+class Probe(BaseModel):
+    """The answer of a probe; `detail` says why it failed."""
+
+    status: str
+    detail: str | None = None
 
 
 def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
@@ -44,21 +38,29 @@ def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
         service: The loaded models; started and stopped with the application.
         api_keys: Keys of which a request must carry one; none: no key is asked for.
     """
-    app = build_routes(service)
+    settings = service.settings
+    open_routes = PROBES | (_OPENED if settings.open_metrics else frozenset())
+    app = build_routes(service, keys=bool(api_keys), open_routes=open_routes)
     endpoints: dict[str, App] = {"/score": ScoreEndpoint(service), **dialect_endpoints(service)}
+    app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         # What is asked most goes past FastAPI's machinery (docs/decisions.md).
         is_post = scope["type"] == "http" and scope["method"] == "POST"
         await (endpoints.get(scope["path"], app) if is_post else app)(scope, receive, send)
 
-    routes = endpoints.keys() | {route.path for route in app.routes if hasattr(route, "path")}
-    open_routes = {"/metrics", "/docs", f"{_DOCS_ASSETS}/", "/openapi.json"} if service.settings.open_metrics else ()
+    routes = {route.path for route in app.routes if hasattr(route, "path")}
     return Access(dispatch, metrics=service.metrics, api_keys=api_keys, routes=routes, open_routes=open_routes)
 
 
-def build_routes(service: Service) -> FastAPI:
-    """The routes as FastAPI knows and documents them; `build_app` answers POST /score before they are asked."""
+def build_routes(service: Service, *, keys: bool = False, open_routes: Collection[str] = PROBES) -> FastAPI:
+    """The routes that FastAPI answers, and the document of all; `build_app` answers POST /score and the dialects.
+
+    Args:
+        service: The loaded models.
+        keys: Whether requests must carry an API key; for the document.
+        open_routes: Paths that need none all the same; for the document.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,20 +78,31 @@ def build_routes(service: Service) -> FastAPI:
         static_url=_DOCS_ASSETS,
     )
     _add_probes(app, service)
-    _document_score(app)
+    dialects = {name: DIALECTS[name] for name in service.settings.dialect_names}
+    _document(app, lambda document: complete(document, dialects, keys=keys, open_routes=open_routes))
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
     return app
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="The process lives, and its engine does not hang", responses={503: {}})
+    @app.get(
+        "/healthz",
+        summary="The process lives, and its engine does not hang",
+        response_model=Probe,
+        responses={503: {"model": Probe, "description": "The engine hangs"}},
+    )
     async def healthz() -> Response:
         if service.alive:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "failed", "detail": service.not_ready}, 503)
 
-    @app.get("/readyz", summary="Every bundle is verified and the service is not draining", responses={503: {}})
+    @app.get(
+        "/readyz",
+        summary="Every bundle is verified and the service is not draining",
+        response_model=Probe,
+        responses={503: {"model": Probe, "description": "Not ready or draining"}},
+    )
     async def readyz() -> Response:
         if service.not_ready is None:
             return JSONResponse({"status": "ready"})
@@ -99,7 +112,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     async def info() -> dict[str, Any]:
         return service.info()
 
-    @app.get("/metrics", summary="Prometheus metrics")
+    @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -114,31 +127,13 @@ async def _answer_bug(_: Request, __: Exception) -> Response:
     return JSONResponse(INTERNAL_ERROR, 500, media_type=PROBLEM_MEDIA_TYPE)
 
 
-def _document_score(app: FastAPI) -> None:
-    """Put `/score` into the OpenAPI document; its body is read by hand, so FastAPI cannot know the schema."""
-
-    @app.post(
-        "/score",
-        summary="Score items: one result per sequence, in order",
-        response_model=ScoreAnswer,
-        responses=_PROBLEMS,
-    )
-    async def score() -> None:
-        raise AssertionError("build_app answers this route")
-
+def _document(app: FastAPI, complete: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Have FastAPI's OpenAPI document completed when it is first asked for."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = generate()
-            schema = ScoreRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            document["components"]["schemas"].update(schema.pop("$defs"), ScoreRequest=schema)
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            document["security"] = [{}, {"key": []}]
-            document["paths"]["/score"]["post"]["requestBody"] = {
-                "required": True,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ScoreRequest"}}},
-            }
-        return app.openapi_schema or {}
+            app.openapi_schema = complete(generate())
+        return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

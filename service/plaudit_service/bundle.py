@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from plaudit_service.errors import BundleError
+from plaudit_service.errors import BundleError, InvalidRequest
+from plaudit_service.wire import check_request
 
 FORMAT = 1
 
@@ -31,8 +32,17 @@ ScoringFile = Literal["model.onnx", "model.onnx.data", "tokenizer.json", "chat_t
 OtherFile = Literal["golden.jsonl", "report.json"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-_MAX_MANIFEST_BYTES = 1 << 20
-_MAX_TEMPLATE_BYTES = 1 << 20
+# Far above any useful file: what is read whole must not fill the memory, nor its hash take minutes. Weights beside the
+# graph may have any size.
+_MAX_BYTES = {
+    MANIFEST: 1 << 20,
+    GRAPH: 1 << 31,  # protobuf's own limit
+    TOKENIZER: 1 << 28,
+    CHAT_TEMPLATE: 1 << 20,
+    GOLDEN: 1 << 28,
+    REPORT: 1 << 28,
+}
+_MAX_TOKEN_ID = (1 << 31) - 1
 _HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -205,7 +215,7 @@ def _load(path: Path) -> Bundle:
     if not path.is_dir():
         what = "is not a directory" if path.exists() else "does not exist"
         raise BundleError(f"bundle {path}: {what}; make one with `plaudit-export checkpoint SOURCE BUNDLE`")
-    manifest = _read_manifest(path)
+    manifest = read_manifest(_regular_file(path, MANIFEST))
     hashes: list[tuple[str, str]] = [*manifest.scoring.sha256.items(), *manifest.sha256.items()]
     _refuse_other_files(path, {MANIFEST, *(name for name, _ in hashes)})
     for name, expected in hashes:
@@ -234,13 +244,24 @@ def _regular_file(path: Path, name: str) -> Path:
         )
     if not file.is_file():
         raise BundleError(f"bundle {path}: {name} is missing; copy or export it again")
+    _refuse_if_large(file)
     return file
 
 
-def _read_manifest(path: Path) -> Manifest:
-    file = _regular_file(path, MANIFEST)
-    if file.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"bundle {path}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes; it is no manifest")
+def _refuse_if_large(file: Path) -> None:
+    size, limit = file.stat().st_size, _MAX_BYTES.get(file.name)
+    if limit is not None and size > limit:
+        raise BundleError(f"bundle {file.parent}: {file.name} has {size} bytes, limit {limit}; export it again")
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Read and check a manifest; its hashes are held against nothing yet.
+
+    Raises:
+        BundleError: it is too large, no JSON, of another format or of a wrong shape.
+    """
+    path = file.parent
+    _refuse_if_large(file)
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
@@ -261,10 +282,7 @@ def _read_manifest(path: Path) -> Manifest:
 def _read_template(path: Path, manifest: Manifest) -> str | None:
     if CHAT_TEMPLATE not in manifest.scoring.sha256:
         return None
-    file = _regular_file(path, CHAT_TEMPLATE)
-    if file.stat().st_size > _MAX_TEMPLATE_BYTES:
-        raise BundleError(f"bundle {path}: {CHAT_TEMPLATE} is larger than {_MAX_TEMPLATE_BYTES} bytes")
-    return file.read_text(encoding="utf-8")
+    return _regular_file(path, CHAT_TEMPLATE).read_text(encoding="utf-8")
 
 
 def _read_golden(path: Path, num_heads: int) -> tuple[Golden, ...]:
@@ -282,7 +300,10 @@ def _read_golden(path: Path, num_heads: int) -> tuple[Golden, ...]:
             )
             if not all(map(math.isfinite, (*text.heads, text.score))):
                 raise ValueError("a score is not finite")
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(0 <= token_id <= _MAX_TOKEN_ID for token_id in text.token_ids):
+                raise ValueError(f"a token id is not between 0 and {_MAX_TOKEN_ID}")
+            check_request({"items": [text.item]})
+        except (ValueError, KeyError, TypeError, OverflowError, InvalidRequest) as error:
             raise BundleError(
                 f"bundle {path}: {GOLDEN} line {number} cannot be read ({error}); export again"
             ) from error

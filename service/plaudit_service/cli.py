@@ -1,8 +1,9 @@
-"""`plaudit-serve`: bind, verify the bundles, serve until SIGTERM or SIGINT."""
+"""`plaudit-serve`: bind, verify the bundles, serve until a signal. `plaudit-fetch`: bring a bundle and verify it."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -13,22 +14,36 @@ class _Parser(argparse.ArgumentParser):
     """Prints an error as one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"plaudit-serve: error: {message}; see plaudit-serve --help\n")
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 stopped by a signal, 1 failed, 2 what the user gave is wrong."""
+    return _run("plaudit-serve", lambda: _main(arguments))
+
+
+def fetch_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `plaudit-fetch`; returns the exit code: 0 verified and in place, 2 what the user gave is wrong."""
+    return _run("plaudit-fetch", lambda: _fetch_main(arguments))
+
+
+def _run(command: str, body: Callable[[], int]) -> int:
+    from plaudit_service.errors import BundleError, ServiceError, SettingsError
+
     try:
-        return _main(arguments)
+        return body()
     except ModuleNotFoundError as error:
-        return _fail(2, f"{error.name} is not installed; pip install 'plaudit[service]'")
+        return _fail(2, command, f"{error.name} is not installed; pip install 'plaudit[service]'")
+    except (SettingsError, BundleError) as error:
+        return _fail(2, command, str(error))
+    except ServiceError as error:
+        return _fail(1, command, str(error))
     except KeyboardInterrupt:  # before the server took over the signal
         return 130
 
 
 def _main(arguments: Sequence[str] | None) -> int:
     from plaudit_service import settings
-    from plaudit_service.errors import BundleError, ServiceError, SettingsError
 
     parser = _Parser(
         prog="plaudit-serve",
@@ -43,12 +58,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     settings.add_arguments(parser)
     parsed = parser.parse_args(arguments)
-    try:
-        return _serve(parsed.bundles, settings.from_arguments(parsed))
-    except (SettingsError, BundleError) as error:
-        return _fail(2, str(error))
-    except ServiceError as error:
-        return _fail(1, str(error))
+    return _serve(parsed.bundles, settings.from_arguments(parsed))
 
 
 def _serve(paths: Sequence[str], settings: "Settings") -> int:
@@ -67,6 +77,23 @@ def _serve(paths: Sequence[str], settings: "Settings") -> int:
     return 0
 
 
-def _fail(code: int, message: str) -> int:
-    print(f"plaudit-serve: error: {message}", file=sys.stderr)
+def _fetch_main(arguments: Sequence[str] | None) -> int:
+    from plaudit_service.fetch import fetch
+
+    parser = _Parser(
+        prog="plaudit-fetch",
+        description="Bring a bundle to DIRECTORY, verify the hash of every file, and print its fingerprint. DIRECTORY "
+        "is there as a whole or not at all; one that is there already is verified and left as it is.",
+        epilog="The hub's endpoint, cache and token: HF_ENDPOINT, HF_HOME, HF_TOKEN.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="bundle directory, or its hub id org/name[@revision]")
+    parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="where it shall be")
+    parser.add_argument("--fingerprint", metavar="SHA256", help="the only one to accept: sha256:... (default: any)")
+    parsed = parser.parse_args(arguments)
+    print(fetch(parsed.source, parsed.directory, parsed.fingerprint))
+    return 0
+
+
+def _fail(code: int, command: str, message: str) -> int:
+    print(f"{command}: error: {message}", file=sys.stderr)
     return code

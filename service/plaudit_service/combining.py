@@ -6,19 +6,20 @@ Pure; knows nothing of texts, queues or HTTP.
     NAME=min(a,b,...)                the most careful of an ensemble
     NAME=mean-std(a,b,...)           mean less the ensemble's disagreement; also mean-K*std(a,b,...)
 
-Coste et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization", arXiv 2310.02743. Deviation: there the
-disagreement is the variance, here the standard deviation, so that K has no unit.
+Coste et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization", arXiv 2310.02743, section 3: `min` is their
+worst-case optimization (equation 4), `mean-std` stands for their uncertainty-weighted one (equation 5). Deviation: they
+subtract the variance, here it is the standard deviation, so that K has no unit.
 """
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from plaudit_service.bundle import canonical_sha256
-from plaudit_service.errors import SettingsError
-from plaudit_service.wire import Identity, Result, Status
+from plaudit_service.bundle import Bundle, canonical_sha256
+from plaudit_service.errors import InvalidRequest, SettingsError
+from plaudit_service.wire import Identity, Item, Result, Status, TokenItem
 
 # Of the statuses of several failed parts, the first of these is answered: what is wrong with the service or its models
 # before what is wrong with the text, and what another attempt may cure last.
@@ -61,6 +62,21 @@ class Combination:
         content = {"rule": self.rule, "numbers": self.numbers, "parts": [part.fingerprint for part in parts]}
         engines = dict.fromkeys(part.engine for part in parts)
         return Identity(self.name, canonical_sha256(content), "+".join(engines))
+
+    def check_items(self, items: Sequence[Item], parts: Sequence[Bundle]) -> None:
+        """Refuse token ids where the parts have different tokenizers, which would take them for different texts.
+
+        Raises:
+            InvalidRequest: 422.
+        """
+        if len({part.scoring.sha256["tokenizer.json"] for part in parts}) == 1:
+            return
+        for number, item in enumerate(items):
+            if isinstance(item, TokenItem):
+                raise InvalidRequest(
+                    f'items[{number}].token_ids: the parts of "{self.name}" ({", ".join(self.parts)}) have different '
+                    "tokenizers; send text or messages instead, or ask each part by its own name"
+                )
 
     def compute(self, scores: Sequence[float]) -> float:
         """Combine finite scores, one per part, in float64 from left to right; infinite where that overflows.
@@ -120,12 +136,16 @@ def parse_combination(text: str) -> Combination:
     return Combination(name, "mean-std", parts, (1.0 if ensemble["k"] is None else _number(text, "K", ensemble["k"]),))
 
 
-def parse_combinations(texts: Sequence[str], models: Collection[str]) -> list[Combination]:
-    """Read combinations of loaded models.
+def parse_combinations(texts: Sequence[str], models: Sequence[str]) -> list[Combination]:
+    """Read combinations of the loaded bundles of these names.
 
     Raises:
-        SettingsError: one cannot be read, has a name that is taken, or a part that is not loaded.
+        SettingsError: two bundles have one name; or a combination cannot be read, has a name that is taken, or a part
+            that is not loaded.
     """
+    for name in models:
+        if models.count(name) > 1:
+            raise SettingsError(f'two bundles are named "{name}"; export one of them again with --name')
     taken = set(models)
     combinations = []
     for text in texts:
@@ -172,4 +192,4 @@ def _sum(values: Sequence[float]) -> float:
 
 
 def _wrong(text: str, why: str) -> SettingsError:
-    return SettingsError(f"--combine {text!r}: {why}")
+    return SettingsError(f"combination {text!r}: {why}")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from plaudit_service.bundle import GRAPH, Bundle
 from plaudit_service.errors import BundleError, SettingsError
-from plaudit_service.runtimes import RUNTIMES, Runtime
+from plaudit_service.runtimes import RUNTIMES, Input, Runtime
 from plaudit_service.tokenization import Ids, TokenizedText
 
 Heads = npt.NDArray[np.float32]
@@ -22,6 +22,9 @@ Feeds = dict[str, Any]
 
 # A call whose longest row is one token takes another kernel and gives other last bits; two tokens do not.
 _MIN_TOKENS = 2
+
+# Numbers that a layer keeps of one token; far above any model's.
+_MAX_PAST_ENTRIES = 1 << 31
 
 _INPUTS = {
     "causal": {"input_ids", "attention_mask", "position_ids", "prefix_index", "last_index"},
@@ -68,6 +71,12 @@ class Engine(Protocol):
     def compute_prefix(self, token_ids: Ids, base: Prefix | None = None) -> Prefix:
         """Compute the prefix of a causal model; `token_ids` of shape (P,), which begin with those of `base`."""
         ...
+
+
+def _is_past(tensor: Input) -> bool:
+    """Whether an input can hold the keys or values of a prefix: shape (N, H, P, D), H and D given."""
+    heads, size = tensor.shape[1::2] if len(tensor.shape) == 4 else (None, None)
+    return heads is not None and size is not None and 0 < heads * size < _MAX_PAST_ENTRIES
 
 
 def padded_tokens(lengths: Sequence[int]) -> int:
@@ -164,6 +173,9 @@ class GraphEngine:
         return {name: feeds[name] for name in self._runtime.inputs}
 
     def _check_graph(self, path: Path, kind: str) -> None:
+        for name, tensor in self._runtime.inputs.items():
+            if name.startswith("past.") and not _is_past(tensor):
+                raise BundleError(f"bundle {path}: {GRAPH}: {name} is not of shape [N, H, P, D]; export it again")
         unknown = {name for name in self._runtime.inputs if not name.startswith("past.")} - _INPUTS[kind]
         if unknown or self._output not in self._runtime.outputs:
             what = f"takes {sorted(unknown)}" if unknown else f"has no output {self._output!r}"

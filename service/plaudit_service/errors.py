@@ -19,9 +19,20 @@ ServiceError
 
 from typing import ClassVar
 
+# Of a longer text the middle is left out: what and where stand at its beginning, the remedy at its end.
+_MAX_START_CHARS, _MAX_END_CHARS = 600, 300
+
 
 class ServiceError(Exception):
-    """Base of all errors of this package; its text is one clear line for the user."""
+    """Base of all errors of this package; its text is one clear line for the user.
+
+    Texts quote what strangers send or put into a bundle: control characters and what is too long are taken out.
+    """
+
+    def __init__(self, text: str) -> None:
+        if len(text) > _MAX_START_CHARS + _MAX_END_CHARS:
+            text = f"{text[:_MAX_START_CHARS]} ... {text[-_MAX_END_CHARS:]}"
+        super().__init__("".join(char if char.isprintable() else " " for char in text))
 
 
 class SettingsError(ServiceError):
@@ -42,11 +53,11 @@ class RequestError(ServiceError):
     status: ClassVar[int]
     slug: ClassVar[str]
     title: ClassVar[str]
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
-        self.detail = detail
+        self.detail = str(self)
 
     @property
     def type(self) -> str:
@@ -106,7 +117,10 @@ class QueueFull(RequestError):  # noqa: N818
     """The queue has no room for the whole request now."""
 
     status, slug, title = 429, "queue-full", "The queue is full"
-    retry_after_s = 1
+
+    def __init__(self, detail: str, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(RequestError):  # noqa: N818

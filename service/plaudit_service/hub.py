@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from plaudit_service.bundle import MANIFEST, Manifest
+from plaudit_service.bundle import MANIFEST, read_manifest
 from plaudit_service.errors import BundleError
 
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
@@ -27,6 +27,8 @@ def local_directory(source: str) -> Path:
         return Path(source)
     try:
         return _download(match["repo"], match["revision"])
+    except BundleError:
+        raise
     except ModuleNotFoundError as error:
         raise BundleError(
             f"bundle {source}: no such directory; for one on the hub: pip install {error.name}"
@@ -41,7 +43,7 @@ def _download(repo: str, revision: str | None) -> Path:
 
     cached = Path(hf_hub_download(repo, MANIFEST, revision=revision))
     commit = cached.parent.name  # every file of the same commit, also when a branch moves in between
-    manifest = Manifest.model_validate_json(cached.read_bytes())
+    manifest = read_manifest(cached)
     directory = Path(constants.HF_HOME) / "plaudit" / repo.replace("/", "--") / commit
     if directory.is_dir():
         return directory

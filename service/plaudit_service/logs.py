@@ -15,10 +15,6 @@ _logger = logging.getLogger("plaudit")
 
 
 class _JsonLines(logging.Handler):
-    def createLock(self) -> None:  # noqa: N802  the name is that of logging
-        """None is needed: a line is one write."""
-        self.lock = None
-
     def emit(self, record: logging.LogRecord) -> None:
         # Unbuffered, so that nothing is left to fail when the process ends.
         with contextlib.suppress(OSError, ValueError):

@@ -53,6 +53,9 @@ class Metrics:
         self.batch_invariant = self._gauge(
             "batch_invariant", "1: at start, every golden text got the same bits alone, batched and continued", "model"
         )
+        self.parity_ok = self._gauge(
+            "parity_ok", "1: at start, every golden text got its reference score within the tolerance", "model"
+        )
         self.parity_max_abs_diff = self._gauge(
             "parity_max_abs_diff",
             "At start, the largest distance of served from reference score over the golden texts",

@@ -1,27 +1,22 @@
-"""The path of every request, and of the start-up check: tokenize, queue, compute, finish.
+"""The path of every request to one bundle, and of the start-up check: tokenize, queue, compute, finish.
 
 Knows nothing of HTTP.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
 
-from plaudit_service.combining import Combination
-from plaudit_service.errors import AllExpired, InvalidRequest
+from plaudit_service.errors import AllExpired
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport, compare, golden_items, mixed_batches, score_mixed, score_shared
 from plaudit_service.scheduler import Scheduler
-from plaudit_service.score_window import ScoreWindow
 from plaudit_service.tokenization import TokenizedText
-from plaudit_service.wire import Identity, Item, Result, ScoreRequest, TokenItem, Truncation
-
-_T = TypeVar("_T")
+from plaudit_service.wire import Item, Result, Truncation
 
 # How long a request may keep a tokenizer thread before it goes to the back of the line.
 _TURN_S = 0.02
@@ -34,6 +29,16 @@ class Tokenized:
     texts: Sequence[TokenizedText | Result]
     seconds: float
 
+    @property
+    def sequences(self) -> list[TokenizedText]:
+        """What is to be computed."""
+        return [text for text in self.texts if isinstance(text, TokenizedText)]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences that are to be computed."""
+        return sum(len(text.token_ids) for text in self.sequences)
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -45,35 +50,8 @@ class Scored:
     infer_s: float
 
 
-class Answered:
-    """Counts what one model answered.
-
-    Args:
-        metrics: Where results are counted.
-        name: The model's name.
-    """
-
-    def __init__(self, metrics: Metrics, name: str) -> None:
-        self._metrics = metrics
-        self._name = name
-        self._window = ScoreWindow()
-        metrics.score_mean.labels(name).set_function(self._window.mean)
-        metrics.score_std.labels(name).set_function(self._window.std)
-        metrics.score_length_correlation.labels(name).set_function(self._window.length_correlation)
-
-    def count(self, results: Sequence[Result], *, raw: bool) -> None:
-        """Count the results of a request; raw scores are on another scale, and not in the statistics of scores."""
-        for result in results:
-            self._metrics.sequences.labels(self._name, str(result.status)).inc()
-            if result.truncated:
-                self._metrics.truncated.inc()
-            if result.score is not None and not raw:
-                self._metrics.score.labels(self._name).observe(result.score)
-                self._window.add(result.score, result.num_tokens)
-
-
 class Pipeline:
-    """One model with its queue and the threads that it shares with others.
+    """One bundle with its queue and the threads that it shares with others.
 
     Args:
         model: The loaded model.
@@ -95,13 +73,7 @@ class Pipeline:
         self.scheduler = scheduler
         self._metrics = metrics
         self._tokenizer_threads = tokenizer_threads
-        self._clock = clock
-        self.answered = Answered(metrics, model.bundle.name)
-
-    @property
-    def identity(self) -> Identity:
-        """What answers name and requests may pin."""
-        return self.model.identity
+        self.clock = clock
 
     async def tokenize(
         self, items: Sequence[Item], truncation: Truncation = "error", *, deadline: float = float("inf")
@@ -117,7 +89,7 @@ class Pipeline:
         steps = self.model.tokenization.steps(items, truncation)
         loop = asyncio.get_running_loop()
         while await loop.run_in_executor(self._tokenizer_threads, _take_turn, steps, texts):
-            if self._clock() >= deadline:
+            if self.clock() >= deadline:
                 raise AllExpired("the deadline of X-Request-Timeout-S passed while the request was tokenized")
         seconds = time.monotonic() - started
         self._metrics.tokenize_seconds.observe(seconds)
@@ -131,22 +103,9 @@ class Pipeline:
         Raises:
             QueueFull, TooLarge: the request is not admitted.
         """
-        texts = tokenized.texts
-        ticket = await self.scheduler.compute(
-            [text for text in texts if isinstance(text, TokenizedText)], deadline=deadline, bounded=bounded
-        )
-        results = self.model.results(texts, ticket.outcomes, raw=raw)
+        ticket = await self.scheduler.compute(tokenized.sequences, deadline=deadline, bounded=bounded)
+        results = self.model.results(tokenized.texts, ticket.outcomes, raw=raw)
         return Scored(results, ticket.queue_s, tokenized.seconds, ticket.infer_s)
-
-    async def score(self, request: ScoreRequest, deadline: float, when_tokenized: Callable[[], None]) -> Scored:
-        """Tokenize, call `when_tokenized`, and compute; `deadline` is a time of the scheduler's clock.
-
-        Raises:
-            RequestError: whatever `tokenize` and `compute` raise.
-        """
-        tokenized = await self.tokenize(request.items, request.truncation, deadline=deadline)
-        when_tokenized()
-        return await self.compute(tokenized, raw=request.raw, deadline=deadline)
 
     async def check_parity(self) -> ParityReport:
         """Score the golden texts through this very path, alone and all at once; then mixed in length, and continued."""
@@ -173,68 +132,6 @@ class Pipeline:
             shared=shared,
             engine_failures=self.model.num_engine_failures,
         )
-
-
-class CombinedPipeline:
-    """A combination: each part tokenizes and computes a request in its own queue, all at the same time.
-
-    Args:
-        combination: The name and the formula.
-        parts: The pipelines of its parts, in its order.
-        metrics: Where results are counted.
-    """
-
-    def __init__(self, combination: Combination, parts: Sequence[Pipeline], metrics: Metrics) -> None:
-        self.combination = combination
-        self.parts = tuple(parts)
-        self.answered = Answered(metrics, combination.name)
-        self._same_ids = len({part.model.bundle.scoring.sha256["tokenizer.json"] for part in parts}) == 1
-
-    @property
-    def identity(self) -> Identity:
-        """What answers name and requests may pin."""
-        return self.combination.identity([part.identity for part in self.parts])
-
-    async def score(self, request: ScoreRequest, deadline: float, when_tokenized: Callable[[], None]) -> Scored:
-        """As `Pipeline.score`; of each kind of time, that of the part which took longest.
-
-        The first error of a part ends the others: their sequences leave the queues.
-
-        Raises:
-            InvalidRequest: token ids for parts with different tokenizers, or an item that a part cannot score.
-            RequestError: whatever else `Pipeline.score` raises.
-        """
-        for number, item in enumerate(request.items):
-            if isinstance(item, TokenItem) and not self._same_ids:
-                parts = ", ".join(self.combination.parts)
-                raise InvalidRequest(
-                    f"items[{number}].token_ids: the parts ({parts}) have different tokenizers; send text instead"
-                )
-        tokenized = await _gather(
-            part.tokenize(request.items, request.truncation, deadline=deadline) for part in self.parts
-        )
-        when_tokenized()
-        scored = await _gather(
-            part.compute(texts, raw=request.raw, deadline=deadline)
-            for part, texts in zip(self.parts, tokenized, strict=True)
-        )
-        rows = zip(*(part.results for part in scored), strict=True)
-        return Scored(
-            [self.combination.combine(row) for row in rows],
-            max(part.queue_s for part in scored),
-            max(part.tokenize_s for part in scored),
-            max(part.infer_s for part in scored),
-        )
-
-
-async def _gather(coroutines: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """Await all at the same time; where one fails, the others are cancelled before its error is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _take_turn(steps: Iterator[list[TokenizedText | Result]], texts: list[TokenizedText | Result]) -> bool:

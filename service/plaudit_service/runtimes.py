@@ -264,7 +264,8 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        return ort.InferenceSession(str(graph), options, providers=list(providers))
+        # Without its fallback: that would print, and try again with other providers than those that were asked for.
+        return ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
     except Exception as error:  # the runtime raises classes of its own for each way a graph can be wrong
         raise _cannot_be_loaded(graph, error) from error
 

@@ -4,6 +4,7 @@ Policy (which sequences make a batch) is in `batching`; computation is in `model
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from plaudit_service.engines import padded_tokens
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Failure, Model, Outcome
+from plaudit_service.pace import Pace
 from plaudit_service.score_cache import ScoreCache
 from plaudit_service.settings import Settings
 from plaudit_service.tokenization import Ids, TokenizedText
@@ -21,6 +23,9 @@ from plaudit_service.wire import Status
 
 # One batch computes, and one full batch lies ready behind it.
 _MAX_HANDED_OVER = 2
+
+# Bounds of Retry-After, in seconds; clients obey up to a minute.
+_MIN_RETRY_AFTER_S, _MAX_RETRY_AFTER_S = 1, 60
 
 _EXPIRED = Failure(Status.EXPIRED, "the deadline passed before the sequence was computed")
 
@@ -108,6 +113,8 @@ class Scheduler:
         self._backlog: Backlog[_Job] = model.new_backlog()
         self._jobs: dict[_Key, _Job] = {}  # what waits or is computed
         self._cache = ScoreCache(settings.score_cache_size)
+        self._pace = Pace()
+        self._last_finished = -math.inf
         self._arrivals = 0
         self._num_handed_over = 0
         self._turn_to_wait = asyncio.Lock()
@@ -132,7 +139,7 @@ class Scheduler:
             Unavailable: the engine hangs.
         """
         if bounded:
-            self._admit(len(texts), sum(len(text.token_ids) for text in texts))
+            self.require_room(len(texts), sum(len(text.token_ids) for text in texts), deadline=deadline)
         loop = asyncio.get_running_loop()
         ticket = Ticket(self._arrivals, deadline, self._clock(), [_EXPIRED] * len(texts), loop.create_future())
         self._arrivals += 1
@@ -155,16 +162,56 @@ class Scheduler:
         ticket.finished = self._clock()
         return ticket
 
-    async def wait_for_room(self, texts: Sequence[TokenizedText]) -> None:
+    def require_room(self, num_sequences: int, num_tokens: int = 0, *, deadline: float = math.inf) -> None:
+        """Refuse what `compute` would not admit now, before any work is done for it.
+
+        What waits already may take longer than the deadline leaves, by the pace of the last batches. Such a request
+        would only keep others out, so the queue is full for it. An empty queue refuses nobody, whatever the pace was.
+
+        Args:
+            num_sequences: Sequences of the request.
+            num_tokens: Tokens of all of them; 0 where they are not known yet.
+            deadline: Time of the scheduler's clock after which nobody wants them.
+
+        Raises:
+            QueueFull: there is no room now, or the deadline would pass first.
+            TooLarge: there could never be room.
+        """
+        waiting, waiting_tokens = len(self._backlog), self._backlog.num_tokens
+        limits = (
+            ("sequences", num_sequences, waiting, self._settings.max_queued_sequences),
+            ("tokens", num_tokens, waiting_tokens, self._settings.max_queued_tokens),
+        )
+        for what, wanted, queued, limit in limits:
+            if wanted > limit:
+                raise TooLarge(f"the request has {wanted} {what}, the whole queue holds {limit}; send smaller requests")
+            if queued + wanted > limit:
+                raise self._full(f"{queued} {what} wait, the request has {wanted} more, limit {limit}; try again later")
+        wait_s, left_s = self._pace.seconds_for(waiting_tokens), deadline - self._clock()
+        if wait_s > left_s > 0:
+            raise self._full(
+                f"{waiting} sequences wait, which takes about {wait_s:.1f} s, and the request's deadline passes in "
+                f"{left_s:.1f} s; try again later or give it more time"
+            )
+
+    def _full(self, detail: str) -> QueueFull:
+        """Half of what waits should be worked off before the client comes back."""
+        half_s = math.ceil(self._pace.seconds_for(self._backlog.num_tokens) / 2)
+        return QueueFull(detail, retry_after_s=min(_MAX_RETRY_AFTER_S, max(_MIN_RETRY_AFTER_S, half_s)))
+
+    async def wait_for_room(self, texts: Sequence[TokenizedText], *, deadline: float = math.inf) -> None:
         """Wait, in the order of arrival, until `compute` would admit these sequences; call it at once then.
+
+        A deadline that passes meanwhile ends nothing: `compute` lets what is late expire.
 
         Raises:
             TooLarge: there could never be room.
         """
+        num_tokens = sum(len(text.token_ids) for text in texts)
         async with self._turn_to_wait:
             while True:
                 try:
-                    self._admit(len(texts), sum(len(text.token_ids) for text in texts))
+                    self.require_room(len(texts), num_tokens, deadline=deadline)
                 except QueueFull:
                     self._queue_changed.clear()
                     await self._queue_changed.wait()
@@ -176,17 +223,6 @@ class Scheduler:
         for ticket in {ticket for job in self._jobs.values() for ticket, _ in job.waiters}:
             if not ticket.done.done():
                 ticket.done.set_exception(error)
-
-    def _admit(self, num_sequences: int, num_tokens: int) -> None:
-        limits = (
-            ("sequences", num_sequences, len(self._backlog), self._settings.max_queued_sequences),
-            ("tokens", num_tokens, self._backlog.num_tokens, self._settings.max_queued_tokens),
-        )
-        for what, wanted, queued, limit in limits:
-            if wanted > limit:
-                raise TooLarge(f"the request has {wanted} {what}, the whole queue holds {limit}; send smaller requests")
-            if queued + wanted > limit:
-                raise QueueFull(f"{queued} {what} wait, the request has {wanted} more, limit {limit}; try again later")
 
     def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText, *, may_be_known: bool) -> None:
         """Wait for the computation of a sequence, which may be on its way for someone else, or known already."""
@@ -248,11 +284,11 @@ class Scheduler:
         return Batch([job for job in batch.sequences if job.waiters], batch.num_prefix_tokens)
 
     def _start(self, batch: Batch[_Job]) -> None:
-        loop = asyncio.get_running_loop()
+        loop, since = asyncio.get_running_loop(), self._clock()
         self._num_handed_over += 1
         self._metrics.running_sequences.inc(len(batch.sequences))
         future = self.engine_thread.submit(lambda: self._compute(batch))
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, batch, done.result()))
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, batch, done.result(), since))
 
     def _compute(self, batch: Batch[_Job]) -> _Computed:
         """In the engine's thread. Never raises: `Model.compute` makes failures of what the engine raises."""
@@ -269,8 +305,12 @@ class Scheduler:
             model.num_computed_prefix_tokens - before,
         )
 
-    def _finish(self, batch: Batch[_Job], computed: _Computed) -> None:
+    def _finish(self, batch: Batch[_Job], computed: _Computed, handed_over: float) -> None:
         """In the event loop again: deliver, and keep the engine busy."""
+        # Other models' batches, which the thread takes in turn, are part of what this queue waits for.
+        began = max(handed_over, self._last_finished)
+        self._pace.observe(sum(len(job.token_ids) for job in batch.sequences), computed.finished - began)
+        self._last_finished = computed.finished
         self._num_handed_over -= 1
         self._metrics.running_sequences.dec(len(batch.sequences))
         self._hand_over()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from plaudit_service.asgi import Receive, Scope, Send, send_answer
@@ -10,7 +11,7 @@ from plaudit_service.errors import AllExpired, InvalidRequest, TooLarge
 from plaudit_service.receiving import Room, read_body, while_connected
 from plaudit_service.service import Service
 from plaudit_service.settings import Settings
-from plaudit_service.wire import ChatItem, Item, PromptItem, ScoreRequest, Status, TextItem, TokenItem, parse_request
+from plaudit_service.wire import ChatItem, Item, PromptItem, ScoreRequest, TextItem, TokenItem, parse_request
 
 # A body up to this size is parsed on the event loop: handing it to a thread would cost more than parsing it.
 _INLINE_BODY_BYTES = 16_384
@@ -33,7 +34,7 @@ class ScoreEndpoint:
         service, settings = self._service, self._service.settings
         service.require_ready()
         headers = dict(scope["headers"])
-        deadline = service.clock() + _timeout_s(headers.get(b"x-request-timeout-s"))
+        deadline = service.clock() + request_timeout_s(headers)
         with self._room.share() as share:
             body = await read_body(
                 receive,
@@ -44,19 +45,14 @@ class ScoreEndpoint:
             )
             async with while_connected(receive):
                 request = await _parse(body)
-                pipeline = service.pipeline(request.model)
-                identity = pipeline.identity
-                identity.check_pins(request)
+                model = service.model(request.model)
+                scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
                 share.grow(check_sizes(request, settings))
-                scored = await pipeline.score(request, deadline, share.release)
-        pipeline.answered.count(scored.results, raw=request.raw)
-        scope["state"]["log"].update(model=identity.name, sequences=len(scored.results))
-        if scored.results and all(result.status is Status.EXPIRED for result in scored.results):
-            raise AllExpired("the deadline of X-Request-Timeout-S passed before any sequence was computed")
+                scored = await model.score(request, deadline=deadline, before_queueing=share.release)
         answer = {
-            "model": identity.name,
-            "fingerprint": identity.fingerprint,
-            "engine": identity.engine,
+            "model": model.name,
+            "fingerprint": model.identity.fingerprint,
+            "engine": model.identity.engine,
             "results": [result.to_wire() for result in scored.results],
         }
         times = {"queue": scored.queue_s, "tokenize": scored.tokenize_s, "infer": scored.infer_s}
@@ -74,19 +70,25 @@ def _json(answer: dict[str, Any]) -> bytes:
     return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _timeout_s(header: bytes | None) -> float:
-    """After how many seconds nobody wants the answer."""
+def request_timeout_s(headers: Mapping[bytes, bytes]) -> float:
+    """After how many seconds nobody wants the answer, as X-Request-Timeout-S says.
+
+    Raises:
+        InvalidRequest: it is no number.
+        AllExpired: that was before now.
+    """
+    header = headers.get(b"x-request-timeout-s")
     if header is None:
         return math.inf
     try:
-        timeout_s = float(header)
+        seconds = float(header)
     except ValueError:
-        timeout_s = math.nan
-    if not math.isfinite(timeout_s):
+        seconds = math.nan
+    if not math.isfinite(seconds):
         raise InvalidRequest("header X-Request-Timeout-S: not a number of seconds")
-    if timeout_s <= 0:
-        raise AllExpired(f"header X-Request-Timeout-S: {timeout_s}, so the deadline has passed already")
-    return timeout_s
+    if seconds <= 0:
+        raise AllExpired(f"header X-Request-Timeout-S: {seconds}, so the deadline has passed already")
+    return seconds
 
 
 def check_sizes(request: ScoreRequest, settings: Settings) -> int:

@@ -1,5 +1,6 @@
 """In-process scoring: the same tokenization, batches and engine as the service, without HTTP and queue."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import Any, overload
 
 from plaudit_service.batching import Backlog
 from plaudit_service.bundle import Bundle, load_bundle
+from plaudit_service.combining import parse_combinations
 from plaudit_service.engines import open_engine
 from plaudit_service.errors import UnknownModel
 from plaudit_service.model import Model, Outcome
 from plaudit_service.prefixes import PrefixCache
 from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS, DEFAULT_PREFIX_CACHE_BYTES
 from plaudit_service.tokenization import Ids, TokenizedText
-from plaudit_service.wire import Result, Truncation, check_request
+from plaudit_service.wire import Identity, Result, ScoreRequest, Truncation, check_request
 
 
 class Scores(Sequence[Result]):
@@ -44,7 +46,52 @@ class Scores(Sequence[Result]):
         return [float("nan") if result.score is None else result.score for result in self._results]
 
 
-class Scorer:
+class _InProcess(ABC):
+    """What scores items in this process.
+
+    Attributes:
+        identity: What answers name and calls may pin.
+    """
+
+    identity: Identity
+
+    @abstractmethod
+    def results(self, request: ScoreRequest) -> list[Result]:
+        """One result per sequence, in order.
+
+        Raises:
+            InvalidRequest: an item cannot be scored.
+        """
+
+    def score(
+        self,
+        items: Sequence[Mapping[str, Any] | str],
+        *,
+        model: str | None = None,
+        truncation: Truncation = "error",
+        raw: bool = False,
+        fingerprint: str | None = None,
+        engine: str | None = None,
+    ) -> Scores:
+        """Score items in any form of the wire; a plain string is a text. The arguments are those of `/score`.
+
+        Raises:
+            InvalidRequest: an item has a wrong shape; the message says which.
+            UnknownModel, Mismatch: another model, fingerprint or engine is asked for.
+        """
+        wire = [{"text": item} if isinstance(item, str) else item for item in items]
+        fields = {"truncation": truncation, "raw": raw, "model": model, "fingerprint": fingerprint, "engine": engine}
+        request = check_request({"items": wire, **fields})
+        identity = self.identity
+        if model not in {None, identity.name}:
+            raise UnknownModel(f'model "{model}" is not loaded; here: {identity.name}')
+        identity.check_pins(request)
+        return Scores(
+            self.results(request), model=identity.name, fingerprint=identity.fingerprint, engine=identity.engine
+        )
+
+
+class Scorer(_InProcess):
     """Scores items with a bundle in this process; `score` has the signature of the client's.
 
     Args:
@@ -72,36 +119,18 @@ class Scorer:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
         engine = open_engine(self.bundle, runtime=runtime, provider=provider, num_threads=num_threads)
         self.model = Model(self.bundle, engine, PrefixCache(DEFAULT_PREFIX_CACHE_BYTES) if share_prefixes else None)
+        self.identity = self.model.identity
         self._max_batch_tokens = max_batch_tokens
 
-    def score(
-        self,
-        items: Sequence[Mapping[str, Any] | str],
-        *,
-        model: str | None = None,
-        truncation: Truncation = "error",
-        raw: bool = False,
-        fingerprint: str | None = None,
-        engine: str | None = None,
-    ) -> Scores:
-        """Score items in any form of the wire; a plain string is a text. The arguments are those of `/score`.
+    def results(self, request: ScoreRequest) -> list[Result]:
+        """One result per sequence, in order.
 
         Raises:
-            InvalidRequest: an item has a wrong shape; the message says which.
-            UnknownModel, Mismatch: another model, fingerprint or engine is asked for.
+            InvalidRequest: an item cannot be scored by this model.
         """
-        wire = [{"text": item} if isinstance(item, str) else item for item in items]
-        fields = {"truncation": truncation, "raw": raw, "model": model, "fingerprint": fingerprint, "engine": engine}
-        request = check_request({"items": wire, **fields})
-        if model not in {None, self.bundle.name}:
-            raise UnknownModel(f'model "{model}" is not loaded; here: {self.bundle.name}')
-        self.model.identity.check_pins(request)
-        texts = self.model.tokenization.tokenize(request.items, truncation)
+        texts = self.model.tokenization.tokenize(request.items, request.truncation)
         outcomes = self._compute([text for text in texts if isinstance(text, TokenizedText)])
-        results = self.model.results(texts, outcomes, raw=raw)
-        return Scores(
-            results, model=self.bundle.name, fingerprint=self.bundle.fingerprint, engine=self.model.engine.name
-        )
+        return self.model.results(texts, outcomes, raw=request.raw)
 
     def _compute(self, texts: Sequence[TokenizedText]) -> list[Outcome]:
         model = self.model
@@ -114,6 +143,36 @@ class Scorer:
             for waiting, outcome in zip(batch.sequences, computed, strict=True):
                 outcomes[waiting.place] = outcome
         return [outcomes[place] for place in range(len(texts))]
+
+
+class CombinedScorer(_InProcess):
+    """Scores items with a combination of bundles in this process, to the numbers of `plaudit-serve --combine`.
+
+    `CombinedScorer("safe=0.7*helpful+0.3*harmless", [Scorer("rm/helpful"), Scorer("rm/harmless")]).score(items)`
+
+    Args:
+        combination: NAME=FORMULA over the names of the bundles.
+        scorers: One for each part, in any order; others are not asked.
+
+    Raises:
+        SettingsError: it is no formula, its name is taken, a part has no scorer, or two bundles have one name.
+    """
+
+    def __init__(self, combination: str, scorers: Sequence[Scorer]) -> None:
+        (self.combination,) = parse_combinations([combination], [scorer.identity.name for scorer in scorers])
+        by_name = {scorer.identity.name: scorer for scorer in scorers}
+        self.parts = tuple(by_name[part] for part in self.combination.parts)
+        self.identity = self.combination.identity([part.identity for part in self.parts])
+
+    def results(self, request: ScoreRequest) -> list[Result]:
+        """One result per sequence, in order; `heads` has the score of each part.
+
+        Raises:
+            InvalidRequest: an item cannot be scored by a part, or is token ids for parts with different tokenizers.
+        """
+        self.combination.check_items(request.items, [part.bundle for part in self.parts])
+        rows = zip(*(part.results(request) for part in self.parts), strict=True)
+        return [self.combination.combine(row) for row in rows]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,17 +10,18 @@ from importlib.metadata import version
 from typing import Any
 
 from plaudit_service.bundle import Bundle
-from plaudit_service.combining import Combination, parse_combinations
+from plaudit_service.combining import parse_combinations
 from plaudit_service.engine_thread import EngineThread
 from plaudit_service.engines import open_engine
-from plaudit_service.errors import InvalidRequest, SettingsError, Unavailable, UnknownModel
+from plaudit_service.errors import InvalidRequest, Unavailable, UnknownModel
 from plaudit_service.logs import log
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport
-from plaudit_service.pipeline import CombinedPipeline, Pipeline
+from plaudit_service.pipeline import Pipeline
 from plaudit_service.prefixes import PrefixCache
 from plaudit_service.scheduler import Scheduler
+from plaudit_service.served_model import ServedModel
 from plaudit_service.settings import Settings
 
 _LIMITS = (
@@ -52,11 +53,7 @@ class Service:
     def __init__(
         self, bundles: Sequence[Bundle], settings: Settings, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        names = [bundle.name for bundle in bundles]
-        for name in names:
-            if names.count(name) > 1:
-                raise SettingsError(f'two bundles are named "{name}"; export one of them again with --name')
-        combinations = parse_combinations(settings.combine, names)
+        combinations = parse_combinations(settings.combine, [bundle.name for bundle in bundles])
         self.settings = settings
         self.clock = clock
         self.metrics = Metrics()
@@ -68,8 +65,14 @@ class Service:
         self._engine_thread = EngineThread()
         self._tokenizer_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
-        self.combined = {combination.name: self._combine(combination) for combination in combinations}
-        self._by_name: dict[str, Pipeline | CombinedPipeline] = {**self.pipelines, **self.combined}
+        self.models = {name: ServedModel([pipeline], self.metrics) for name, pipeline in self.pipelines.items()}
+        for combination in combinations:
+            parts = [self.pipelines[part] for part in combination.parts]
+            self.models[combination.name] = ServedModel(parts, self.metrics, combination)
+        for model in self.models.values():
+            precisions = dict.fromkeys(part.model.bundle.scoring.precision for part in model.parts)
+            labels = (model.name, model.identity.fingerprint, "+".join(precisions), settings.runtime)
+            self.metrics.model_info.labels(*labels).set(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._checked: asyncio.Task[None] | None = None
 
@@ -81,18 +84,7 @@ class Service:
         prefixes = PrefixCache(settings.prefix_cache_bytes) if settings.share_prefixes else None
         model = Model(bundle, engine, prefixes)
         scheduler = Scheduler(model, self.settings, self.metrics, self._engine_thread, self.clock)
-        self.metrics.model_info.labels(
-            bundle.name, bundle.fingerprint, bundle.scoring.precision, self.settings.runtime
-        ).set(1)
         return Pipeline(model, scheduler, self.metrics, self._tokenizer_threads, self.clock)
-
-    def _combine(self, combination: Combination) -> CombinedPipeline:
-        combined = CombinedPipeline(combination, [self.pipelines[part] for part in combination.parts], self.metrics)
-        precisions = dict.fromkeys(part.model.bundle.scoring.precision for part in combined.parts)
-        self.metrics.model_info.labels(
-            combination.name, combined.identity.fingerprint, "+".join(precisions), self.settings.runtime
-        ).set(1)
-        return combined
 
     @property
     def not_ready(self) -> str | None:
@@ -108,22 +100,22 @@ class Service:
         if self._not_ready is not None:
             raise Unavailable(f"{self._not_ready}; ask /readyz")
 
-    def pipeline(self, model: str | None) -> Pipeline | CombinedPipeline:
-        """The model or combination that a request names, or the only one.
+    def model(self, name: str | None) -> ServedModel:
+        """What a request names, or the only one that there is.
 
         Raises:
             UnknownModel: there is none of that name.
-            InvalidRequest: several are loaded and none is named.
+            InvalidRequest: there are several, bundles and combinations together, and none is named.
         """
-        pipelines = self._by_name
-        loaded = ", ".join(pipelines)
-        if model is None:
-            if len(pipelines) > 1:
-                raise InvalidRequest(f"model: not given, and several are loaded; choose one of {loaded}")
-            return next(iter(pipelines.values()))
-        if model not in pipelines:
-            raise UnknownModel(f'model "{model}" is not loaded; here: {loaded}')
-        return pipelines[model]
+        if name is None:
+            if len(self.models) > 1:
+                raise InvalidRequest(
+                    f"model: not given, and several are loaded; choose one of {', '.join(self.models)}"
+                )
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise UnknownModel(f'model "{name}" is not loaded; here: {", ".join(self.models)}')
+        return self.models[name]
 
     def start(self) -> None:
         """Begin to take batches, and check the golden texts; must be called in the event loop."""
@@ -181,7 +173,13 @@ class Service:
     async def _check_parity(self) -> None:
         wrong = []
         for name, pipeline in self.pipelines.items():
-            report = self.parity[name] = await pipeline.check_parity()
+            try:
+                report = self.parity[name] = await pipeline.check_parity()
+            except InvalidRequest as error:
+                self.metrics.parity_ok.labels(name).set(0)
+                wrong.append(f'model "{name}": its golden texts cannot be scored: {error}')
+                continue
+            self.metrics.parity_ok.labels(name).set(report.ok)
             self.metrics.batch_invariant.labels(name).set(report.batch_invariant)
             self.metrics.parity_max_abs_diff.labels(name).set(report.max_abs_diff)
             log("parity", model=name, **self._parity_info(name))
@@ -207,28 +205,19 @@ class Service:
             "version": version("plaudit"),
             "ready": self._not_ready is None,
             "limits": {name: getattr(self.settings, name) for name in _LIMITS},
-            "models": [
-                *(self._model_info(pipeline.model) for pipeline in self.pipelines.values()),
-                *(self._combined_info(combined) for combined in self.combined.values()),
-            ],
+            "models": [self._model_info(model) for model in self.models.values()],
         }
 
-    def _model_info(self, model: Model) -> dict[str, Any]:
-        name = model.bundle.name
-        return {
-            **asdict(model.identity),
-            "runtime": self.settings.runtime,
-            "manifest": model.bundle.manifest.model_dump(mode="json"),
-            "parity": self._parity_info(name) if name in self.parity else None,
-        }
-
-    def _combined_info(self, combined: CombinedPipeline) -> dict[str, Any]:
-        return {
-            **asdict(combined.identity),
-            "runtime": self.settings.runtime,
-            "formula": combined.combination.formula,
-            "parts": {part.identity.name: part.identity.fingerprint for part in combined.parts},
-        }
+    def _model_info(self, model: ServedModel) -> dict[str, Any]:
+        """What is known of a bundle, or of what a combination is made."""
+        about: dict[str, Any] = {**asdict(model.identity), "runtime": self.settings.runtime}
+        if model.combination is not None:
+            about["formula"] = model.combination.formula
+            about["parts"] = {part.model.identity.name: part.model.identity.fingerprint for part in model.parts}
+            return about
+        about["manifest"] = model.parts[0].model.bundle.manifest.model_dump(mode="json")
+        about["parity"] = self._parity_info(model.name) if model.name in self.parity else None
+        return about
 
 
 def _finite(value: float) -> float | None:

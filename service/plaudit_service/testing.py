@@ -67,6 +67,7 @@ def write_tiny_bundle(
     pair: bool = False,
     chat_template: str | None = CHAT,
     golden_offset: float = 0.0,
+    more_words: Sequence[str] = (),
 ) -> Path:
     """Write an encoder bundle that adds up the values of words.
 
@@ -80,6 +81,7 @@ def write_tiny_bundle(
         pair: Whether prompt and completion are a pair.
         chat_template: A Jinja template, or None.
         golden_offset: Added to the reference scores, to make a bundle that is wrong.
+        more_words: Further words of its tokenizer, which the graph has no value for; it is another tokenizer then.
 
     Returns:
         The path.
@@ -87,7 +89,7 @@ def write_tiny_bundle(
     path.mkdir(parents=True)
     head_list = tuple(Head(name=head, weight=weight) for head, weight in (heads or {"score": 1.0}).items())
     onnx.save(_graph(len(head_list)), path / GRAPH)
-    _tokenizer().save(str(path / TOKENIZER))
+    _tokenizer(more_words).save(str(path / TOKENIZER))
     files = [GRAPH, TOKENIZER]
     if chat_template is not None:
         (path / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
@@ -222,8 +224,9 @@ def _graph(num_heads: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def _tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel(WORD_IDS, unk_token="[UNK]"))  # noqa: S106  no password
+def _tokenizer(more_words: Sequence[str]) -> Tokenizer:
+    ids = {word: number for number, word in enumerate([*WORD_IDS, *more_words])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))  # noqa: S106  no password
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["[PAD]", "[BOS]", "[EOS]"])
     bos = WORD_IDS["[BOS]"]

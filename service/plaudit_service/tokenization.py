@@ -4,8 +4,9 @@ Knows nothing of batches, engines or HTTP. The rules and the one exception (no s
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,10 @@ class _Encoded:
     num_trailing: int
 
 
+class TokenizerPanic(Exception):  # noqa: N818  named as what Rust calls it
+    """The Rust library found a bug in itself, or was given a tokenizer that it did not check."""
+
+
 class Tokenization:
     """The tokenizer and chat template of one bundle."""
 
@@ -75,7 +80,7 @@ class Tokenization:
         self._scoring = bundle.scoring
         self._name = bundle.name
         try:
-            self._tokenizer = Tokenizer.from_file(str(bundle.path / TOKENIZER))
+            self._tokenizer = _call(Tokenizer.from_file, str(bundle.path / TOKENIZER))
         except Exception as error:  # the Rust library raises plain Exception
             raise BundleError(f"bundle {bundle.path}: {TOKENIZER} cannot be read ({error}); export it again") from error
         if self._tokenizer.truncation is not None or self._tokenizer.padding is not None:
@@ -195,7 +200,7 @@ class Tokenization:
             ]
             texts = [sources[at].text for at in places]
             try:
-                encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+                encodings = _call(self._tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens)
             except Exception:  # noqa: BLE001  one text that the tokenizer cannot take must not fail its mates
                 for at in places:
                     encoded[at] = self._encode_alone(sources[at])
@@ -206,7 +211,9 @@ class Tokenization:
 
     def _encode_alone(self, source: _Source) -> _Encoded | str:
         try:
-            (encoding,) = self._tokenizer.encode_batch([source.text], add_special_tokens=source.add_special_tokens)
+            (encoding,) = _call(
+                self._tokenizer.encode_batch, [source.text], add_special_tokens=source.add_special_tokens
+            )
         except Exception as error:  # noqa: BLE001  the Rust library raises plain Exception
             return f"the tokenizer failed: {type(error).__name__}"
         return _as_encoded(encoding)
@@ -296,6 +303,20 @@ class Tokenization:
             unknown = self._tokenizer.token_to_id(getattr(model, "unk_token", None) or "")
         bos, eos = self._scoring.bos, self._scoring.eos
         return {unknown} - {self._scoring.pad_token_id, bos and bos.id, eos and eos.id}
+
+
+def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call the Rust library. Its panic is no `Exception`, so it would end whole requests.
+
+    Raises:
+        TokenizerPanic: it panicked; the library itself has written why to standard error.
+    """
+    try:
+        return function(*arguments, **options)
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise TokenizerPanic from error
+        raise
 
 
 def _template_tokens(scoring: Scoring) -> dict[str, str | list[str]]:

@@ -42,6 +42,15 @@ class TextItem(_Item):
 class PromptItem(_Item):
     """A prompt with one completion, or with several that share it; concatenated as they are."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["completion"], "properties": {"completion": {"type": "string"}}},
+                {"required": ["completions"], "properties": {"completions": {"type": "array"}}},
+            ]
+        }
+    )
+
     prompt: str
     completion: str | None = None
     completions: list[str] | None = Field(None, min_length=1, fail_fast=True)

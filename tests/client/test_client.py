@@ -155,6 +155,23 @@ def test_no_retry_begins_after_the_total_deadline(score, fake_time):
 
 
 @both
+@pytest.mark.parametrize("urls", [URL, "http://a,http://b"])
+def test_a_service_that_is_absent_for_60_seconds_is_waited_for(score, urls, fake_time):
+    service = FakeService(length)
+    back = fake_time.now + 60.0
+
+    def answer(request):
+        if fake_time.now < back:
+            raise ConnectionFailed("refused", connected=False)
+        return service.answer(request)
+
+    assert score(
+        ["abc"], transport=FakeTransport(answer), timing=fake_time.timing, url=urls, timeout_s=120.0
+    ).floats == [3.0]
+    assert back <= fake_time.now < back + 5.0
+
+
+@both
 def test_the_timeout_of_one_call_wins_over_the_clients(score, fake_time):
     transport = Script(json_response({}, 503, {"retry-after": "20"}))
     with pytest.raises(ServiceUnavailable):

@@ -1,24 +1,27 @@
 """One update on given rollouts, shared out over the processes that it is started with; writes what came of it.
 
-python ppo_shared_update.py POLICY OUTPUT CASE; or torchrun --nproc-per-node 2 the same.
+python ppo_shared_update.py POLICY OUTPUT CASE SETTINGS, which are JSON; or torchrun --nproc-per-node 2 the same.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from plaudit_ppo import PPOConfig, load_critic, load_policy
+from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, load_critic, load_policy
 from plaudit_ppo.experience import make_experience
 from plaudit_ppo.forward import evaluate_rollouts
+from plaudit_ppo.learner import make_learner, prepare_reference
 from plaudit_ppo.metrics import rollout_metrics
 from plaudit_ppo.processes import gather_experience, share
 from plaudit_ppo.prompts import pad_left
 from plaudit_ppo.rollouts import sample_rollouts
-from plaudit_ppo.update import Learner, run_update
+from plaudit_ppo.sharding import whole_state
+from plaudit_ppo.update import run_update
 
 NAN = float("nan")
 SCORES = {
@@ -28,10 +31,10 @@ SCORES = {
 PROMPTS = [[2, 3], [4], [5, 6, 7], [2], [3, 3, 3, 3], [6]] * 2
 
 
-def main(policy_path: str, output: str, case: str) -> None:
+def main(policy_path: str, output: str, case: str, settings: str) -> None:
     config = PPOConfig(
         epochs=2, micro_batch_size=4, max_grad_norm=0.5, temperature=1.0, missing_eos="off", whiten_rewards=True,
-        kl_loss_coef=0.1, kl_estimator="k3", ratio_tolerance=1e-3,
+        kl_loss_coef=0.1, kl_estimator="k3", ratio_tolerance=1e-3, **json.loads(settings),
     )  # fmt: skip
     accelerator = Accelerator()
     policy, _ = load_policy(policy_path)
@@ -39,15 +42,22 @@ def main(policy_path: str, output: str, case: str) -> None:
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.mul_(0.9)
-    critic = load_critic(policy_path, head_init="normal", generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    if config.critic_trunk == "policy":
+        critic = TrunkCritic(policy, head_init="normal", generator=generator)
+    else:
+        critic = load_critic(policy_path, head_init="normal", generator=generator)
+    policy = add_lora(policy, config) if config.lora_rank else policy
     whole = sample_rollouts(
         policy, *pad_left(PROMPTS, 1), max_tokens=12, temperature=1.0, eos_id=0, pad_id=1,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     rows = torch.tensor(share(accelerator, range(len(whole))))
     rollouts, scores = whole.select(rows), torch.tensor(SCORES[case])[rows]
-    optimizer = torch.optim.SGD([*policy.parameters(), *critic.parameters()], lr=0.5)
-    learner = Learner(*accelerator.prepare(policy, critic, optimizer), accelerator)
+    reference = prepare_reference(reference, config, accelerator)
+    learner = make_learner(policy, critic, config, accelerator)
+    groups = [{"params": group["params"]} for group in learner.optimizer.param_groups]
+    learner = replace(learner, optimizer=torch.optim.SGD(groups, lr=0.5))  # Adam would hide the gradient's size
     logprobs, ref_logprobs, values = evaluate_rollouts(
         learner.policy, reference, learner.critic, rollouts, temperature=1.0, micro_batch_size=4
     )
@@ -58,14 +68,12 @@ def main(policy_path: str, output: str, case: str) -> None:
     everyone, all_scores = gather_experience(accelerator, experience), accelerator.gather(scores)
     metrics = rollout_metrics(everyone, all_scores, kl_coef=0.1)
     metrics |= run_update(learner, experience, config, generator=torch.Generator().manual_seed(0))
+    states = {
+        name: whole_state(accelerator.unwrap_model(model), keep=True)
+        for name, model in (("policy", learner.policy), ("critic", learner.critic))
+    }
     if accelerator.is_main_process:
-        models = {
-            "policy": accelerator.unwrap_model(learner.policy),
-            "critic": accelerator.unwrap_model(learner.critic),
-        }
-        tensors = {
-            f"{name}.{key}": value.clone() for name, m in models.items() for key, value in m.state_dict().items()
-        }
+        tensors = {f"{name}.{key}": value.clone() for name, state in states.items() for key, value in state.items()}
         tensors["advantages"], tensors["returns"] = everyone.advantages, everyone.returns
         save_file(tensors, f"{output}.safetensors")
         metrics["processes"] = accelerator.num_processes

@@ -1,6 +1,7 @@
 """The wheel in empty environments: what each role of the install needs, and what it must not need."""
 
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -15,6 +16,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout, or the one that PLAUDIT_WHEEL names: a release is checked in the bytes published."""
+    if "PLAUDIT_WHEEL" in os.environ:
+        return Path(os.environ["PLAUDIT_WHEEL"])
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT], check=True)
     (path,) = folder.glob("plaudit-*.whl")
@@ -55,6 +59,7 @@ def test_the_base_install_is_the_client_alone(environment, tmp_path):
     (tmp_path / "ppo.toml").write_text('policy = "p"\nprompts = "p.jsonl"\nscorer_urls = ["http://127.0.0.1:1"]\n')
     commands = [
         ("service", "plaudit-serve", "bundle"),
+        ("service", "plaudit-fetch", "bundle", "directory"),
         ("export", "plaudit-export", "checkpoint", "checkpoint", "bundle"),
         ("train", "plaudit-ppo", "train", "--config", "ppo.toml"),
         ("train,export", "plaudit-demo"),
@@ -88,3 +93,17 @@ def test_a_service_install_serves_a_bundle_without_torch_and_transformers(enviro
         service.terminate()
         service.communicate()
     assert service.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "command", "module", "foreign"),
+    [
+        ("[export]", "plaudit-export", "plaudit_export.exporter", ["trl", "accelerate"]),
+        ("[train]", "plaudit-ppo", "plaudit_ppo.trainer", ["onnxruntime", "fastapi"]),
+    ],
+)
+def test_a_role_that_needs_torch_starts_and_brings_no_other_role(environment, extra, command, module, foreign):
+    bin_folder = environment(extra)
+    assert subprocess.run([bin_folder / command, "--help"], capture_output=True).returncode == 0
+    subprocess.run([bin_folder / "python", "-c", f"import {module}"], check=True)
+    assert absent(bin_folder, *foreign)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,66 +11,93 @@ import pytest
 import torch
 from ppo_runs import figures, weights, write_config, write_policy
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from plaudit_ppo.log import read_log
 from plaudit_service.testing import running_service, write_tiny_bundle
 
 pytestmark = pytest.mark.slow
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes"]
 SCRIPT = Path(__file__).with_name("ppo_shared_update.py")
 
 
-def run(processes, *arguments):
+def run(processes, *arguments, launcher=TORCHRUN):
     """Runs a script, or `-m` and a module, in so many processes."""
-    command = [sys.executable] if processes == 1 else [*LAUNCH, str(processes)]
+    command = [sys.executable] if processes == 1 else [sys.executable, "-m", *launcher, str(processes)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     env.pop("PLAUDIT_URL", None)
     return subprocess.run([*command, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=240)
 
 
+def shared_update(tmp_path, name, processes, case, **settings):
+    """The metrics of an update on given rollouts, and all weights after it."""
+    done = run(processes, SCRIPT, tmp_path / "policy", tmp_path / name, case, json.dumps(settings))
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / f"{name}.json").read_text())
+    assert metrics.pop("processes") == processes
+    return metrics, load_file(tmp_path / f"{name}.safetensors")
+
+
+def assert_same(one, other):
+    assert other[0] == pytest.approx(one[0], rel=1e-5, abs=1e-6)
+    for name, tensor in one[1].items():
+        width = min(tensor.shape[-1], other[1][name].shape[-1])
+        assert torch.allclose(tensor[..., :width], other[1][name][..., :width], atol=1e-6), name
+
+
 @pytest.mark.parametrize("case", ["some failed", "one process without a score"])
 def test_two_processes_make_the_update_of_one_on_the_same_rollouts(tmp_path, case):
-    """Details 16, 18 and 25: statistics, losses, gradients and weights are over all processes."""
+    """Details 16, 18 and 25: statistics, losses, gradients and weights are over all processes, with DDP and FSDP."""
     write_policy(tmp_path / "policy")
-    for processes in (1, 2):
-        done = run(processes, SCRIPT, tmp_path / "policy", tmp_path / str(processes), case)
-        assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in (1, 2))
-    assert (one.pop("processes"), two.pop("processes")) == (1, 2)
-    assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
-    assert one["objective/kl"] != pytest.approx(0, abs=1e-2)
+    alone = shared_update(tmp_path, "alone", 1, case)
+    assert alone[0]["objective/kl"] != pytest.approx(0, abs=1e-2)
     before = load_file(tmp_path / "policy" / "model.safetensors")
-    alone, shared = (load_file(tmp_path / f"{name}.safetensors") for name in (1, 2))
-    for name, tensor in alone.items():
-        width = min(tensor.shape[-1], shared[name].shape[-1])
-        assert torch.allclose(tensor[..., :width], shared[name][..., :width], atol=1e-6), name
     name = "model.layers.0.mlp.up_proj.weight"
-    assert (alone[f"policy.{name}"] - before[name]).abs().max() > 1e-3  # there was something to be equal in
+    assert (alone[1][f"policy.{name}"] - before[name]).abs().max() > 1e-3  # there is something to be equal in
+    assert_same(alone, shared_update(tmp_path, "ddp", 2, case))
+    assert_same(alone, shared_update(tmp_path, "fsdp", 2, case, sharding="fsdp"))
 
 
-def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(tmp_path):
-    """Detail 22: and the log is about all rollouts; the files are written once."""
+def test_two_processes_train_an_adapter_and_a_head_on_the_policys_network_as_one_does(tmp_path):
+    """Detail 19: LoRA, the value loss through the adapter, layers checkpointed."""
+    write_policy(tmp_path / "policy")
+    settings = {"lora_rank": 4, "critic_trunk": "policy", "gradient_checkpointing": True}
+    alone = shared_update(tmp_path, "alone", 1, "some failed", **settings)
+    moved = [tensor.abs().max() for name, tensor in alone[1].items() if "lora_B" in name]
+    assert min(moved) > 1e-5  # at first they are 0
+    assert_same(alone, shared_update(tmp_path, "ddp", 2, "some failed", **settings))
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Runs `plaudit-ppo train` in so many processes, with small settings; returns what it prints."""
     write_policy(tmp_path / "policy")
     write_tiny_bundle(tmp_path / "bundle")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "so"}\n{"prompt": "very very"}\n{"prompt": "so very good"}\n')
     with running_service(tmp_path / "bundle") as service:
 
-        def train(name, iterations, *flags):
+        def train(name, iterations, *flags, processes=2, **settings):
             file = write_config(
                 tmp_path / f"{name}.toml", policy=tmp_path / "policy", prompts=tmp_path / "prompts.jsonl",
                 scorer_urls=(service.url,), output=tmp_path / name, iterations=iterations, rollout_batch_size=12,
                 rollout_micro_batch_size=4, max_completion_tokens=8, num_minibatches=2, learning_rate=3e-3,
-                lr_schedule="constant", temperature=1.0, missing_eos="off", kl_controller="adaptive",
+                lr_schedule="constant", temperature=1.0, missing_eos="off", kl_controller="adaptive", **settings,
             )  # fmt: skip
-            done = run(2, "-m", "plaudit_ppo", "train", "--config", file, *flags)
+            done = run(processes, "-m", "plaudit_ppo", "train", "--config", file, *flags)
             assert done.returncode == 0, done.stderr
             return done.stdout
 
-        out = train("whole", 6)
-        train("again", 6)
-        train("parts", 3)
-        train("parts", 6, "--resume", tmp_path / "parts")
+        yield train
+
+
+def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(train, tmp_path):
+    """Detail 22: and the log is about all rollouts; the files are written once."""
+    out = train("whole", 6)
+    train("again", 6)
+    train("parts", 3)
+    train("parts", 6, "--resume", tmp_path / "parts")
     assert out.count("iterations") == 1
     assert out.startswith("6 iterations, 72 rollouts in ")
     log = read_log(tmp_path / "whole" / "log.jsonl")
@@ -80,14 +108,31 @@ def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(tmp_path):
         assert figures(tmp_path / other) == figures(tmp_path / "whole")
 
 
-def test_rollouts_that_cannot_be_shared_out_are_refused(tmp_path):
+def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path):
+    """Detail 22: sharded by FSDP; also with layers checkpointed, and resumed by one process that holds all."""
+    settings = {"sharding": "fsdp", "gradient_checkpointing": True}
+    train("whole", 4, **settings)
+    train("parts", 2, **settings)
+    shutil.copytree(tmp_path / "parts", tmp_path / "alone")
+    train("parts", 4, "--resume", tmp_path / "parts", **settings)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+    assert figures(tmp_path / "whole")[3]["objective/kl"] > 1e-3
+    train("alone", 3, "--resume", tmp_path / "alone", processes=1)
+    assert len(read_log(tmp_path / "alone" / "log.jsonl")) == 3
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "policy")
+    assert type(policy).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_rollouts_that_cannot_be_shared_out_are_refused(tmp_path, launcher):
     write_policy(tmp_path / "policy")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "so"}\n')
     file = write_config(
         tmp_path / "run.toml", policy=tmp_path / "policy", prompts=tmp_path / "prompts.jsonl", rollout_batch_size=7,
         scorer_urls=("http://127.0.0.1:9",), output=tmp_path / "run", max_completion_tokens=8,
     )  # fmt: skip
-    done = run(2, "-m", "plaudit_ppo", "train", "--config", file)
+    done = run(2, "-m", "plaudit_ppo", "train", "--config", file, launcher=launcher)
     assert done.returncode != 0
     says = "plaudit-ppo: error: rollout_batch_size = 7 cannot be shared by 2 processes"
     assert done.stderr.count(says) == 1

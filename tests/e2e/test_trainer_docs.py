@@ -13,11 +13,10 @@ import yaml
 
 from plaudit_client.adapters.trl import reward_function
 from plaudit_service import Scorer
-from plaudit_service.dialects.endpoint import _DIALECTS
+from plaudit_service.dialects.endpoint import DIALECTS
 from plaudit_service.testing import score_by_hand
 
 PAGES = {page.stem: page.read_text() for page in (Path(__file__).parents[2] / "docs" / "trainers").glob("*.md")}
-DIALECTS = sorted(_DIALECTS)
 NUMBERS = {
     "openrlhf": lambda answer: answer["rewards"],
     "llamafactory": lambda answer: answer["scores"],
@@ -36,7 +35,7 @@ def served_flags(page):
     return shlex.split(command)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
 def test_the_commands_of_a_dialects_page_give_the_score(serve, tiny_bundle, dialect):
     (command,) = re.findall(r"curl -s http.*?'\{.*?\}'", PAGES[dialect])
     asked = command.replace("TEXT", "good fine").replace('"P"', '"good"').replace('"R"', '" fine"')
@@ -46,14 +45,14 @@ def test_the_commands_of_a_dialects_page_give_the_score(serve, tiny_bundle, dial
     assert NUMBERS[dialect](json.loads(answer)) == [score_by_hand("good fine")]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
 def test_every_url_of_a_dialects_page_leads_to_the_dialect(dialect):
     paths = set(re.findall(r"http://127\.0\.0\.1:8000(/[\w/]*)", PAGES[dialect]))
-    assert paths == {_DIALECTS[dialect].path}
+    assert paths == {DIALECTS[dialect].path}
 
 
 def test_the_overview_names_every_dialect_with_its_route():
-    for name, dialect in _DIALECTS.items():
+    for name, dialect in DIALECTS.items():
         assert f"`--dialects {name}`" in PAGES["README"]
         assert f"`{dialect.path}`" in PAGES["README"]
 
@@ -68,7 +67,7 @@ CHATS = {
 
 @pytest.mark.parametrize("dialect", CHATS)
 def test_a_chat_is_rendered_by_the_reward_models_own_template_or_refused(serve, tiny_bundle, dialect):
-    path, flags = _DIALECTS[dialect].path, ["--dialects", dialect]
+    path, flags = DIALECTS[dialect].path, ["--dialects", dialect]
     with serve(tiny_bundle(), flags=flags) as service:
         answer = httpx2.post(service.url + path, json=CHATS[dialect])
         assert NUMBERS[dialect](answer.json()) == [score_by_hand("bad awful")]
@@ -80,7 +79,7 @@ def test_a_chat_is_rendered_by_the_reward_models_own_template_or_refused(serve, 
 
 def test_llamafactorys_settings_are_yaml():
     (block,) = blocks("llamafactory", "yaml")
-    url = f"http://127.0.0.1:8000{_DIALECTS['llamafactory'].path}"
+    url = f"http://127.0.0.1:8000{DIALECTS['llamafactory'].path}"
     assert yaml.safe_load(block) == {"reward_model_type": "api", "reward_model": url}
 
 

@@ -98,6 +98,15 @@ def test_a_manifest_cannot_have_a_file_of_another_name_fetched(causal_bundle, tm
     assert hub.fetched == ["bundle.json"]
 
 
+def test_a_manifest_of_any_size_is_not_read_into_memory(causal_bundle, tmp_path):
+    repository = Path(shutil.copytree(causal_bundle.bundle.path, tmp_path / "repository"))
+    os.truncate(repository / "bundle.json", 2 << 20)
+    with local_hub(org__rm=repository) as hub:
+        done = run(sys.executable, "-c", DOWNLOAD, "org/rm", env=hub.environment(tmp_path / "home"))
+    assert "bundle.json has 2097152 bytes, limit 1048576" in done.stderr
+    assert hub.fetched == ["bundle.json"]
+
+
 def test_a_directory_is_itself_and_a_path_is_never_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(service_hub, "_download", None)
     assert service_hub.local_directory(str(tmp_path)) == tmp_path

@@ -131,6 +131,12 @@ def test_a_template_that_takes_no_chat_is_refused(causal):
         golden_cases(causal, rules, [], 256, [])
 
 
+def test_a_template_that_never_ends_is_refused(causal):
+    rules = derive_rules(causal, Options(chat_template="{% for i in range(10 ** 9) %}{% endfor %}"))
+    with pytest.raises(SourceError, match="takes none of 5 chats"):
+        golden_cases(causal, rules, [], 256, [])
+
+
 @pytest.mark.parametrize(
     ("item", "message"),
     [

@@ -36,6 +36,18 @@ def test_a_short_soak_of_a_real_service_has_no_server_error(causal_bundle):
     assert {"200", "400", "404", "422"} <= set(soaked.outcomes)
     assert [number for number, _ in soaked.samples] == [*range(300), 300]
     assert "growth after warm-up" in soak.describe(soaked)
+    assert len(soaked.scored_s) == soaked.outcomes["200"]
+
+
+def test_a_paced_soak_lasts_until_its_last_request_is_due(causal_bundle):
+    due_s = [0.001 * number for number in range(100)]
+    with servers.service(causal_bundle) as server:
+        soaked = asyncio.run(soak.soak(server, 100, connections=8, due_s=due_s))
+        assert server.metric("plaudit_requests_total") >= 100
+    assert soaked.outcomes.total() == 100
+    assert soaked.lasted_s >= due_s[-1]
+    assert soaked.cpu_s > 0
+    assert "p99" in soak.describe(soaked)
 
 
 def test_a_5xx_is_a_server_error_and_a_4xx_is_not():

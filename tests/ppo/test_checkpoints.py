@@ -3,7 +3,14 @@ import json
 import pytest
 import torch
 
-from plaudit_ppo.checkpoints import RunState, load_optimizer, load_state, newest_checkpoint, save_checkpoint
+from plaudit_ppo.checkpoints import (
+    RunState,
+    load_optimizer,
+    load_state,
+    newest_checkpoint,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from plaudit_ppo.errors import CheckpointError
 
 STATE = RunState(iteration=7, kl_coef=0.07, constant_iterations=2, prompts_hash="ab", fingerprint="sha256:1")
@@ -26,7 +33,8 @@ def save(folder, state=STATE, optimizer=None, keep=2):
     def write_models(directory):
         (directory / "policy").mkdir()
 
-    return save_checkpoint(folder, state, optimizer or make_optimizer()[1], write_models=write_models, keep=keep)
+    tensors = optimizer_tensors(optimizer or make_optimizer()[1], keep=True)
+    return save_checkpoint(folder, state, tensors, write_models=write_models, keep=keep)
 
 
 def test_the_state_comes_back_as_it_was(tmp_path):

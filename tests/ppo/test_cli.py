@@ -1,5 +1,6 @@
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -7,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from plaudit_ppo.cli import main
@@ -144,8 +147,21 @@ def test_a_service_that_cannot_be_reached_is_exit_1_and_leaves_a_checkpoint(caps
     assert AutoModelForCausalLM.from_pretrained(checkpoint / "policy")
 
 
+def test_a_taken_port_for_prometheus_is_exit_2(capsys, write_config):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, err = refused(capsys, "train", "--config", write_config(metrics_port=taken.getsockname()[1]))
+    assert code == 2
+    assert "cannot be bound (Address already in use); choose another, or 0 for none" in err
+
+
 @pytest.mark.parametrize(
-    "settings", [{"lora_rank": 2}, {"critic_trunk": "policy"}, {"lora_rank": 2, "critic_trunk": "policy"}]
+    "settings",
+    [
+        {"lora_rank": 2},
+        {"critic_trunk": "policy"},
+        {"lora_rank": 2, "critic_trunk": "policy"},
+        {"lora_rank": 2, "precision": "bfloat16", "gradient_checkpointing": True},
+    ],
 )
 def test_lora_and_a_critic_on_the_policys_network_are_settings(capsys, write_config, service, tmp_path, settings):
     config = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0, **settings)
@@ -153,6 +169,27 @@ def test_lora_and_a_critic_on_the_policys_network_are_settings(capsys, write_con
     assert (tmp_path / "run" / "adapter").exists() == ("lora_rank" in settings)
     assert (tmp_path / "run" / "critic" / "value_head.safetensors").exists() == ("critic_trunk" in settings)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("start", [None, "policy", "reward-model"])
+def test_a_critic_starts_from_the_policy_or_from_a_reward_model(
+    write_config, service, make_critic, tokenizer, tmp_path, start, lora_rank
+):
+    """Detail 19: with LoRA and without, a reward model's head is kept, and a policy gets a new one."""
+    make_critic().save_pretrained(tmp_path / "reward-model")
+    tokenizer.save_pretrained(tmp_path / "reward-model")
+    critic = None if start is None else str(tmp_path / start)
+    config = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0, critic=critic, lora_rank=lora_rank)
+    assert main(["train", "--config", config]) == 0
+    trained = load_file(tmp_path / "run" / "critic" / "model.safetensors")
+    origin = load_file(tmp_path / (start or "policy") / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.allclose(trained[name], origin[name], atol=1e-3)  # a few steps of 3e-6
+    assert not torch.equal(trained[name], origin[name])
+    assert ("score.weight" in origin) == (start == "reward-model")
+    if "score.weight" in origin:
+        assert torch.allclose(trained["score.weight"], origin["score.weight"], atol=1e-3)
 
 
 def test_a_run_that_a_guard_stopped_goes_on_where_it_stood(capsys, write_config, service, tmp_path):

@@ -34,6 +34,7 @@ def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path
     config = load_config(tmp_path / "run.toml")
     assert set(re.findall(r"^(\w+) = ", example, re.MULTILINE)) == {field.name for field in dataclasses.fields(config)}
     example_only = {"policy", "critic", "prompts", "scorer_urls", "critic_learning_rate", "score_clip", "kl_budget"}
+    example_only |= {"ratio_tolerance", "sampling_tolerance"}
     assert dataclasses.replace(config, **{name: PPOConfig.__dict__[name] for name in example_only}) == PPOConfig()
 
 
@@ -78,7 +79,7 @@ def test_what_a_run_leaves_is_documented(make_trainer, tmp_path):
     make_trainer(iterations=1).train()
     left = {entry.name + "/" * entry.is_dir() for entry in (tmp_path / "run").iterdir()}
     documented = {quoted(row[0])[0] for row in ROWS if len(row) == 2 and quoted(row[0])}
-    assert documented == left | METRICS.keys() | {"adapter/"}
+    assert documented == left | METRICS.keys() | {"adapter/", "trackers/", "report.html"}
 
 
 def test_every_error_is_documented_with_its_exit_code():

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import pytest
 
@@ -44,7 +45,27 @@ def test_a_log_that_is_none_is_refused(tmp_path):
         RunLog(tmp_path / "log.jsonl", done=1)
 
 
+METRICS = {
+    "iteration": 2,
+    "scoring/score_mean": None,
+    "objective/kl": 1.23456,
+    "tokens/completion_mean": 12.0,
+    "scoring/exposed_wait_s": 0.5,
+    "time/iteration_s": 2.0,
+    "scoring/masked_share": 0.0,
+}
+
+
 def test_progress_is_silent_where_stderr_is_no_terminal(capsys):
-    with Progress(1) as progress:
-        progress({"iteration": 1, "objective/kl": 1.0, "scoring/score_mean": None})
+    with Progress(2) as progress:
+        progress(METRICS)
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_shows_the_few_numbers_that_matter_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress(4) as progress:
+        progress(METRICS | {"iteration": 4, "eval/scores": 0.5, "scoring/masked_share": 0.25})
+    last = capsys.readouterr().err.split("\r")[-1].rstrip()
+    assert last.startswith("PPO 4/4 |")
+    assert last.endswith("score -, eval 0.5, KL 1.23, length 12, wait 25%, masked 25%")

@@ -64,14 +64,24 @@ def test_length_eos_share_and_spread_of_the_scores_by_hand(experience):
 
 def test_a_sample_has_prompt_completion_score_and_kl(experience):
     """Detail 26: the sample table."""
-    items = [{"prompt": "a", "completion": " b"}, {"messages": [], "completions": ["c"]}, {}]
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    items = [{"prompt": "a", "completion": " b"}, {"messages": messages, "completions": ["c"]}, {}]
     rows = sample_rows([7, 8, 9], items, experience, RAW, limit=2)
     assert [(row["prompt"], row["completion"], row["finished"], row["num_tokens"]) for row in rows] == [
         (7, " b", True, 2),
         (8, "c", False, 3),
     ]
+    assert [row["prompt_text"] for row in rows] == ["a", "system: s\nuser: u"]
     assert [row["score"] for row in rows] == [2.0, 7.0]
     assert [row["kl"] for row in rows] == pytest.approx([1.0, 1.5])
+
+
+def test_of_a_long_sample_the_end_of_the_prompt_and_the_start_of_the_completion_are_kept(experience):
+    """Detail 26: the sample table is bounded."""
+    item = {"prompt": "a" * 3_000 + "b", "completion": "c" + "d" * 3_000}
+    (row,) = sample_rows([0], [item], experience, RAW, limit=1)
+    assert row["prompt_text"] == "a" * 1_999 + "b"
+    assert row["completion"] == "c" + "d" * 1_999
 
 
 def test_without_a_single_score_there_are_no_numbers(experience):

@@ -1,15 +1,26 @@
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
 )
 
 from plaudit_ppo.errors import CheckpointError
-from plaudit_ppo.models import Critic, TrunkCritic, disable_dropout, frozen_copy, init_head, load_critic, load_policy
+from plaudit_ppo.models import (
+    Critic,
+    TrunkCritic,
+    check_critic_tokens,
+    disable_dropout,
+    frozen_copy,
+    init_head,
+    load_critic,
+    load_policy,
+)
 
 
 @pytest.fixture
@@ -55,6 +66,21 @@ def test_a_critic_from_a_reward_model_keeps_its_head(critic, tmp_path):
     critic.save_pretrained(tmp_path / "rm")
     loaded = load_critic(tmp_path / "rm", head_init="normal", generator=generator())
     assert torch.equal(loaded.model.score.weight, critic.model.score.weight)
+
+
+def test_a_critic_with_another_tokenizer_than_the_policys_is_refused(
+    checkpoint, critic, tokenizer, make_tokenizer, tmp_path
+):
+    """Detail 19: it reads the policy's ids; further tokens on either side are no matter."""
+    check_critic_tokens(checkpoint, tokenizer)
+    check_critic_tokens(tmp_path, tokenizer)
+    more = make_tokenizer(eos_token="<eos>", pad_token="[PAD]")
+    check_critic_tokens(checkpoint, more)
+    swapped = Tokenizer(models.WordLevel({"w3": 4, "w4": 3}, unk_token="w3"))
+    critic.save_pretrained(tmp_path / "rm")
+    PreTrainedTokenizerFast(tokenizer_object=swapped).save_pretrained(tmp_path / "rm")
+    with pytest.raises(CheckpointError, match=r"another tokenizer than the policy \(token 'w3' is 4, the policy's 3\)"):
+        check_critic_tokens(tmp_path / "rm", tokenizer)
 
 
 def test_a_head_on_the_policys_network_trains_it_too(policy, tmp_path):

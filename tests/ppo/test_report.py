@@ -1,4 +1,7 @@
+import json
 import re
+from html import escape
+from html.parser import HTMLParser
 
 import pytest
 
@@ -23,21 +26,55 @@ def test_a_report_shows_figures_samples_and_settings_of_a_run(run, capsys):
     assert f"{first} → {last}" in page
     assert "7.25 → 7.25" in page
     assert page.count("<svg") == 9
-    last_rows = [row for row in samples if row["iteration"] == 3]
-    assert len(last_rows) == 4
-    assert len(re.findall(r'<tr><td class="label">\d+</td>', page)) == 4
+    assert [row["iteration"] for row in samples] == [1] * 4 + [3] * 4
+    assert page.count("<h3>Iteration ") == 2
+    cells = re.findall(r"<bdi>(.*?)</bdi>", page)
+    assert cells[::2] == [escape(row["prompt_text"]) for row in samples]
+    assert cells[1::2] == [escape(row["completion"]) or "(empty)" for row in samples]
     assert '<tr><td>kl_coef</td><td class="number">0.05</td></tr>' in page
 
 
-def test_a_report_loads_nothing_from_anywhere_and_takes_no_markup_from_a_completion(run):
-    samples = run / "samples.jsonl"
-    samples.write_text(samples.read_text().replace('"completion": "', '"completion": "<script>alert(1)</script>'))
+class Elements(HTMLParser):
+    """All elements and attributes of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes = set(), set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {(name, value) for name, value in attrs}
+
+
+HOSTILE = """</bdi></td><script>alert(1)</script>"><img src=x onerror=alert(1)>'<a href=javascript:alert(1)>&lt;b&gt;"""
+
+
+def test_a_report_loads_nothing_from_anywhere_and_takes_no_markup_from_a_rollout(run):
+    plain = run.rename(run.with_name("plain"))
+    main(["report", str(plain)])
+    expected = Elements((plain / "report.html").read_text())
+    run = plain.rename(run.with_name("<b>&"))
+    rows = read_log(run / "samples.jsonl")
+    hostile = [row | {"prompt_text": HOSTILE, "completion": HOSTILE} for row in rows]
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hostile))
     main(["report", str(run)])
     page = (run / "report.html").read_text()
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
-    assert not re.search(r'(?:src|href)="(?!#)', page)
+    elements = Elements(page)
+    assert elements.tags == expected.tags
+    assert {name for name, _ in elements.attributes} == {name for name, _ in expected.attributes}
+    assert not elements.tags & {"script", "img", "a", "iframe", "object", "link"}
+    assert all(value.startswith("#") for name, value in elements.attributes if name in {"src", "href", "xlink:href"})
+    assert page.count(escape(HOSTILE)) == 2 * len(rows)
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in elements.attributes
     assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_a_run_of_one_iteration_without_samples_has_a_report(make_trainer, tmp_path):
+    make_trainer(iterations=1, sample_every=0).train()
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "None were kept (sample_every)" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_report_of_a_run_without_a_single_score_has_no_figure_of_it(make_trainer, tmp_path):

@@ -10,9 +10,10 @@ from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import DivergenceError, RatioError
 from plaudit_ppo.experience import make_experience
 from plaudit_ppo.forward import completion_logits, completion_values, token_logprobs
+from plaudit_ppo.learner import Learner
 from plaudit_ppo.prompts import pad_left
 from plaudit_ppo.rollouts import sample_rollouts
-from plaudit_ppo.update import Learner, run_update
+from plaudit_ppo.update import run_update
 
 SMALL = {"epochs": 1, "max_grad_norm": 0, "temperature": 1.0, "micro_batch_size": 3}
 PROMPTS = [[2, 3], [4], [5, 6, 7], [8, 9], [10], [11, 12, 13, 14]]

@@ -6,18 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
+from running_app import run_app, until
 
-from plaudit_service.app import build_app
 from plaudit_service.bundle import load_bundle
 from plaudit_service.service import Service
 from plaudit_service.settings import Settings
 from plaudit_service.testing import score_by_hand
+from plaudit_service.wire import Status
 
 SECRET = "this-is-a-secret-text"
 
@@ -127,51 +127,17 @@ def test_concurrent_requests_share_batches_and_keep_their_scores(serve, tiny_bun
         assert [answer["results"][0]["score"] for answer in answers] == [score_by_hand(text) for text in texts]
 
 
-async def until(condition):
-    """Let the loop run until the condition holds; the test's own time limit ends it."""
-    while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
-        await asyncio.sleep(0.001)
-
-
 @pytest.fixture
 def in_process(tiny_bundle):
     """Runs a scenario against the application in this process, with a clock and an engine that the test holds."""
 
     def run(scenario, **settings):
-        clock = [100.0]
-        service = Service([load_bundle(tiny_bundle())], Settings(**settings), clock=lambda: clock[0])
-        pipeline = service.pipelines["tiny"]
+        def with_parts(app):
+            return scenario(app.client, app.engine, app.clock, app.service.metrics.registry)
 
-        async def main():
-            service.start()
-            await until(lambda: service.not_ready is None)
-            engine = pipeline.model.engine = HeldEngine(pipeline.model.engine)
-            transport = httpx2.ASGITransport(app=build_app(service))
-            async with httpx2.AsyncClient(transport=transport, base_url="http://plaudit") as client:
-                try:
-                    await scenario(client, engine, clock, service.metrics.registry)
-                finally:
-                    engine.gate.set()
-                    await service.stop()
-
-        asyncio.run(main())
+        run_app(with_parts, tiny_bundle(), **settings)
 
     return run
-
-
-class HeldEngine:
-    """An engine that waits for `gate` before every batch."""
-
-    def __init__(self, engine):
-        self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-        self._engine = engine
-
-    def run(self, batch, prefix=None):
-        self.entered.set()
-        assert self.gate.wait(10)
-        return self._engine.run(batch, prefix)
 
 
 def test_a_deadline_that_passes_in_the_queue_is_504_for_a_request_and_expired_for_a_sequence(in_process):
@@ -338,7 +304,10 @@ def test_metrics_count_what_happened(serve, tiny_bundle):
     assert grown('plaudit_score_bucket{le="2.0",model="tiny"}') == 1
     assert grown("plaudit_computed_tokens_total") == 3
     assert "plaudit_ready 1.0" in after
+    assert 'plaudit_parity_ok{model="tiny"} 1.0' in after
     assert "process_resident_memory_bytes" in after
+    for status in Status:
+        assert f'plaudit_sequences_total{{model="tiny",status="{status}"}} 0.0' in before
 
 
 def test_a_bundle_that_does_not_give_its_reference_scores_is_never_ready(serve, tiny_bundle):
@@ -351,6 +320,7 @@ def test_a_bundle_that_does_not_give_its_reference_scores_is_never_ready(serve, 
         answer = post(service, {"items": [{"text": "good"}]})
         assert problem(answer)["type"] == "urn:plaudit:unavailable"
         assert answer.headers["retry-after"] == "1"
+        assert 'plaudit_parity_ok{model="tiny"} 0.0' in httpx2.get(f"{service.url}/metrics").text
 
 
 def test_several_bundles_are_served_by_name(serve, tiny_bundle):

@@ -1,6 +1,5 @@
 """Formulas over scores: parsed, computed as numpy does, and served as models of their own."""
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 
 from plaudit_service.bundle import Normalization, load_bundle
 from plaudit_service.combining import WORST_FIRST, parse_combination
-from plaudit_service.errors import QueueFull, SettingsError
-from plaudit_service.pipeline import _gather
+from plaudit_service.errors import SettingsError
 from plaudit_service.wire import Identity, Result, Status
 
 finite = st.floats(-1e6, 1e6)
@@ -120,24 +118,6 @@ def test_what_is_no_formula_is_told(text, expected):
     assert expected in str(error.value)
 
 
-def test_the_first_part_that_is_refused_cancels_the_others_and_its_error_is_raised():
-    cancelled = []
-
-    async def waits():
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled.append(True)
-            raise
-
-    async def refused():
-        raise QueueFull("full")
-
-    with pytest.raises(QueueFull):
-        asyncio.run(_gather([waits(), refused()]))
-    assert cancelled == [True]
-
-
 def score(service, **body):
     return httpx2.post(f"{service.url}/score", content=json.dumps(body))
 
@@ -167,6 +147,7 @@ def test_a_combination_is_served_as_a_model_of_its_own(serve, tiny_bundle):
         assert score(service, items=items, model="safe", **pinned).status_code == 200
         wrong = load_bundle(helpful).fingerprint
         assert score(service, items=items, model="safe", fingerprint=wrong).status_code == 409
+        assert score(service, items=items, model="safe", engine="openvino").status_code == 409
         info = {model["name"]: model for model in httpx2.get(f"{service.url}/info").json()["models"]}
         assert list(info) == ["helpful", "harmless", "safe", "careful"]
         assert info["safe"]["fingerprint"] == answer["fingerprint"]
@@ -175,6 +156,8 @@ def test_a_combination_is_served_as_a_model_of_its_own(serve, tiny_bundle):
         metrics = httpx2.get(f"{service.url}/metrics").text
         assert 'plaudit_sequences_total{model="safe",status="too_long"} 2.0' in metrics
         assert 'plaudit_score_count{model="careful"} 1.0' in metrics
+        assert 'plaudit_score_mean{model="careful"} 0.25' in metrics
+        assert f'fingerprint="{answer["fingerprint"]}",model="safe",precision="fp32"' in metrics
         assert score(service, items=items).status_code == 422
 
 

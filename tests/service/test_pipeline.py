@@ -1,4 +1,4 @@
-"""Tokenization takes turns, and stops at a deadline."""
+"""Tokenization takes turns, and stops at a deadline; what the queue refuses is not tokenized."""
 
 import asyncio
 from concurrent.futures import Executor, Future
@@ -8,11 +8,12 @@ import pytest
 from plaudit_service import pipeline as pipeline_module
 from plaudit_service.bundle import load_bundle
 from plaudit_service.engines import open_engine
-from plaudit_service.errors import AllExpired
+from plaudit_service.errors import AllExpired, QueueFull
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.pipeline import Pipeline
-from plaudit_service.wire import TextItem
+from plaudit_service.served_model import ServedModel
+from plaudit_service.wire import ScoreRequest, TextItem
 
 LONG = [TextItem(text="good " * 14_000)] * 4  # each of them is a step
 SHORT = [TextItem(text="good")]
@@ -36,9 +37,9 @@ def make(tiny_bundle, monkeypatch):
     bundle = load_bundle(tiny_bundle(max_tokens=100_000))
     model = Model(bundle, open_engine(bundle, num_threads=1))
 
-    def pipeline(threads, *, turn_s, clock=lambda: 0.0):
+    def pipeline(threads, *, turn_s, clock=lambda: 0.0, scheduler=None):
         monkeypatch.setattr(pipeline_module, "_TURN_S", turn_s)
-        return Pipeline(model, None, Metrics(), threads, clock)
+        return Pipeline(model, scheduler, Metrics(), threads, clock)
 
     return pipeline
 
@@ -71,3 +72,16 @@ def test_tokenization_stops_at_the_deadline(make):
     with pytest.raises(AllExpired, match="while the request was tokenized"):
         asyncio.run(pipeline.tokenize(LONG, deadline=10.0))
     assert threads.num_turns == 3
+
+
+class FullQueue:
+    def require_room(self, num_sequences, num_tokens=0, *, deadline):
+        raise QueueFull(f"no room for {num_sequences} sequences")
+
+
+def test_what_the_queue_would_refuse_is_not_tokenized(make):
+    threads = OneThread()
+    pipeline = make(threads, turn_s=0, scheduler=FullQueue())
+    with pytest.raises(QueueFull, match="no room for 4 sequences"):
+        asyncio.run(ServedModel([pipeline], Metrics()).score(ScoreRequest(items=LONG), deadline=10.0))
+    assert threads.num_turns == 0

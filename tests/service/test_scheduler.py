@@ -136,6 +136,51 @@ def test_the_queue_is_bounded_in_tokens_too(running):
     asyncio.run(scenario())
 
 
+def test_a_deadline_that_what_waits_would_outlast_is_refused_at_once(running):
+    async def scenario():
+        async with running() as (scheduler, engine, clock):
+            first = asyncio.create_task(scheduler.compute(texts(1)))
+            await engine_entered(engine)
+            clock[0] += 2.0  # four tokens took two seconds
+            engine.gate.set()
+            await first
+            engine.gate.clear()
+            engine.entered.clear()
+            second = asyncio.create_task(scheduler.compute(texts(2)))
+            await engine_entered(engine)
+            scheduler.require_room(1, deadline=clock[0] + 0.1)  # nothing waits, so the pace refuses nobody
+            third = asyncio.create_task(scheduler.compute(texts(3, 4)))
+            await asyncio.sleep(0)
+            for late in (0.5, 3.9):
+                with pytest.raises(QueueFull, match=f"2 sequences wait, .* about 4.0 s, .* passes in {late} s") as full:
+                    await scheduler.compute(texts(5), deadline=clock[0] + late)
+                assert full.value.retry_after_s == 2  # half of the queue is worked off by then
+            scheduler.require_room(1, deadline=clock[0] + 4.1)
+            engine.gate.set()
+            await asyncio.gather(second, third)
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_for_room_with_a_deadline_gets_it_or_expires(running):
+    async def scenario():
+        async with running(max_queued_sequences=1) as (scheduler, engine, clock):
+            first = asyncio.create_task(scheduler.compute(texts(1)))
+            await engine_entered(engine)
+            second = asyncio.create_task(scheduler.compute(texts(2)))
+            await asyncio.sleep(0)
+            room = asyncio.create_task(scheduler.wait_for_room(texts(3), deadline=clock[0] + 1))
+            await asyncio.sleep(0)
+            assert not room.done()
+            clock[0] += 2
+            engine.gate.set()
+            await asyncio.gather(first, second, room)
+            late = await scheduler.compute(texts(3), deadline=clock[0] - 1)
+            assert late.outcomes[0].status is Status.EXPIRED
+
+    asyncio.run(scenario())
+
+
 def test_a_sequence_past_its_deadline_expires_without_compute(running):
     async def scenario():
         async with running() as (scheduler, engine, clock):

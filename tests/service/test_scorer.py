@@ -1,13 +1,14 @@
 import math
 from dataclasses import replace
 
+import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plaudit_service import Scorer
+from plaudit_service import CombinedScorer, Scorer
 from plaudit_service.bundle import Normalization, load_bundle
-from plaudit_service.errors import InvalidRequest, Mismatch, UnknownModel
+from plaudit_service.errors import InvalidRequest, Mismatch, SettingsError, UnknownModel
 from plaudit_service.parity import ParityReport, ParityRow, check, mixed_batches, score_mixed
 from plaudit_service.testing import score_by_hand
 from plaudit_service.wire import TextItem
@@ -208,3 +209,49 @@ def test_parity_fails_on_wrong_reference_scores_and_says_by_how_much(tiny_bundle
     assert not report.ok
     assert report.max_abs_diff == pytest.approx(0.001)
     assert "|served - reference| = 0.001, limit" in report.describe_worst()
+
+
+ITEMS = [
+    {"text": "good fine"},
+    {"prompt": "bad", "completions": [" good", " awful awful"]},
+    {"messages": [{"role": "user", "content": "good"}], "completions": ["fine"]},
+    {"token_ids": [1, 4]},
+    {"text": "good " * 30},
+    {"text": "crash"},
+    {"text": "infinite"},
+    {"text": ""},
+]
+
+
+def test_in_process_a_combination_gives_what_it_gives_over_http(serve, tiny_bundle):
+    helpful = tiny_bundle(name="helpful", heads={"x": 0.3, "y": 0.1})
+    harmless = tiny_bundle(name="harmless", max_tokens=24, normalization=Normalization(mean=1.0, std=3.0))
+    formulas = ("safe=0.7*helpful+0.3*harmless", "wary=mean-0.3*std(helpful,harmless)")
+    scorers = [Scorer(harmless), Scorer(helpful)]
+    with serve(helpful, harmless, flags=[f"--combine={formula}" for formula in formulas]) as service:
+        for formula in formulas:
+            scorer = CombinedScorer(formula, scorers)
+            for fields in ({}, {"raw": True}, {"truncation": "left"}):
+                body = {"items": ITEMS, "model": formula.split("=")[0], **fields}
+                served = httpx2.post(f"{service.url}/score", json=body).json()
+                scores = scorer.score(ITEMS, **fields)
+                assert served["results"] == [result.to_wire() for result in scores]
+                for part in scorers:
+                    own = part.score(ITEMS, **fields)
+                    assert [score.heads[own.model] for score in scores if score.ok] == [
+                        result.score for result, score in zip(own, scores, strict=True) if score.ok
+                    ]
+                identity = {"model": scores.model, "fingerprint": scores.fingerprint, "engine": scores.engine}
+                assert identity == {name: served[name] for name in identity}
+
+
+def test_in_process_a_combination_needs_its_parts_and_answers_to_its_name_alone(tiny_bundle):
+    a, b = Scorer(tiny_bundle(name="a")), Scorer(tiny_bundle(name="b", heads={"x": 2.0}))
+    scorer = CombinedScorer("x=a+b", [a, b])
+    assert scorer.score(["good"], model="x").floats == [3.0]
+    with pytest.raises(UnknownModel, match='model "a" is not loaded; here: x'):
+        scorer.score(["good"], model="a")
+    with pytest.raises(SettingsError, match='part "c" is not a loaded bundle'):
+        CombinedScorer("x=a+c", [a, b])
+    with pytest.raises(SettingsError, match='two bundles are named "a"'):
+        CombinedScorer("x=a+b", [a, b, a])

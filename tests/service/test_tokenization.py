@@ -1,5 +1,6 @@
 """Tokenization equals transformers' for the same input; the exceptions are those that docs/scoring.md names."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from plaudit_service.bundle import TOKENIZER, Scoring, SpecialToken, load_bundle
+from plaudit_service.bundle import TOKENIZER, Scoring, SpecialToken, load_bundle, sha256_of
 from plaudit_service.errors import InvalidRequest
 from plaudit_service.testing import write_tiny_bundle
 from plaudit_service.tokenization import Tokenization, TokenizedText, pooled_index
-from plaudit_service.wire import PromptItem, TextItem, TokenItem
+from plaudit_service.wire import PromptItem, Status, TextItem, TokenItem
 
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c", "d"]
 MAX_TOKENS = 8
@@ -106,6 +107,20 @@ def test_a_text_with_an_id_that_the_model_lacks_fails_alone(make):
         'items[0]: token id 7, but the vocabulary of model "tiny" has 7 entries; its tokenizer has more than it knows',
     )
     assert ids_of(results[1]) == [1, 4, 5, 2]
+
+
+def test_a_text_on_which_the_tokenizer_panics_fails_alone(tiny_bundle):
+    path = tiny_bundle()
+    content = json.loads((path / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"] = {}  # so its template names a token that is not there
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    manifest = json.loads((path / "bundle.json").read_text())
+    manifest["scoring"]["sha256"]["tokenizer.json"] = sha256_of(path / "tokenizer.json")
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    tokenization = Tokenization(load_bundle(path))
+    failed, ids = tokenization.tokenize([TextItem(text="good"), TokenItem(token_ids=[4])])
+    assert (failed.status, failed.detail) == (Status.FAILED, "items[0]: the tokenizer failed: TokenizerPanic")
+    assert ids.token_ids.tolist() == [4]
 
 
 def test_an_unknown_token_that_is_also_bos_counts_as_special(make):

@@ -125,7 +125,7 @@ def _reward_manager_class() -> type[Any]:
             """
             rollout = data[-1]
             response_ids = rollout.batch["responses"]
-            # verl pads a rollout's several sequences together, and the mask's end is not the completion's then.
+            # Several sequences of a rollout are padded together: then the mask's end is not the completion's.
             length = rollout.non_tensor_batch.get("response_len")
             if length is None:
                 length = rollout.batch["attention_mask"][-len(response_ids) :].sum()

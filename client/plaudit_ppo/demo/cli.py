@@ -3,16 +3,15 @@
 import argparse
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from plaudit_ppo.demo.errors import DemoError
 from plaudit_ppo.demo.output import prepare_output
+from plaudit_ppo.demo.processes import ENVIRONMENT, interrupt_on_signals
 from plaudit_ppo.demo.settings import DemoSettings
 
 if TYPE_CHECKING:
@@ -31,15 +30,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"plaudit-demo: error: {message}; see plaudit-demo --help\n")
 
 
-# Read when torch and the others are imported: nothing is asked of a hub, and a GPU would give other figures.
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "CUDA_VISIBLE_DEVICES": "",
-    "ACCELERATE_USE_CPU": "true",
-}
-
-
 def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = None) -> int:
     """Run the command.
 
@@ -52,8 +42,7 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
     """
     default = default or DemoSettings()
     parsed = _parser(default).parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    interrupt_on_signals()
     try:
         return _run(parsed.output, replace(default, seed=parsed.seed, kl_coef=parsed.kl_coef))
     except DemoError as error:
@@ -66,13 +55,6 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    """End the run once; a second signal must not cut short the stopping of the service, which is bounded."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _parser(default: DemoSettings) -> argparse.ArgumentParser:
@@ -122,7 +104,7 @@ def _at_least_0(kind: type[Number]) -> Callable[[str], Number]:
 def _run(path: Path, settings: DemoSettings) -> int:
     output = prepare_output(path)
     print("loading torch, transformers and TRL", file=sys.stderr, flush=True)
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     from plaudit_ppo.demo.progress import Progress
     from plaudit_ppo.demo.run import NUM_STAGES, run_demo
 

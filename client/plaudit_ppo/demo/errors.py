@@ -11,3 +11,9 @@ class OutputError(DemoError):
     """The output directory that the user gave cannot be used."""
 
     exit_code = 2
+
+
+class UsageError(DemoError):
+    """An option of the studies names what is not there."""
+
+    exit_code = 2

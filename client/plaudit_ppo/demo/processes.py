@@ -9,16 +9,40 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from plaudit_ppo.demo.errors import DemoError
+
+# Read when torch and the others are imported: nothing is asked of a hub, and a GPU would give other figures.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+    "ACCELERATE_USE_CPU": "true",
+}
 
 _POLL_S = 0.2
 _TERMINATE_TIMEOUT_S = 10.0
 _TAIL_CHARS = 400
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
+def interrupt_on_signals() -> None:
+    """From now on SIGINT and SIGTERM raise KeyboardInterrupt in the main thread.
+
+    Once: a second signal must not cut short the stopping of the processes, which is bounded.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        for number in _INTERRUPTS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in _INTERRUPTS:
+        signal.signal(number, interrupt)
 
 
 def command(name: str) -> str:
@@ -46,7 +70,7 @@ def run_to_end(arguments: Sequence[str], log: Path, *, on_poll: Callable[[], Non
 
 
 @contextmanager
-def running(arguments: Sequence[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def running(arguments: Sequence[str], log: Path, *, piped: bool = False) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command for as long as the block runs, then stop it.
 
     It has a session of its own: a Ctrl-C reaches this process only, which then stops the other one in order. It does
@@ -55,6 +79,7 @@ def running(arguments: Sequence[str], log: Path) -> Iterator["subprocess.Popen[b
     Args:
         arguments: the command and its arguments.
         log: where its stdout and stderr go.
+        piped: stdin and stdout are pipes to this process; the log gets stderr alone.
 
     Raises:
         DemoError: the command cannot be started.
@@ -65,9 +90,9 @@ def running(arguments: Sequence[str], log: Path) -> Iterator["subprocess.Popen[b
         with log.open("wb") as output, _interrupts_deferred():
             process = subprocess.Popen(
                 arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else output,
+                stderr=output,
                 env=environment,
                 start_new_session=True,
             )
@@ -79,6 +104,9 @@ def running(arguments: Sequence[str], log: Path) -> Iterator["subprocess.Popen[b
     finally:
         if process is not None:
             stop(process, _TERMINATE_TIMEOUT_S)
+            for pipe in filter(None, (process.stdin, process.stdout)):
+                with suppress(BrokenPipeError):  # what was written last was not read
+                    pipe.close()
 
 
 def wait(process: "subprocess.Popen[bytes]") -> int | None:

@@ -2,9 +2,9 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
@@ -60,33 +60,25 @@ def run_demo(settings: DemoSettings, output: Path, progress: Progress) -> Result
         DemoError: a stage failed.
     """
     started = time.monotonic()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(settings.trainer_threads)
     seeds = count(settings.seed * 1000)
-
-    seen, held_out = _split_prompts(settings, output, next(seeds))
-    policy, tokenizer = _warm_up(settings, seen, output, progress, next(seeds))
-    pairs, held_out_pairs = _sample_pairs(settings, policy, tokenizer, (seen, held_out), output, progress, next(seeds))
-    accuracy = _train_reward_model(settings, pairs, held_out_pairs, output, progress, next(seeds))
-    _export(held_out_pairs, output, progress)
+    ground = make_ground(settings, output, progress, seeds)
     with ExitStack() as stack:
         with progress.stage("start the service") as stage:
             url, client = stack.enter_context(_serving(settings, output, stage))
             stage.advance()
         trained = _train_policy(settings, url, client, output, progress)
-        before, after = _evaluate(settings, held_out, client, output, progress, next(seeds))
+        before, after = _evaluate(settings, ground.held_out_prompts, client, output, progress, next(seeds))
         metrics = fetch_metrics(url)
         (output / "metrics.txt").write_text(metrics, encoding="utf-8")
     results = Results(
         settings=settings,
-        prompts=held_out,
+        prompts=ground.held_out_prompts,
         before=before,
         after=after,
         log=read_jsonl(output / PPO / "log.jsonl"),
-        pair_accuracy=accuracy,
-        best_pair_accuracy=best_accuracy(held_out_pairs),
-        num_pairs=len(pairs),
+        pair_accuracy=ground.pair_accuracy,
+        best_pair_accuracy=ground.best_pair_accuracy,
+        num_pairs=ground.num_pairs,
         latency=read_latency(metrics),
         exposed_wait_share=trained.exposed_wait_share,
         masked_share=trained.masked_share,
@@ -96,6 +88,46 @@ def run_demo(settings: DemoSettings, output: Path, progress: Progress) -> Result
     write_json(output / "summary.json", results.summary())
     (output / "index.html").write_text(make_page(results), encoding="utf-8")
     return results
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What PPO stands on; the models lie in the output directory.
+
+    Attributes:
+        held_out_prompts: those that neither the reward model nor PPO sees.
+        num_pairs: that the reward model was trained on.
+        pair_accuracy: of the reward model, on held-out pairs.
+        best_pair_accuracy: what the gold reward itself would reach on them.
+    """
+
+    held_out_prompts: list[str]
+    num_pairs: int
+    pair_accuracy: float
+    best_pair_accuracy: float
+
+
+def make_ground(settings: DemoSettings, output: Path, progress: Progress, seeds: Iterator[int]) -> Ground:
+    """Run the stages before the service: prompts, warmed-up policy, pairs, reward model, bundle.
+
+    Args:
+        settings: the sizes.
+        output: an empty directory, from `prepare_output`.
+        progress: shows the stages.
+        seeds: of each stage that draws random numbers.
+
+    Raises:
+        DemoError: a stage failed.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(settings.trainer_threads)
+    seen, held_out = _split_prompts(settings, output, next(seeds))
+    policy, tokenizer = _warm_up(settings, seen, output, progress, next(seeds))
+    pairs, held_out_pairs = _sample_pairs(settings, policy, tokenizer, (seen, held_out), output, progress, next(seeds))
+    accuracy = _train_reward_model(settings, pairs, held_out_pairs, output, progress, next(seeds))
+    _export(held_out_pairs, output, progress)
+    return Ground(held_out, len(pairs), accuracy, best_accuracy(held_out_pairs))
 
 
 def _split_prompts(settings: DemoSettings, output: Path, seed: int) -> tuple[list[str], list[str]]:

@@ -4,7 +4,7 @@ Its formats hold bare numbers, so a dialect writes an answer only where every se
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -51,10 +51,21 @@ class Asked:
 
 @dataclass(frozen=True)
 class Dialect:
-    """One route: its path, and what reads a body and the parameters of the URL (InvalidRequest, NotJson)."""
+    """One route.
+
+    Attributes:
+        path: Its path.
+        read: Reads a body and the parameters of the URL (InvalidRequest, NotJson).
+        body: The type of a body, for the OpenAPI document.
+        answer: The type of an answer, for the same.
+        parameters: What the URL may carry besides `model`, and what it is for.
+    """
 
     path: str
     read: Callable[[bytes, Mapping[str, str]], Asked]
+    body: Any
+    answer: Any
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse(shape: type[_Shape], body: bytes) -> _Shape:

@@ -17,15 +17,14 @@ from plaudit_service.asgi import Receive, Scope, Send, send_answer
 from plaudit_service.dialects import llamafactory, openrlhf, slime, vllm
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect
 from plaudit_service.dialects.special_tokens import find_foreign
-from plaudit_service.errors import InvalidRequest, ItemFailed, QueueFull, Unavailable
-from plaudit_service.pipeline import Pipeline
+from plaudit_service.errors import AllExpired, InvalidRequest, ItemFailed, QueueFull, Unavailable
 from plaudit_service.receiving import Room, Share, read_body, while_connected
-from plaudit_service.score_endpoint import check_sizes
+from plaudit_service.score_endpoint import check_sizes, request_timeout_s
+from plaudit_service.served_model import ServedModel
 from plaudit_service.service import Service
-from plaudit_service.tokenization import TokenizedText
 from plaudit_service.wire import Result, ScoreRequest, Status, Truncation
 
-_DIALECTS = {
+DIALECTS = {
     "openrlhf": openrlhf.DIALECT,
     "llamafactory": llamafactory.DIALECT,
     "vllm": vllm.DIALECT,
@@ -36,7 +35,7 @@ _DIALECTS = {
 def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
     """The application of each path that the settings ask for."""
     room = _WaitingRoom(service)
-    dialects = [_DIALECTS[name] for name in service.settings.dialect_names]
+    dialects = [DIALECTS[name] for name in service.settings.dialect_names]
     return {dialect.path: DialectEndpoint(dialect, service, room) for dialect in dialects}
 
 
@@ -57,73 +56,72 @@ class DialectEndpoint:
         """
         self._service.require_ready()
         try:
-            answer, fields = await self._answer(scope, receive)
-        except QueueFull as error:
+            answer = await self._answer(scope, receive)
+        except (QueueFull, AllExpired) as error:
             raise Unavailable(error.detail) from error
-        scope["state"]["log"].update(fields)
         body = json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
         await send_answer(send, 200, b"application/json", body)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[object, Mapping[str, object]]:
-        settings = self._service.settings
+    async def _answer(self, scope: Scope, receive: Receive) -> object:
+        service, settings = self._service, self._service.settings
+        headers = dict(scope["headers"])
         parameters = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
+        deadline = service.clock() + request_timeout_s(headers)
         with ExitStack() as stack:
             share = stack.enter_context(self._room.share())
+
+            def leave_room() -> None:
+                stack.close()
+                if not service.alive:
+                    raise Unavailable("the engine hangs; another replica may answer")
+
             body = await read_body(
                 receive,
-                dict(scope["headers"]).get(b"content-length", b""),
+                headers.get(b"content-length", b""),
                 limit=settings.max_body_bytes,
                 timeout_s=settings.body_timeout_s,
                 share=share,
             )
             async with while_connected(receive):
-                asked, pipeline = await asyncio.to_thread(self._read, body, parameters)
-                share.grow(check_sizes(ScoreRequest.model_construct(items=asked.items), settings))
-                tokenized = await pipeline.tokenize(asked.items, cast("Truncation", settings.dialect_truncation))
-                texts = [text for text in tokenized.texts if isinstance(text, TokenizedText)]
-                await pipeline.scheduler.wait_for_room(texts)
-                stack.close()
-                if not self._service.alive:
-                    raise Unavailable("the engine hangs; another replica may answer")
-                raw = settings.dialect_raw if asked.raw is None else asked.raw
-                results = (await pipeline.compute(tokenized, raw=raw)).results
-        pipeline.answered.count(results, raw=raw)
-        name = pipeline.model.bundle.name
-        answer = asked.write(
-            Answered(
-                name, _scores(results), [result.num_tokens for result in results], uuid.uuid4().hex, int(time.time())
-            )
+                asked, model = await asyncio.to_thread(self._read, body, parameters)
+                request = ScoreRequest.model_construct(
+                    items=asked.items,
+                    truncation=cast("Truncation", settings.dialect_truncation),
+                    raw=settings.dialect_raw if asked.raw is None else asked.raw,
+                )
+                scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
+                share.grow(check_sizes(request, settings))
+                scored = await model.score(request, deadline=deadline, waits=True, before_queueing=leave_room)
+        num_tokens = [result.num_tokens for result in scored.results]
+        return asked.write(
+            Answered(model.name, _scores(scored.results), num_tokens, uuid.uuid4().hex, int(time.time()))
         )
-        return answer, {"model": name, "sequences": len(results)}
 
-    def _read(self, body: bytes, parameters: Mapping[str, str]) -> tuple[Asked, Pipeline]:
+    def _read(self, body: bytes, parameters: Mapping[str, str]) -> tuple[Asked, ServedModel]:
         """What is asked, and of which model."""
         asked = self._dialect.read(body, parameters)
-        pipeline = self._pipeline(asked, parameters)
+        model = self._model(asked, parameters)
         if self._service.settings.dialect_check_tokens:
-            _refuse_foreign_tokens(asked, pipeline)
-        return asked, pipeline
+            _refuse_foreign_tokens(asked, model)
+        return asked, model
 
-    def _pipeline(self, asked: Asked, parameters: Mapping[str, str]) -> Pipeline:
+    def _model(self, asked: Asked, parameters: Mapping[str, str]) -> ServedModel:
         """The model that body or URL name, or the only one; a body may name the checkpoint that it was made from."""
-        pipelines = self._service.pipelines
+        service = self._service
         if asked.model is not None:
-            from_source = [name for name, p in pipelines.items() if p.model.bundle.manifest.source.id == asked.model]
-            return self._model(from_source[0] if len(from_source) == 1 else asked.model)
+            from_source = [
+                name
+                for name, pipeline in service.pipelines.items()
+                if pipeline.model.bundle.manifest.source.id == asked.model
+            ]
+            return service.model(from_source[0] if len(from_source) == 1 else asked.model)
         name = parameters.get("model")
-        if name is None and len(pipelines) > 1:
+        if name is None and len(service.models) > 1:
             raise InvalidRequest(
-                f"several models are loaded: {', '.join(pipelines)}; name one in the URL, as in "
-                f"{self._dialect.path}?model={next(iter(pipelines))}"
+                f"several models are loaded: {', '.join(service.models)}; name one in the URL, as in "
+                f"{self._dialect.path}?model={next(iter(service.models))}"
             )
-        return self._model(name)
-
-    def _model(self, name: str | None) -> Pipeline:
-        """A loaded model; a combination waits in several queues, and is answered by `/score` alone."""
-        pipeline = self._service.pipeline(name)
-        if not isinstance(pipeline, Pipeline):
-            raise InvalidRequest(f'model "{name}" is a combination, which only /score answers; name one of its parts')
-        return pipeline
+        return service.model(name)
 
 
 class _WaitingRoom:
@@ -154,21 +152,22 @@ class _WaitingRoom:
             self._waiting.dec()
 
 
-def _refuse_foreign_tokens(asked: Asked, pipeline: Pipeline) -> None:
+def _refuse_foreign_tokens(asked: Asked, model: ServedModel) -> None:
     """Refuse a text of a policy with another tokenizer, which this model would take for words.
 
     Raises:
-        InvalidRequest: it holds a special token that the model's tokenizer does not know.
+        InvalidRequest: it holds a special token that the tokenizer of the model, or of a part, does not know.
     """
-    found = find_foreign(asked.items, pipeline.model.tokenization.has_token)
-    if found is not None:
-        number, token = found
-        raise InvalidRequest(
-            f"items[{number}]: the text holds the special token {token}, which the tokenizer of model "
-            f'"{pipeline.model.bundle.name}" does not know: policy and reward model have different chat templates, and '
-            "the score would be of another text. Send chats instead of texts (docs/trainers), or, where this is plain "
-            "text to both, start the service with --no-dialect-check-tokens"
-        )
+    for part in model.parts:
+        found = find_foreign(asked.items, part.model.tokenization.has_token)
+        if found is not None:
+            number, token = found
+            raise InvalidRequest(
+                f"items[{number}]: the text holds the special token {token}, which the tokenizer of model "
+                f'"{part.model.bundle.name}" does not know: policy and reward model have different chat templates, and '
+                "the score would be of another text. Send chats instead of texts (docs/trainers), or, where this is "
+                "plain text to both, start the service with --no-dialect-check-tokens"
+            )
 
 
 def _scores(results: Sequence[Result]) -> list[float]:

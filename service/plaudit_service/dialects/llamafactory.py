@@ -1,9 +1,9 @@
 """LLaMA-Factory 0.9, `reward_model_type: api`. Source: llamafactory/train/ppo/ppo_utils.py and api/protocol.py."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.errors import InvalidRequest
@@ -33,4 +33,11 @@ def write(answered: Answered) -> dict[str, Any]:
     }
 
 
-DIALECT = Dialect("/v1/score/evaluation", read)
+class _Answer(BaseModel):
+    id: str
+    object: Literal["score.evaluation"]
+    model: str
+    scores: list[float]
+
+
+DIALECT = Dialect("/v1/score/evaluation", read, _Body, _Answer)

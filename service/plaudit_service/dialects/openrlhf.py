@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.dialects.special_tokens import strip_end
@@ -63,4 +63,10 @@ def _as_chat(label: Any) -> list[Message] | None:
         return None
 
 
-DIALECT = Dialect("/get_reward", read)
+class _Answer(BaseModel):
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+DIALECT = Dialect("/get_reward", read, _Body, _Answer)

@@ -1,7 +1,9 @@
 """slime, `--rm-type remote_rm --rm-url http://host:8000/slime`. Source: slime/rollout/rm_hub/__init__.py."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.dialects.special_tokens import strip_end
@@ -9,7 +11,7 @@ from plaudit_service.wire import ChatItem, Item, Message, PromptItem
 
 
 class _Body(Shape):
-    prompt: str | list[Message]
+    prompt: str | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     response: str
 
 
@@ -35,4 +37,10 @@ def _item(asked: _Body) -> Item:
     return ChatItem(messages=asked.prompt, completions=[completion], finished=finished)
 
 
-DIALECT = Dialect("/slime", read)
+DIALECT = Dialect(
+    "/slime",
+    read,
+    _Body,
+    float | dict[str, float],
+    {"reward_key": "Answer an object with this key instead of a number"},
+)

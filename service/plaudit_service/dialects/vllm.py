@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.errors import InvalidRequest
@@ -69,4 +69,20 @@ def _items(given: Any) -> list[Item]:
     ]
 
 
-DIALECT = Dialect("/classify", read)
+class _Class(BaseModel):
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: Literal[1]
+
+
+class _Answer(BaseModel):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[_Class]
+    usage: dict[str, int]
+
+
+DIALECT = Dialect("/classify", read, _Body, _Answer)

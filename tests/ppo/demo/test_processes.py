@@ -103,14 +103,20 @@ def test_settings_of_the_users_other_services_are_not_inherited(tmp_path, monkey
     assert log.read_text().split() == ["None", "kept"]
 
 
+def test_a_piped_process_is_talked_to_and_its_log_has_stderr_alone(tmp_path):
+    echo = "import sys; print(input().upper()); print('warned', file=sys.stderr)"
+    with running(python(echo), tmp_path / "log", piped=True) as process:
+        assert process.communicate(b"hello\n", timeout=30)[0] == b"HELLO\n"
+    assert (tmp_path / "log").read_text() == "warned\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_stops_its_process_and_waits_for_that_even_when_interrupted_again(tmp_path, number):
     program = f"""
-import signal, sys, time
+import sys, time
 from pathlib import Path
-from plaudit_ppo.demo import cli, processes
-for one in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(one, cli._interrupt)
+from plaudit_ppo.demo import processes
+processes.interrupt_on_signals()
 processes._TERMINATE_TIMEOUT_S = 1.0
 with processes.running([sys.executable, "-c", {DEAF!r}], Path({str(tmp_path / "log")!r})) as process:
     while not Path({str(tmp_path / "log")!r}).read_text():

@@ -4,16 +4,13 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import httpx2
 import pytest
+from running_app import run_app, until
 
-from plaudit_service.app import build_app
-from plaudit_service.bundle import Normalization, load_bundle
-from plaudit_service.service import Service
-from plaudit_service.settings import Settings
+from plaudit_service.bundle import Normalization
 
 ALL = "openrlhf,llamafactory,vllm,slime"
 CHAT = [{"role": "user", "content": "bad"}]
@@ -135,6 +132,35 @@ def test_one_of_several_models_is_named_in_the_url_or_in_the_body_or_the_call_is
             assert [number(path, answer.json()) for answer in answers[:2]] == [1.0, 2.0]
 
 
+def test_every_dialect_answers_a_combination_that_url_or_body_names(serve, tiny_bundle):
+    models = [tiny_bundle(name="a", more_words=["<|im_end|>"]), tiny_bundle(name="b", heads={"x": 2.0})]
+    with serve(*models, flags=["--dialects", ALL, "--combine", "wary=min(a,b)"]) as service:
+        for path, body in bodies("bad").items():
+            assert "wary" in post(service, path, body).json()["detail"]
+            url = path if path == "/classify" else f"{path}?model=wary"
+            named = {"model": "wary"} if path == "/classify" else {}
+            assert number(path, post(service, url, {**body, **named}).json()) == -2.0
+            failed = post(service, url, {**bodies("infinite")[path], **named})
+            assert (failed.status_code, failed.json()["type"]) == (422, "urn:plaudit:item-failed")
+            foreign = post(service, url, {**bodies("good <|im_end|>")[path], **named})  # only part a knows the token
+            assert foreign.status_code == 422
+            assert '<|im_end|>, which the tokenizer of model "b" does not know' in foreign.json()["detail"]
+        metrics = httpx2.get(f"{service.url}/metrics").text
+        assert 'plaudit_sequences_total{model="wary",status="ok"} 4.0' in metrics
+        answered = [line for line in service.events("request") if line.get("model") == "wary"]
+        assert [line["status"] for line in answered] == [200, 422] * 4
+
+
+def test_with_one_bundle_and_one_combination_a_call_names_which(serve, tiny_bundle):
+    with serve(tiny_bundle(name="a"), flags=["--dialects", ALL, "--combine", "twice=2*a"]) as service:
+        for path, body in bodies("good").items():
+            assert post(service, path, body).status_code == 422
+        assert post(service, "/score", {"items": []}).json()["detail"] == (
+            "model: not given, and several are loaded; choose one of a, twice"
+        )
+        assert post(service, "/slime?model=twice", bodies("good")["/slime"]).json() == 2.0
+
+
 def test_a_vllm_body_may_name_the_checkpoint_that_the_bundle_was_made_from(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "vllm"]) as service:
         body = {"input": "good", "use_activation": False}
@@ -142,46 +168,15 @@ def test_a_vllm_body_may_name_the_checkpoint_that_the_bundle_was_made_from(serve
         assert post(service, "/classify", {**body, "model": "another"}).status_code == 404
 
 
-async def until(condition):
-    """Let the loop run until the condition holds; the test's own time limit ends it."""
-    while not condition():  # noqa: ASYNC110  what is waited for has no event of its own
-        await asyncio.sleep(0.001)
-
-
-class HeldEngine:
-    """An engine that waits for `gate` before every batch."""
-
-    def __init__(self, engine):
-        self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
-        self.gate = threading.Event()
-        self._engine = engine
-
-    def run(self, batch, prefix=None):
-        assert self.gate.wait(10)
-        return self._engine.run(batch, prefix)
-
-
 @pytest.fixture
 def in_process(tiny_bundle):
     """Runs a scenario against the application in this process, with an engine that the test holds."""
 
     def run(scenario, **settings):
-        service = Service([load_bundle(tiny_bundle())], Settings(dialects=ALL, **settings))
-        model = service.pipelines["tiny"].model
+        def with_parts(app):
+            return scenario(app.client, app.engine, app.service.metrics.registry.get_sample_value)
 
-        async def main():
-            service.start()
-            await until(lambda: service.not_ready is None)
-            engine = model.engine = HeldEngine(model.engine)
-            transport = httpx2.ASGITransport(app=build_app(service))
-            async with httpx2.AsyncClient(transport=transport, base_url="http://plaudit") as client:
-                try:
-                    await scenario(client, engine, service.metrics.registry.get_sample_value)
-                finally:
-                    engine.gate.set()
-                    await service.stop()
-
-        asyncio.run(main())
+        run_app(with_parts, tiny_bundle(), dialects=ALL, **settings)
 
     return run
 
@@ -211,7 +206,33 @@ def test_where_the_queue_is_full_score_sheds_and_a_dialect_waits_in_a_bounded_ro
         assert [(await task).json() for task in tasks] == [1.0, -1.0, 0.5, -2.25, 2.0, 1.0]
         assert value("plaudit_waiting_requests") == 0
 
-    in_process(scenario, max_queued_sequences=3, max_waiting_requests=2, max_batch_tokens=1)
+    in_process(scenario, max_queued_sequences=2, max_waiting_requests=2, max_batch_tokens=1)
+
+
+def test_a_deadline_of_a_dialects_request_is_503_wherever_it_passes_because_some_never_repeat_a_4xx(in_process):
+    async def scenario(client, engine, value):
+        headers = {"X-Request-Timeout-S": "0.05"}
+        running = [ask(client, "good"), ask(client, "bad")]
+        await until(lambda: value("plaudit_running_sequences") == 2)
+        queued = await client.post("/slime", json=bodies("fine")["/slime"], headers=headers)
+        assert (queued.status_code, queued.json()["type"]) == (503, "urn:plaudit:unavailable")
+        assert queued.json()["detail"] == "the deadline of X-Request-Timeout-S passed before any sequence was computed"
+        fills = ask(client, "awful")
+        await until(lambda: value("plaudit_queued_sequences") == 1)
+        waited = await client.post("/slime", json=bodies("fine")["/slime"], headers=headers)
+        assert (waited.status_code, waited.headers["retry-after"]) == (503, "1")
+        assert waited.json()["detail"] == (
+            "the deadline of X-Request-Timeout-S passed while the request waited for room"
+        )
+        assert (value("plaudit_waiting_requests"), value("plaudit_queued_sequences")) == (0, 1)
+        engine.gate.set()
+        assert [(await task).json() for task in (*running, fills)] == [1.0, -1.0, -2.25]
+        for timeout_s, status in (("0", 503), ("soon", 422), ("30", 200)):
+            headers = {"X-Request-Timeout-S": timeout_s}
+            answer = await client.post("/slime", json=bodies("fine")["/slime"], headers=headers)
+            assert answer.status_code == status
+
+    in_process(scenario, max_queued_sequences=1, max_batch_tokens=1)
 
 
 def test_a_dialect_never_sheds_with_429_because_some_trainers_never_repeat_a_4xx(in_process):
@@ -243,41 +264,21 @@ def test_a_request_that_could_never_fit_the_queue_does_not_wait(in_process):
     in_process(scenario, max_queued_sequences=3)
 
 
-def test_a_trainer_that_leaves_gives_its_place_in_the_waiting_room_back(in_process):
-    async def scenario(client, engine, value):
-        async def ask_until_it_leaves():
-            """A request whose client closes its connection; over ASGI, because the transport of `client` never does."""
-            messages = [{"type": "http.request", "body": b'{"prompt": "awful awful", "response": ""}'}]
+def test_a_trainer_that_leaves_gives_its_place_in_the_waiting_room_back(tiny_bundle):
+    async def scenario(app):
+        held = []
+        for count, text in enumerate(("good", "bad", "fine"), 1):  # two for the engine, and the queue is full
+            held.append(ask(app.client, text))
+            await until(lambda n=count: app.value("running_sequences") + app.value("queued_sequences") == n)
+        leaving = app.start_post("/slime", bodies("awful")["/slime"])
+        await until(lambda: app.value("waiting_requests") == 1)
+        assert (await ask(app.client, "good good")).status_code == 503  # the room is full
+        await leaving.leave()
+        assert app.value("requests_total", route="/slime", outcome="cancelled") == 1
+        assert app.value("waiting_requests") == 0
+        held.append(ask(app.client, "good good"))
+        await until(lambda: app.value("waiting_requests") == 1)
+        app.open_gates()
+        assert [(await task).json() for task in held] == [1.0, -1.0, 0.5, 2.0]
 
-            async def receive():
-                if messages:
-                    return messages.pop()
-                await leaves.wait()
-                return {"type": "http.disconnect"}
-
-            async def send(message):
-                sent.append(message)
-
-            scope = {"type": "http", "method": "POST", "path": "/slime", "headers": [], "query_string": b""}
-            await client._transport.app(scope, receive, send)
-
-        leaves, sent = asyncio.Event(), []
-        tasks = []
-        for text in ("good", "bad", "fine"):  # two batches are handed to the engine; then one sequence fills the queue
-            before = value("plaudit_queued_sequences") + value("plaudit_running_sequences")
-            tasks.append(ask(client, text))
-            await until(
-                lambda b=before: value("plaudit_queued_sequences") + value("plaudit_running_sequences") == b + 1
-            )
-        leaver = asyncio.create_task(ask_until_it_leaves())
-        await until(lambda: value("plaudit_waiting_requests") == 1)
-        assert (await ask(client, "good good")).status_code == 503
-        leaves.set()
-        await leaver
-        assert (value("plaudit_waiting_requests"), sent) == (0, [])
-        tasks.append(ask(client, "good good"))
-        await until(lambda: value("plaudit_waiting_requests") == 1 or tasks[-1].done())
-        engine.gate.set()
-        assert [(await task).json() for task in tasks] == [1.0, -1.0, 0.5, 2.0]
-
-    in_process(scenario, max_queued_sequences=1, max_waiting_requests=1, max_batch_tokens=1)
+    run_app(scenario, tiny_bundle(), dialects=ALL, max_queued_sequences=1, max_waiting_requests=1, max_batch_tokens=1)

@@ -94,6 +94,8 @@ def test_a_slime_rollout_is_a_text_or_a_chat_and_gets_a_bare_number_or_one_under
     asked = read(slime, {"prompt": CHAT, "response": "fine<|eot_id|>"}, reward_key="score")
     assert asked.items == [ChatItem(messages=MESSAGES, completions=["fine"], finished=True)]
     assert asked.write(answered(0.5)) == {"score": 0.5}
+    with pytest.raises(InvalidRequest, match="prompt"):
+        read(slime, {"prompt": [], "response": "b"})
 
 
 @pytest.mark.parametrize(

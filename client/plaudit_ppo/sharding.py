@@ -1,0 +1,83 @@
+"""FSDP: the weights, gradients and optimizer state of a network spread over the processes.
+
+A layer's weights are whole only while it computes; the policy's also while it generates, and a state that is written or
+read. Of a network that is not sharded, all functions here but `shard` give what is there.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(model: nn.Module, layers: Iterable[nn.Module], *, device: torch.device, processes: int) -> None:
+    """Spreads a network over all processes, in place; before its optimizer is made.
+
+    Zhao et al. 2023, arXiv 2304.11277, in PyTorch's second version of it.
+
+    Args:
+        model: which is then called as a whole alone.
+        layers: parts of it that are gathered one after the other, an inner one before the one around it.
+        device: of this process.
+        processes: how many there are.
+    """
+    mesh = init_device_mesh(device.type, (processes,))
+    for module in [*layers, model]:
+        fully_shard(module, mesh=mesh)
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Inside, every process has the whole weights, so that each may make as many forward passes as it likes."""
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not model, recurse=False)
+            part.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which each process has a shard; all processes have to ask for it."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """This process's shard of a whole tensor that all processes have, spread as another one is."""
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """A network's whole state; all processes have to ask for it, and get nothing with `keep` False.
+
+    Tied weights stay one tensor.
+    """
+    state = model.state_dict(keep_vars=True)
+    wholes: dict[int, Tensor] = {}
+    for tensor in state.values():
+        if id(tensor) not in wholes:
+            gathered = whole(tensor.detach())
+            wholes[id(tensor)] = gathered if keep else torch.empty(0)
+    return {name: wholes[id(tensor)] for name, tensor in state.items()} if keep else {}
+
+
+def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Gives a network the state that `whole_state` returned.
+
+    Raises:
+        RuntimeError: it is of another network.
+    """
+    own = model.state_dict()
+    model.load_state_dict(
+        {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
+    )

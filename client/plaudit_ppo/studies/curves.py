@@ -1,0 +1,30 @@
+"""Evaluations of a policy along its training, compared within equal KL; and mean and spread over seeds. Pure."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+Evaluation = Mapping[str, float]
+
+
+def best_within(curve: Sequence[Evaluation], kl: float) -> Evaluation:
+    """What one would keep of a training under a KL budget: of the evaluations within it, the one of the highest score.
+
+    Chosen by the reward model's score, as gold is not known to whoever trains. A curve over the KL is not read between
+    its evaluations, because the KL of a training also falls.
+
+    Args:
+        curve: the evaluations; the first is the one before training, whose KL is 0.
+        kl: the budget, in nats per completion.
+    """
+    return max((point for point in curve if point["kl"] <= kl), key=lambda point: point["score"])
+
+
+def best_gold(curve: Sequence[Evaluation]) -> Evaluation:
+    """Where gold is highest."""
+    return max(curve, key=lambda point: point["gold"])
+
+
+def mean_and_std(values: Sequence[float]) -> str:
+    """Mean ± sample standard deviation over seeds, as text; the mean alone where there is one seed."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):z.2f}{spread}"

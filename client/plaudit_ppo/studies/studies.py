@@ -1,0 +1,188 @@
+"""The three studies: from samples and runs to what each of them shows. Trains nothing."""
+
+import statistics
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from plaudit_ppo.demo.output import read_jsonl
+from plaudit_ppo.studies.best_of_n import best_of_n_weights, kl_at_least, kl_bound
+from plaudit_ppo.studies.curves import Evaluation, best_gold, best_within, mean_and_std
+from plaudit_ppo.studies.figures import Curves, against_distance, against_iterations
+from plaudit_ppo.studies.results import Result
+from plaudit_ppo.studies.runs import Line, read_lines
+from plaudit_ppo.studies.sampling import NUM_COMPLETIONS, samples_path
+from plaudit_ppo.studies.settings import DEFAULT, LIKE_TRL, TRL, WITHOUT_KL, StudySettings, Variant, run_directory
+
+_NS = (1, 2, 4, 8, 16)
+_KL_BUDGETS = (1, 2, 4, 5, 6)
+
+
+def study_best_of_n(settings: StudySettings) -> Result:
+    """Gold reward of PPO against best-of-n by the RM from the SFT policy, at the KL of each."""
+    best = [[_best_of_n(settings, seed, n) for n in _NS] for seed in settings.seeds]
+    ppo = [_curve(settings, DEFAULT, seed) for seed in settings.seeds]
+    rows = []
+    for index, n in enumerate(_NS):
+        within = [best_within(curve, kl_bound(n)) for curve in ppo]
+        points = [points[index] for points in best]
+        rows.append(
+            [f"best of {n}", *_cells(points, "kl_at_least", "kl", "gold", "score"), *_cells(within, "kl", "gold")]
+        )
+    ends = [curve[-1] for curve in ppo]
+    rows.append(["PPO, at its end", "", *_cells(ends, "kl", "gold", "score"), "", ""])
+    curves = {f"best of {_NS[0]} to {_NS[-1]}": best, "PPO": ppo}
+    return Result(
+        name="best-of-n",
+        title="PPO against best-of-n from the SFT policy",
+        method=f"{_of(settings)}. Best-of-n by the RM's score, expected over all n of {NUM_COMPLETIONS} completions of "
+        "each held-out prompt; its KL lies between the two columns. PPO within a KL: of the evaluations along its "
+        "training whose KL is at most that bound, the one of the highest RM score; same prompts.",
+        header=["", "KL at least", "KL (at most)", "gold", "RM score", "KL of PPO within", "its gold"],
+        rows=rows,
+        figures=_distance_figures(curves),
+        records=[
+            *(
+                {"seed": seed, "way": f"best of {n}", **point}
+                for seed, points in zip(settings.seeds, best, strict=True)
+                for n, point in zip(_NS, points, strict=True)
+            ),
+            *_records(settings, DEFAULT),
+        ],
+    )
+
+
+def _best_of_n(settings: StudySettings, seed: int, n: int) -> Evaluation:
+    """Means over the prompts, under best-of-n; `kl` is the upper bound."""
+    prompts = []
+    for _, group in groupby(read_jsonl(samples_path(settings, seed)), key=lambda row: row["prompt"]):
+        samples = list(group)
+        scores = [row["score"] for row in samples]
+        weights = best_of_n_weights(scores, n)
+        means = {
+            name: sum(weight * row[name] for weight, row in zip(weights, samples, strict=True))
+            for name in ("gold", "score", "finished")
+        }
+        prompts.append({**means, "kl_at_least": kl_at_least(scores, [row["logprob"] for row in samples], n)})
+    return {"kl": kl_bound(n), **{name: statistics.fmean(prompt[name] for prompt in prompts) for name in prompts[0]}}
+
+
+def study_beta(settings: StudySettings) -> Result:
+    """The KL penalty left out against the default: does gold fall while the score rises?"""
+    columns = ("iteration", "kl", "gold", "score", "tokens", "finished")
+    rows, curves = [], {}
+    for variant in (DEFAULT, WITHOUT_KL):
+        name = f"beta {settings.sizes.kl_coef if variant.kl_coef is None else variant.kl_coef:g}"
+        runs = [_curve(settings, variant, seed) for seed in settings.seeds]
+        best, ends = [best_gold(curve) for curve in runs], [curve[-1] for curve in runs]
+        changes = [{key: end[key] - top[key] for key in columns} for top, end in zip(best, ends, strict=True)]
+        for moment, points in (
+            ("start", [curve[0] for curve in runs]),
+            ("highest gold", best),
+            ("end", ends),
+            ("end - highest gold", changes),
+        ):
+            rows.append([f"{name}, {moment}", *_cells(points, *columns)])
+        curves[name] = runs
+    return Result(
+        name="beta",
+        title="PPO without the KL penalty",
+        method=f"{_of(settings)}. Evaluations on held-out prompts along the training.",
+        header=["", "iteration", "KL", "gold", "RM score", "tokens", "finished"],
+        rows=rows,
+        figures=_iteration_figures(curves),
+        records=[record for variant in (DEFAULT, WITHOUT_KL) for record in _records(settings, variant)],
+    )
+
+
+def study_trl(settings: StudySettings) -> Result:
+    """PPO against that of TRL 1.11 at equal KL, and what an iteration of each takes."""
+    variants = {"plaudit": LIKE_TRL, "TRL 1.11": TRL}
+    curves = {name: [_curve(settings, each, seed) for seed in settings.seeds] for name, each in variants.items()}
+    rows = []
+    for kl in _KL_BUDGETS:
+        ours, theirs = ([best_within(curve, kl) for curve in each] for each in curves.values())
+        rows += [_compared(f"{label} within {kl} nats", ours, theirs, name) for name, label in _MEASURES.items()]
+    ours, theirs = ([curve[-1] for curve in each] for each in curves.values())
+    at_the_end = {"kl": "KL", **_MEASURES, "tokens": "tokens"}
+    rows += [_compared(f"{label} at the end", ours, theirs, name) for name, label in at_the_end.items()]
+    for name, label in (("wall_s", "wall s per iteration"), ("cpu_s", "CPU s per iteration")):
+        a, b = ([_median(_lines(settings, each, seed), name) for seed in settings.seeds] for each in variants.values())
+        ratios = [_median_ratio(settings, seed, name) for seed in settings.seeds]
+        rows.append([label, *_spread(a, b), f"÷ {mean_and_std(ratios)}"])
+    return Result(
+        name="trl",
+        title="PPO against that of TRL 1.11",
+        method=f"{_of(settings)}. Same SFT policy, critic's start, prompts, served RM and hyper-parameters; the two "
+        "take turns after each iteration, in one time window. Within a KL: of the evaluations along a training whose "
+        "KL is at most that, the one of the highest RM score. Times are medians over a run's iterations, their ratio "
+        "the median over pairs of iterations.",
+        header=["", *variants, "difference, or ÷"],
+        rows=rows,
+        figures=[*_distance_figures(curves), *_iteration_figures(curves)],
+        records=[record for variant in variants.values() for record in _records(settings, variant)],
+    )
+
+
+_MEASURES = {"score": "RM score", "gold": "gold"}
+
+
+def _compared(label: str, ours: Sequence[Evaluation], theirs: Sequence[Evaluation], name: str) -> list[str]:
+    a, b = ([point[name] for point in points] for points in (ours, theirs))
+    return [label, *_spread(a, b, [x - y for x, y in zip(a, b, strict=True)])]
+
+
+def _median(lines: Sequence[Line], name: str) -> float:
+    return statistics.median(float(line[name]) for line in lines)
+
+
+def _median_ratio(settings: StudySettings, seed: int, name: str) -> float:
+    pairs = zip(*(_lines(settings, variant, seed) for variant in (LIKE_TRL, TRL)), strict=True)
+    return statistics.median(float(ours[name] / theirs[name]) for ours, theirs in pairs)
+
+
+def _lines(settings: StudySettings, variant: Variant, seed: int) -> list[Line]:
+    """The lines of the iterations; the first one, which warms up, is left out where there are others."""
+    _, *lines = read_lines(run_directory(settings, variant, seed))
+    return lines[1:] or lines
+
+
+def _curve(settings: StudySettings, variant: Variant, seed: int) -> list[Evaluation]:
+    lines = read_lines(run_directory(settings, variant, seed))
+    return [{"iteration": line["iteration"], **line["evaluation"]} for line in lines if line["evaluation"]]
+
+
+def _records(settings: StudySettings, variant: Variant) -> list[dict[str, Any]]:
+    return [
+        {"seed": seed, "way": variant.name, **line}
+        for seed in settings.seeds
+        for line in read_lines(run_directory(settings, variant, seed))
+    ]
+
+
+def _distance_figures(curves: Curves) -> list[tuple[str, str, str]]:
+    return [
+        ("Gold reward and distance", against_distance(curves, "gold", "gold reward"), "One line per seed."),
+        ("RM score and distance", against_distance(curves, "score", "RM score"), "What is maximized."),
+    ]
+
+
+def _iteration_figures(curves: Curves) -> list[tuple[str, str, str]]:
+    return [
+        ("Gold reward", against_iterations(curves, "gold", "gold reward"), "One line per seed."),
+        ("RM score", against_iterations(curves, "score", "RM score"), "What PPO maximizes."),
+        ("KL", against_iterations(curves, "kl", "KL, nats per completion"), "From the SFT policy."),
+    ]
+
+
+def _cells(points: Sequence[Evaluation], *names: str) -> list[str]:
+    return _spread(*([point[name] for point in points] for name in names))
+
+
+def _spread(*columns: Sequence[float]) -> list[str]:
+    return [mean_and_std(column) for column in columns]
+
+
+def _of(settings: StudySettings) -> str:
+    seeds = ", ".join(map(str, settings.seeds))
+    return f"Mean ± standard deviation over seeds {seeds}" if len(settings.seeds) > 1 else f"Seed {seeds}"

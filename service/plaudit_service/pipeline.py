@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from plaudit_service.errors import AllExpired
 from plaudit_service.metrics import Metrics
@@ -29,12 +29,12 @@ class Tokenized:
     texts: Sequence[TokenizedText | Result]
     seconds: float
 
-    @property
+    @cached_property
     def sequences(self) -> list[TokenizedText]:
         """What is to be computed."""
         return [text for text in self.texts if isinstance(text, TokenizedText)]
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Tokens of all sequences that are to be computed."""
         return sum(len(text.token_ids) for text in self.sequences)

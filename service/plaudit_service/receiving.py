@@ -1,11 +1,12 @@
 """Receive a request within bounds of bytes and time, and notice when its client leaves. Knows nothing of scores."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from plaudit_service.asgi import ClientLeft, Receive
 from plaudit_service.errors import BodyTimeout, QueueFull, TooLarge
+from plaudit_service.settings import Settings
 
 
 class Room:
@@ -53,14 +54,13 @@ class Share:
         self._size = 0
 
 
-async def read_body(receive: Receive, declared: bytes, *, limit: int, timeout_s: float, share: Share) -> bytes:
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, settings: Settings, share: Share) -> bytes:
     """Read a whole body.
 
     Args:
         receive: ASGI's.
-        declared: The header Content-Length, empty where there is none.
-        limit: Bytes that a body may have.
-        timeout_s: Seconds from now in which all of it has to arrive.
+        headers: Of the request.
+        settings: How many bytes a body may have, and in how many seconds from now all of it has to arrive.
         share: Grows with what is held.
 
     Raises:
@@ -68,6 +68,8 @@ async def read_body(receive: Receive, declared: bytes, *, limit: int, timeout_s:
         BodyTimeout: it did not arrive in time.
         ClientLeft: the client closed the connection.
     """
+    limit, timeout_s = settings.max_body_bytes, settings.body_timeout_s
+    declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
         raise TooLarge(f"the body has {int(declared)} bytes, limit {limit}; split the request")
     body = bytearray()

@@ -36,13 +36,7 @@ class ScoreEndpoint:
         headers = dict(scope["headers"])
         deadline = service.clock() + request_timeout_s(headers)
         with self._room.share() as share:
-            body = await read_body(
-                receive,
-                headers.get(b"content-length", b""),
-                limit=settings.max_body_bytes,
-                timeout_s=settings.body_timeout_s,
-                share=share,
-            )
+            body = await read_body(receive, headers, settings=settings, share=share)
             async with while_connected(receive):
                 request = await _parse(body)
                 model = service.model(request.model)

@@ -75,13 +75,7 @@ class DialectEndpoint:
                 if not service.alive:
                     raise Unavailable("the engine hangs; another replica may answer")
 
-            body = await read_body(
-                receive,
-                headers.get(b"content-length", b""),
-                limit=settings.max_body_bytes,
-                timeout_s=settings.body_timeout_s,
-                share=share,
-            )
+            body = await read_body(receive, headers, settings=settings, share=share)
             async with while_connected(receive):
                 asked, model = await asyncio.to_thread(self._read, body, parameters)
                 request = ScoreRequest.model_construct(

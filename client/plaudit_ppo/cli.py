@@ -83,7 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     place = train.add_mutually_exclusive_group()
     place.add_argument("--output", metavar="DIR", help="instead of the setting `output`")
     place.add_argument(
-        "--resume", metavar="DIR", help="go on with the run in DIR from its newest checkpoint, or from its start"
+        "--resume",
+        metavar="DIR",
+        help="go on with the run in DIR from its newest checkpoint, or from its start; with --config also begin one "
+        "where DIR holds none",
     )
     train.add_argument(
         "--url",
@@ -102,7 +105,7 @@ def _configure(arguments: argparse.Namespace) -> PPOConfig:
     """The settings of the file, with what flags and environment replace."""
     if arguments.config is None and arguments.resume is None:
         raise ConfigError("--config FILE or --resume DIR is needed; see plaudit-ppo train --help")
-    file = arguments.config or Path(arguments.resume) / "config.toml"
+    file = arguments.config or _settings_of_run(Path(arguments.resume))
     config = load_config(file)
     if arguments.output is not None:
         config = replace(config, output=arguments.output)
@@ -110,14 +113,32 @@ def _configure(arguments: argparse.Namespace) -> PPOConfig:
         config = replace(config, scorer_urls=(arguments.url,), scorer_weights=())
     if arguments.resume is not None:
         config = replace(config, output=arguments.resume)
-        before = load_config(Path(arguments.resume) / "config.toml")
-        for change in changed_settings(before, config):
-            _say(f"plaudit-ppo: changed since the run began: {change}", file=sys.stderr)
+        _say_what_is_resumed(Path(arguments.resume), config)
     needed = {"policy": config.policy, "prompts": config.prompts, "scorer_urls (or --url)": config.scorer_urls}
     missing = [name for name, value in needed.items() if not value]
     if missing:
         raise ConfigError(f"{file}: {', '.join(missing)} not set; see docs/ppo.md for an example")
     return config
+
+
+def _settings_of_run(directory: Path) -> Path:
+    """The file that the run in a directory has left."""
+    file = directory / "config.toml"
+    if not file.exists():
+        raise ConfigError(
+            f"{directory} holds no run (no config.toml); give the output directory of one, or with --config FILE the "
+            "settings of one that begins there"
+        )
+    return file
+
+
+def _say_what_is_resumed(directory: Path, config: PPOConfig) -> None:
+    file = directory / "config.toml"
+    if file.exists():
+        for change in changed_settings(load_config(file), config):
+            _say(f"plaudit-ppo: changed since the run began: {change}", file=sys.stderr)
+    elif not (directory / "checkpoints").exists():
+        _say(f"plaudit-ppo: {directory} holds no run yet; one begins there", file=sys.stderr)
 
 
 def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool) -> int:

@@ -1,4 +1,4 @@
-"""Directories that are there whole or not at all, also after a crash or kill -9."""
+"""Files and directories that are there whole or not at all, also after a crash or kill -9."""
 
 import os
 import shutil
@@ -27,6 +27,13 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
     remove_directory(path)
     unfinished.rename(path)
     _force(path.parent)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Makes a file, or replaces one, in one step: written beside it, renamed."""
+    unfinished = path.with_name(_UNFINISHED + path.name)
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def remove_directory(path: Path) -> None:

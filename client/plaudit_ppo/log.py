@@ -10,6 +10,7 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from plaudit_ppo.directories import write_file
 from plaudit_ppo.errors import CheckpointError
 
 Metrics = Mapping[str, float | None]
@@ -36,9 +37,7 @@ class RunLog:
         if path is None:
             return
         kept = [line for line in read_log(path) if line["iteration"] <= done] if done else []
-        unfinished = path.with_name(f".unfinished-{path.name}")
-        unfinished.write_text("".join(map(_to_line, kept)), encoding="utf-8")
-        unfinished.replace(path)
+        write_file(path, "".join(map(_to_line, kept)))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:

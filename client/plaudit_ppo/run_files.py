@@ -20,7 +20,7 @@ from plaudit_ppo.checkpoints import (
     save_checkpoint,
 )
 from plaudit_ppo.config import PPOConfig, to_toml
-from plaudit_ppo.directories import remove_unfinished, write_directory
+from plaudit_ppo.directories import remove_unfinished, write_directory, write_file
 from plaudit_ppo.errors import CheckpointError, ConfigError
 from plaudit_ppo.learner import Learner
 from plaudit_ppo.log import RunLog, read_log
@@ -75,7 +75,7 @@ class RunFiles:
             if self._accelerator.is_main_process:
                 self._output.mkdir(parents=True, exist_ok=True)
                 remove_unfinished(self._output / "checkpoints")
-                (self._output / "config.toml").write_text(to_toml(self._config), encoding="utf-8")
+                write_file(self._output / "config.toml", to_toml(self._config))
         except OSError as error:
             raise ConfigError(f"output: {self._output} cannot be written ({error.strerror}); choose another") from error
         return state
@@ -133,7 +133,7 @@ class RunFiles:
         if is_lora(self._policy):
             write_directory(self._output / "adapter", lambda directory: save_adapter(self._policy, directory))
         write_directory(self._output / "critic", lambda directory: self._critic.save_pretrained(directory, critic))
-        (self._output / "summary.json").write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_file(self._output / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
         return summary
 
     @property

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -206,6 +207,20 @@ def test_a_run_that_a_guard_stopped_goes_on_where_it_stood(capsys, write_config,
     assert capsys.readouterr().out.startswith("2 iterations, 8 rollouts in ")
 
 
+def test_one_command_begins_a_run_and_goes_on_with_it(capsys, write_config, service, tmp_path):
+    """As a job that is started again whenever it was stopped, here also before its first checkpoint."""
+    command = ["train", "--config", write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0)]
+    command += ["--resume", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert f"plaudit-ppo: {tmp_path}/run holds no run yet; one begins there\n" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("2 iterations, 8 rollouts in ")
+    assert "holds no run yet" not in err
+    assert "changed since" not in err
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -214,7 +229,7 @@ def test_a_run_that_a_guard_stopped_goes_on_where_it_stood(capsys, write_config,
         (("train",), "--config FILE or --resume DIR is needed"),
         (("train", "--config", "absent.toml"), "absent.toml: cannot be read"),
         (("train", "--config", "absent.toml", "--output", "x", "--resume", "x"), "not allowed with"),
-        (("train", "--resume", "absent"), "absent/config.toml: cannot be read"),
+        (("train", "--resume", "absent"), "absent holds no run (no config.toml); give the output directory of one"),
     ],
 )
 def test_a_wrong_call_is_exit_2(capsys, argv, says):

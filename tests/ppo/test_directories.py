@@ -1,6 +1,6 @@
 import pytest
 
-from plaudit_ppo.directories import remove_directory, remove_unfinished, write_directory
+from plaudit_ppo.directories import remove_directory, remove_unfinished, write_directory, write_file
 
 
 def write_one(directory):
@@ -19,6 +19,15 @@ def test_a_directory_is_there_only_when_all_of_it_is_written(tmp_path):
     assert seen == [False]
     assert (tmp_path / "a" / "made" / "sub" / "file").read_text() == "one"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["made"]
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    write_file(tmp_path / "made", "one")
+    with (tmp_path / "made").open() as reader:
+        write_file(tmp_path / "made", "two")
+        assert reader.read() == "one"  # another file: the old one was never cut
+    assert (tmp_path / "made").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):

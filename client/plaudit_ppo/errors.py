@@ -5,7 +5,7 @@ class PPOError(Exception):
     """Base of everything that the trainer raises on purpose; its message is one line for the user.
 
     PPOError
-    ├── ConfigError              a setting is unknown, of the wrong type, or out of its limits
+    ├── ConfigError              a setting is unknown, of the wrong type, or out of its limits; the output is taken
     ├── PromptError              the prompt file is missing, malformed, or holds a prompt that does not fit
     ├── CheckpointError          a model directory or a checkpoint is missing, or not what it has to be
     └── GuardError               a guard stopped the run, and left a checkpoint

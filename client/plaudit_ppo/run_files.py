@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from plaudit_ppo.config import PPOConfig, to_toml
 from plaudit_ppo.directories import remove_unfinished, write_directory, write_file
 from plaudit_ppo.errors import CheckpointError, ConfigError
 from plaudit_ppo.learner import Learner
+from plaudit_ppo.locks import locked
 from plaudit_ppo.log import RunLog, read_log
 from plaudit_ppo.lora import is_lora, save_adapter, save_merged
 from plaudit_ppo.models import Critic, TrunkCritic, restore_weights
@@ -48,8 +49,19 @@ class RunFiles:
         self._output = Path(config.output)
         self._accelerator = learner.accelerator
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Makes the directory and keeps other runs out of it, until the block or the first process ends.
+
+        Raises:
+            ConfigError: another run is in it, or it cannot be written.
+        """
+        with ExitStack() as stack:
+            self._in_first_process(lambda: stack.enter_context(locked(self._output)))
+            yield
+
     def open(self, start: RunState, *, resume: bool) -> RunState:
-        """Makes the directory, or goes on with the run in it: the learner gets the newest checkpoint's state.
+        """Begins a run in the directory, or goes on with the one in it: the learner gets the newest checkpoint's state.
 
         Args:
             start: the state of a run that has done nothing yet.
@@ -71,14 +83,26 @@ class RunFiles:
         checkpoint = newest_checkpoint(self._output / "checkpoints")
         state = start if checkpoint is None else self._restore(checkpoint, start)
         self._accelerator.wait_for_everyone()
-        try:
-            if self._accelerator.is_main_process:
-                self._output.mkdir(parents=True, exist_ok=True)
-                remove_unfinished(self._output / "checkpoints")
-                write_file(self._output / "config.toml", to_toml(self._config))
-        except OSError as error:
-            raise ConfigError(f"output: {self._output} cannot be written ({error.strerror}); choose another") from error
+        self._in_first_process(self._begin)
         return state
+
+    def _begin(self) -> None:
+        remove_unfinished(self._output / "checkpoints")
+        write_file(self._output / "config.toml", to_toml(self._config))
+
+    def _in_first_process(self, write: Callable[[], object]) -> None:
+        """Writes; where that fails, every process raises, so that none waits for the first."""
+        failure: ConfigError | None = None
+        if self._accelerator.is_main_process:
+            try:
+                write()
+            except ConfigError as error:
+                failure = error
+            except OSError as error:
+                failure = ConfigError(f"output: {self._output} cannot be written ({error.strerror}); choose another")
+        [failure] = broadcast_object_list([failure])
+        if failure is not None:
+            raise failure
 
     def _restore(self, checkpoint: Path, start: RunState) -> RunState:
         state = load_state(checkpoint)

@@ -122,12 +122,17 @@ class PPOTrainer:
             resume: go on from the newest checkpoint in the output directory, or from the start if there is none yet.
 
         Raises:
-            ConfigError: the output directory cannot be written, or holds a run and this is no resume; or the port for
-                Prometheus is taken.
+            ConfigError: the output directory cannot be written, is in use by another run, or holds a run and this is no
+                resume; or the port for Prometheus is taken.
             CheckpointError: the checkpoint is broken, or of other models or prompts.
             GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
         """
-        self._state = self._files.open(self._state, resume=resume)
+        with self._files.lock():
+            self._state = self._files.open(self._state, resume=resume)
+            self._run_iterations(on_iteration)
+            return self._files.finish(self._state)
+
+    def _run_iterations(self, on_iteration: Callable[[Metrics], None] | None) -> None:
         done = self._state.iteration
         with (
             exposition(self._config, is_first_process=self._accelerator.is_main_process) as expose,
@@ -148,7 +153,6 @@ class PPOTrainer:
                     self._files.save_checkpoint(self._state)
                 if on_iteration:
                     on_iteration(metrics)
-        return self._files.finish(self._state)
 
     def _checkpoint_is_due(self) -> bool:
         done, every = self._state.iteration, self._config.checkpoint_every

@@ -60,10 +60,15 @@ def train_to_the_end(*arguments):
     return out
 
 
-def wait_for_iterations(process, output, count, timeout_s=120):
+def wait_for_iterations(process, output, count):
     """Returns when the log of a running training has so many lines; fails when the training ends before."""
+    wait_until(lambda: len(read_log(output / "log.jsonl")) >= count, process)
+
+
+def wait_until(condition, process, timeout_s=120):
+    """Returns when a training has come so far; fails when it ends before."""
     end = time.monotonic() + timeout_s
-    while len(read_log(output / "log.jsonl")) < count:
+    while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -13,6 +13,7 @@ from ppo_runs import figures, weights, write_config, write_policy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from plaudit_ppo.locks import locked
 from plaudit_ppo.log import read_log
 from plaudit_service.testing import running_service, write_tiny_bundle
 
@@ -86,7 +87,8 @@ def train(tmp_path):
                 lr_schedule="constant", temperature=1.0, missing_eos="off", kl_controller="adaptive", **settings,
             )  # fmt: skip
             done = run(processes, "-m", "plaudit_ppo", "train", "--config", file, *flags)
-            assert done.returncode == 0, done.stderr
+            if done.returncode:
+                raise RuntimeError(done.stderr)
             return done.stdout
 
         yield train
@@ -106,6 +108,14 @@ def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(train, tmp_pa
     for other in ("again", "parts"):
         assert weights(tmp_path / other) == weights(tmp_path / "whole")
         assert figures(tmp_path / other) == figures(tmp_path / "whole")
+
+
+def test_both_processes_end_with_one_line_where_another_run_has_the_directory(train, tmp_path):
+    with locked(tmp_path / "taken"), pytest.raises(RuntimeError) as caught:
+        train("taken", 1)
+    assert str(caught.value).count("is in use by another run (process") == 1
+    assert "exitcode  : 2 " in str(caught.value)
+    assert "exitcode  : 1 " not in str(caught.value)  # of a stack trace
 
 
 def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path):

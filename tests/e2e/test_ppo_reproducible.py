@@ -10,6 +10,7 @@ from ppo_runs import (
     train_to_the_end,
     training,
     wait_for_iterations,
+    wait_until,
     weights,
     write_config,
     write_policy,
@@ -110,3 +111,20 @@ def test_a_killed_run_cannot_be_overwritten_by_a_new_one(place, config, undistur
         _, err = run.communicate(timeout=120)
     assert run.returncode == 2
     assert "already holds a run (log.jsonl); choose another directory, or resume it" in err
+
+
+def test_a_run_is_resumed_once_it_is_dead_and_not_before(place, config, undisturbed):
+    """The first process waits for its scorer; the second one must not write into the same log meanwhile."""
+    port, output = free_port(), place / "locked"
+    file = config("locked", f"http://127.0.0.1:{port}")
+    with training("--config", file) as run:
+        wait_until((output / "config.toml").exists, run)
+        with training("--config", file, "--resume", output) as second:
+            _, err = second.communicate(timeout=120)
+        assert run.poll() is None
+        kill(run)
+    assert second.returncode == 2
+    assert f"output: {output} is in use by another run (process {run.pid} on " in err
+    with running_service(place / "bundle", flags=("--port", str(port))):
+        train_to_the_end("--resume", output)
+    assert weights(output) == weights(undisturbed)

@@ -121,7 +121,7 @@ def test_a_checkpoint_is_a_normal_transformers_model_and_holds_no_pickle(make_tr
     )
     assert AutoTokenizer.from_pretrained(checkpoint / "policy").eos_token == "<eos>"
     names = {path.suffix for path in run.rglob("*") if path.is_file()}
-    assert names <= {".json", ".jsonl", ".safetensors", ".toml", ".md"}
+    assert names <= {".json", ".jsonl", ".lock", ".safetensors", ".toml", ".md"}
 
 
 def test_other_prompts_and_other_models_are_refused(make_trainer, make_policy, tmp_path):

@@ -67,7 +67,7 @@ def test_the_whole_loop_leaves_every_artefact_and_a_summary(tmp_path):
         "prompts.jsonl", "reward-model", "samples.jsonl", "summary.json",
     }  # fmt: skip
     assert {entry.name for entry in (output / "ppo").iterdir()} == {
-        "checkpoints", "config.toml", "critic", "log.jsonl", "policy", "samples.jsonl", "summary.json",
+        "checkpoints", "config.toml", "critic", "log.jsonl", "policy", "run.lock", "samples.jsonl", "summary.json",
     }  # fmt: skip
     summary = json.loads((output / "summary.json").read_text())
     assert summary["iterations"] == len((output / "ppo" / "log.jsonl").read_text().splitlines()) == 3

@@ -51,6 +51,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     config = _configure(arguments)
     # Imported late: they take seconds, and may not be installed.
+    from plaudit_ppo.processes import end_processes
     from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
 
     with ExitStack() as stack:
@@ -64,7 +65,9 @@ def _run(argv: Sequence[str] | None) -> int:
             scorers, config.scorer_weights, combination=config.scorer_combination, std_coef=config.scorer_std_coef
         )
         eval_scorer = CombinedScorer(eval_scorers, combination="mean") if eval_scorers else None
-        return _train(config, scorer, eval_scorer, resume=arguments.resume is not None)
+        _train(config, scorer, eval_scorer, resume=arguments.resume is not None)
+    end_processes()
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,7 +144,7 @@ def _say_what_is_resumed(directory: Path, config: PPOConfig) -> None:
         _say(f"plaudit-ppo: {directory} holds no run yet; one begins there", file=sys.stderr)
 
 
-def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool) -> int:
+def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool) -> None:
     import torch
     from transformers.utils import logging
 
@@ -174,7 +177,6 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
         f"score {_number(summary.final['scoring/score_mean'])}, KL {_number(summary.final['objective/kl'])}; "
         f"policy in {config.output}/policy"
     )
-    return 0
 
 
 def _number(value: float | None) -> str:

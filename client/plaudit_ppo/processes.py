@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, tensor
@@ -61,6 +62,17 @@ def check_processes(accelerator: Accelerator, *, rollouts: int, minibatches: int
             f"rollout_batch_size = {rollouts} cannot be shared by {accelerator.num_processes} processes with at least "
             f"{minibatches} rollouts each (num_minibatches); give a multiple"
         )
+
+
+def end_processes() -> None:
+    """Ends what several processes speak over, once all is said; one process has nothing to end.
+
+    Only when the networks are gone. DDP's reducer, if it is the last to hold a process group, waits for its threads
+    with Python's lock in hand, and one of them may need that lock to free a tensor. Without an end, such a thread can
+    meet an interpreter that is no more, and abort the process after a run that went well.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def largest(accelerator: Accelerator, value: float) -> float:

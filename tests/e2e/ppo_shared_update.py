@@ -17,7 +17,7 @@ from plaudit_ppo.experience import make_experience
 from plaudit_ppo.forward import evaluate_rollouts
 from plaudit_ppo.learner import make_learner, prepare_reference
 from plaudit_ppo.metrics import rollout_metrics
-from plaudit_ppo.processes import gather_experience, share
+from plaudit_ppo.processes import end_processes, gather_experience, share
 from plaudit_ppo.prompts import pad_left
 from plaudit_ppo.rollouts import sample_rollouts
 from plaudit_ppo.sharding import whole_state
@@ -78,8 +78,8 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
         save_file(tensors, f"{output}.safetensors")
         metrics["processes"] = accelerator.num_processes
         Path(f"{output}.json").write_text(json.dumps(metrics))
-    accelerator.end_training()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_processes()

@@ -1,9 +1,10 @@
 """What is refused before processes are joined. What they do together: tests/e2e/test_ppo_processes.py."""
 
 import pytest
+import torch
 
 from plaudit_ppo.errors import ConfigError
-from plaudit_ppo.processes import check_processes
+from plaudit_ppo.processes import check_processes, end_processes
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,9 @@ def test_processes_that_cannot_work_together_are_refused(changes, rollouts, says
         setattr(accelerator, name, value)
     with pytest.raises(ConfigError, match=says):
         check_processes(accelerator, rollouts=rollouts, minibatches=3)
+
+
+def test_one_process_has_nothing_to_end(make_trainer):
+    make_trainer(iterations=1).train()
+    end_processes()
+    assert not torch.distributed.is_initialized()

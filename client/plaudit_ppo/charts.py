@@ -26,14 +26,26 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts, start=1)]
 
 
-def series_figure(values: Sequence[float | None], *, label: str, color: str) -> str:
-    """One value per iteration; where it is undefined there is a gap."""
+def series_figure(values: Sequence[float | None], *, label: str, color: str, least_top: float | None = None) -> str:
+    """One value per iteration; where it is undefined there is a gap.
+
+    Args:
+        values: from the first iteration on.
+        label: of the vertical axis.
+        color: of the line.
+        least_top: the vertical axis begins at 0 and goes at least this far, so that next to nothing looks like it.
+    """
     figure, axes = new_axes("iteration", label)
     numbers = [math.nan if value is None else value for value in values]
-    axes.plot(range(1, len(numbers) + 1), numbers, color=color, lw=1.8, marker="o", ms=2.5)  # also where it is alone
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if not any(values):
-        axes.set_ylim(0, 1)  # else a constant 0 would be drawn in the middle, above negative shares and times
+    size = 2.5 if len(numbers) > 1 else 6
+    axes.plot(range(1, len(numbers) + 1), numbers, color=color, lw=1.8, marker="o", ms=size)  # also where it is alone
+    axes.set_xlim(0.5, len(numbers) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if least_top is not None:
+        known = [value for value in values if value is not None]
+        axes.set_ylim(0, max([least_top, *(1.05 * value for value in known)]))
+    elif not any(values):
+        axes.set_ylim(0, 1)  # else a constant 0 would be drawn in the middle
     return to_svg(figure)
 
 

@@ -138,7 +138,8 @@ def _settings_of_run(directory: Path) -> Path:
 def _say_what_is_resumed(directory: Path, config: PPOConfig) -> None:
     file = directory / "config.toml"
     if file.exists():
-        for change in changed_settings(load_config(file), config):
+        before = replace(load_config(file), output=config.output)  # DIR, however it is spelled
+        for change in changed_settings(before, config):
             _say(f"plaudit-ppo: changed since the run began: {change}", file=sys.stderr)
     elif not (directory / "checkpoints").exists():
         _say(f"plaudit-ppo: {directory} holds no run yet; one begins there", file=sys.stderr)
@@ -173,9 +174,8 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
     with Progress(config.iterations) as progress:
         summary = trainer.train(on_iteration=progress if _is_first_process() else None, resume=resume)
     _say(
-        f"{summary.iterations} iterations, {summary.episodes} rollouts in {summary.seconds:.0f} s ({summary.scoring}): "
-        f"score {_number(summary.final['scoring/score_mean'])}, KL {_number(summary.final['objective/kl'])}; "
-        f"policy in {config.output}/policy"
+        f"{summary.extent} ({summary.scoring}): score {_number(summary.final['scoring/score_mean'])}, "
+        f"KL {_number(summary.final['objective/kl'])}; policy in {config.output}/policy"
     )
 
 

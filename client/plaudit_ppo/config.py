@@ -247,14 +247,14 @@ def to_toml(config: PPOConfig) -> str:
 def changed_settings(before: PPOConfig, now: PPOConfig) -> list[str]:
     """Each setting that differs, as "name: before -> now"."""
     values = ((spec.name, getattr(before, spec.name), getattr(now, spec.name)) for spec in fields(PPOConfig))
-    return [f"{name}: {_shown(old)} -> {_shown(new)}" for name, old, new in values if old != new]
+    return [f"{name}: {shown(old)} -> {shown(new)}" for name, old, new in values if old != new]
 
 
 def settings_help() -> str:
     """One line per setting: name, default, meaning; for `--help`."""
     lines = []
     for spec in fields(PPOConfig):
-        default = _shown(spec.default)
+        default = shown(spec.default)
         choices = f" (one of {', '.join(spec.metadata['choices'])})" if spec.metadata["choices"] else ""
         lines.append(f"  {spec.name} = {default}\n      {spec.metadata['help']}{choices}")
     return "\n".join(lines)
@@ -264,7 +264,8 @@ def _toml_value(value: Any) -> str:
     return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as it is written in TOML, and "none" where it has none."""
     return "none" if value is None else _toml_value(value)
 
 
@@ -294,7 +295,7 @@ def _checked(spec: "Field[Any]", hint: Any, value: Any) -> Any:
     if isinstance(value, (list, tuple)) and hint == tuple[float, ...]:
         value = tuple(float(number) if type(number) is int else number for number in value)
     kind, accepts = _KINDS[hint]
-    rules, remedy = spec.metadata, f"the default is {_shown(spec.default)}"
+    rules, remedy = spec.metadata, f"the default is {shown(spec.default)}"
     if not accepts(value):
         raise ConfigError(f"{spec.name} = {value!r}: has to be {kind}; {remedy}")
     if rules["choices"] and value not in rules["choices"]:

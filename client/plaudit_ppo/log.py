@@ -19,9 +19,8 @@ _SHOWN = {
     "score": "scoring/score_mean",
     "eval": "eval/scores",
     "KL": "objective/kl",
-    "length": "tokens/completion_mean",
 }
-_BAR = "{desc} {n_fmt}/{total_fmt} |{bar:10}| {elapsed}<{remaining}{postfix}"
+_BAR = "{desc} {n_fmt}/{total_fmt} |{bar:5}| {elapsed}<{remaining}{postfix}"
 
 
 class RunLog:
@@ -108,13 +107,22 @@ class Progress:
 
 
 def _progress_line(metrics: Metrics) -> str:
-    """The few numbers that matter while a run goes on; the share of rollouts without a score only where there is one.
+    """The few numbers that matter while a run goes on; a narrow terminal cuts off those that matter least.
 
-    `wait` is the share of the iteration in which training stood still for scores.
+    `masked` is the share of rollouts without a score, where there are any; `wait` is the share of the iteration in
+    which training stood still for scores.
     """
-    values = [(label, metrics[name]) for label, name in _SHOWN.items() if name in metrics]
-    parts = [f"{label} {'-' if value is None else f'{value:.3g}'}" for label, value in values]
-    parts.append(f"wait {(metrics['scoring/exposed_wait_s'] or 0) / (metrics['time/iteration_s'] or 1):.0%}")
-    if masked := metrics["scoring/masked_share"]:
-        parts.append(f"masked {masked:.0%}")
-    return ", ".join(parts)
+    masked, length = metrics["scoring/masked_share"], metrics["tokens/completion_mean"]
+    wait = (metrics["scoring/exposed_wait_s"] or 0) / (metrics["time/iteration_s"] or 1)
+    return ", ".join(
+        [
+            *([f"masked {masked:.0%}"] if masked else []),
+            *(f"{label} {_number(metrics[name])}" for label, name in _SHOWN.items() if name in metrics),
+            f"wait {wait:.0%}",
+            f"length {_number(length)}",
+        ]
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

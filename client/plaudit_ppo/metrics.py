@@ -89,7 +89,13 @@ def rollout_metrics(experience: Experience, raw_scores: Tensor, *, kl_coef: floa
 
 
 def sample_rows(
-    prompt_indices: Sequence[int], items: Sequence[Item], experience: Experience, raw_scores: Tensor, *, limit: int
+    prompt_indices: Sequence[int],
+    items: Sequence[Item],
+    lengths: Sequence[int],
+    experience: Experience,
+    raw_scores: Tensor,
+    *,
+    limit: int,
 ) -> list[dict[str, Any]]:
     """The first rollouts of a batch as rows of a table: prompt, completion, score, KL.
 
@@ -98,18 +104,19 @@ def sample_rows(
     Args:
         prompt_indices: B places in the list of prompts, counted from 0.
         items: B rollouts as the scorer got them.
+        lengths: of the B completions in tokens, which the mask of one without a score no longer tells.
         experience: the B rollouts.
         raw_scores: shape (B,), float32, as the scorer gave them, NaN where it failed.
         limit: how many rows at most.
     """
-    kl, lengths = experience.kl.sum(1), experience.mask.sum(1)
+    kl = experience.kl.sum(1).where(experience.mask.any(1), float("nan"))
     return [
         {
             "prompt": prompt_indices[row],
             "prompt_text": prompt_of(items[row])[-MAX_SAMPLE_CHARS:],
             "completion": completion_of(items[row])[:MAX_SAMPLE_CHARS],
             "finished": bool(experience.rollouts.finished[row]),
-            "num_tokens": int(lengths[row]),
+            "num_tokens": lengths[row],
             "score": float(raw_scores[row]),
             "kl": float(kl[row]),
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plaudit_ppo.charts import GOLD, KL, SCORE, TIME, series_figure
-from plaudit_ppo.config import load_config
+from plaudit_ppo.config import PPOConfig, load_config, shown
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.log import read_log
 from plaudit_ppo.page import make_card, make_document, make_figure, make_rows
@@ -29,6 +29,7 @@ _FIGURES = (
     ),
     ("Masked share", "scoring/masked_share", GOLD, "Rollouts without a score."),
 )
+_LEAST_TOP = {"scoring/exposed_wait_s": 0.1, "scoring/masked_share": 0.1}
 
 
 def write_report(directory: Path) -> Path:
@@ -41,8 +42,7 @@ def write_report(directory: Path) -> Path:
     if not log:
         raise ConfigError(f"{directory}: holds no iteration of a run (log.jsonl); give the output directory of one")
     settings = load_config(directory / "config.toml")
-    rows = [(spec.name, str(getattr(settings, spec.name))) for spec in fields(settings)]
-    page = make_report(directory.resolve().name, log, read_log(directory / "samples.jsonl"), rows)
+    page = make_report(directory.resolve().name, log, read_log(directory / "samples.jsonl"), settings)
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -52,32 +52,37 @@ def make_report(
     name: str,
     log: Sequence[Mapping[str, Any]],
     samples: Sequence[Mapping[str, Any]],
-    settings: Sequence[tuple[str, str]],
+    settings: PPOConfig,
 ) -> str:
     """The page, with inline style and charts and without any reference to another resource.
 
     Args:
         name: of the run.
         log: lines of log.jsonl, at least one.
-        samples: lines of samples.jsonl; those of the first and of the last iteration there are shown.
-        settings: names and values.
+        samples: lines of samples.jsonl; those of the first and of the last iteration in it are shown.
+        settings: of the run.
     """
     summary = summarize(log)
     figures = [
-        make_figure(title, series_figure([line.get(metric) for line in log], label=metric, color=color), caption)
+        make_figure(title, _chart(log, metric, color), caption)
         for title, metric, color, caption in _FIGURES
         if any(line.get(metric) is not None for line in log)
     ]
+    rows = [(spec.name, shown(getattr(settings, spec.name))) for spec in fields(settings)]
     body = (
         f'<div class="cards">{"".join(make_card(*card) for card in _cards(summary))}</div>\n'
         f'<h2>Training</h2>\n<div class="figures">{"".join(figures)}</div>\n'
         f"<h2>Samples</h2>\n{_samples(samples)}"
-        f'<h2>Settings</h2>\n<div class="scroll"><table class="narrow">{make_rows(settings)}</table></div>\n'
+        f'<h2>Settings</h2>\n<div class="scroll"><table class="narrow">{make_rows(rows)}</table></div>\n'
     )
-    subtitle = (
-        f"{summary.iterations} iterations, {summary.episodes} rollouts, {summary.seconds:.0f} s; {summary.scoring}"
-    )
+    missing = settings.iterations - summary.iterations
+    subtitle = f"{summary.extent}; {f'{missing} to go; ' if missing > 0 else ''}{summary.scoring}"
     return make_document(title=f"{name}: PPO", heading=name, subtitle=subtitle, body=body)
+
+
+def _chart(log: Sequence[Mapping[str, Any]], metric: str, color: str) -> str:
+    values = [line.get(metric) for line in log]
+    return series_figure(values, label=metric, color=color, least_top=_LEAST_TOP.get(metric))
 
 
 def _cards(summary: TrainSummary) -> list[tuple[str, str]]:

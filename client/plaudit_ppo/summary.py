@@ -59,12 +59,18 @@ class TrainSummary:
         return self.exposed_wait_s / self.seconds
 
     @property
+    def extent(self) -> str:
+        """How much there was, in words."""
+        plural = "" if self.iterations == 1 else "s"
+        return f"{self.iterations} iteration{plural}, {self.episodes} rollouts in {_duration(self.seconds)}"
+
+    @property
     def scoring(self) -> str:
         """What scoring cost, in words."""
         repeated = "repeated requests are not counted" if self.retries is None else f"{self.retries} requests repeated"
         return (
-            f"{self.call_s:.3g} s of calls, {100 * self.exposed_wait_share:.2g}% of the time spent waiting for them, "
-            f"{self.masked_share:.2%} of the rollouts without a score, {repeated}"
+            f"{_duration(self.call_s)} of calls, {100 * self.exposed_wait_share:.2g}% of the time spent waiting for "
+            f"them, {self.masked_share:.2%} of the rollouts without a score, {repeated}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -121,7 +127,7 @@ tags: [ppo, rlhf, plaudit]
 |---|---|---|
 {chr(10).join(rows)}
 
-- {summary.iterations} iterations, {summary.episodes} rollouts in {summary.seconds:.4g} s; sampled at temperature
+- {summary.extent}; sampled at temperature
   {config.temperature:g}, which these figures are for
 - scoring: {summary.scoring}
 - reward model: {fingerprint or "of a scorer that tells no fingerprint"}
@@ -150,3 +156,7 @@ def _versions() -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s"

@@ -211,7 +211,11 @@ class PPOTrainer:
             "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
         }
         next_state = self._next_state(metrics, all_scored)
-        self._check(metrics, next_state, all_scored)
+        try:
+            self._check(metrics, next_state, all_scored)
+        except GuardError:
+            self._write_samples(samples, pending, experience, scores)  # which it tells to look at
+            raise
 
         # 5. Update policy and critic; without a single score there is nothing to learn from.
         update_start = time.perf_counter()
@@ -226,7 +230,8 @@ class PPOTrainer:
             metrics["eval/scores"] = masked_mean(eval_scored.scores, eval_scored.scored)
             wait_s += eval_scored.wait_s
         metrics["scoring/exposed_wait_s"] = wait_s
-        self._write_samples(samples, pending, experience, scores)
+        if self._samples_are_due():
+            self._write_samples(samples, pending, experience, scores)
         self._state = next_state
         times = {"generate": generate_s, "update": update_s, "iteration": time.perf_counter() - start}
         return metrics | {f"time/{name}_s": seconds for name, seconds in times.items()}
@@ -296,15 +301,20 @@ class PPOTrainer:
         generator = seeded_generator(torch.device("cpu"), self._config.seed, "minibatches", iteration)
         return run_update(self._learner, experience, self._config, generator=generator)
 
+    def _samples_are_due(self) -> bool:
+        every, done = self._config.sample_every, self._state.iteration
+        return every > 0 and (done % every == 0 or done + 1 == self._config.iterations)
+
     def _write_samples(
         self, samples: RunLog, pending: Sequence[_Pending], experience: Experience, scores: Tensor
     ) -> None:
-        every, done = self._config.sample_every, self._state.iteration
-        if every and (done % every == 0 or done + 1 == self._config.iterations):
-            indices = [index for part in pending for index in part.indices]
-            items = [item for part in pending for item in part.items]
-            for row in sample_rows(indices, items, experience, scores, limit=self._config.num_samples):
-                samples.write({"iteration": done + 1, **row})
+        if not self._config.sample_every:
+            return
+        indices = [index for part in pending for index in part.indices]
+        items = [item for part in pending for item in part.items]
+        lengths = [length for part in pending for length in part.rollouts.completion_mask.sum(1).tolist()]
+        for row in sample_rows(indices, items, lengths, experience, scores, limit=self._config.num_samples):
+            samples.write({"iteration": self._state.iteration + 1, **row})
 
 
 def _check_context(policy: PreTrainedModel, prompt_tokens: int, completion_tokens: int) -> None:

@@ -68,4 +68,4 @@ def test_progress_shows_the_few_numbers_that_matter_on_a_terminal(capsys, monkey
         progress(METRICS | {"iteration": 4, "eval/scores": 0.5, "scoring/masked_share": 0.25})
     last = capsys.readouterr().err.split("\r")[-1].rstrip()
     assert last.startswith("PPO 4/4 |")
-    assert last.endswith("score -, eval 0.5, KL 1.23, length 12, wait 25%, masked 25%")
+    assert last.endswith(", masked 25%, score -, eval 0.5, KL 1.23, wait 25%, length 12")

@@ -66,7 +66,7 @@ def test_a_sample_has_prompt_completion_score_and_kl(experience):
     """Detail 26: the sample table."""
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     items = [{"prompt": "a", "completion": " b"}, {"messages": messages, "completions": ["c"]}, {}]
-    rows = sample_rows([7, 8, 9], items, experience, RAW, limit=2)
+    rows = sample_rows([7, 8, 9], items, [2, 3, 1], experience, RAW, limit=2)
     assert [(row["prompt"], row["completion"], row["finished"], row["num_tokens"]) for row in rows] == [
         (7, " b", True, 2),
         (8, "c", False, 3),
@@ -76,10 +76,18 @@ def test_a_sample_has_prompt_completion_score_and_kl(experience):
     assert [row["kl"] for row in rows] == pytest.approx([1.0, 1.5])
 
 
+def test_a_sample_without_a_score_has_its_length_and_no_kl(experience):
+    """Detail 26: its tokens are out of every mask."""
+    row = sample_rows([7, 8, 9], [{"prompt": "a", "completion": "b"}] * 3, [2, 3, 1], experience, RAW, limit=3)[2]
+    assert row["num_tokens"] == 1
+    assert math.isnan(row["score"])
+    assert math.isnan(row["kl"])
+
+
 def test_of_a_long_sample_the_end_of_the_prompt_and_the_start_of_the_completion_are_kept(experience):
     """Detail 26: the sample table is bounded."""
     item = {"prompt": "a" * 3_000 + "b", "completion": "c" + "d" * 3_000}
-    (row,) = sample_rows([0], [item], experience, RAW, limit=1)
+    (row,) = sample_rows([0], [item], [2], experience, RAW, limit=1)
     assert row["prompt_text"] == "a" * 1_999 + "b"
     assert row["completion"] == "c" + "d" * 1_999
 

@@ -7,6 +7,7 @@ import pytest
 
 from plaudit_client import Score
 from plaudit_ppo.cli import main
+from plaudit_ppo.errors import MaskedShareError
 from plaudit_ppo.log import read_log
 
 
@@ -32,6 +33,10 @@ def test_a_report_shows_figures_samples_and_settings_of_a_run(run, capsys):
     assert cells[::2] == [escape(row["prompt_text"]) for row in samples]
     assert cells[1::2] == [escape(row["completion"]) or "(empty)" for row in samples]
     assert '<tr><td>kl_coef</td><td class="number">0.05</td></tr>' in page
+    assert '<tr><td>critic</td><td class="number">none</td></tr>' in page  # as TOML has it
+    assert '<tr><td>scorer_urls</td><td class="number">[]</td></tr>' in page
+    assert "3 iterations, 24 rollouts in " in page
+    assert "to go" not in page
 
 
 class Elements(HTMLParser):
@@ -74,7 +79,22 @@ def test_a_report_loads_nothing_from_anywhere_and_takes_no_markup_from_a_rollout
 def test_a_run_of_one_iteration_without_samples_has_a_report(make_trainer, tmp_path):
     make_trainer(iterations=1, sample_every=0).train()
     assert main(["report", str(tmp_path / "run")]) == 0
-    assert "None were kept (sample_every)" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "None were kept (sample_every)" in page
+    assert "1 iteration, 8 rollouts in " in page
+    assert [text for text in re.findall(r"<!-- (.*?) -->", page) if text.startswith("0.9")] == []  # no iteration 0.945
+
+
+def test_a_report_of_a_run_that_a_guard_stopped_says_what_is_missing_and_shows_the_rollouts(make_trainer, tmp_path):
+    scores = iter([*range(16), *[None] * 100])  # two iterations are scored, then none
+    scorer = lambda items: [Score("failed" if (s := next(scores)) is None else "ok", s) for _ in items]  # noqa: E731
+    with pytest.raises(MaskedShareError):
+        make_trainer(scorer, iterations=9, scorer_concurrency=1).train()
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "7 to go" in page
+    assert "<h3>Iteration 3</h3>" in page
+    assert '<td class="number">none</td><td class="number">none</td>' in page
 
 
 def test_a_report_of_a_run_without_a_single_score_has_no_figure_of_it(make_trainer, tmp_path):

@@ -9,6 +9,7 @@ import re
 import secrets
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,12 @@ def run_verl(tmp_path, policy):
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         script, result = Path(__file__).with_name("verl_rewards.py"), tmp_path / "result.json"
         command = [sys.executable, script, policy, json.dumps(rollouts), result, *overrides, *common]
-        env = {**os.environ, **auth, "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=300)
+        # A folder of its own, with a short path because sockets lie in it: in the common one, Ray looks up the cluster
+        # that somebody on this machine has started last, and joins it.
+        with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray_folder:
+            ray = {"RAY_TMPDIR": ray_folder, "RAY_ADDRESS": "", "RAY_USAGE_STATS_ENABLED": "0"}
+            env = {**os.environ, **auth, **ray, "HF_HUB_OFFLINE": "1"}
+            done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
         return json.loads(result.read_text())

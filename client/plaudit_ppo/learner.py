@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError
-from plaudit_ppo.lora import is_lora
 from plaudit_ppo.models import Critic, TrunkCritic, disable_dropout, transformer_layers
 from plaudit_ppo.optimization import make_optimizer
 from plaudit_ppo.sharding import shard
@@ -43,7 +42,8 @@ def make_learner(
         checkpoint_layers(policy)
         checkpoint_layers(critic)
     if is_sharded(config, accelerator):
-        _check_sharding(policy, critic)
+        if isinstance(critic, TrunkCritic):
+            raise ConfigError('critic_trunk = "policy" does not go with sharding = "fsdp"; set one of them back')
         for network in networks:
             _shard(network, accelerator)
         return Learner(policy, critic, make_optimizer(policy, critic, config), accelerator)
@@ -70,13 +70,6 @@ def is_sharded(config: PPOConfig, accelerator: Accelerator) -> bool:
 def _shard(network: nn.Module, accelerator: Accelerator) -> None:
     layers = transformer_layers(network)
     shard(network, layers, device=accelerator.device, processes=accelerator.num_processes)
-
-
-def _check_sharding(policy: PreTrainedModel, critic: Critic | TrunkCritic) -> None:
-    if isinstance(critic, TrunkCritic):
-        raise ConfigError('critic_trunk = "policy" does not go with sharding = "fsdp"; set one of them back')
-    if is_lora(policy):
-        raise ConfigError('lora_rank does not go with sharding = "fsdp"; set sharding = "none"')
 
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:

@@ -131,7 +131,7 @@ class RunFiles:
 
         write_directory(self._output / "policy", write_policy)
         if is_lora(self._policy):
-            write_directory(self._output / "adapter", lambda directory: save_adapter(self._policy, directory))
+            write_directory(self._output / "adapter", lambda directory: save_adapter(self._policy, directory, policy))
         write_directory(self._output / "critic", lambda directory: self._critic.save_pretrained(directory, critic))
         (self._output / "summary.json").write_text(json.dumps(summary.to_json(), indent=2) + "\n", encoding="utf-8")
         return summary
@@ -151,9 +151,11 @@ class RunFiles:
         keep = self._accelerator.is_main_process
         return whole_state(self._policy, keep=keep), whole_state(self._critic, keep=keep)
 
-    def _write_policy(self, directory: Path, state: _State, save_lora: Callable[[PreTrainedModel, Path], None]) -> None:
+    def _write_policy(
+        self, directory: Path, state: _State, save_lora: Callable[[PreTrainedModel, Path, _State], None]
+    ) -> None:
         if is_lora(self._policy):
-            save_lora(self._policy, directory)
+            save_lora(self._policy, directory, state)
         else:
             self._policy.save_pretrained(directory, state_dict=state)
         self._tokenizer.save_pretrained(directory)

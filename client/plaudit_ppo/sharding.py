@@ -71,13 +71,12 @@ def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     return {name: wholes[id(tensor)] for name, tensor in state.items()} if keep else {}
 
 
-def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Gives a network the state that `whole_state` returned.
+def load_whole_state(model: nn.Module, state: Mapping[str, Tensor], *, partial: bool = False) -> None:
+    """Gives a network the state that `whole_state` returned, or a part of it.
 
     Raises:
         RuntimeError: it is of another network.
     """
     own = model.state_dict()
-    model.load_state_dict(
-        {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
-    )
+    shards = {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
+    model.load_state_dict(shards, strict=not partial)

@@ -70,6 +70,13 @@ def test_two_processes_train_an_adapter_and_a_head_on_the_policys_network_as_one
     assert_same(alone, shared_update(tmp_path, "ddp", 2, "some failed", **settings))
 
 
+def test_two_processes_that_share_a_network_train_its_adapter_as_one_does(tmp_path):
+    """FSDP with LoRA: most of a layer's weights are frozen."""
+    write_policy(tmp_path / "policy")
+    alone = shared_update(tmp_path, "alone", 1, "some failed", lora_rank=4)
+    assert_same(alone, shared_update(tmp_path, "fsdp", 2, "some failed", lora_rank=4, sharding="fsdp"))
+
+
 @pytest.fixture
 def train(tmp_path):
     """Runs `plaudit-ppo train` in so many processes, with small settings; returns what it prints."""
@@ -108,9 +115,10 @@ def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(train, tmp_pa
         assert figures(tmp_path / other) == figures(tmp_path / "whole")
 
 
-def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path):
-    """Detail 22: sharded by FSDP; also with layers checkpointed, and resumed by one process that holds all."""
-    settings = {"sharding": "fsdp", "gradient_checkpointing": True}
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_sharded_run_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path, lora_rank):
+    """Detail 22: with layers checkpointed, and resumed by one process that holds all."""
+    settings = {"sharding": "fsdp", "gradient_checkpointing": True, "lora_rank": lora_rank}
     train("whole", 4, **settings)
     train("parts", 2, **settings)
     shutil.copytree(tmp_path / "parts", tmp_path / "alone")
@@ -118,7 +126,7 @@ def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_a
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
     assert figures(tmp_path / "whole")[3]["objective/kl"] > 1e-3
-    train("alone", 3, "--resume", tmp_path / "alone", processes=1)
+    train("alone", 3, "--resume", tmp_path / "alone", processes=1, lora_rank=lora_rank)
     assert len(read_log(tmp_path / "alone" / "log.jsonl")) == 3
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "policy")
     assert type(policy).__name__ == "LlamaForCausalLM"

@@ -87,7 +87,7 @@ def save_merged(policy: PreTrainedModel, directory: Path, state: Mapping[str, Te
         directory: made if missing.
         state: the policy's whole state.
     """
-    base: PreTrainedModel = policy.get_base_model()  # type: ignore[operator]
+    base: PreTrainedModel = policy.get_base_model()
     base.save_pretrained(directory, state_dict=_merged(base, state))
 
 

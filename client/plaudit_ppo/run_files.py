@@ -88,7 +88,7 @@ class RunFiles:
                 "give the former ones, or start a new run"
             )
         restore_weights(self._policy, self._critic, checkpoint)
-        load_optimizer(checkpoint, self._learner.optimizer)
+        self._learner.restore_optimizer(load_optimizer(checkpoint, self._learner.shapes))
         # A fixed beta is the setting's, which may have been changed for the resume.
         return replace(state, kl_coef=start.kl_coef) if self._config.kl_controller == "fixed" else state
 
@@ -103,7 +103,7 @@ class RunFiles:
     def save_checkpoint(self, state: RunState) -> Path:
         """Writes a checkpoint of where the run stands, and removes old ones; returns its directory."""
         policy, critic = self._whole_states()
-        optimizer = optimizer_tensors(self._learner.optimizer, keep=self._accelerator.is_main_process)
+        optimizer = optimizer_tensors(self._learner.optimizer_state(), keep=self._accelerator.is_main_process)
 
         def write_models(directory: Path) -> None:
             self._write_policy(directory / "policy", policy, save_adapter)

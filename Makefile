@@ -27,6 +27,9 @@ READY_TRL_PPO := $(VENV_TRL_PPO)/.ready
 # Ray Serve.
 VENV_RAY ?= .venv-ray
 READY_RAY := $(VENV_RAY)/.ready
+# DeepSpeed, which accelerate and transformers import wherever it is installed.
+VENV_DEEPSPEED ?= .venv-deepspeed
+READY_DEEPSPEED := $(VENV_DEEPSPEED)/.ready
 # verl, which holds an older transformers than constraints.txt.
 VENV_VERL ?= .venv-verl
 READY_VERL := $(VENV_VERL)/.ready
@@ -83,6 +86,11 @@ $(READY_RAY): pyproject.toml constraints.txt
 	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' onnx pytest
 	touch $(READY_RAY)
 
+$(READY_DEEPSPEED): pyproject.toml constraints.txt
+	$(call make_bare_venv,$(VENV_DEEPSPEED),constraints.txt)
+	$(VENV_DEEPSPEED)/bin/pip install --quiet --constraint constraints.txt --editable '.[service,deepspeed]' onnx pytest
+	touch $(READY_DEEPSPEED)
+
 $(READY_VERL): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_VERL)
 	$(VENV_VERL)/bin/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' constraints.txt)"
@@ -95,12 +103,13 @@ demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: $(READY) $(READY4) $(READY_OPTIMUM) $(READY_RAY) $(READY_VERL) lint ## everything, also what takes long, both majors of transformers, optimum, Ray, verl
+test-all: $(READY) $(READY4) $(READY_OPTIMUM) $(READY_RAY) $(READY_VERL) $(READY_DEEPSPEED) $(READY_TRL_PPO) lint ## everything, also what takes long, both majors of transformers, optimum, Ray, verl, DeepSpeed, TRL 1.11
 	$(BIN)/pytest -m ''
 	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/e2e/test_invariance.py
 	$(VENV_OPTIMUM)/bin/pytest -m '' tests/export/test_onnx_source.py
 	$(VENV_RAY)/bin/pytest -m '' tests/e2e/test_ray_serve.py
 	$(VENV_VERL)/bin/pytest -m '' tests/e2e/test_verl.py
+	$(VENV_DEEPSPEED)/bin/pytest -m '' tests/e2e/test_ppo_processes.py -k 'deepspeed or number'
 
 lint: $(READY) ## format check, lint, types, import rules
 	$(BIN)/ruff format --check .

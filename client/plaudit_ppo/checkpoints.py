@@ -5,7 +5,7 @@ Nothing in it is pickled. Random generators are functions of seed and counters (
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from plaudit_ppo.directories import remove_directory, write_directory
 from plaudit_ppo.errors import CheckpointError
-from plaudit_ppo.sharding import shard_like, whole
 
 _PREFIX = "iteration-"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
+
+OptimizerState = dict[int, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,12 @@ def load_state(path: Path) -> RunState:
         raise CheckpointError(f"{path / _STATE}: not a run's state ({error}); remove this checkpoint") from error
 
 
-def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Gives an optimizer over the same parameters the state in a checkpoint; rates and the like stay the settings'.
+def load_optimizer(path: Path, shapes: Sequence[torch.Size]) -> OptimizerState:
+    """The optimizer's state in a checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        shapes: of the parameters, whole.
 
     Raises:
         CheckpointError: it is missing, malformed, or of other parameters.
@@ -111,34 +116,24 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
         tensors = load_file(path / _OPTIMIZER)
     except Exception as error:  # safetensors has an exception type of its own in every version
         raise CheckpointError(f"{path / _OPTIMIZER}: cannot be read ({error}); remove this checkpoint") from error
-    state: dict[int, dict[str, Tensor]] = {}
+    state: OptimizerState = {}
     for name, tensor in tensors.items():
         number, _, key = name.partition(".")
         state.setdefault(int(number), {})[key] = tensor
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    _check_shapes(path, state, parameters)
     for number, kept in state.items():
-        state[number] = {k: shard_like(v, parameters[number]) if v.ndim else v for k, v in kept.items()}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _check_shapes(path: Path, state: dict[int, dict[str, Tensor]], parameters: Sequence[Tensor]) -> None:
-    for number, tensors in state.items():
-        shape = parameters[number].shape if number < len(parameters) else None
-        if any(tensor.ndim > 0 and tensor.shape != shape for tensor in tensors.values()):
+        shape = shapes[number] if number < len(shapes) else None
+        if any(tensor.ndim > 0 and tensor.shape != shape for tensor in kept.values()):
             raise CheckpointError(f"{path / _OPTIMIZER}: of other models than those given; give the run's own")
+    return state
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Tensor]:
+def optimizer_tensors(state: Iterable[tuple[int, dict[str, Tensor]]], *, keep: bool) -> dict[str, Tensor]:
     """The state of each parameter as `number.name`; what AdamW keeps are tensors alone.
 
     All processes have to ask for it, and get nothing with `keep` False.
+
+    Args:
+        state: by the parameter's number; each element of it may be gathered from all processes.
+        keep: whether it is written here.
     """
-    state = optimizer.state_dict()["state"]
-    tensors: dict[str, Tensor] = {}
-    for number, kept in state.items():
-        for key, tensor in kept.items():
-            gathered = whole(tensor).contiguous()
-            if keep:
-                tensors[f"{number}.{key}"] = gathered
-    return tensors
+    return {f"{number}.{key}": tensor.cpu() for number, kept in state for key, tensor in kept.items() if keep}

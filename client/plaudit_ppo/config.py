@@ -147,8 +147,12 @@ class PPOConfig:
     )
     sharding: str = _setting(
         "none",
-        "every process holds the networks whole (DDP), or a shard of each (FSDP); with one process nothing is shared",
-        choices=("none", "fsdp"),
+        "each process holds the networks whole (DDP), or a shard of them (FSDP, or ZeRO by DeepSpeed); with one, "
+        "nothing is shared",
+        choices=("none", "fsdp", "deepspeed"),
+    )
+    deepspeed_config: str | None = _setting(
+        None, 'JSON file that says what DeepSpeed does under sharding = "deepspeed"; none: ZeRO, stage 2'
     )
 
     checkpoint_every: int = _setting(

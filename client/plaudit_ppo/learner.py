@@ -1,107 +1,101 @@
-"""What a run trains: policy, critic and optimizer, in which precision, and how they are spread over the processes."""
+"""What a run trains: policy, critic and their optimizers, and the steps of an update.
 
+Knows nothing of PPO. The learner under DeepSpeed is in `zero`; `preparation` makes either.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
-from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.errors import ConfigError
-from plaudit_ppo.lora import is_lora
-from plaudit_ppo.models import Critic, TrunkCritic, disable_dropout, transformer_layers
-from plaudit_ppo.optimization import make_optimizer
-from plaudit_ppo.sharding import shard
+from plaudit_ppo.sharding import shard_like, unsharded, whole, whole_shape
+
+ParameterState = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Learner:
-    """What an update changes: the policy, the critic, and the optimizer's state."""
+    """Policy and critic, plain, under DDP or under FSDP.
+
+    Attributes:
+        policy: to be called for its logits.
+        critic: to be called for its values.
+        optimizers: the policy's and the critic's, of one parameter group each, whose `lr` may be set.
+        accelerator: what the processes speak through.
+    """
 
     policy: nn.Module
     critic: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
     accelerator: Accelerator
 
+    def generating(self) -> AbstractContextManager[nn.Module]:
+        """Inside, the policy without its wrapper and whole in every process, for as many passes as each likes."""
+        policy = self.accelerator.unwrap_model(self.policy)
+        return unsharded(policy)
 
-def make_learner(
-    policy: PreTrainedModel, critic: Critic | TrunkCritic, config: PPOConfig, accelerator: Accelerator
-) -> Learner:
-    """Policy and critic ready to be trained.
+    @contextmanager
+    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Around forward and backward. Gradients are added up here, and sent to the others with the last one alone."""
+        with ExitStack() as stack:
+            for model in () if is_last else (self.policy, self.critic):
+                stack.enter_context(self.accelerator.no_sync(model))
+            yield
 
-    Raises:
-        ConfigError: two settings do not go together, or a network does not tell what its layers are.
-    """
-    networks: list[nn.Module] = [policy, critic]
-    for network in networks:
-        disable_dropout(network)
-        set_precision(network, config.precision, accelerator.device)
-    if config.gradient_checkpointing:
-        checkpoint_layers(policy)
-        checkpoint_layers(critic)
-    if is_sharded(config, accelerator):
-        _check_sharding(policy, critic)
-        for network in networks:
-            _shard(network, accelerator)
-        return Learner(policy, critic, make_optimizer(policy, critic, config), accelerator)
-    optimizer = make_optimizer(policy, critic, config)
-    policy, critic, optimizer = accelerator.prepare(policy, critic, optimizer)
-    return Learner(policy, critic, optimizer, accelerator)
+    def backward(self, policy_loss: Tensor, value_loss: Tensor) -> None:
+        """Adds the gradients of both losses."""
+        self.accelerator.backward(policy_loss + value_loss)
 
+    def step(self, *, max_norm: float) -> str | None:
+        """One optimizer step, after which the gradients are 0.
 
-def prepare_reference(reference: PreTrainedModel, config: PPOConfig, accelerator: Accelerator) -> PreTrainedModel:
-    """The reference, computing as the policy does, with no gradients."""
-    set_precision(disable_dropout(reference).requires_grad_(False), config.precision, accelerator.device)
-    if is_sharded(config, accelerator):
-        _shard(reference, accelerator)
-        return reference
-    moved: PreTrainedModel = reference.to(accelerator.device)
-    return moved
+        Args:
+            max_norm: limit of the gradient's norm, for policy and critic each; 0: none.
 
+        Returns:
+            The network whose gradient is not finite, if one is; then it was not changed.
+        """
+        for name, model in (("policy", self.policy), ("critic", self.critic)):
+            norm = float(self.accelerator.clip_grad_norm_(model.parameters(), max_norm or math.inf))
+            if not math.isfinite(norm):
+                return name
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return None
 
-def is_sharded(config: PPOConfig, accelerator: Accelerator) -> bool:
-    """Whether FSDP is on; one process has nobody to share with."""
-    return config.sharding == "fsdp" and accelerator.num_processes > 1
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Of each trained parameter, the policy's first."""
+        return [whole_shape(parameter) for model in (self.policy, self.critic) for parameter in trained(model)]
 
+    def optimizer_state(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """What the optimizers keep of each trained parameter, whole, by its number as in `shapes`.
 
-def _shard(network: nn.Module, accelerator: Accelerator) -> None:
-    layers = transformer_layers(network)
-    shard(network, layers, device=accelerator.device, processes=accelerator.num_processes)
+        All processes have to ask for it.
+        """
+        for number, (optimizer, parameter) in enumerate(self._trained()):
+            kept = optimizer.state.get(parameter, {})
+            yield number, {key: whole(tensor).contiguous() for key, tensor in kept.items()}
 
+    def restore_optimizer(self, state: Mapping[int, ParameterState]) -> None:
+        """Gives the optimizers what `optimizer_state` gave."""
+        for number, (optimizer, parameter) in enumerate(self._trained()):
+            optimizer.state[parameter] = {
+                key: shard_like(tensor, parameter) if tensor.ndim else tensor
+                for key, tensor in state.get(number, {}).items()
+            }
 
-def _check_sharding(policy: PreTrainedModel, critic: Critic | TrunkCritic) -> None:
-    if isinstance(critic, TrunkCritic):
-        raise ConfigError('critic_trunk = "policy" does not go with sharding = "fsdp"; set one of them back')
-    if is_lora(policy):
-        raise ConfigError('lora_rank does not go with sharding = "fsdp"; set sharding = "none"')
-
-
-def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:
-    """What the forward pass computes in: "float32", or "bfloat16" by autocast, which leaves the weights in float32.
-
-    AdamW's steps are too small for weights in bfloat16: 3e-6 added to 0.01 is lost in its 8 bits.
-    """
-    if precision == "bfloat16":
-        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+    def _trained(self) -> Iterator[tuple[torch.optim.Optimizer, nn.Parameter]]:
+        for optimizer, model in zip(self.optimizers, (self.policy, self.critic), strict=True):
+            for parameter in trained(model):
+                yield optimizer, parameter
 
 
-def checkpoint_layers(model: nn.Module) -> None:
-    """Keeps no activations inside a layer; the backward pass computes them again. Costs time, changes no number.
-
-    Chen et al. 2016, arXiv 1604.06174. Not the one of transformers, which works in training mode alone, where a model
-    may drop out. A pass with gradients must not use a key-value cache, which the second computation would find filled.
-
-    Raises:
-        ConfigError: the model does not tell what its layers are.
-    """
-    layers = transformer_layers(model)
-    if not layers and not isinstance(model, TrunkCritic):
-        raise ConfigError(
-            f"gradient_checkpointing: {type(model).__name__} does not tell what its layers are (_no_split_modules); "
-            "set it to false"
-        )
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an update changes, in the network's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,25 +1,27 @@
 """LoRA: a policy whose adapter alone is trained, and the reference as the same network without its adapter."""
 
-import copy
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.seeding import seeded_generator
+from plaudit_ppo.sharding import load_whole_state
 
 _WEIGHTS = "adapter_model.safetensors"
+_PREFIX, _ADAPTER = "base_model.model.", "default"  # PEFT's names of the network below, and of an adapter
 
 
 def is_lora(policy: nn.Module) -> bool:
     """Whether a policy is one of PEFT's."""
-    return type(policy).__module__.startswith("peft.")
+    return any(kind.__module__.startswith("peft.") for kind in type(policy).__mro__)
 
 
 def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
@@ -66,14 +68,44 @@ class AdapterOff(nn.Module):
             return policy(**inputs)
 
 
-def save_adapter(policy: PreTrainedModel, directory: Path) -> None:
-    """Writes the adapter alone, as PEFT reads it."""
-    policy.save_pretrained(directory, save_embedding_layers=False)
+def save_adapter(policy: PreTrainedModel, directory: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes the adapter alone, as PEFT reads it.
+
+    Args:
+        policy: from `add_lora`.
+        directory: made if missing.
+        state: the policy's whole state.
+    """
+    policy.save_pretrained(directory, state_dict=dict(state), save_embedding_layers=False)
 
 
-def save_merged(policy: PreTrainedModel, directory: Path) -> None:
-    """Writes the policy with the adapter merged into its weights, as transformers reads it without PEFT."""
-    copy.deepcopy(policy).merge_and_unload().save_pretrained(directory)
+def save_merged(policy: PreTrainedModel, directory: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes the policy with the adapter merged into its weights, as transformers reads it without PEFT.
+
+    Args:
+        policy: from `add_lora`, which stays as it is.
+        directory: made if missing.
+        state: the policy's whole state.
+    """
+    base: PreTrainedModel = policy.get_base_model()
+    base.save_pretrained(directory, state_dict=_merged(base, state))
+
+
+def _merged(base: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """W + alpha / r * B A where there is an adapter, under the names that the network has without PEFT.
+
+    Of the state, not by PEFT's own merge: the processes of a run may hold a shard of the weights each.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    for name, layer in base.named_modules():
+        if isinstance(layer, LoraLayer):
+            a, b = (state[f"{name}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
+            delta = (b @ a) * layer.scaling[_ADAPTER]
+            merged[f"{name}.weight"] = merged[f"{name}.weight"] + (delta.T if layer.fan_in_fan_out else delta)
+    return merged
 
 
 def restore_adapter(policy: PreTrainedModel, directory: Path) -> None:
@@ -82,10 +114,12 @@ def restore_adapter(policy: PreTrainedModel, directory: Path) -> None:
     Raises:
         CheckpointError: there are none, or they are of another adapter.
     """
-    from peft import set_peft_model_state_dict
-
+    own = {name.replace(f".{_ADAPTER}.", "."): name for name in policy.state_dict() if ".lora_" in name}
     try:
-        set_peft_model_state_dict(policy, load_file(directory / _WEIGHTS))
+        saved = load_file(directory / _WEIGHTS)
+        if saved.keys() != own.keys():
+            raise RuntimeError("other layers")
+        load_whole_state(policy, {own[name]: tensor for name, tensor in saved.items()}, partial=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"{directory}: not the adapter of this policy; lora_rank and the policy have to be those of the run's start"

@@ -1,4 +1,6 @@
-"""The optimizer and its learning-rate schedule."""
+"""The optimizers and their learning-rate schedule."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -6,10 +8,10 @@ from torch import nn
 from plaudit_ppo.config import PPOConfig
 
 
-def make_optimizer(policy: nn.Module, critic: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
-    """AdamW over two parameter groups, the policy's and the critic's; `set_learning_rate` gives them their rates."""
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad]} for model in (policy, critic)]
-    return torch.optim.AdamW(groups, lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+def make_optimizer(model: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained of a network; `set_learning_rates` gives it its rate."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(parameters, lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
 
 
 def schedule(iteration: int, *, iterations: int, warmup_iterations: int, lr_schedule: str) -> float:
@@ -23,15 +25,16 @@ def schedule(iteration: int, *, iterations: int, warmup_iterations: int, lr_sche
     return factor * min(1.0, (iteration + 1) / (warmup_iterations + 1))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: PPOConfig, iteration: int) -> float:
-    """Sets both groups' rates for an iteration and returns the policy's."""
+def set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], config: PPOConfig, iteration: int) -> float:
+    """Sets the policy's and the critic's rate for an iteration and returns the policy's."""
     factor = schedule(
         iteration,
         iterations=config.iterations,
         warmup_iterations=config.warmup_iterations,
         lr_schedule=config.lr_schedule,
     )
-    critic_rate = config.critic_learning_rate or config.learning_rate
-    for group, rate in zip(optimizer.param_groups, (config.learning_rate, critic_rate), strict=True):
-        group["lr"] = rate * factor
+    rates = (config.learning_rate, config.critic_learning_rate or config.learning_rate)
+    for optimizer, rate in zip(optimizers, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
     return config.learning_rate * factor

@@ -22,7 +22,7 @@ from plaudit_ppo.trackers import check_trackers
 _SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU")
 _INSTEAD = {
     "ACCELERATE_USE_FSDP": 'set sharding = "fsdp" in the configuration of the run',
-    "ACCELERATE_USE_DEEPSPEED": 'set sharding = "fsdp", which shares out what ZeRO-3 does; DeepSpeed is not supported',
+    "ACCELERATE_USE_DEEPSPEED": 'set sharding = "deepspeed" in the configuration of the run',
     "ACCELERATE_USE_MEGATRON_LM": "it is not supported",
 }
 

@@ -112,7 +112,7 @@ class RunFiles:
                 "give the former ones, or start a new run"
             )
         restore_weights(self._policy, self._critic, checkpoint)
-        load_optimizer(checkpoint, self._learner.optimizer)
+        self._learner.restore_optimizer(load_optimizer(checkpoint, self._learner.shapes))
         # A fixed beta is the setting's, which may have been changed for the resume.
         return replace(state, kl_coef=start.kl_coef) if self._config.kl_controller == "fixed" else state
 
@@ -127,7 +127,7 @@ class RunFiles:
     def save_checkpoint(self, state: RunState) -> Path:
         """Writes a checkpoint of where the run stands, and removes old ones; returns its directory."""
         policy, critic = self._whole_states()
-        optimizer = optimizer_tensors(self._learner.optimizer, keep=self._accelerator.is_main_process)
+        optimizer = optimizer_tensors(self._learner.optimizer_state(), keep=self._accelerator.is_main_process)
 
         def write_models(directory: Path) -> None:
             self._write_policy(directory / "policy", policy, save_adapter)
@@ -155,7 +155,7 @@ class RunFiles:
 
         write_directory(self._output / "policy", write_policy)
         if is_lora(self._policy):
-            write_directory(self._output / "adapter", lambda directory: save_adapter(self._policy, directory))
+            write_directory(self._output / "adapter", lambda directory: save_adapter(self._policy, directory, policy))
         write_directory(self._output / "critic", lambda directory: self._critic.save_pretrained(directory, critic))
         write_file(self._output / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
         return summary
@@ -175,9 +175,11 @@ class RunFiles:
         keep = self._accelerator.is_main_process
         return whole_state(self._policy, keep=keep), whole_state(self._critic, keep=keep)
 
-    def _write_policy(self, directory: Path, state: _State, save_lora: Callable[[PreTrainedModel, Path], None]) -> None:
+    def _write_policy(
+        self, directory: Path, state: _State, save_lora: Callable[[PreTrainedModel, Path, _State], None]
+    ) -> None:
         if is_lora(self._policy):
-            save_lora(self._policy, directory)
+            save_lora(self._policy, directory, state)
         else:
             self._policy.save_pretrained(directory, state_dict=state)
         self._tokenizer.save_pretrained(directory)

@@ -1,11 +1,12 @@
-"""FSDP: the weights, gradients and optimizer state of a network spread over the processes.
+"""Weights, gradients and optimizer state of a network spread over the processes: FSDP, and reading what is spread.
 
 A layer's weights are whole only while it computes; the policy's also while it generates, and a state that is written or
-read. Of a network that is not sharded, all functions here but `shard` give what is there.
+read. Of a network that is not sharded, all functions here but `shard` give what is there. DeepSpeed's way of spreading
+is in `zero`; only its weights are read here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,29 +32,57 @@ def shard(model: nn.Module, layers: Iterable[nn.Module], *, device: torch.device
 
 
 @contextmanager
-def unsharded(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, every process has the whole weights, so that each may make as many forward passes as it likes."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        yield
+        yield model
     finally:
         for part in parts:
             part.set_reshard_after_forward(part is not model, recurse=False)
             part.reshard()
 
 
+@contextmanager
+def gathered(parameters: Iterable[nn.Parameter], *, are_changed: bool = False) -> Iterator[None]:
+    """Inside, parameters that DeepSpeed has spread over the processes are whole; all processes have to enter.
+
+    Args:
+        parameters: any; the others are as they are.
+        are_changed: what the first process writes into them is kept.
+    """
+    spread = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    with ExitStack() as stack:
+        if spread:
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.GatheredParameters(spread, modifier_rank=0 if are_changed else None))
+        yield
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor of which each process has a shard; all processes have to ask for it."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    if isinstance(tensor, nn.Parameter) and hasattr(tensor, "ds_id"):
+        with gathered([tensor]):
+            return tensor.detach().clone()
+    return tensor
+
+
+def whole_shape(tensor: Tensor) -> torch.Size:
+    """The shape of `whole`, without asking for it."""
+    shape: torch.Size = getattr(tensor, "ds_shape", tensor.shape)
+    return shape
 
 
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """This process's shard of a whole tensor that all processes have, spread as another one is."""
+    """This process's shard of a whole tensor that all processes have, spread as another one is, and where that is."""
     if not isinstance(other, DTensor):
-        return tensor
+        return tensor.to(other.device)
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
@@ -66,18 +95,18 @@ def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     wholes: dict[int, Tensor] = {}
     for tensor in state.values():
         if id(tensor) not in wholes:
-            gathered = whole(tensor.detach())
-            wholes[id(tensor)] = gathered if keep else torch.empty(0)
+            complete = whole(tensor).detach().cpu()
+            wholes[id(tensor)] = complete if keep else torch.empty(0)
     return {name: wholes[id(tensor)] for name, tensor in state.items()} if keep else {}
 
 
-def load_whole_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Gives a network the state that `whole_state` returned.
+def load_whole_state(model: nn.Module, state: Mapping[str, Tensor], *, partial: bool = False) -> None:
+    """Gives a network the state that `whole_state` returned, or a part of it.
 
     Raises:
         RuntimeError: it is of another network.
     """
-    own = model.state_dict()
-    model.load_state_dict(
-        {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
-    )
+    with gathered(model.parameters(), are_changed=True):
+        own = model.state_dict()
+        shards = {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
+        model.load_state_dict(shards, strict=not partial)

@@ -23,12 +23,12 @@ from plaudit_ppo.experience import Experience, make_experience
 from plaudit_ppo.exposition import exposition
 from plaudit_ppo.forward import evaluate_rollouts
 from plaudit_ppo.kl import next_kl_coef
-from plaudit_ppo.learner import make_learner, prepare_reference
 from plaudit_ppo.log import Metrics, RunLog
 from plaudit_ppo.lora import AdapterOff, is_lora
 from plaudit_ppo.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
 from plaudit_ppo.models import Critic, TrunkCritic
-from plaudit_ppo.optimization import set_learning_rate
+from plaudit_ppo.optimization import set_learning_rates
+from plaudit_ppo.preparation import make_learner, prepare_reference
 from plaudit_ppo.processes import (
     gather_experience,
     gather_scored,
@@ -42,7 +42,6 @@ from plaudit_ppo.rollouts import Rollouts, concatenate, pad_token_id, sample_rol
 from plaudit_ppo.run_files import RunFiles
 from plaudit_ppo.scoring import Item, ScoredBatch, Scorer, ScoringPool, gather, to_items
 from plaudit_ppo.seeding import seeded_generator
-from plaudit_ppo.sharding import unsharded
 from plaudit_ppo.summary import TrainSummary
 from plaudit_ppo.trackers import tracking
 from plaudit_ppo.update import run_update
@@ -161,7 +160,7 @@ class PPOTrainer:
     def _iterate(self, samples: RunLog) -> dict[str, float | None]:
         """One iteration: rollout and update. Returns its metrics."""
         config, state, start = self._config, self._state, time.perf_counter()
-        learning_rate = set_learning_rate(self._learner.optimizer, config, state.iteration)
+        learning_rate = set_learning_rates(self._learner.optimizers, config, state.iteration)
         retries = getattr(self._scorer, "retries", None)
 
         # 1. Sample completions; each micro-batch goes to the scorer as soon as it exists.
@@ -243,15 +242,17 @@ class PPOTrainer:
         indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
         generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
         size = config.rollout_micro_batch_size
-        with unsharded(self._accelerator.unwrap_model(self._learner.policy)):
-            return [self._sample(indices[first : first + size], generator) for first in range(0, len(indices), size)]
+        with self._learner.generating() as policy:
+            return [
+                self._sample(policy, indices[first : first + size], generator) for first in range(0, len(indices), size)
+            ]
 
-    def _sample(self, indices: Sequence[int], generator: torch.Generator) -> _Pending:
+    def _sample(self, policy: nn.Module, indices: Sequence[int], generator: torch.Generator) -> _Pending:
         """Samples one rollout micro-batch and sends for its scores."""
         config = self._config
         ids, mask = pad_left([self._prompt_ids[index] for index in indices], self._pad_id)
         rollouts = sample_rollouts(
-            self._accelerator.unwrap_model(self._learner.policy),
+            policy,
             ids.to(self._device),
             mask.to(self._device),
             max_tokens=config.max_completion_tokens,

@@ -1,8 +1,6 @@
 """The update: epochs over one rollout batch, each minibatch one optimizer step, split into micro-batches for memory."""
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -65,14 +63,11 @@ def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens:
     ratio_error = 0.0
     micro_batches = _micro_batches(minibatch, config.micro_batch_size, skip_empty=accelerator.num_processes == 1)
     for number, micro_batch in enumerate(micro_batches):
-        with _gradients_stay_here(learner, until_last=number + 1 < len(micro_batches)):
+        with learner.micro_batch(is_last=number + 1 == len(micro_batches)):
             parts, error = _token_sums(learner, micro_batch, config)
-            loss = (
-                parts["loss/policy_avg"]
-                + config.value_coef * parts["loss/value_avg"]
-                + config.kl_loss_coef * parts["loss/kl_avg"]
-            )
-            accelerator.backward(loss / denominator)
+            policy_loss = parts["loss/policy_avg"] + config.kl_loss_coef * parts["loss/kl_avg"]
+            value_loss = config.value_coef * parts["loss/value_avg"]
+            learner.backward(policy_loss / denominator, value_loss / denominator)
         ratio_error = max(ratio_error, error) if error == error else error  # NaN stays
         for name, value in parts.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
@@ -82,22 +77,9 @@ def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens:
     stacked = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
     totals = dict(zip(sums, stacked, strict=True))
     _check_losses(totals)
-    for name, model in (("policy", learner.policy), ("critic", learner.critic)):
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
-        if not math.isfinite(norm):
-            raise DivergenceError(f"the gradient of the {name} is {norm}, and no step was made; {_DIVERGENCE_REMEDY}")
-    learner.optimizer.step()
-    learner.optimizer.zero_grad()
+    if culprit := learner.step(max_norm=config.max_grad_norm):
+        raise DivergenceError(f"the gradient of the {culprit} is not finite, and it made no step; {_DIVERGENCE_REMEDY}")
     return totals
-
-
-@contextmanager
-def _gradients_stay_here(learner: Learner, *, until_last: bool) -> Iterator[None]:
-    """Gradients are added up in this process, and sent to the others with the minibatch's last micro-batch alone."""
-    with ExitStack() as stack:
-        for model in (learner.policy, learner.critic) if until_last else ():
-            stack.enter_context(learner.accelerator.no_sync(model))
-        yield
 
 
 def _check_losses(totals: dict[str, float]) -> None:

@@ -5,17 +5,16 @@ python ppo_shared_update.py POLICY OUTPUT CASE SETTINGS, which are JSON; or torc
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, load_critic, load_policy
+from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, load_critic, load_policy, preparation
+from plaudit_ppo.errors import DivergenceError
 from plaudit_ppo.experience import make_experience
 from plaudit_ppo.forward import evaluate_rollouts
-from plaudit_ppo.learner import make_learner, prepare_reference
 from plaudit_ppo.metrics import rollout_metrics
 from plaudit_ppo.processes import end_processes, gather_experience, share
 from plaudit_ppo.prompts import pad_left
@@ -27,8 +26,14 @@ NAN = float("nan")
 SCORES = {
     "some failed": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, NAN, 4.0, NAN, NAN, -6.0, NAN],
     "one process without a score": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, *[NAN] * 6],
+    "a gradient that is no number": [1.0] * 12,
 }
 PROMPTS = [[2, 3], [4], [5, 6, 7], [2], [3, 3, 3, 3], [6]] * 2
+
+
+def make_sgd(model, config):
+    """Adam would hide the size of the gradient."""
+    return torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.5)
 
 
 def main(policy_path: str, output: str, case: str, settings: str) -> None:
@@ -54,10 +59,9 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
     )  # fmt: skip
     rows = torch.tensor(share(accelerator, range(len(whole))))
     rollouts, scores = whole.select(rows), torch.tensor(SCORES[case])[rows]
-    reference = prepare_reference(reference, config, accelerator)
-    learner = make_learner(policy, critic, config, accelerator)
-    groups = [{"params": group["params"]} for group in learner.optimizer.param_groups]
-    learner = replace(learner, optimizer=torch.optim.SGD(groups, lr=0.5))  # Adam would hide the gradient's size
+    reference = preparation.prepare_reference(reference, config, accelerator)
+    preparation.make_optimizer = make_sgd
+    learner = preparation.make_learner(policy, critic, config, accelerator)
     logprobs, ref_logprobs, values = evaluate_rollouts(
         learner.policy, reference, learner.critic, rollouts, temperature=1.0, micro_batch_size=4
     )
@@ -67,7 +71,12 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
     )  # fmt: skip
     everyone, all_scores = gather_experience(accelerator, experience), accelerator.gather(scores)
     metrics = rollout_metrics(everyone, all_scores, kl_coef=0.1)
-    metrics |= run_update(learner, experience, config, generator=torch.Generator().manual_seed(0))
+    if case == "a gradient that is no number":
+        next(policy.parameters()).register_hook(lambda gradient: gradient * NAN)
+    try:
+        metrics |= run_update(learner, experience, config, generator=torch.Generator().manual_seed(0))
+    except DivergenceError as error:
+        metrics["error"] = str(error)
     states = {
         name: whole_state(accelerator.unwrap_model(model), keep=True)
         for name, model in (("policy", learner.policy), ("critic", learner.critic))

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from plaudit_service.testing import running_service, write_tiny_bundle
 pytestmark = pytest.mark.slow
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
+DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes"]
 SCRIPT = Path(__file__).with_name("ppo_shared_update.py")
 
@@ -27,7 +29,7 @@ SCRIPT = Path(__file__).with_name("ppo_shared_update.py")
 def run(processes, *arguments, launcher=TORCHRUN):
     """Runs a script, or `-m` and a module, in so many processes."""
     command = [sys.executable] if processes == 1 else [sys.executable, "-m", *launcher, str(processes)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
     env.pop("PLAUDIT_URL", None)
     return subprocess.run([*command, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=240)
 
@@ -41,8 +43,16 @@ def shared_update(tmp_path, name, processes, case, **settings):
     return metrics, load_file(tmp_path / f"{name}.safetensors")
 
 
+def zero(tmp_path, stage):
+    """The settings of a run under DeepSpeed, which is told to take also an optimizer that it has not heard of."""
+    path = tmp_path / f"zero-{stage}.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}))
+    return {"sharding": "deepspeed", "deepspeed_config": str(path)}
+
+
 def assert_same(one, other):
     assert other[0] == pytest.approx(one[0], rel=1e-5, abs=1e-6)
+    assert other[1].keys() == one[1].keys()
     for name, tensor in one[1].items():
         width = min(tensor.shape[-1], other[1][name].shape[-1])
         assert torch.allclose(tensor[..., :width], other[1][name][..., :width], atol=1e-6), name
@@ -61,6 +71,15 @@ def test_two_processes_make_the_update_of_one_on_the_same_rollouts(tmp_path, cas
     assert_same(alone, shared_update(tmp_path, "fsdp", 2, case, sharding="fsdp"))
 
 
+@DEEPSPEED
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_processes_under_deepspeed_make_the_update_of_one(tmp_path, stage):
+    """Details 16, 18, 21 and 25: the gradients of policy and critic are clipped apart, as everywhere."""
+    write_policy(tmp_path / "policy")
+    alone = shared_update(tmp_path, "alone", 1, "one process without a score")
+    assert_same(alone, shared_update(tmp_path, "zero", 2, "one process without a score", **zero(tmp_path, stage)))
+
+
 def test_two_processes_train_an_adapter_and_a_head_on_the_policys_network_as_one_does(tmp_path):
     """Detail 19: LoRA, the value loss through the adapter, layers checkpointed."""
     write_policy(tmp_path / "policy")
@@ -69,6 +88,28 @@ def test_two_processes_train_an_adapter_and_a_head_on_the_policys_network_as_one
     moved = [tensor.abs().max() for name, tensor in alone[1].items() if "lora_B" in name]
     assert min(moved) > 1e-5  # at first they are 0
     assert_same(alone, shared_update(tmp_path, "ddp", 2, "some failed", **settings))
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", pytest.param("deepspeed", marks=DEEPSPEED)])
+def test_two_processes_that_share_a_network_train_its_adapter_as_one_does(tmp_path, sharding):
+    """FSDP and ZeRO's stage 3 with LoRA: most of a layer's weights are frozen."""
+    write_policy(tmp_path / "policy")
+    settings = {"lora_rank": 4, "gradient_checkpointing": True}
+    shared = zero(tmp_path, 3) if sharding == "deepspeed" else {"sharding": "fsdp"}
+    alone = shared_update(tmp_path, "alone", 1, "some failed", **settings)
+    assert_same(alone, shared_update(tmp_path, "shared", 2, "some failed", **settings, **shared))
+
+
+@pytest.mark.parametrize("stage", [0, *[pytest.param(stage, marks=DEEPSPEED) for stage in (1, 2, 3)]])
+def test_a_gradient_that_is_no_number_changes_no_weight(tmp_path, stage):
+    """Also where DeepSpeed clips and steps at once; stage 0: plain DDP."""
+    write_policy(tmp_path / "policy")
+    case, settings = "a gradient that is no number", zero(tmp_path, stage) if stage else {}
+    metrics, weights = shared_update(tmp_path, "shared", 2, case, **settings)
+    assert metrics["error"].startswith("the gradient of the policy is not finite, and it made no step; ")
+    before = load_file(tmp_path / "policy" / "model.safetensors")
+    for name, tensor in before.items():
+        assert torch.equal(weights[f"policy.{name}"], tensor), name
 
 
 @pytest.fixture
@@ -118,9 +159,8 @@ def test_both_processes_end_with_one_line_where_another_run_has_the_directory(tr
     assert "exitcode  : 1 " not in str(caught.value)  # of a stack trace
 
 
-def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path):
-    """Detail 22: sharded by FSDP; also with layers checkpointed, and resumed by one process that holds all."""
-    settings = {"sharding": "fsdp", "gradient_checkpointing": True}
+def sharded_run(train, tmp_path, **settings):
+    """A run, and the same in two parts, of which one process that holds all can go on with the first too."""
     train("whole", 4, **settings)
     train("parts", 2, **settings)
     shutil.copytree(tmp_path / "parts", tmp_path / "alone")
@@ -128,10 +168,31 @@ def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_a
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
     assert figures(tmp_path / "whole")[3]["objective/kl"] > 1e-3
-    train("alone", 3, "--resume", tmp_path / "alone", processes=1)
+    train("alone", 3, "--resume", tmp_path / "alone", processes=1, **settings)
     assert len(read_log(tmp_path / "alone" / "log.jsonl")) == 3
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "policy")
     assert type(policy).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path, lora_rank):
+    """Detail 22: with layers checkpointed."""
+    sharded_run(train, tmp_path, sharding="fsdp", gradient_checkpointing=True, lora_rank=lora_rank)
+
+
+@DEEPSPEED
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        (1, {}),
+        (2, {"precision": "bfloat16"}),
+        (3, {"gradient_checkpointing": True}),
+        (3, {"lora_rank": 4, "precision": "bfloat16"}),
+    ],
+)
+def test_a_run_with_deepspeed_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path, stage, more):
+    """Detail 22."""
+    sharded_run(train, tmp_path, **zero(tmp_path, stage), **more)
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])

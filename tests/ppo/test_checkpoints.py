@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from plaudit_ppo.checkpoints import (
     RunState,
@@ -12,28 +13,34 @@ from plaudit_ppo.checkpoints import (
     save_checkpoint,
 )
 from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.learner import Learner
 
 STATE = RunState(iteration=7, kl_coef=0.07, constant_iterations=2, prompts_hash="ab", fingerprint="sha256:1")
 
 
-def make_optimizer(seed=0, size=3):
-    torch.manual_seed(seed)
-    layer = torch.nn.Linear(size, 1)
-    optimizer = torch.optim.AdamW([{"params": [layer.weight]}, {"params": [layer.bias]}], lr=0.1, eps=1e-5)
-    return layer, optimizer
+@pytest.fixture
+def make_learner():
+    def make(seed=0, size=3):
+        torch.manual_seed(seed)
+        networks = torch.nn.Linear(size, 1), torch.nn.Linear(size, 1, bias=False)
+        optimizers = [torch.optim.AdamW(network.parameters(), lr=0.1, eps=1e-5) for network in networks]
+        return Learner(*networks, optimizers, Accelerator())
+
+    with torch.random.fork_rng():
+        yield make
 
 
-def step(layer, optimizer):
-    optimizer.zero_grad()
-    layer(torch.ones(1, layer.in_features)).sum().backward()
-    optimizer.step()
+def step(learner):
+    policy_loss, value_loss = (network(torch.ones(1, 3)).sum() for network in (learner.policy, learner.critic))
+    learner.backward(policy_loss, 2 * value_loss)
+    assert learner.step(max_norm=0) is None
 
 
-def save(folder, state=STATE, optimizer=None, keep=2):
+def save(folder, state=STATE, learner=None, keep=2):
     def write_models(directory):
         (directory / "policy").mkdir()
 
-    tensors = optimizer_tensors(optimizer or make_optimizer()[1], keep=True)
+    tensors = optimizer_tensors(learner.optimizer_state() if learner else (), keep=True)
     return save_checkpoint(folder, state, tensors, write_models=write_models, keep=keep)
 
 
@@ -43,24 +50,23 @@ def test_the_state_comes_back_as_it_was(tmp_path):
     assert load_state(path) == STATE
 
 
-def test_an_optimizer_goes_on_in_the_same_bits(tmp_path):
-    with torch.random.fork_rng():
-        layer, optimizer = make_optimizer()
-        step(layer, optimizer)
-        path = save(tmp_path, optimizer=optimizer)
-        other_layer, other = make_optimizer(seed=1)
-        other_layer.load_state_dict(layer.state_dict())
-    load_optimizer(path, other)
-    for one in ((layer, optimizer), (other_layer, other)):
-        step(*one)
-    assert torch.equal(layer.weight, other_layer.weight)
-    assert torch.equal(layer.bias, other_layer.bias)
+def test_optimizers_go_on_in_the_same_bits(tmp_path, make_learner):
+    learner, other = make_learner(), make_learner(seed=1)
+    step(learner)
+    path = save(tmp_path, learner=learner)
+    other.policy.load_state_dict(learner.policy.state_dict())
+    other.critic.load_state_dict(learner.critic.state_dict())
+    other.restore_optimizer(load_optimizer(path, other.shapes))
+    for each in (learner, other):
+        step(each)
+    for one, two in ((learner.policy, other.policy), (learner.critic, other.critic)):
+        assert all(map(torch.equal, one.parameters(), two.parameters()))
 
 
-def test_nothing_is_pickled(tmp_path):
-    layer, optimizer = make_optimizer()
-    step(layer, optimizer)
-    path = save(tmp_path, optimizer=optimizer)
+def test_nothing_is_pickled(tmp_path, make_learner):
+    learner = make_learner()
+    step(learner)
+    path = save(tmp_path, learner=learner)
     files = {file.name for file in path.rglob("*") if file.is_file()}
     assert files == {"optimizer.safetensors", "state.json"}
     json.loads((path / "state.json").read_text())
@@ -94,12 +100,12 @@ def test_a_state_that_is_none_is_refused(tmp_path, text):
         load_state(path)
 
 
-def test_an_optimizer_of_other_models_and_a_broken_file_are_refused(tmp_path):
-    layer, optimizer = make_optimizer()
-    step(layer, optimizer)
-    path = save(tmp_path, optimizer=optimizer)
+def test_an_optimizer_of_other_models_and_a_broken_file_are_refused(tmp_path, make_learner):
+    learner = make_learner()
+    step(learner)
+    path = save(tmp_path, learner=learner)
     with pytest.raises(CheckpointError, match="of other models than those given"):
-        load_optimizer(path, make_optimizer(size=4)[1])
+        load_optimizer(path, make_learner(size=4).shapes)
     (path / "optimizer.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_optimizer(path, optimizer)
+        load_optimizer(path, learner.shapes)

@@ -34,7 +34,7 @@ def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path
     config = load_config(tmp_path / "run.toml")
     assert set(re.findall(r"^(\w+) = ", example, re.MULTILINE)) == {field.name for field in dataclasses.fields(config)}
     example_only = {"policy", "critic", "prompts", "scorer_urls", "critic_learning_rate", "score_clip", "kl_budget"}
-    example_only |= {"ratio_tolerance", "sampling_tolerance"}
+    example_only |= {"ratio_tolerance", "sampling_tolerance", "deepspeed_config"}
     assert dataclasses.replace(config, **{name: PPOConfig.__dict__[name] for name in example_only}) == PPOConfig()
 
 

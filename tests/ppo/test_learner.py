@@ -11,10 +11,10 @@ from plaudit_ppo import PPOConfig, TrunkCritic, add_lora
 from plaudit_ppo.errors import ConfigError, RatioError
 from plaudit_ppo.forward import evaluate_rollouts
 from plaudit_ppo.guards import RATIO_TOLERANCE, SAMPLING_TOLERANCE
-from plaudit_ppo.learner import checkpoint_layers, make_learner, set_precision
 from plaudit_ppo.log import read_log
 from plaudit_ppo.metrics import sampling_ratio_error
 from plaudit_ppo.models import transformer_layers
+from plaudit_ppo.preparation import checkpoint_layers, make_learner, set_precision
 from plaudit_ppo.prompts import pad_left
 from plaudit_ppo.rollouts import sample_rollouts
 
@@ -132,15 +132,13 @@ def test_the_rounding_of_bfloat16_stays_below_half_of_its_tolerances():
     assert 1e-3 < sampling_error < SAMPLING_TOLERANCE["bfloat16"] / 2
 
 
-def test_what_fsdp_cannot_shard_is_refused(make_policy, make_critic):
+@pytest.mark.parametrize("sharding", ["fsdp", "deepspeed"])
+def test_a_head_on_a_sharded_network_is_refused(make_policy, sharding):
     two = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
-    config = PPOConfig(sharding="fsdp")
-    with pytest.raises(ConfigError, match='lora_rank does not go with sharding = "fsdp"'):
-        make_learner(add_lora(make_policy(), PPOConfig(lora_rank=2)), make_critic(), config, two)
     policy = make_policy()
     head = TrunkCritic(policy, head_init="zero", generator=torch.Generator())
-    with pytest.raises(ConfigError, match='critic_trunk = "policy" does not go with sharding = "fsdp"'):
-        make_learner(policy, head, config, two)
+    with pytest.raises(ConfigError, match=f'critic_trunk = "policy" does not go with sharding = "{sharding}"'):
+        make_learner(policy, head, PPOConfig(sharding=sharding), two)
 
 
 def test_one_process_has_nobody_to_share_with(make_policy, make_critic):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.optimization import make_optimizer, schedule, set_learning_rate
+from plaudit_ppo.optimization import make_optimizer, schedule, set_learning_rates
 
 
 def rates(**settings):
@@ -23,10 +23,15 @@ def test_the_constant_schedule_stays_after_its_warm_up():
 def test_the_optimizer_is_adamw_with_the_large_epsilon_and_a_rate_for_each_network():
     """Detail 21: eps 1e-5."""
     policy, critic = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
-    optimizer = make_optimizer(policy, critic, PPOConfig())
-    assert isinstance(optimizer, torch.optim.AdamW)
-    assert [group["eps"] for group in optimizer.param_groups] == [1e-5, 1e-5]
-    assert set_learning_rate(optimizer, PPOConfig(iterations=2), 1) == 1.5e-6
-    assert [group["lr"] for group in optimizer.param_groups] == [1.5e-6, 1.5e-6]
-    set_learning_rate(optimizer, PPOConfig(critic_learning_rate=1e-4), 0)
-    assert [group["lr"] for group in optimizer.param_groups] == [3e-6, 1e-4]
+    optimizers = [make_optimizer(network, PPOConfig()) for network in (policy, critic)]
+
+    def rates():
+        return [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+
+    for optimizer in optimizers:
+        assert isinstance(optimizer, torch.optim.AdamW)
+        assert [group["eps"] for group in optimizer.param_groups] == [1e-5]
+    assert set_learning_rates(optimizers, PPOConfig(iterations=2), 1) == 1.5e-6
+    assert rates() == [1.5e-6, 1.5e-6]
+    set_learning_rates(optimizers, PPOConfig(critic_learning_rate=1e-4), 0)
+    assert rates() == [3e-6, 1e-4]

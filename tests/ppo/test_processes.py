@@ -11,7 +11,7 @@ from plaudit_ppo.processes import check_processes, end_processes
     ("flag", "remedy"),
     [
         ("ACCELERATE_USE_FSDP", 'set sharding = "fsdp" in the configuration'),
-        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed is not supported"),
+        ("ACCELERATE_USE_DEEPSPEED", 'set sharding = "deepspeed" in the configuration'),
         ("ACCELERATE_USE_MEGATRON_LM", "not supported"),
     ],
 )

@@ -24,8 +24,8 @@ def make_learner(policy, critic):
     def make(learning_rate=0.5):
         """Plain gradient descent: the change of the weights is the gradient, which Adam would hide."""
         models = copy.deepcopy(policy), copy.deepcopy(critic)
-        parameters = [parameter for model in models for parameter in model.parameters()]
-        return Learner(*models, torch.optim.SGD(parameters, lr=learning_rate), Accelerator())
+        optimizers = tuple(torch.optim.SGD(model.parameters(), lr=learning_rate) for model in models)
+        return Learner(*models, optimizers, Accelerator())
 
     return make
 
@@ -231,7 +231,7 @@ def test_every_epoch_visits_every_rollout_once_in_a_new_order(make_learner, make
 def test_the_number_of_steps_is_epochs_times_minibatches(make_learner, make, rollouts):
     """Detail 20: 4 epochs by default."""
     learner, steps = make_learner(), []
-    learner.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    learner.optimizers[0].register_step_post_hook(lambda *_: steps.append(1))
     update(learner, make(rollouts, SCORES), epochs=PPOConfig().epochs, num_minibatches=3)
     assert len(steps) == 12
 

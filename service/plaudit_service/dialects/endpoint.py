@@ -69,12 +69,6 @@ class DialectEndpoint:
         deadline = service.clock() + request_timeout_s(headers)
         with ExitStack() as stack:
             share = stack.enter_context(self._room.share())
-
-            def leave_room() -> None:
-                stack.close()
-                if not service.alive:
-                    raise Unavailable("the engine hangs; another replica may answer")
-
             body = await read_body(receive, headers, settings=settings, share=share)
             async with while_connected(receive):
                 asked, model = await asyncio.to_thread(self._read, body, parameters)
@@ -85,7 +79,7 @@ class DialectEndpoint:
                 )
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
                 share.grow(check_sizes(request, settings))
-                scored = await model.score(request, deadline=deadline, waits=True, before_queueing=leave_room)
+                scored = await model.score(request, deadline=deadline, waits=True, on_admitted=stack.close)
         num_tokens = [result.num_tokens for result in scored.results]
         return asked.write(
             Answered(model.name, _scores(scored.results), num_tokens, uuid.uuid4().hex, int(time.time()))

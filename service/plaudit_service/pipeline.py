@@ -14,7 +14,7 @@ from plaudit_service.errors import AllExpired
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport, compare, golden_items, mixed_batches, score_mixed, score_shared
-from plaudit_service.scheduler import Scheduler
+from plaudit_service.scheduler import Scheduler, Ticket
 from plaudit_service.tokenization import TokenizedText
 from plaudit_service.wire import Item, Result, Truncation
 
@@ -33,11 +33,6 @@ class Tokenized:
     def sequences(self) -> list[TokenizedText]:
         """What is to be computed."""
         return [text for text in self.texts if isinstance(text, TokenizedText)]
-
-    @cached_property
-    def num_tokens(self) -> int:
-        """Tokens of all sequences that are to be computed."""
-        return sum(len(text.token_ids) for text in self.sequences)
 
 
 @dataclass(frozen=True)
@@ -95,26 +90,17 @@ class Pipeline:
         self._metrics.tokenize_seconds.observe(seconds)
         return Tokenized(texts, seconds)
 
-    async def compute(
-        self, tokenized: Tokenized, *, raw: bool, deadline: float = float("inf"), bounded: bool = True
-    ) -> Scored:
-        """Queue what there is to compute, and make the results; `deadline` is a time of the scheduler's clock.
-
-        Raises:
-            QueueFull, TooLarge: the request is not admitted.
-        """
-        ticket = await self.scheduler.compute(tokenized.sequences, deadline=deadline, bounded=bounded)
+    def scored(self, tokenized: Tokenized, ticket: Ticket, *, raw: bool) -> Scored:
+        """The results of a request whose sequences were computed."""
         results = self.model.results(tokenized.texts, ticket.outcomes, raw=raw)
         return Scored(results, ticket.queue_s, tokenized.seconds, ticket.infer_s)
 
     async def check_parity(self) -> ParityReport:
         """Score the golden texts through this very path, alone and all at once; then mixed in length, and continued."""
         items = golden_items(self.model.bundle)
-        alone = [
-            (await self.compute(await self.tokenize([item]), raw=True, bounded=False)).results[0] for item in items
-        ]
+        alone = [(await self._check(await self.tokenize([item])))[0] for item in items]
         tokenized = await self.tokenize(items)
-        batched = (await self.compute(tokenized, raw=True, bounded=False)).results
+        batched = await self._check(tokenized)
         model, texts, engine_thread = self.model, tokenized.texts, self.scheduler.engine_thread
         mixed = score_mixed(model, texts, [])
         shared: list[Result | None] = []
@@ -132,6 +118,12 @@ class Pipeline:
             shared=shared,
             engine_failures=self.model.num_engine_failures,
         )
+
+    async def _check(self, tokenized: Tokenized) -> Sequence[Result]:
+        """Raw results, whatever waits in the queue or is known already."""
+        ticket = self.scheduler.submit(tokenized.sequences, may_be_known=False)
+        await ticket.done
+        return self.scored(tokenized, ticket, raw=True).results
 
 
 def _take_turn(steps: Iterator[list[TokenizedText | Result]], texts: list[TokenizedText | Result]) -> bool:

@@ -3,7 +3,6 @@
 A runtime takes and gives tensors by name. Knows nothing of sequences, batches or scores.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from plaudit_service.cores import num_cores
 from plaudit_service.errors import BundleError, ServiceError
 
 Array = npt.NDArray[Any]
@@ -221,11 +221,6 @@ RUNTIMES: dict[tuple[str, str], Callable[[Path, int], Runtime]] = {
     ("onnxruntime", "tensorrt"): OnnxRuntimeTensorRt,
     ("openvino", "cpu"): OpenVino,
 }
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def refuse_attention_on_cpu(session: ort.InferenceSession) -> None:

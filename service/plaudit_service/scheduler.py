@@ -1,4 +1,4 @@
-"""The queue of one model: admits, waits, hands batches to the engine's thread, delivers.
+"""The queue of one model: admits, hands batches to the engine's thread, delivers.
 
 Policy (which sequences make a batch) is in `batching`; computation is in `model`. Knows nothing of HTTP.
 """
@@ -32,7 +32,10 @@ _EXPIRED = Failure(Status.EXPIRED, "the deadline passed before the sequence was 
 
 @dataclass(eq=False)
 class Ticket:
-    """The sequences of one request, on their way. Times are of the scheduler's clock, in seconds."""
+    """The sequences of one request, on their way. Times are of the scheduler's clock, in seconds.
+
+    Await `done`; who cancels it takes what is not computed yet out of the queue. Unavailable: the engine hangs.
+    """
 
     arrival: int
     deadline: float
@@ -40,6 +43,7 @@ class Ticket:
     outcomes: list[Outcome]
     done: asyncio.Future[None]
     jobs: dict[int, "_Job"] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
     started: float | None = None
     finished: float = 0.0
 
@@ -119,51 +123,11 @@ class Scheduler:
         self._num_handed_over = 0
         self._turn_to_wait = asyncio.Lock()
         self._queue_changed = asyncio.Event()
+        self._failure: Unavailable | None = None
         self._shown = (0, 0)  # sequences and tokens that this queue has in the gauges
 
-    async def compute(
-        self, texts: Sequence[TokenizedText], *, deadline: float = float("inf"), bounded: bool = True
-    ) -> Ticket:
-        """Wait for the outcomes of all sequences of a request, which is admitted whole or not at all.
-
-        Cancelling it takes the sequences out of the queue, unless someone else waits for the same ones.
-
-        Args:
-            texts: The sequences.
-            deadline: Time of the scheduler's clock after which nobody wants them.
-            bounded: False for the start-up check, which no limit may refuse and no cache answer.
-
-        Raises:
-            QueueFull: there is no room now.
-            TooLarge: there could never be room.
-            Unavailable: the engine hangs.
-        """
-        if bounded:
-            self.require_room(len(texts), sum(len(text.token_ids) for text in texts), deadline=deadline)
-        loop = asyncio.get_running_loop()
-        ticket = Ticket(self._arrivals, deadline, self._clock(), [_EXPIRED] * len(texts), loop.create_future())
-        self._arrivals += 1
-        for place, text in enumerate(texts):
-            self._enqueue(ticket, place, text, may_be_known=bounded)
-        self._hand_over()
-        if ticket.jobs:
-            timer = (
-                None if deadline == float("inf") else loop.call_later(deadline - ticket.arrived, self._expire, ticket)
-            )
-            try:
-                await ticket.done
-            except asyncio.CancelledError:
-                self._metrics.cancelled.inc(len(ticket.jobs))
-                raise
-            finally:
-                self._release(ticket)
-                if timer is not None:
-                    timer.cancel()
-        ticket.finished = self._clock()
-        return ticket
-
     def require_room(self, num_sequences: int, num_tokens: int = 0, *, deadline: float = math.inf) -> None:
-        """Refuse what `compute` would not admit now, before any work is done for it.
+        """Refuse what `admit` would not admit now, before any work is done for it.
 
         What waits already may take longer than the deadline leaves, by the pace of the last batches. Such a request
         would only keep others out, so the queue is full for it. An empty queue refuses nobody, whatever the pace was.
@@ -176,7 +140,10 @@ class Scheduler:
         Raises:
             QueueFull: there is no room now, or the deadline would pass first.
             TooLarge: there could never be room.
+            Unavailable: the engine hangs.
         """
+        if self._failure is not None:
+            raise Unavailable(self._failure.detail)
         waiting, waiting_tokens = len(self._backlog), self._backlog.num_tokens
         limits = (
             ("sequences", num_sequences, waiting, self._settings.max_queued_sequences),
@@ -200,14 +167,15 @@ class Scheduler:
         return QueueFull(detail, retry_after_s=min(_MAX_RETRY_AFTER_S, max(_MIN_RETRY_AFTER_S, half_s)))
 
     async def wait_for_room(self, texts: Sequence[TokenizedText], *, deadline: float = math.inf) -> None:
-        """Wait, in the order of arrival, until `compute` would admit these sequences; call it at once then.
+        """Wait, in the order of arrival, until `admit` would admit these sequences; call it at once then.
 
-        A deadline that passes meanwhile ends nothing: `compute` lets what is late expire.
+        A deadline that passes meanwhile ends nothing: what is late expires once it is admitted.
 
         Raises:
             TooLarge: there could never be room.
+            Unavailable: the engine hangs.
         """
-        num_tokens = sum(len(text.token_ids) for text in texts)
+        num_tokens = _count_tokens(texts)
         async with self._turn_to_wait:
             while True:
                 try:
@@ -219,10 +187,44 @@ class Scheduler:
                     return
 
     def fail(self, error: Unavailable) -> None:
-        """Answer everything that waits or is computed with an error."""
+        """Answer everything that waits or is computed with an error, and whatever may come."""
+        self._failure = error
+        self._queue_changed.set()
         for ticket in {ticket for job in self._jobs.values() for ticket, _ in job.waiters}:
+            self._release(ticket)
             if not ticket.done.done():
                 ticket.done.set_exception(error)
+
+    def submit(
+        self, texts: Sequence[TokenizedText], *, deadline: float = math.inf, may_be_known: bool = True
+    ) -> Ticket:
+        """Queue sequences, whether there is room or not; requests come through `admit`.
+
+        Args:
+            texts: The sequences.
+            deadline: Time of the scheduler's clock after which nobody wants them.
+            may_be_known: Whether the cache may answer.
+        """
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(self._arrivals, deadline, self._clock(), [_EXPIRED] * len(texts), loop.create_future())
+        self._arrivals += 1
+        for place, text in enumerate(texts):
+            self._enqueue(ticket, place, text, may_be_known=may_be_known)
+        ticket.done.add_done_callback(lambda _: self._leave(ticket))
+        if not ticket.jobs:
+            self._end(ticket)
+        elif deadline < math.inf:
+            ticket.timer = loop.call_later(deadline - ticket.arrived, self._expire, ticket)
+        self._hand_over()
+        return ticket
+
+    def _leave(self, ticket: Ticket) -> None:
+        """The wait has ended; where it was cancelled, sequences are left."""
+        if ticket.timer is not None:
+            ticket.timer.cancel()
+        if ticket.jobs:
+            self._metrics.cancelled.inc(len(ticket.jobs))
+            self._release(ticket)
 
     def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText, *, may_be_known: bool) -> None:
         """Wait for the computation of a sequence, which may be on its way for someone else, or known already."""
@@ -257,6 +259,10 @@ class Scheduler:
         """End the wait at the deadline; the outcome of what is not computed yet stays `expired`."""
         self._metrics.expired.inc(len(ticket.jobs))
         self._release(ticket)
+        self._end(ticket)
+
+    def _end(self, ticket: Ticket) -> None:
+        ticket.finished = self._clock()
         if not ticket.done.done():
             ticket.done.set_result(None)
 
@@ -327,8 +333,8 @@ class Scheduler:
             ticket.started = max(ticket.arrived, computed.started)
         ticket.outcomes[place] = outcome
         del ticket.jobs[place]
-        if not ticket.jobs and not ticket.done.done():
-            ticket.done.set_result(None)
+        if not ticket.jobs:
+            self._end(ticket)
 
     def _observe(self, batch: Batch[_Job], computed: _Computed) -> None:
         shared = batch.num_prefix_tokens
@@ -347,3 +353,21 @@ class Scheduler:
         shown, self._shown = self._shown, (len(self._backlog), self._backlog.num_tokens)
         self._metrics.queued_sequences.inc(self._shown[0] - shown[0])
         self._metrics.queued_tokens.inc(self._shown[1] - shown[1])
+
+
+def admit(requests: Sequence[tuple[Scheduler, Sequence[TokenizedText]]], *, deadline: float = math.inf) -> list[Ticket]:
+    """Queue the sequences of a request in one queue or several: in all of them, or where one has no room, in none.
+
+    Nothing is awaited between the first question and the last ticket: nobody can take the room meanwhile, and no engine
+    begins what another queue refuses.
+
+    Raises:
+        QueueFull, TooLarge, Unavailable: as `require_room` does.
+    """
+    for scheduler, texts in requests:
+        scheduler.require_room(len(texts), _count_tokens(texts), deadline=deadline)
+    return [scheduler.submit(texts, deadline=deadline) for scheduler, texts in requests]
+
+
+def _count_tokens(texts: Sequence[TokenizedText]) -> int:
+    return sum(len(text.token_ids) for text in texts)

@@ -42,7 +42,7 @@ class ScoreEndpoint:
                 model = service.model(request.model)
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
                 share.grow(check_sizes(request, settings))
-                scored = await model.score(request, deadline=deadline, before_queueing=share.release)
+                scored = await model.score(request, deadline=deadline, on_admitted=share.release)
         answer = {
             "model": model.name,
             "fingerprint": model.identity.fingerprint,

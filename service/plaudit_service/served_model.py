@@ -6,12 +6,14 @@ Knows nothing of HTTP.
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from plaudit_service.combining import Combination
 from plaudit_service.errors import AllExpired, QueueFull
 from plaudit_service.metrics import Metrics
 from plaudit_service.pipeline import Pipeline, Scored, Tokenized
+from plaudit_service.scheduler import Ticket, admit
 from plaudit_service.score_window import ScoreWindow
 from plaudit_service.wire import Result, ScoreRequest, Status
 
@@ -54,7 +56,7 @@ class ServedModel:
         *,
         deadline: float = math.inf,
         waits: bool = False,
-        before_queueing: Callable[[], None] = lambda: None,
+        on_admitted: Callable[[], None] = lambda: None,
     ) -> Scored:
         """Tokenize, queue and compute; of each kind of time, that of the part which took longest.
 
@@ -65,7 +67,7 @@ class ServedModel:
             request: What to score, and what it pins.
             deadline: Time of the parts' clock after which nobody wants the answer.
             waits: Whether it waits where a queue is full; else it is refused.
-            before_queueing: Called when all is tokenized and there is room; what it raises ends the request.
+            on_admitted: Called once all parts have queued the request; must not raise.
 
         Raises:
             Mismatch: the request pins another fingerprint or engine.
@@ -83,39 +85,37 @@ class ServedModel:
         tokenized = await _gather(
             part.tokenize(request.items, request.truncation, deadline=deadline) for part in self.parts
         )
-        while True:
-            if waits:
-                await self._wait_for_room(tokenized, deadline)
-            try:
-                # No part begins to compute what another one refuses.
-                for part, texts in zip(self.parts, tokenized, strict=True):
-                    part.scheduler.require_room(len(texts.sequences), texts.num_tokens, deadline=deadline)
-                before_queueing()
-                scored = await self._compute(tokenized, raw=request.raw, deadline=deadline)
-            except QueueFull:  # another request was faster
-                if not waits:
-                    raise
-            else:
-                break
+        tickets = await self._admit(tokenized, deadline, waits=waits)
+        on_admitted()
+        first, *others = (ticket.done for ticket in tickets)
+        await (asyncio.gather(first, *others) if others else first)  # cancelled, it cancels all of them
+        scored = self._scored(tokenized, tickets, raw=request.raw)
         self._count(scored.results, raw=request.raw)
         if scored.results and all(result.status is Status.EXPIRED for result in scored.results):
             raise AllExpired("the deadline of X-Request-Timeout-S passed before any sequence was computed")
         return scored
 
-    async def _wait_for_room(self, tokenized: Sequence[Tokenized], deadline: float) -> None:
-        """Wait for room in one queue after the other; before the last has room, another may be full again."""
+    async def _admit(self, tokenized: Sequence[Tokenized], deadline: float, *, waits: bool) -> list[Ticket]:
+        """Queue in all parts at once; or first wait for room in one queue after the other, until all have it."""
+        requests = [(part.scheduler, texts.sequences) for part, texts in zip(self.parts, tokenized, strict=True)]
+        if not waits:
+            return admit(requests, deadline=deadline)
         timeout_s = None if deadline == math.inf else deadline - self.parts[0].clock()
         try:
             async with asyncio.timeout(timeout_s):
-                for part, texts in zip(self.parts, tokenized, strict=True):
-                    await part.scheduler.wait_for_room(texts.sequences, deadline=deadline)
+                while True:
+                    for scheduler, sequences in requests:
+                        await scheduler.wait_for_room(sequences, deadline=deadline)
+                    with suppress(QueueFull):  # one was full again by the time that the last had room
+                        return admit(requests, deadline=deadline)
         except TimeoutError:
             raise AllExpired("the deadline of X-Request-Timeout-S passed while the request waited for room") from None
 
-    async def _compute(self, tokenized: Sequence[Tokenized], *, raw: bool, deadline: float) -> Scored:
-        scored = await _gather(
-            part.compute(texts, raw=raw, deadline=deadline) for part, texts in zip(self.parts, tokenized, strict=True)
-        )
+    def _scored(self, tokenized: Sequence[Tokenized], tickets: Sequence[Ticket], *, raw: bool) -> Scored:
+        scored = [
+            part.scored(texts, ticket, raw=raw)
+            for part, texts, ticket in zip(self.parts, tokenized, tickets, strict=True)
+        ]
         if self.combination is None:
             return scored[0]
         rows = zip(*(part.results for part in scored), strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from plaudit_service.bundle import Bundle
 from plaudit_service.combining import parse_combinations
+from plaudit_service.cores import num_cores
 from plaudit_service.engine_thread import EngineThread
 from plaudit_service.engines import open_engine
 from plaudit_service.errors import InvalidRequest, Unavailable, UnknownModel
@@ -43,6 +44,7 @@ class Service:
         clock: Seconds that only grow; deadlines are on it.
 
     Attributes:
+        num_threads: Threads of the engine.
         alive: False once the engine hangs: only a new process can help.
 
     Raises:
@@ -55,6 +57,7 @@ class Service:
     ) -> None:
         combinations = parse_combinations(settings.combine, [bundle.name for bundle in bundles])
         self.settings = settings
+        self.num_threads = settings.num_threads or num_cores()
         self.clock = clock
         self.metrics = Metrics()
         self.parity: dict[str, ParityReport] = {}
@@ -78,9 +81,7 @@ class Service:
 
     def _load(self, bundle: Bundle) -> Pipeline:
         settings = self.settings
-        engine = open_engine(
-            bundle, runtime=settings.runtime, provider=settings.provider, num_threads=settings.num_threads
-        )
+        engine = open_engine(bundle, runtime=settings.runtime, provider=settings.provider, num_threads=self.num_threads)
         prefixes = PrefixCache(settings.prefix_cache_bytes) if settings.share_prefixes else None
         model = Model(bundle, engine, prefixes)
         scheduler = Scheduler(model, self.settings, self.metrics, self._engine_thread, self.clock)
@@ -119,6 +120,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to take batches, and check the golden texts; must be called in the event loop."""
+        log("starting", models=list(self.models), runtime=self.settings.runtime, num_threads=self.num_threads)
         self._checked = self._spawn(self._check_parity())
         self._spawn(self._watch_engine())
 
@@ -204,6 +206,7 @@ class Service:
         return {
             "version": version("plaudit"),
             "ready": self._not_ready is None,
+            "num_threads": self.num_threads,
             "limits": {name: getattr(self.settings, name) for name in _LIMITS},
             "models": [self._model_info(model) for model in self.models.values()],
         }

@@ -42,7 +42,9 @@ class Settings:
     provider: str = _setting(
         "cpu", "execution provider of onnxruntime: cpu, cuda or tensorrt", choices=["cpu", "cuda", "tensorrt"]
     )
-    num_threads: int = _setting(0, "threads of the engine; 0: one per core", minimum=0)
+    num_threads: int = _setting(
+        0, "threads of the engine; 0: one per core that affinity and CPU quota leave", minimum=0
+    )
     max_batch_tokens: int = _setting(
         DEFAULT_MAX_BATCH_TOKENS, "padded tokens of one engine call (rows x longest)", minimum=1
     )

@@ -95,6 +95,21 @@ def test_a_request_that_one_part_has_no_room_for_is_refused_before_another_part_
     run_app(scenario, *a_and_b, combine=("x=0.5*a+0.5*b",), max_batch_tokens=1, **limit)
 
 
+def test_of_several_requests_for_the_last_place_in_one_queue_the_others_begin_in_none(a_and_b):
+    async def scenario(app):
+        before = await app.fill_queue("b")
+        tasks = [asyncio.create_task(app.score(text, model="x")) for text in ("good", "awful", "good good", "bad bad")]
+        await until(lambda: sum(task.done() for task in tasks) == 3)
+        app.open_gates()
+        answers = [await task for task in tasks]
+        assert sorted(answer.status_code for answer in answers) == [200, 429, 429, 429]
+        assert app.value("cancelled_total") == 0
+        assert [len(app.engines[part].lengths) for part in "ab"] == [1, 3]
+        assert [(await task).status_code for task in before] == [200, 200]
+
+    run_app(scenario, *a_and_b, combine=("x=0.5*a+0.5*b",), max_batch_tokens=1, max_queued_sequences=1)
+
+
 def test_a_dialect_waits_until_every_part_has_room(a_and_b):
     async def scenario(app):
         before = [*await app.fill_queue("b"), asyncio.create_task(app.score("awful", model="b"))]

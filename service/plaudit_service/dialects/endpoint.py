@@ -69,12 +69,6 @@ class DialectEndpoint:
         deadline = service.clock() + request_timeout_s(headers)
         with ExitStack() as stack:
             share = stack.enter_context(self._room.share())
-
-            def leave_room() -> None:
-                stack.close()
-                if not service.alive:
-                    raise Unavailable("the engine hangs; another replica may answer")
-
             body = await read_body(receive, headers, settings=settings, share=share)
             async with while_connected(receive):
                 asked, model = await asyncio.to_thread(self._read, body, parameters)
@@ -85,7 +79,7 @@ class DialectEndpoint:
                 )
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
                 share.grow(check_sizes(request, settings))
-                scored = await model.score(request, deadline=deadline, waits=True, before_queueing=leave_room)
+                scored = await model.score(request, deadline=deadline, waits=True, on_admitted=stack.close)
         num_tokens = [result.num_tokens for result in scored.results]
         return asked.write(
             Answered(model.name, _scores(scored.results), num_tokens, uuid.uuid4().hex, int(time.time()))
@@ -102,13 +96,11 @@ class DialectEndpoint:
     def _model(self, asked: Asked, parameters: Mapping[str, str]) -> ServedModel:
         """The model that body or URL name, or the only one; a body may name the checkpoint that it was made from."""
         service = self._service
+        if asked.model in service.models:
+            return service.models[asked.model]
         if asked.model is not None:
-            from_source = [
-                name
-                for name, pipeline in service.pipelines.items()
-                if pipeline.model.bundle.manifest.source.id == asked.model
-            ]
-            return service.model(from_source[0] if len(from_source) == 1 else asked.model)
+            sources = {name: part.model.bundle.manifest.source.id for name, part in service.pipelines.items()}
+            return service.model(made_from(asked.model, sources) or asked.model)
         name = parameters.get("model")
         if name is None and len(service.models) > 1:
             raise InvalidRequest(
@@ -116,6 +108,22 @@ class DialectEndpoint:
                 f"{self._dialect.path}?model={next(iter(service.models))}"
             )
         return service.model(name)
+
+
+def made_from(checkpoint: str, sources: Mapping[str, str]) -> str | None:
+    """The one model that was made from a checkpoint, named by its hub id or by a path; None: it is none, or several.
+
+    A bundle's source is a hub id, or a directory's name without its path, so a path may end in either. `org/name` is a
+    hub id and no path: the `name` of another organization is another model.
+
+    Args:
+        checkpoint: What the request names.
+        sources: The source of each model, by the model's name.
+    """
+    fits = [name for name, source in sources.items() if source == checkpoint]
+    if not fits and checkpoint.startswith(("/", "./", "../", "~")):
+        fits = [name for name, source in sources.items() if checkpoint.rstrip("/").endswith(f"/{source}")]
+    return fits[0] if len(fits) == 1 else None
 
 
 class _WaitingRoom:

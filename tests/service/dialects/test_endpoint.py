@@ -11,6 +11,7 @@ import pytest
 from running_app import run_app, until
 
 from plaudit_service.bundle import Normalization
+from plaudit_service.dialects.endpoint import made_from
 
 ALL = "openrlhf,llamafactory,vllm,slime"
 CHAT = [{"role": "user", "content": "bad"}]
@@ -164,8 +165,37 @@ def test_with_one_bundle_and_one_combination_a_call_names_which(serve, tiny_bund
 def test_a_vllm_body_may_name_the_checkpoint_that_the_bundle_was_made_from(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "vllm"]) as service:
         body = {"input": "good", "use_activation": False}
-        assert post(service, "/classify", {**body, "model": "made by hand"}).json()["data"][0]["probs"] == [1.0]
-        assert post(service, "/classify", {**body, "model": "another"}).status_code == 404
+        for source in ("made by hand", "/models/made by hand", "~/made by hand/"):
+            assert post(service, "/classify", {**body, "model": source}).json()["data"][0]["probs"] == [1.0]
+        for other in ("another", "/models/another", "org/made by hand"):
+            answer = post(service, "/classify", {**body, "model": other})
+            assert (answer.status_code, answer.json()["type"]) == (404, "urn:plaudit:unknown-model")
+
+
+SOURCES = {"helpful": "rm", "harmless": "org/rm", "fp32": "twice", "int8": "twice"}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "model"),
+    [
+        ("rm", "helpful"),
+        ("/models/rm", "helpful"),
+        ("./rm/", "helpful"),
+        ("../models/rm", "helpful"),
+        ("org/rm", "harmless"),
+        ("/models/other/rm", "helpful"),
+        ("/models/rm/checkpoint-500", None),
+        ("/models/my-rm", None),
+        ("other/rm", None),  # a hub id, not a path
+        ("/models/org/rm", None),  # it ends in both sources
+        ("twice", None),
+        ("/models/twice", None),
+        ("/", None),
+        ("", None),
+    ],
+)
+def test_a_checkpoint_is_the_source_of_one_model_or_of_none(checkpoint, model):
+    assert made_from(checkpoint, SOURCES) == model
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from plaudit_ppo.config import PPOConfig, changed_settings, load_config, settings_help
 from plaudit_ppo.errors import ConfigError, PPOError
+from plaudit_ppo.zero_settings import check_zero
 
 if TYPE_CHECKING:
     from plaudit_ppo.scoring import Scorer
@@ -117,6 +118,7 @@ def _configure(arguments: argparse.Namespace) -> PPOConfig:
     if arguments.resume is not None:
         config = replace(config, output=arguments.resume)
         _say_what_is_resumed(Path(arguments.resume), config)
+    check_zero(config)
     needed = {"policy": config.policy, "prompts": config.prompts, "scorer_urls (or --url)": config.scorer_urls}
     missing = [name for name, value in needed.items() if not value]
     if missing:

@@ -26,12 +26,14 @@ class Learner:
         critic: to be called for its values.
         optimizers: the policy's and the critic's, of one parameter group each, whose `lr` may be set.
         accelerator: what the processes speak through.
+        max_grad_norm: limit of the gradient's norm, for policy and critic each; 0: none.
     """
 
     policy: nn.Module
     critic: nn.Module
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
     accelerator: Accelerator
+    max_grad_norm: float
 
     def generating(self) -> AbstractContextManager[nn.Module]:
         """Inside, the policy without its wrapper and whole in every process, for as many passes as each likes."""
@@ -40,7 +42,10 @@ class Learner:
 
     @contextmanager
     def micro_batch(self, *, is_last: bool) -> Iterator[None]:
-        """Around forward and backward. Gradients are added up here, and sent to the others with the last one alone."""
+        """Around forward and backward. DDP adds up gradients here, and sends them with the last one alone.
+
+        FSDP sends them at once to the process that holds them.
+        """
         with ExitStack() as stack:
             for model in () if is_last else (self.policy, self.critic):
                 stack.enter_context(self.accelerator.no_sync(model))
@@ -50,17 +55,14 @@ class Learner:
         """Adds the gradients of both losses."""
         self.accelerator.backward(policy_loss + value_loss)
 
-    def step(self, *, max_norm: float) -> str | None:
+    def step(self) -> str | None:
         """One optimizer step, after which the gradients are 0.
-
-        Args:
-            max_norm: limit of the gradient's norm, for policy and critic each; 0: none.
 
         Returns:
             The network whose gradient is not finite, if one is; then it was not changed.
         """
         for name, model in (("policy", self.policy), ("critic", self.critic)):
-            norm = float(self.accelerator.clip_grad_norm_(model.parameters(), max_norm or math.inf))
+            norm = float(self.accelerator.clip_grad_norm_(model.parameters(), self.max_grad_norm or math.inf))
             if not math.isfinite(norm):
                 return name
         for optimizer in self.optimizers:
@@ -86,7 +88,7 @@ class Learner:
         """Gives the optimizers what `optimizer_state` gave."""
         for number, (optimizer, parameter) in enumerate(self._trained()):
             optimizer.state[parameter] = {
-                key: shard_like(tensor, parameter) if tensor.ndim else tensor
+                key: shard_like(tensor, parameter).to(parameter.device) if tensor.ndim else tensor
                 for key, tensor in state.get(number, {}).items()
             }
 

@@ -1,5 +1,6 @@
 """LoRA: a policy whose adapter alone is trained, and the reference as the same network without its adapter."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.errors import CheckpointError, ConfigError
 from plaudit_ppo.seeding import seeded_generator
 from plaudit_ppo.sharding import load_whole_state
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX, _ADAPTER = "base_model.model.", "default"  # PEFT's names of the network below, and of an adapter
+_TRAINED = re.compile(rf"\.lora_[AB]\.{_ADAPTER}\.weight$")
 
 
 def is_lora(policy: nn.Module) -> bool:
@@ -48,6 +50,20 @@ def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
         torch.manual_seed(seeded_generator(torch.device("cpu"), config.seed, "lora").initial_seed())
         adapted: PreTrainedModel = get_peft_model(policy, settings)
     return adapted
+
+
+def check_adapter(policy: nn.Module) -> None:
+    """Refuses a PEFT policy that trains anything but LoRA's two matrices: it could be neither merged nor resumed.
+
+    Raises:
+        ConfigError: names what it trains.
+    """
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad and not _TRAINED.search(name):
+            raise ConfigError(
+                f"policy: its adapter trains {name}; only LoRA's own matrices are supported (no DoRA, no biases, no "
+                "modules_to_save, one adapter); make it by add_lora"
+            )
 
 
 class AdapterOff(nn.Module):

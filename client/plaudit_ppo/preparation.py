@@ -1,6 +1,5 @@
 """Networks as they are trained: in which precision, and how they are spread over the processes."""
 
-import copy
 from functools import partial
 
 import torch
@@ -12,10 +11,12 @@ from transformers import PreTrainedModel
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.learner import Learner
+from plaudit_ppo.lora import check_adapter, is_lora
 from plaudit_ppo.models import Critic, TrunkCritic, disable_dropout, transformer_layers
 from plaudit_ppo.optimization import make_optimizer
 from plaudit_ppo.sharding import shard
-from plaudit_ppo.zero import ZeroLearner, empty, is_stage_3, zero_engine, zero_settings
+from plaudit_ppo.zero import ZeroLearner, weightless_copy, zero_engine
+from plaudit_ppo.zero_settings import is_stage_3, zero_settings
 
 
 def make_learner(
@@ -30,6 +31,8 @@ def make_learner(
     if sharding != "none" and isinstance(critic, TrunkCritic):
         raise ConfigError(f'critic_trunk = "policy" does not go with sharding = "{sharding}"; set one of them back')
     networks: list[nn.Module] = [policy, critic]
+    if is_lora(policy):
+        check_adapter(policy)
     for network in networks:
         disable_dropout(network)
     sampler = _sampler(policy, config, accelerator) if sharding == "deepspeed" else None
@@ -44,11 +47,13 @@ def make_learner(
     if sharding == "deepspeed":
         settings = zero_settings(config)
         engines = zero_engine(policy, settings, of_policy), zero_engine(critic, settings, of_critic)
-        return ZeroLearner(*engines, (engines[0].optimizer, engines[1].optimizer), accelerator, sampler)
+        return ZeroLearner(
+            *engines, (engines[0].optimizer, engines[1].optimizer), accelerator, config.max_grad_norm, sampler
+        )
     if sharding == "fsdp":
-        return Learner(policy, critic, (of_policy, of_critic), accelerator)
+        return Learner(policy, critic, (of_policy, of_critic), accelerator, config.max_grad_norm)
     policy, critic, of_policy, of_critic = accelerator.prepare(policy, critic, of_policy, of_critic)
-    return Learner(policy, critic, (of_policy, of_critic), accelerator)
+    return Learner(policy, critic, (of_policy, of_critic), accelerator, config.max_grad_norm)
 
 
 def prepare_reference(reference: PreTrainedModel, config: PPOConfig, accelerator: Accelerator) -> PreTrainedModel:
@@ -75,12 +80,12 @@ def _shard(network: nn.Module, accelerator: Accelerator) -> None:
 
 
 def _sampler(policy: PreTrainedModel, config: PPOConfig, accelerator: Accelerator) -> nn.Module | None:
-    """A copy of the policy to generate with, where ZeRO will spread the weights; without any between its uses."""
+    """What generates where ZeRO will spread the policy's weights; made before anything is done to the policy."""
     if not is_stage_3(zero_settings(config)):
         return None
-    sampler = copy.deepcopy(policy).requires_grad_(False).to(accelerator.device)
+    sampler = weightless_copy(policy).to(accelerator.device)
     set_precision(sampler, config.precision, accelerator.device)
-    return empty(sampler)
+    return sampler
 
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 A layer's weights are whole only while it computes; the policy's also while it generates, and a state that is written or
 read. Of a network that is not sharded, all functions here but `shard` give what is there. DeepSpeed's way of spreading
-is in `zero`; only its weights are read here.
+is in `zero`; its weights are read and written here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,10 +35,10 @@ def shard(model: nn.Module, layers: Iterable[nn.Module], *, device: torch.device
 def unsharded(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, every process has the whole weights, so that each may make as many forward passes as it likes."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
     try:
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
         yield model
     finally:
         for part in parts:
@@ -80,9 +80,9 @@ def whole_shape(tensor: Tensor) -> torch.Size:
 
 
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """This process's shard of a whole tensor that all processes have, spread as another one is, and where that is."""
+    """This process's shard of a whole tensor that all processes have, spread as another one is."""
     if not isinstance(other, DTensor):
-        return tensor.to(other.device)
+        return tensor
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
@@ -95,8 +95,8 @@ def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     wholes: dict[int, Tensor] = {}
     for tensor in state.values():
         if id(tensor) not in wholes:
-            complete = whole(tensor).detach().cpu()
-            wholes[id(tensor)] = complete if keep else torch.empty(0)
+            complete = whole(tensor).detach()
+            wholes[id(tensor)] = complete.cpu() if keep else torch.empty(0)
     return {name: wholes[id(tensor)] for name, tensor in state.items()} if keep else {}
 
 
@@ -106,7 +106,8 @@ def load_whole_state(model: nn.Module, state: Mapping[str, Tensor], *, partial: 
     Raises:
         RuntimeError: it is of another network.
     """
-    with gathered(model.parameters(), are_changed=True):
+    changed = [parameter for name, parameter in model.named_parameters(remove_duplicate=False) if name in state]
+    with gathered(changed, are_changed=True):
         own = model.state_dict()
         shards = {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
         model.load_state_dict(shards, strict=not partial)

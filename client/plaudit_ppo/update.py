@@ -77,7 +77,7 @@ def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens:
     stacked = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
     totals = dict(zip(sums, stacked, strict=True))
     _check_losses(totals)
-    if culprit := learner.step(max_norm=config.max_grad_norm):
+    if culprit := learner.step():
         raise DivergenceError(f"the gradient of the {culprit} is not finite, and it made no step; {_DIVERGENCE_REMEDY}")
     return totals
 

@@ -16,6 +16,7 @@ from plaudit_ppo.errors import DivergenceError
 from plaudit_ppo.experience import make_experience
 from plaudit_ppo.forward import evaluate_rollouts
 from plaudit_ppo.metrics import rollout_metrics
+from plaudit_ppo.optimization import make_optimizer, set_learning_rates
 from plaudit_ppo.processes import end_processes, gather_experience, share
 from plaudit_ppo.prompts import pad_left
 from plaudit_ppo.rollouts import sample_rollouts
@@ -26,6 +27,7 @@ NAN = float("nan")
 SCORES = {
     "some failed": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, NAN, 4.0, NAN, NAN, -6.0, NAN],
     "one process without a score": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, *[NAN] * 6],
+    "adamw": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, NAN, 4.0, NAN, NAN, -6.0, NAN],
     "a gradient that is no number": [1.0] * 12,
 }
 PROMPTS = [[2, 3], [4], [5, 6, 7], [2], [3, 3, 3, 3], [6]] * 2
@@ -36,11 +38,17 @@ def make_sgd(model, config):
     return torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.5)
 
 
+def spoil(module, inputs, output):
+    if output.requires_grad:
+        output.register_hook(lambda gradient: gradient * NAN)
+
+
 def main(policy_path: str, output: str, case: str, settings: str) -> None:
-    config = PPOConfig(
-        epochs=2, micro_batch_size=4, max_grad_norm=0.5, temperature=1.0, missing_eos="off", whiten_rewards=True,
-        kl_loss_coef=0.1, kl_estimator="k3", ratio_tolerance=1e-3, **json.loads(settings),
-    )  # fmt: skip
+    config = PPOConfig(**{
+        "epochs": 2, "micro_batch_size": 4, "max_grad_norm": 0.5, "temperature": 1.0, "missing_eos": "off",
+        "whiten_rewards": True, "kl_loss_coef": 0.1, "kl_estimator": "k3", "ratio_tolerance": 1e-3,
+        "learning_rate": 1e-2, **json.loads(settings),
+    })  # fmt: skip
     accelerator = Accelerator()
     policy, _ = load_policy(policy_path)
     reference, _ = load_policy(policy_path)
@@ -60,8 +68,10 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
     rows = torch.tensor(share(accelerator, range(len(whole))))
     rollouts, scores = whole.select(rows), torch.tensor(SCORES[case])[rows]
     reference = preparation.prepare_reference(reference, config, accelerator)
-    preparation.make_optimizer = make_sgd
+    preparation.make_optimizer = make_optimizer if case == "adamw" else make_sgd
     learner = preparation.make_learner(policy, critic, config, accelerator)
+    if case == "adamw":
+        set_learning_rates(learner.optimizers, config, 0)
     logprobs, ref_logprobs, values = evaluate_rollouts(
         learner.policy, reference, learner.critic, rollouts, temperature=1.0, micro_batch_size=4
     )
@@ -72,7 +82,7 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
     everyone, all_scores = gather_experience(accelerator, experience), accelerator.gather(scores)
     metrics = rollout_metrics(everyone, all_scores, kl_coef=0.1)
     if case == "a gradient that is no number":
-        next(policy.parameters()).register_hook(lambda gradient: gradient * NAN)
+        policy.get_input_embeddings().register_forward_hook(spoil)
     try:
         metrics |= run_update(learner, experience, config, generator=torch.Generator().manual_seed(0))
     except DivergenceError as error:

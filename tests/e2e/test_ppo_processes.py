@@ -14,6 +14,7 @@ from ppo_runs import figures, weights, write_config, write_policy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from plaudit_ppo import PPOConfig
 from plaudit_ppo.locks import locked
 from plaudit_ppo.log import read_log
 from plaudit_service.testing import running_service, write_tiny_bundle
@@ -21,6 +22,7 @@ from plaudit_service.testing import running_service, write_tiny_bundle
 pytestmark = pytest.mark.slow
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
+EXAMPLES = Path(__file__).parents[2] / "deploy" / "deepspeed"
 DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes"]
 SCRIPT = Path(__file__).with_name("ppo_shared_update.py")
@@ -43,10 +45,18 @@ def shared_update(tmp_path, name, processes, case, **settings):
     return metrics, load_file(tmp_path / f"{name}.safetensors")
 
 
-def zero(tmp_path, stage):
-    """The settings of a run under DeepSpeed, which is told to take also an optimizer that it has not heard of."""
-    path = tmp_path / f"zero-{stage}.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}))
+def deepspeed(*names):
+    return [pytest.param(name, marks=DEEPSPEED, id=f"deepspeed-{name}") for name in names]
+
+
+def sharding(tmp_path, name):
+    """The settings of a run: "none", "fsdp", ZeRO's stage "1", or one of the examples for DeepSpeed."""
+    if name in ("none", "fsdp"):
+        return {"sharding": name}
+    path = EXAMPLES / f"zero-{name}.json"
+    if name == "1":
+        path = tmp_path / "zero-1.json"
+        path.write_text('{"zero_optimization": {"stage": 1}}')
     return {"sharding": "deepspeed", "deepspeed_config": str(path)}
 
 
@@ -71,13 +81,14 @@ def test_two_processes_make_the_update_of_one_on_the_same_rollouts(tmp_path, cas
     assert_same(alone, shared_update(tmp_path, "fsdp", 2, case, sharding="fsdp"))
 
 
-@DEEPSPEED
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_two_processes_under_deepspeed_make_the_update_of_one(tmp_path, stage):
+@pytest.mark.parametrize("name", deepspeed("1", "2", "3", "3-offload"))
+def test_two_processes_under_deepspeed_make_the_update_of_one(tmp_path, name):
     """Details 16, 18, 21 and 25: the gradients of policy and critic are clipped apart, as everywhere."""
     write_policy(tmp_path / "policy")
-    alone = shared_update(tmp_path, "alone", 1, "one process without a score")
-    assert_same(alone, shared_update(tmp_path, "zero", 2, "one process without a score", **zero(tmp_path, stage)))
+    settings = sharding(tmp_path, name)
+    for number, case in enumerate(("one process without a score", "adamw")):
+        alone = shared_update(tmp_path, f"alone-{number}", 1, case)
+        assert_same(alone, shared_update(tmp_path, f"zero-{number}", 2, case, **settings))
 
 
 def test_two_processes_train_an_adapter_and_a_head_on_the_policys_network_as_one_does(tmp_path):
@@ -90,22 +101,22 @@ def test_two_processes_train_an_adapter_and_a_head_on_the_policys_network_as_one
     assert_same(alone, shared_update(tmp_path, "ddp", 2, "some failed", **settings))
 
 
-@pytest.mark.parametrize("sharding", ["fsdp", pytest.param("deepspeed", marks=DEEPSPEED)])
-def test_two_processes_that_share_a_network_train_its_adapter_as_one_does(tmp_path, sharding):
+@pytest.mark.parametrize("name", ["fsdp", *deepspeed("3")])
+def test_two_processes_that_share_a_network_train_its_adapter_as_one_does(tmp_path, name):
     """FSDP and ZeRO's stage 3 with LoRA: most of a layer's weights are frozen."""
     write_policy(tmp_path / "policy")
     settings = {"lora_rank": 4, "gradient_checkpointing": True}
-    shared = zero(tmp_path, 3) if sharding == "deepspeed" else {"sharding": "fsdp"}
     alone = shared_update(tmp_path, "alone", 1, "some failed", **settings)
-    assert_same(alone, shared_update(tmp_path, "shared", 2, "some failed", **settings, **shared))
+    shared = shared_update(tmp_path, "shared", 2, "some failed", **settings, **sharding(tmp_path, name))
+    assert_same(alone, shared)
 
 
-@pytest.mark.parametrize("stage", [0, *[pytest.param(stage, marks=DEEPSPEED) for stage in (1, 2, 3)]])
-def test_a_gradient_that_is_no_number_changes_no_weight(tmp_path, stage):
-    """Also where DeepSpeed clips and steps at once; stage 0: plain DDP."""
+@pytest.mark.parametrize("name", ["none", "fsdp", *deepspeed("1", "2", "3", "3-offload")])
+def test_a_gradient_that_is_no_number_changes_no_weight(tmp_path, name):
+    """Also where DeepSpeed clips and steps at once; in one process alone, and with no limit of the norm."""
     write_policy(tmp_path / "policy")
-    case, settings = "a gradient that is no number", zero(tmp_path, stage) if stage else {}
-    metrics, weights = shared_update(tmp_path, "shared", 2, case, **settings)
+    settings = {**sharding(tmp_path, name), "max_grad_norm": 0.0}
+    metrics, weights = shared_update(tmp_path, "shared", 2, "a gradient that is no number", **settings)
     assert metrics["error"].startswith("the gradient of the policy is not finite, and it made no step; ")
     before = load_file(tmp_path / "policy" / "model.safetensors")
     for name, tensor in before.items():
@@ -161,6 +172,7 @@ def test_both_processes_end_with_one_line_where_another_run_has_the_directory(tr
 
 def sharded_run(train, tmp_path, **settings):
     """A run, and the same in two parts, of which one process that holds all can go on with the first too."""
+    steps = PPOConfig().epochs * 2  # minibatches; of an iteration
     train("whole", 4, **settings)
     train("parts", 2, **settings)
     shutil.copytree(tmp_path / "parts", tmp_path / "alone")
@@ -169,7 +181,8 @@ def sharded_run(train, tmp_path, **settings):
     assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
     assert figures(tmp_path / "whole")[3]["objective/kl"] > 1e-3
     train("alone", 3, "--resume", tmp_path / "alone", processes=1, **settings)
-    assert len(read_log(tmp_path / "alone" / "log.jsonl")) == 3
+    optimizer = load_file(tmp_path / "alone" / "checkpoints" / "iteration-000003" / "optimizer.safetensors")
+    assert {int(tensor) for name, tensor in optimizer.items() if name.endswith(".step")} == {3 * steps}
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "policy")
     assert type(policy).__name__ == "LlamaForCausalLM"
 
@@ -182,17 +195,18 @@ def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_a
 
 @DEEPSPEED
 @pytest.mark.parametrize(
-    ("stage", "more"),
+    ("name", "more"),
     [
-        (1, {}),
-        (2, {"precision": "bfloat16"}),
-        (3, {"gradient_checkpointing": True}),
-        (3, {"lora_rank": 4, "precision": "bfloat16"}),
+        ("1", {}),
+        ("2", {"precision": "bfloat16"}),
+        ("3", {"gradient_checkpointing": True}),
+        ("3-offload", {"lora_rank": 3, "precision": "bfloat16"}),
     ],
 )
-def test_a_run_with_deepspeed_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path, stage, more):
-    """Detail 22."""
-    sharded_run(train, tmp_path, **zero(tmp_path, stage), **more)
+def test_a_run_with_deepspeed_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path, name, more):
+    """Detail 22. Two processes cannot share an odd number of weights evenly."""
+    write_policy(tmp_path / "policy", hidden_size=33)
+    sharded_run(train, tmp_path, **sharding(tmp_path, name), **more)
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])

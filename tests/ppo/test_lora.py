@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -99,6 +99,22 @@ def test_a_resumed_run_ends_in_the_same_bits_and_its_checkpoints_hold_no_base_we
     saved = load_file(tmp_path / "run" / "checkpoints" / "iteration-000004" / "policy" / "adapter_model.safetensors")
     assert all("lora_" in name for name in saved)
     json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "trains"),
+    [
+        ({"use_dora": True}, r"lora_magnitude_vector"),
+        ({"lora_bias": True}, r"lora_B\.default\.bias"),
+        ({"modules_to_save": ["lm_head"]}, r"lm_head\.modules_to_save"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
+def test_an_adapter_that_is_more_than_loras_two_matrices_is_refused(make_trainer, make_policy, options, trains):
+    policy = get_peft_model(make_policy(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", **options))
+    with pytest.raises(ConfigError, match=rf"policy: its adapter trains .*{trains}.*; only LoRA's own matrices"):
+        make_trainer(policy=policy, reference=False)
 
 
 def test_another_adapter_and_a_missing_reference_are_refused(make_lora_trainer, make_trainer):

@@ -1,24 +1,20 @@
 """What DeepSpeed is told. What it then does: tests/e2e/test_ppo_processes.py."""
 
-import json
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from plaudit_ppo import PPOConfig
 from plaudit_ppo.errors import ConfigError
-from plaudit_ppo.zero import zero_engine, zero_settings
-
-EXAMPLES = sorted((Path(__file__).parents[2] / "deploy" / "deepspeed").glob("*.json"))
+from plaudit_ppo.zero_settings import check_zero, zero_settings
 
 
 @pytest.fixture
 def settings(tmp_path):
-    def settings(text, **others):
+    def settings(text):
         path = tmp_path / "zero.json"
         path.write_text(text)
-        return zero_settings(PPOConfig(sharding="deepspeed", deepspeed_config=path, **others))
+        return zero_settings(PPOConfig(sharding="deepspeed", deepspeed_config=path))
 
     return settings
 
@@ -30,16 +26,13 @@ def test_without_a_file_it_is_stage_2_and_the_runs_own_settings_are_told():
     assert told["gradient_accumulation_steps"] == 1
 
 
-def test_a_file_is_taken_as_it_is(settings):
+def test_what_the_file_may_say_is_taken_as_it_is(settings):
     told = settings('{"zero_optimization": {"stage": 3, "overlap_comm": false}, "wall_clock_breakdown": true}')
     assert told["zero_optimization"] == {"stage": 3, "overlap_comm": False}
     assert told["wall_clock_breakdown"] is True
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_the_examples_are_taken(settings, example):
-    told = settings(example.read_text())
-    assert told["zero_optimization"] == json.loads(example.read_text())["zero_optimization"]
+STAGE_2 = '"zero_optimization": {"stage": 2}'
 
 
 @pytest.mark.parametrize(
@@ -53,18 +46,14 @@ def test_the_examples_are_taken(settings, example):
             '{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}',
             'reduce_bucket_size = "auto"; give a num',
         ),
-        (
-            '{"zero_optimization": {"stage": 2}, "optimizer": {}}',
-            'sets "optimizer"; leave it out, and set learning_rate',
-        ),
-        (
-            '{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}',
-            'sets "bf16"; leave it out, and set precision',
-        ),
-        ('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1}', "and set max_grad_norm of the run"),
+        ('{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}', "compute_grad_norm: leave it out"),
+        ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}', 'offload_param.device = "nvme"'),
+        (f'{{{STAGE_2}, "optimizer": {{}}}}', 'sets "optimizer"; leave it out, and set learning_rate'),
+        (f'{{{STAGE_2}, "bf16": {{"enabled": true}}}}', 'sets "bf16"; leave it out, and set precision of the run'),
+        (f'{{{STAGE_2}, "gradient_allreduce_op": "sum"}}', 'sets "gradient_allreduce_op"; leave it out, only zero_opt'),
     ],
 )
-def test_a_file_that_cannot_be_taken_is_refused_by_name(settings, text, says):
+def test_a_file_that_says_what_is_not_its_to_say_is_refused(settings, text, says):
     with pytest.raises(ConfigError, match=rf"deepspeed_config: .*zero\.json.*{says}"):
         settings(text)
 
@@ -75,6 +64,7 @@ def test_a_file_that_is_missing_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="deepspeed is installed")
-def test_without_the_package_it_is_said_what_to_install(make_policy):
+def test_without_the_package_it_is_said_what_to_install():
+    check_zero(PPOConfig())
     with pytest.raises(ConfigError, match=r'needs the package deepspeed; pip install "plaudit\[deepspeed\]"'):
-        zero_engine(make_policy(), zero_settings(PPOConfig()))
+        check_zero(PPOConfig(sharding="deepspeed"))

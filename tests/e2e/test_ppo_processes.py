@@ -85,10 +85,10 @@ def test_two_processes_make_the_update_of_one_on_the_same_rollouts(tmp_path, cas
 def test_two_processes_under_deepspeed_make_the_update_of_one(tmp_path, name):
     """Details 16, 18, 21 and 25: the gradients of policy and critic are clipped apart, as everywhere."""
     write_policy(tmp_path / "policy")
-    settings = sharding(tmp_path, name)
-    for number, case in enumerate(("one process without a score", "adamw")):
-        alone = shared_update(tmp_path, f"alone-{number}", 1, case)
-        assert_same(alone, shared_update(tmp_path, f"zero-{number}", 2, case, **settings))
+    epsilon = {"adam_epsilon": 1e-2}  # with a smaller one, AdamW makes steps of the rounding of gradients near 0
+    for case in ("one process without a score", "adamw"):
+        alone = shared_update(tmp_path, "alone", 1, case, **epsilon)
+        assert_same(alone, shared_update(tmp_path, "zero", 2, case, **epsilon, **sharding(tmp_path, name)))
 
 
 def test_two_processes_train_an_adapter_and_a_head_on_the_policys_network_as_one_does(tmp_path):

@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         help="each with an SFT policy, preferences and an RM of its own (default: 1 2 3)",
     )
     parser.add_argument(
+        "--ground",
+        type=_natural,
+        metavar="N",
+        help="all seeds share the SFT policy, preferences and RM of seed N, so that the spread is that of PPO alone",
+    )
+    parser.add_argument(
         "--iterations", type=_natural, default=40, metavar="N", help="of each PPO run (default: %(default)s)"
     )
     parser.add_argument(
@@ -92,11 +98,11 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
     from plaudit_ppo.studies import studies
     from plaudit_ppo.studies.ground import ensure_ground
     from plaudit_ppo.studies.sampling import ensure_samples
-    from plaudit_ppo.studies.settings import DEFAULT, LIKE_TRL, TRL, WITHOUT_KL, StudySettings
+    from plaudit_ppo.studies.settings import DEFAULT, LIKE_TRL, PPO_BY_KL, TRL, WITHOUT_KL, StudySettings
     from plaudit_ppo.studies.training import ensure_runs
 
     report, runs = {
-        "best-of-n": (studies.study_best_of_n, [[DEFAULT]]),
+        "best-of-n": (studies.study_best_of_n, [[each] for each in PPO_BY_KL]),
         "beta": (studies.study_beta, [[DEFAULT], [WITHOUT_KL]]),
         "trl": (studies.study_trl, [[LIKE_TRL, TRL]]),
     }[options.study]
@@ -106,6 +112,7 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
         seeds=tuple(options.seeds),
         iterations=options.iterations,
         evaluate_every=options.evaluate_every,
+        ground_seed=options.ground,
     )
     if options.study == "trl" and not options.trl_python.is_file():
         raise UsageError(f"--trl-python {options.trl_python}: there is no such file; `make study-trl` makes it")

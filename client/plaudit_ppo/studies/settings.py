@@ -61,7 +61,7 @@ class Variant:
     """
 
     name: str
-    trainer: Literal["plaudit", "trl"] = "plaudit"
+    trainer: Literal["plaudit", "trl", "trl-same-draws"] = "plaudit"
     kl_coef: float | None = None
     learning_rate: float | None = None
     like_trl: bool = False
@@ -70,9 +70,15 @@ class Variant:
 DEFAULT = Variant("plaudit")
 WITHOUT_KL = Variant("plaudit-beta-0", kl_coef=0.0)
 LIKE_TRL = Variant("plaudit-like-trl", like_trl=True)
-# These settle at about the KL of best-of-4 and of best-of-16; the default moves through both within iterations.
-PPO_BY_KL = (Variant("plaudit-beta-0.5", kl_coef=0.5), Variant("plaudit-beta-0.2", kl_coef=0.2), DEFAULT)
+# The first two settle near the KL of best-of-4 and of best-of-16, at a quarter of the demo's learning rate; the default
+# moves through both within its first iterations.
+PPO_BY_KL = (
+    Variant("plaudit-beta-0.4", kl_coef=0.4, learning_rate=1e-4),
+    Variant("plaudit-beta-0.13", kl_coef=0.13, learning_rate=1e-4),
+    DEFAULT,
+)
 TRL = Variant("trl", trainer="trl", like_trl=True)
+TRL_SAME_DRAWS = Variant("trl-same-draws", trainer="trl-same-draws", like_trl=True)
 
 
 def run_directory(settings: StudySettings, variant: Variant, seed: int) -> Path:

@@ -1,4 +1,4 @@
-"""The three studies: from samples and runs to what each of them shows. Trains nothing."""
+"""The studies: from samples and runs to what each of them shows. Trains nothing."""
 
 import statistics
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from plaudit_ppo.studies.settings import (
     LIKE_TRL,
     PPO_BY_KL,
     TRL,
+    TRL_SAME_DRAWS,
     WITHOUT_KL,
     StudySettings,
     Variant,
@@ -130,8 +131,6 @@ def study_trl(settings: StudySettings) -> Result:
     for kl in _KL_BUDGETS:
         ours, theirs = ([best_within(curve, kl) for curve in each] for each in curves.values())
         rows += [_compared(f"{label} within {kl} nats", ours, theirs, name) for name, label in _MEASURES.items()]
-    ours, theirs = ([_highest_kl(settings, each, seed) for seed in settings.seeds] for each in variants.values())
-    rows += [_compared(label, ours, theirs, name) for name, label in _PEAK.items()]
     ours, theirs = ([curve[-1] for curve in each] for each in curves.values())
     at_the_end = {"kl": "KL", **_MEASURES, "tokens": "tokens"}
     rows += [_compared(f"{label} at the end", ours, theirs, name) for name, label in at_the_end.items()]
@@ -153,20 +152,41 @@ def study_trl(settings: StudySettings) -> Result:
     )
 
 
+def study_draws(settings: StudySettings) -> Result:
+    """How high the KL rises on the way, and whether that is the trainer or its random draws."""
+    variants = {"plaudit": LIKE_TRL, "TRL 1.11, same draws": TRL_SAME_DRAWS, "TRL 1.11, its own": TRL}
+    curves = {
+        name: [_rollout_curve(settings, each, seed) for seed in settings.seeds] for name, each in variants.items()
+    }
+    tops = {name: [max(curve, key=lambda point: point["kl"]) for curve in each] for name, each in curves.items()}
+    rows = [
+        [f"seed {seed}", *(f"{points[index]['kl']:z.2f} ({points[index]['iteration']})" for points in tops.values())]
+        for index, seed in enumerate(settings.seeds)
+    ]
+    rows.append(["all", *(cell for points in tops.values() for cell in _cells(points, "kl"))])
+    return Result(
+        name="draws",
+        title="The random draws of PPO",
+        method=f"{_of(settings)}. Highest KL among the iterations, of their rollouts, in nats, and the iteration. With "
+        "the same draws, TRL takes prompts, completions and minibatches from plaudit's random generators.",
+        header=["", *variants],
+        rows=rows,
+        figures=[("KL", against_iterations(curves, "kl", "KL, nats per completion"), "Of each iteration's rollouts.")],
+        records=[record for variant in variants.values() for record in _records(settings, variant)],
+    )
+
+
+def _rollout_curve(settings: StudySettings, variant: Variant, seed: int) -> list[Evaluation]:
+    """The trainer's own figure of each iteration."""
+    _, *lines = read_lines(run_directory(settings, variant, seed))
+    return [{"iteration": line["iteration"], "kl": line["metrics"]["objective/kl"]} for line in lines]
+
+
 _MEASURES = {"score": "RM score", "gold": "gold"}
 
 
 def _beta(settings: StudySettings, variant: Variant) -> str:
     return f"beta {settings.sizes.kl_coef if variant.kl_coef is None else variant.kl_coef:g}"
-
-
-_PEAK = {"kl": "highest KL of an iteration's rollouts", "iteration": "that iteration"}
-
-
-def _highest_kl(settings: StudySettings, variant: Variant, seed: int) -> Evaluation:
-    _, *lines = read_lines(run_directory(settings, variant, seed))
-    points = [{"iteration": line["iteration"], "kl": line["metrics"]["objective/kl"]} for line in lines]
-    return max(points, key=lambda point: point["kl"])
 
 
 def _compared(label: str, ours: Sequence[Evaluation], theirs: Sequence[Evaluation], name: str) -> list[str]:

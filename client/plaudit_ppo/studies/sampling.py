@@ -16,7 +16,7 @@ from plaudit_ppo.rollouts import Rollouts
 from plaudit_ppo.studies.ground import serving_ground
 from plaudit_ppo.studies.settings import StudySettings
 
-NUM_COMPLETIONS = 16
+NUM_COMPLETIONS = 32
 _CALL = 256
 
 

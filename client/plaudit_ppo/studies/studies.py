@@ -25,7 +25,7 @@ from plaudit_ppo.studies.settings import (
 )
 
 _NS = range(1, NUM_COMPLETIONS + 1)
-_SHOWN_NS = (1, 2, 4, 8, 16)
+_SHOWN_NS = (1, 2, 4, 8, 16, 32)
 _KL_BUDGETS = (1, 2, 4, 5, 6)
 
 

@@ -22,7 +22,7 @@ _CALL = 256
 
 def samples_path(settings: StudySettings, seed: int) -> Path:
     """Where the completions of a seed lie: one object each, those of a prompt one after the other."""
-    return settings.output / f"{settings.name('sft-samples', seed)}.jsonl"
+    return settings.output / f"{settings.name(f'sft-{NUM_COMPLETIONS}-samples', seed)}.jsonl"
 
 
 def ensure_samples(settings: StudySettings, seed: int, progress: Progress) -> None:

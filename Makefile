@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak soak-hour human-preferences \
-	studies study-best-of-n study-beta study-trl sbom audit locks release release-check clean
+	studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -180,6 +180,10 @@ study-beta: $(READY) ## PPO without its KL penalty: does gold fall while the sco
 
 study-trl: $(READY) $(READY_TRL_PPO) ## against the PPO of TRL 1.11: score at equal KL, time of an iteration
 	$(BIN)/python -m plaudit_ppo.studies trl --trl-python $(VENV_TRL_PPO)/bin/python
+
+study-draws: $(READY) $(READY_TRL_PPO) ## how high the KL of PPO rises at first, and how much of that is luck of the random draws
+	$(BIN)/python -m plaudit_ppo.studies draws --ground 1 --seeds 1 2 3 4 --iterations 20 --evaluate-every 20 \
+		--output runs/studies-draws --trl-python $(VENV_TRL_PPO)/bin/python
 
 clean: ## remove environments, caches and runs
 	rm -rf .venv* runs dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -10,7 +10,7 @@ from plaudit_ppo.demo.errors import DemoError, UsageError
 from plaudit_ppo.demo.processes import ENVIRONMENT, interrupt_on_signals
 from plaudit_ppo.demo.settings import DemoSettings
 
-_NAMES = ("best-of-n", "beta", "trl")
+_NAMES = ("best-of-n", "beta", "trl", "draws")
 
 
 def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = None) -> int:
@@ -45,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
         "what is there from an earlier call, or from another study, is not trained again. Leaves NAME.jsonl and "
         "NAME.html in the output directory.",
     )
-    parser.add_argument("study", choices=_NAMES, help="against best-of-n; beta 0 against the default; against TRL 1.11")
+    parser.add_argument(
+        "study",
+        choices=_NAMES,
+        help="against best-of-n; beta 0 against the default; against TRL 1.11; how much is luck of the random draws",
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/studies"), metavar="DIR", help="(default: %(default)s)"
     )
@@ -56,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[1, 2, 3],
         metavar="N",
         help="each with an SFT policy, preferences and an RM of its own (default: 1 2 3)",
+    )
+    parser.add_argument(
+        "--ground",
+        type=_natural,
+        metavar="N",
+        help="all seeds share the SFT policy, preferences and RM of seed N, so that the spread is that of PPO alone",
     )
     parser.add_argument(
         "--iterations", type=_natural, default=40, metavar="N", help="of each PPO run (default: %(default)s)"
@@ -92,13 +102,22 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
     from plaudit_ppo.studies import studies
     from plaudit_ppo.studies.ground import ensure_ground
     from plaudit_ppo.studies.sampling import ensure_samples
-    from plaudit_ppo.studies.settings import DEFAULT, LIKE_TRL, TRL, WITHOUT_KL, StudySettings
+    from plaudit_ppo.studies.settings import (
+        DEFAULT,
+        LIKE_TRL,
+        PPO_BY_KL,
+        TRL,
+        TRL_SAME_DRAWS,
+        WITHOUT_KL,
+        StudySettings,
+    )
     from plaudit_ppo.studies.training import ensure_runs
 
     report, runs = {
-        "best-of-n": (studies.study_best_of_n, [[DEFAULT]]),
+        "best-of-n": (studies.study_best_of_n, [[each] for each in PPO_BY_KL]),
         "beta": (studies.study_beta, [[DEFAULT], [WITHOUT_KL]]),
         "trl": (studies.study_trl, [[LIKE_TRL, TRL]]),
+        "draws": (studies.study_draws, [[LIKE_TRL], [TRL_SAME_DRAWS], [TRL]]),
     }[options.study]
     settings = StudySettings(
         sizes=sizes,
@@ -106,8 +125,9 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
         seeds=tuple(options.seeds),
         iterations=options.iterations,
         evaluate_every=options.evaluate_every,
+        ground_seed=options.ground,
     )
-    if options.study == "trl" and not options.trl_python.is_file():
+    if options.study in ("trl", "draws") and not options.trl_python.is_file():
         raise UsageError(f"--trl-python {options.trl_python}: there is no such file; `make study-trl` makes it")
     logging.set_verbosity_error()
     logging.disable_progress_bar()

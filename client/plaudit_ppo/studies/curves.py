@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 Evaluation = Mapping[str, float]
 
@@ -17,6 +18,25 @@ def best_within(curve: Sequence[Evaluation], kl: float) -> Evaluation:
         kl: the budget, in nats per completion.
     """
     return max((point for point in curve if point["kl"] <= kl), key=lambda point: point["score"])
+
+
+def mixed_at(points: Sequence[Evaluation], kl: float) -> Evaluation | None:
+    """What a mixture of two ways reaches at a KL: one of two neighbours completes the prompt, drawn by weight.
+
+    Every figure of a mixture is the weighted mean; its KL, being convex, is at most that.
+
+    Args:
+        points: by rising KL.
+        kl: in nats per completion.
+
+    Returns:
+        None: the KL lies outside of the points.
+    """
+    for low, high in pairwise(points):
+        if low["kl"] <= kl <= high["kl"]:
+            weight = (kl - low["kl"]) / (high["kl"] - low["kl"])
+            return {name: (1 - weight) * low[name] + weight * high[name] for name in low}
+    return None
 
 
 def best_gold(curve: Sequence[Evaluation]) -> Evaluation:

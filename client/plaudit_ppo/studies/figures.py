@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from plaudit_ppo.charts import GOLD, KL, SCORE, add_legend, new_axes, to_svg
+from plaudit_ppo.charts import GOLD, KL, SCORE, TIME, add_legend, new_axes, to_svg
 from plaudit_ppo.studies.curves import Evaluation
 
 Curves = Mapping[str, Sequence[Sequence[Evaluation]]]
-_COLORS = (GOLD, SCORE, KL)
+_COLORS = (GOLD, SCORE, KL, TIME)
 
 
 def against_distance(curves: Curves, name: str, label: str) -> str:

@@ -16,13 +16,13 @@ from plaudit_ppo.rollouts import Rollouts
 from plaudit_ppo.studies.ground import serving_ground
 from plaudit_ppo.studies.settings import StudySettings
 
-NUM_COMPLETIONS = 16
+NUM_COMPLETIONS = 32
 _CALL = 256
 
 
 def samples_path(settings: StudySettings, seed: int) -> Path:
     """Where the completions of a seed lie: one object each, those of a prompt one after the other."""
-    return settings.output / f"sft-samples-{seed}.jsonl"
+    return settings.output / f"{settings.name(f'sft-{NUM_COMPLETIONS}-samples', seed)}.jsonl"
 
 
 def ensure_samples(settings: StudySettings, seed: int, progress: Progress) -> None:

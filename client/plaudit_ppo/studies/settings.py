@@ -17,9 +17,10 @@ class StudySettings:
     Attributes:
         sizes: of models, ground and PPO, but for the seed and the iterations.
         output: directory of everything that they make.
-        seeds: one ground and one run of each variant for each.
+        seeds: one run of each variant for each, on a ground of its own.
         iterations: of each PPO run.
         evaluate_every: iterations from one evaluation to the next; 0: none.
+        ground_seed: all seeds share the ground of this one; None: they do not.
     """
 
     sizes: DemoSettings
@@ -27,14 +28,23 @@ class StudySettings:
     seeds: tuple[int, ...]
     iterations: int
     evaluate_every: int
+    ground_seed: int | None = None
 
     def demo(self, seed: int) -> DemoSettings:
-        """The demo's settings for a seed."""
-        return replace(self.sizes, seed=seed)
+        """The demo's settings for the ground of a seed."""
+        return replace(self.sizes, seed=self._ground_seed(seed))
 
     def ground(self, seed: int) -> Path:
         """Where the models of a seed lie."""
-        return self.output / f"ground-{seed}"
+        return self.output / f"ground-{self._ground_seed(seed)}"
+
+    def name(self, what: str, seed: int) -> str:
+        """The name of something that a seed has on its ground."""
+        ground = self._ground_seed(seed)
+        return f"{what}-{seed}" if seed == ground else f"{what}-{seed}-on-{ground}"
+
+    def _ground_seed(self, seed: int) -> int:
+        return seed if self.ground_seed is None else self.ground_seed
 
 
 @dataclass(frozen=True)
@@ -45,25 +55,35 @@ class Variant:
         name: of its runs' directories.
         trainer: whose PPO.
         kl_coef: beta; None: the demo's.
+        learning_rate: its peak; None: the demo's.
         like_trl: what TRL cannot do otherwise: 1 is taken from the score of an unfinished completion, and gradients are
             not clipped.
     """
 
     name: str
-    trainer: Literal["plaudit", "trl"] = "plaudit"
+    trainer: Literal["plaudit", "trl", "trl-same-draws"] = "plaudit"
     kl_coef: float | None = None
+    learning_rate: float | None = None
     like_trl: bool = False
 
 
 DEFAULT = Variant("plaudit")
 WITHOUT_KL = Variant("plaudit-beta-0", kl_coef=0.0)
 LIKE_TRL = Variant("plaudit-like-trl", like_trl=True)
+# The first two settle near the KL of best-of-4 and of best-of-16, at a quarter of the demo's learning rate; the default
+# moves through both within its first iterations.
+PPO_BY_KL = (
+    Variant("plaudit-beta-0.4", kl_coef=0.4, learning_rate=1e-4),
+    Variant("plaudit-beta-0.13", kl_coef=0.13, learning_rate=1e-4),
+    DEFAULT,
+)
 TRL = Variant("trl", trainer="trl", like_trl=True)
+TRL_SAME_DRAWS = Variant("trl-same-draws", trainer="trl-same-draws", like_trl=True)
 
 
 def run_directory(settings: StudySettings, variant: Variant, seed: int) -> Path:
     """Where a run leaves what it has."""
-    return settings.output / f"{variant.name}-{seed}"
+    return settings.output / settings.name(variant.name, seed)
 
 
 def run_spec(settings: StudySettings, variant: Variant, seed: int, url: str) -> RunSpec:
@@ -86,6 +106,6 @@ def run_spec(settings: StudySettings, variant: Variant, seed: int, url: str) -> 
         epochs=_EPOCHS,
         max_completion_tokens=demo.max_completion_tokens,
         temperature=demo.temperature,
-        learning_rate=demo.ppo_learning_rate,
+        learning_rate=demo.ppo_learning_rate if variant.learning_rate is None else variant.learning_rate,
         warm_up_iterations=demo.ppo_warm_up_iterations,
     )

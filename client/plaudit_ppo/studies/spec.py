@@ -13,7 +13,7 @@ class RunSpec:
     """One run. `plaudit_trainer` and `trl_trainer` translate it; docs/studies.md has the table.
 
     Attributes:
-        trainer: which one.
+        trainer: which one; "trl-same-draws": TRL's, with the random draws of plaudit's.
         ground: directory of the demo's models and prompts.
         url: of the service that scores.
         output: directory of what the trainer leaves.
@@ -33,7 +33,7 @@ class RunSpec:
         warm_up_iterations: over which it rises; then it falls linearly to 0.
     """
 
-    trainer: Literal["plaudit", "trl"]
+    trainer: Literal["plaudit", "trl", "trl-same-draws"]
     ground: str
     url: str
     output: str

@@ -1,4 +1,4 @@
-"""The three studies: from samples and runs to what each of them shows. Trains nothing."""
+"""The studies: from samples and runs to what each of them shows. Trains nothing."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,49 +7,77 @@ from typing import Any
 
 from plaudit_ppo.demo.output import read_jsonl
 from plaudit_ppo.studies.best_of_n import best_of_n_weights, kl_at_least, kl_bound
-from plaudit_ppo.studies.curves import Evaluation, best_gold, best_within, mean_and_std
+from plaudit_ppo.studies.curves import Evaluation, best_gold, best_within, mean_and_std, mixed_at
 from plaudit_ppo.studies.figures import Curves, against_distance, against_iterations
 from plaudit_ppo.studies.results import Result
 from plaudit_ppo.studies.runs import Line, read_lines
 from plaudit_ppo.studies.sampling import NUM_COMPLETIONS, samples_path
-from plaudit_ppo.studies.settings import DEFAULT, LIKE_TRL, TRL, WITHOUT_KL, StudySettings, Variant, run_directory
+from plaudit_ppo.studies.settings import (
+    DEFAULT,
+    LIKE_TRL,
+    PPO_BY_KL,
+    TRL,
+    TRL_SAME_DRAWS,
+    WITHOUT_KL,
+    StudySettings,
+    Variant,
+    run_directory,
+)
 
-_NS = (1, 2, 4, 8, 16)
+_NS = range(1, NUM_COMPLETIONS + 1)
+_SHOWN_NS = (1, 2, 4, 8, 16, 32)
 _KL_BUDGETS = (1, 2, 4, 5, 6)
 
 
 def study_best_of_n(settings: StudySettings) -> Result:
-    """Gold reward of PPO against best-of-n by the RM from the SFT policy, at the KL of each."""
+    """Gold reward of PPO, with the KL penalties at which it settles here and there, against best-of-n at that KL."""
     best = [[_best_of_n(settings, seed, n) for n in _NS] for seed in settings.seeds]
-    ppo = [_curve(settings, DEFAULT, seed) for seed in settings.seeds]
-    rows = []
-    for index, n in enumerate(_NS):
-        within = [best_within(curve, kl_bound(n)) for curve in ppo]
-        points = [points[index] for points in best]
-        rows.append(
-            [f"best of {n}", *_cells(points, "kl_at_least", "kl", "gold", "score"), *_cells(within, "kl", "gold")]
-        )
-    ends = [curve[-1] for curve in ppo]
-    rows.append(["PPO, at its end", "", *_cells(ends, "kl", "gold", "score"), "", ""])
-    curves = {f"best of {_NS[0]} to {_NS[-1]}": best, "PPO": ppo}
+    ppo = {
+        f"PPO, {_beta(settings, each)}": [_curve(settings, each, seed) for seed in settings.seeds] for each in PPO_BY_KL
+    }
+    rows = [
+        [f"best of {n}", *_cells([points[n - 1] for points in best], "kl_at_least", *_REACHED), "", "", "", ""]
+        for n in _SHOWN_NS
+    ]
+    for name, curves in ppo.items():
+        ends = [curve[-1] for curve in curves]
+        same_kl = [mixed_at(points, end["kl"]) for points, end in zip(best, ends, strict=True)]
+        rows.append([f"{name}, at its end", "", *_cells(ends, *_REACHED), *_against_best_of_n(ends, same_kl)])
     return Result(
         name="best-of-n",
         title="PPO against best-of-n from the SFT policy",
         method=f"{_of(settings)}. Best-of-n by the RM's score, expected over all n of {NUM_COMPLETIONS} completions of "
-        "each held-out prompt; its KL lies between the two columns. PPO within a KL: of the evaluations along its "
-        "training whose KL is at most that bound, the one of the highest RM score; same prompts.",
-        header=["", "KL at least", "KL (at most)", "gold", "RM score", "KL of PPO within", "its gold"],
+        "each held-out prompt; its KL lies between the two columns. Best-of-n at the KL of PPO: a mixture of two "
+        "neighbouring n with that KL. PPO is measured on the same prompts.",
+        header=[
+            *("", "KL at least", "KL (at most)", "gold", "RM score"),
+            *("gold of best-of-n at that KL", "its RM score", "gold - its", "RM score - its"),
+        ],
         rows=rows,
-        figures=_distance_figures(curves),
+        figures=_distance_figures({f"best of {_NS[0]} to {_NS[-1]}": best, **ppo}),
         records=[
             *(
                 {"seed": seed, "way": f"best of {n}", **point}
                 for seed, points in zip(settings.seeds, best, strict=True)
                 for n, point in zip(_NS, points, strict=True)
             ),
-            *_records(settings, DEFAULT),
+            *(record for variant in PPO_BY_KL for record in _records(settings, variant)),
         ],
     )
+
+
+_REACHED = ("kl", "gold", "score")
+
+
+def _against_best_of_n(ends: Sequence[Evaluation], same_kl: Sequence[Evaluation | None]) -> list[str]:
+    """Best-of-n at the KL of PPO, and what PPO has more; empty where one of the runs lies beyond best-of-n."""
+    theirs = [point for point in same_kl if point is not None]
+    if len(theirs) < len(ends):
+        return [""] * 4
+    more = [
+        {name: end[name] - point[name] for name in ("gold", "score")} for end, point in zip(ends, theirs, strict=True)
+    ]
+    return [*_cells(theirs, "gold", "score"), *_cells(more, "gold", "score")]
 
 
 def _best_of_n(settings: StudySettings, seed: int, n: int) -> Evaluation:
@@ -72,7 +100,7 @@ def study_beta(settings: StudySettings) -> Result:
     columns = ("iteration", "kl", "gold", "score", "tokens", "finished")
     rows, curves = [], {}
     for variant in (DEFAULT, WITHOUT_KL):
-        name = f"beta {settings.sizes.kl_coef if variant.kl_coef is None else variant.kl_coef:g}"
+        name = _beta(settings, variant)
         runs = [_curve(settings, variant, seed) for seed in settings.seeds]
         best, ends = [best_gold(curve) for curve in runs], [curve[-1] for curve in runs]
         changes = [{key: end[key] - top[key] for key in columns} for top, end in zip(best, ends, strict=True)]
@@ -124,7 +152,41 @@ def study_trl(settings: StudySettings) -> Result:
     )
 
 
+def study_draws(settings: StudySettings) -> Result:
+    """How high the KL rises on the way, and whether that is the trainer or its random draws."""
+    variants = {"plaudit": LIKE_TRL, "TRL 1.11, same draws": TRL_SAME_DRAWS, "TRL 1.11, its own": TRL}
+    curves = {
+        name: [_rollout_curve(settings, each, seed) for seed in settings.seeds] for name, each in variants.items()
+    }
+    tops = {name: [max(curve, key=lambda point: point["kl"]) for curve in each] for name, each in curves.items()}
+    rows = [
+        [f"seed {seed}", *(f"{points[index]['kl']:z.2f} ({points[index]['iteration']})" for points in tops.values())]
+        for index, seed in enumerate(settings.seeds)
+    ]
+    rows.append(["all", *(cell for points in tops.values() for cell in _cells(points, "kl"))])
+    return Result(
+        name="draws",
+        title="The random draws of PPO",
+        method=f"{_of(settings)}. Highest KL among the iterations, of their rollouts, in nats, and the iteration. With "
+        "the same draws, TRL takes prompts, completions and minibatches from plaudit's random generators.",
+        header=["", *variants],
+        rows=rows,
+        figures=[("KL", against_iterations(curves, "kl", "KL, nats per completion"), "Of each iteration's rollouts.")],
+        records=[record for variant in variants.values() for record in _records(settings, variant)],
+    )
+
+
+def _rollout_curve(settings: StudySettings, variant: Variant, seed: int) -> list[Evaluation]:
+    """The trainer's own figure of each iteration."""
+    _, *lines = read_lines(run_directory(settings, variant, seed))
+    return [{"iteration": line["iteration"], "kl": line["metrics"]["objective/kl"]} for line in lines]
+
+
 _MEASURES = {"score": "RM score", "gold": "gold"}
+
+
+def _beta(settings: StudySettings, variant: Variant) -> str:
+    return f"beta {settings.sizes.kl_coef if variant.kl_coef is None else variant.kl_coef:g}"
 
 
 def _compared(label: str, ours: Sequence[Evaluation], theirs: Sequence[Evaluation], name: str) -> list[str]:
@@ -185,4 +247,5 @@ def _spread(*columns: Sequence[float]) -> list[str]:
 
 def _of(settings: StudySettings) -> str:
     seeds = ", ".join(map(str, settings.seeds))
-    return f"Mean ± standard deviation over seeds {seeds}" if len(settings.seeds) > 1 else f"Seed {seeds}"
+    ground = "" if settings.ground_seed is None else f" on the ground of seed {settings.ground_seed}"
+    return (f"Mean ± standard deviation over seeds {seeds}" if len(settings.seeds) > 1 else f"Seed {seeds}") + ground

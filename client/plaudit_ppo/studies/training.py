@@ -23,6 +23,7 @@ def ensure_runs(
         return
     total = len(variants) * (1 + settings.iterations)
     title = f"seed {seed}: {', '.join(each.name for each in variants)}"
+    pythons = {"plaudit": sys.executable, "trl": str(trl_python), "trl-same-draws": str(trl_python)}
     with serving_ground(settings.demo(seed), settings.ground(seed)) as (url, _), progress.stage(title, total) as stage:
         runs = {run_directory(settings, each, seed): run_spec(settings, each, seed, url) for each in variants}
-        run_in_turns(runs, {"plaudit": sys.executable, "trl": str(trl_python)}, stage)
+        run_in_turns(runs, pythons, stage)

@@ -23,6 +23,7 @@ from plaudit_ppo.optimization import schedule
 from plaudit_ppo.seeding import seeded_generator
 from plaudit_ppo.studies.remote_reward_model import RemoteRewardModel
 from plaudit_ppo.studies.spec import RunSpec
+from plaudit_ppo.studies.trl_draws import use_same_draws
 from plaudit_ppo.studies.worker import Recorder
 
 _ADAM_EPSILON = 1e-5
@@ -60,6 +61,8 @@ def train(
         callbacks=[_OnIteration(recorder)],
     )
     trainer.remove_callback(PrinterCallback)
+    if spec.trainer == "trl-same-draws":
+        use_same_draws(trainer, spec, [row["input_ids"] for row in rows])
     trainer.train()
 
 

@@ -91,10 +91,10 @@ def main() -> None:
             turns=sys.stdin,
             output=output,
         )
-        if spec.trainer == "trl":
-            from plaudit_ppo.studies.trl_trainer import train
-        else:
+        if spec.trainer == "plaudit":
             from plaudit_ppo.studies.plaudit_trainer import train
+        else:
+            from plaudit_ppo.studies.trl_trainer import train
         train(spec, policy, tokenizer, client, recorder)
 
 

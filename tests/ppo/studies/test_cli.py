@@ -71,3 +71,17 @@ def test_the_trainer_of_trl_starts_from_the_same_policy_and_takes_turns_with_our
     assert ours[0]["evaluation"] == theirs[0]["evaluation"]
     assert [line["metrics"]["lr"] for line in ours[1:]] == [line["metrics"]["lr"] for line in theirs[1:]]
     assert "| CPU s per iteration |" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRL_PYTHON.is_file(), reason="make study-trl makes the environment of TRL 1.11")
+def test_with_our_draws_the_trainer_of_trl_samples_what_ours_samples_also_after_an_update(tmp_path):
+    done = study("draws", tmp_path, "--ground", "1", "--trl-python", str(TRL_PYTHON))
+    assert done.returncode == 0, done.stderr
+    assert "| all |" in done.stdout
+    for name in ("1", "2-on-1"):
+        ours, theirs = (
+            read_lines(tmp_path / f"{trainer}-{name}") for trainer in ("plaudit-like-trl", "trl-same-draws")
+        )
+        for line, other in zip(ours[1:], theirs[1:], strict=True):
+            assert line["metrics"]["objective/scores"] == pytest.approx(other["metrics"]["objective/scores"], abs=1e-4)

@@ -11,7 +11,7 @@ from plaudit_ppo.demo.errors import DemoError
 from plaudit_ppo.demo.progress import Progress
 from plaudit_ppo.demo.settings import DemoSettings
 from plaudit_ppo.studies.runs import is_done, read_lines, run_in_turns
-from plaudit_ppo.studies.settings import TRL, WITHOUT_KL, StudySettings, run_spec
+from plaudit_ppo.studies.settings import TRL, WITHOUT_KL, StudySettings, run_directory, run_spec
 
 # An interpreter that speaks like a worker: a line before training and one per iteration, each for a line on stdin.
 WORKER = """#!{python}
@@ -79,3 +79,15 @@ def test_a_run_that_was_interrupted_begins_anew(tmp_path, fake, stage):
     run_in_turns({tmp_path / "a": spec_of(WITHOUT_KL)}, {"plaudit": fake()}, stage)
     assert not (tmp_path / "a" / "ppo").exists()
     assert json.loads((tmp_path / "a" / "spec.json").read_text())["kl_coef"] == 0
+
+
+def test_seeds_that_share_a_ground_have_runs_of_their_own_on_it():
+    apart = StudySettings(
+        sizes=DemoSettings(), output=Path("/nowhere"), seeds=(1, 2), iterations=3, evaluate_every=1, ground_seed=None
+    )
+    shared = replace(apart, ground_seed=1)
+    assert [run_spec(shared, TRL, seed, "").seed for seed in (1, 2)] == [1, 2]
+    assert {run_spec(shared, TRL, seed, "").ground for seed in (1, 2)} == {"/nowhere/ground-1"}
+    assert shared.demo(2) == apart.demo(1)
+    assert run_spec(shared, TRL, 1, "") == run_spec(apart, TRL, 1, "")
+    assert run_directory(shared, TRL, 2) != run_directory(apart, TRL, 2)

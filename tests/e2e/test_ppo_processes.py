@@ -205,7 +205,7 @@ def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_a
 )
 def test_a_run_with_deepspeed_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path, name, more):
     """Detail 22. Two processes cannot share an odd number of weights evenly."""
-    write_policy(tmp_path / "policy", hidden_size=33)
+    write_policy(tmp_path / "policy", hidden_size=33, num_attention_heads=3)
     sharded_run(train, tmp_path, **sharding(tmp_path, name), **more)
 
 

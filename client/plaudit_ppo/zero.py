@@ -4,6 +4,7 @@ Rajbhandari et al. 2020, arXiv 1910.02054. An engine for each network, because e
 """
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ def zero_engine(
     from deepspeed.utils import set_log_level_from_string
 
     set_log_level_from_string("error")
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # its own calls
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
     except (DeepSpeedConfigError, ZeRORuntimeException, ValueError, TypeError, AssertionError) as error:

@@ -64,7 +64,11 @@ def test_every_command_that_the_readme_names_answers_help(command):
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", README))))
 def test_every_link_of_the_readme_leads_somewhere(link):
-    assert (ROOT / link).exists()
+    path, _, anchor = link.partition("#")
+    assert (ROOT / path).exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE)
+        assert anchor in [heading.lower().replace(" ", "-") for heading in headings]
 
 
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()

@@ -127,13 +127,15 @@ def load_optimizer(path: Path, shapes: Sequence[torch.Size]) -> OptimizerState:
     return state
 
 
-def optimizer_tensors(state: Iterable[tuple[int, dict[str, Tensor]]], *, keep: bool) -> dict[str, Tensor]:
+def optimizer_tensors(state: Iterable[dict[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
     """The state of each parameter as `number.name`; what AdamW keeps are tensors alone.
 
     All processes have to ask for it, and get nothing with `keep` False.
 
     Args:
-        state: by the parameter's number; each element of it may be gathered from all processes.
+        state: of one parameter after the other; each element of it may be gathered from all processes.
         keep: whether it is written here.
     """
-    return {f"{number}.{key}": tensor.cpu() for number, kept in state for key, tensor in kept.items() if keep}
+    return {
+        f"{number}.{key}": tensor.cpu() for number, kept in enumerate(state) for key, tensor in kept.items() if keep
+    }

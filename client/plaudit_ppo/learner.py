@@ -37,8 +37,7 @@ class Learner:
 
     def generating(self) -> AbstractContextManager[nn.Module]:
         """Inside, the policy without its wrapper and whole in every process, for as many passes as each likes."""
-        policy = self.accelerator.unwrap_model(self.policy)
-        return unsharded(policy)
+        return unsharded(self.accelerator.unwrap_model(self.policy))
 
     @contextmanager
     def micro_batch(self, *, is_last: bool) -> Iterator[None]:
@@ -75,17 +74,17 @@ class Learner:
         """Of each trained parameter, the policy's first."""
         return [whole_shape(parameter) for model in (self.policy, self.critic) for parameter in trained(model)]
 
-    def optimizer_state(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """What the optimizers keep of each trained parameter, whole, by its number as in `shapes`.
+    def optimizer_state(self) -> Iterator[dict[str, Tensor]]:
+        """What the optimizers keep of each trained parameter, whole, in the order of `shapes`.
 
         All processes have to ask for it.
         """
-        for number, (optimizer, parameter) in enumerate(self._trained()):
+        for optimizer, parameter in self._trained():
             kept = optimizer.state.get(parameter, {})
-            yield number, {key: whole(tensor).contiguous() for key, tensor in kept.items()}
+            yield {key: whole(tensor).contiguous() for key, tensor in kept.items()}
 
     def restore_optimizer(self, state: Mapping[int, ParameterState]) -> None:
-        """Gives the optimizers what `optimizer_state` gave."""
+        """Gives the optimizers what `optimizer_state` gave, by the parameter's number."""
         for number, (optimizer, parameter) in enumerate(self._trained()):
             optimizer.state[parameter] = {
                 key: shard_like(tensor, parameter).to(parameter.device) if tensor.ndim else tensor

@@ -35,7 +35,8 @@ def make_learner(
         check_adapter(policy)
     for network in networks:
         disable_dropout(network)
-    sampler = _sampler(policy, config, accelerator) if sharding == "deepspeed" else None
+    settings = zero_settings(config) if sharding == "deepspeed" else None
+    sampler = _sampler(policy, config, accelerator.device) if settings and is_stage_3(settings) else None
     for network in networks:
         set_precision(network, config.precision, accelerator.device)
         if config.gradient_checkpointing:
@@ -44,8 +45,7 @@ def make_learner(
         for network in networks:
             _shard(network, accelerator)
     of_policy, of_critic = (make_optimizer(network, config) for network in networks)
-    if sharding == "deepspeed":
-        settings = zero_settings(config)
+    if settings:
         engines = zero_engine(policy, settings, of_policy), zero_engine(critic, settings, of_critic)
         return ZeroLearner(
             *engines, (engines[0].optimizer, engines[1].optimizer), accelerator, config.max_grad_norm, sampler
@@ -79,12 +79,10 @@ def _shard(network: nn.Module, accelerator: Accelerator) -> None:
     shard(network, layers, device=accelerator.device, processes=accelerator.num_processes)
 
 
-def _sampler(policy: PreTrainedModel, config: PPOConfig, accelerator: Accelerator) -> nn.Module | None:
+def _sampler(policy: PreTrainedModel, config: PPOConfig, device: torch.device) -> nn.Module:
     """What generates where ZeRO will spread the policy's weights; made before anything is done to the policy."""
-    if not is_stage_3(zero_settings(config)):
-        return None
-    sampler = weightless_copy(policy).to(accelerator.device)
-    set_precision(sampler, config.precision, accelerator.device)
+    sampler = weightless_copy(policy).to(device)
+    set_precision(sampler, config.precision, device)
     return sampler
 
 

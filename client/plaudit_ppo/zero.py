@@ -101,17 +101,16 @@ class ZeroLearner(Learner):
                 return name
         return None
 
-    def optimizer_state(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def optimizer_state(self) -> Iterator[dict[str, Tensor]]:
         """As `Learner.optimizer_state`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        for number, (engine, parameter) in enumerate(self._trained_by_engine()):
+        for engine, parameter in self._trained_by_engine():
             kept: ParameterState = next(iter(engine.optimizer.optimizer.state.values()), {})  # of a flat part
-            whole_state = {
+            yield {
                 key: safe_get_full_optimizer_state(parameter, key) if flat.ndim else flat.clone()
                 for key, flat in kept.items()
             }
-            yield number, whole_state
 
     def restore_optimizer(self, state: Mapping[int, ParameterState]) -> None:
         """As `Learner.restore_optimizer`, after the networks have their weights, of which ZeRO keeps a second copy."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pages import assert_leads_somewhere
 
 from plaudit_client import cli as score_command
 from plaudit_export import cli as export_command
@@ -18,7 +19,8 @@ from plaudit_service.settings import Settings
 from plaudit_service.wire import Status
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "operations.md").read_text()
+PAGE = ROOT / "docs" / "operations.md"
+TEXT = PAGE.read_text()
 CODE = re.findall(r"`([^`\n]+)`", TEXT)
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "plaudit.json").read_text())
 
@@ -26,12 +28,6 @@ DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "plaudit.js
 def named(pattern):
     """Whatever the page names in code font that matches as a whole."""
     return sorted({found[0] for code in CODE if (found := re.fullmatch(pattern, code))})
-
-
-def anchors(markdown):
-    """The anchors of a page's headings, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.*)$", markdown, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))))
@@ -67,10 +63,7 @@ def test_every_error_and_panel_exists():
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", TEXT))))
 def test_every_link_leads_somewhere(link):
-    path, _, anchor = link.partition("#")
-    page = ROOT / "docs" / path if path else ROOT / "docs" / "operations.md"
-    assert page.exists()
-    assert not anchor or anchor in anchors(page.read_text())
+    assert_leads_somewhere(PAGE, link)
 
 
 @pytest.mark.parametrize("path", named(r"deploy/[\w./*-]+"))

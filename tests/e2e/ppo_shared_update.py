@@ -15,6 +15,7 @@ from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, load_critic, load_poli
 from plaudit_ppo.errors import DivergenceError
 from plaudit_ppo.experience import make_experience
 from plaudit_ppo.forward import evaluate_rollouts
+from plaudit_ppo.learner import trained
 from plaudit_ppo.metrics import rollout_metrics
 from plaudit_ppo.optimization import make_optimizer, set_learning_rates
 from plaudit_ppo.processes import end_processes, gather_experience, share
@@ -27,15 +28,15 @@ NAN = float("nan")
 SCORES = {
     "some failed": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, NAN, 4.0, NAN, NAN, -6.0, NAN],
     "one process without a score": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, *[NAN] * 6],
-    "adamw": [1.0, -2.0, 0.5, 3.0, 0.0, -1.0, NAN, 4.0, NAN, NAN, -6.0, NAN],
     "a gradient that is no number": [1.0] * 12,
 }
+SCORES["adamw"] = SCORES["some failed"]
 PROMPTS = [[2, 3], [4], [5, 6, 7], [2], [3, 3, 3, 3], [6]] * 2
 
 
 def make_sgd(model, config):
     """Adam would hide the size of the gradient."""
-    return torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.5)
+    return torch.optim.SGD(trained(model), lr=0.5)
 
 
 def spoil(module, inputs, output):

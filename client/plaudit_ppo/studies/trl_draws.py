@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 from trl.experimental.ppo import PPOTrainer, ppo_trainer
 
+from plaudit_ppo.forward import tempered
 from plaudit_ppo.prompts import dealt_prompts, pad_left
 from plaudit_ppo.rollouts import sample_rollouts
 from plaudit_ppo.seeding import seeded_generator
@@ -65,7 +66,7 @@ class _Draws:
             completions.append(functional.pad(ids, (0, T - ids.shape[1]), value=self._pad_id))
         whole = torch.cat([queries, torch.cat(completions)], dim=1)
         logits = ppo_trainer.forward(policy, whole, self._pad_id).logits[:, -T - 1 : -1]
-        return whole, logits / (self._spec.temperature + 1e-7)
+        return whole, tempered(logits, self._spec.temperature)
 
     def permutation(self, count: int) -> "np.ndarray[Any, Any]":
         """The order of the rollouts in an epoch, which TRL cuts into minibatches."""

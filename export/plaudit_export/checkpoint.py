@@ -4,6 +4,7 @@ Knows nothing of graphs and bundles.
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from plaudit_export.adapter import Adapter, is_adapter, read_adapter
+from plaudit_export.adapter import WEIGHTS, Adapter, is_adapter, read_adapter
+from plaudit_export.architecture import check_config, classifier_of, sequence_classifier
 from plaudit_export.errors import ExportError, SourceError, first_line
+from plaudit_export.pooling import say_pad, settle_adapters_pad
 from plaudit_export.quiet import quiet
+from plaudit_export.weights import check_adapter_files, check_stored
 
 Kind = Literal["causal", "encoder", "plain"]
 T = TypeVar("T")
@@ -37,8 +41,6 @@ LOADING_ERRORS = (
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
-_HEAD = re.compile(r"(^|\.)(score|classifier)\.")
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -54,6 +56,7 @@ class Checkpoint:
         tokenizer: a fast one, as transformers loads it.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
+        notes: what was decided by loading it, for the user.
     """
 
     id: str
@@ -63,6 +66,13 @@ class Checkpoint:
     model: torch.nn.Module
     tokenizer: Any
     adapter: Any = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each head. A wrapper around a text model has them in its own config."""
+        config: Any = self.model.config
+        return [str(config.id2label[index]) for index in range(config.num_labels)]
 
     @property
     def config(self) -> Any:
@@ -101,8 +111,13 @@ class Checkpoint:
             raise ExportError(f"{self.id}: its adapter cannot be merged: {first_line(error)}") from error
 
 
-def load_checkpoint(source: str) -> Checkpoint:
+def load_checkpoint(source: str, *, builtin_class: bool = False, pad_token: str | None = None) -> Checkpoint:
     """Load a directory or a hub id in float32; of an adapter's directory, the base model with the adapter on it.
+
+    Args:
+        source: a directory, or a hub id.
+        builtin_class: transformers' class is right, also where the config names code of the checkpoint's own.
+        pad_token: what the trainer padded with, "" for nothing; None: as the checkpoint tells.
 
     Raises:
         SourceError: one line that says what is wrong with it.
@@ -110,12 +125,16 @@ def load_checkpoint(source: str) -> Checkpoint:
     place = _locate(source)
     if not is_adapter(place.directory):
         with quiet():
-            return _load_whole(place)
-    with quiet():
-        adapter = read_adapter(place.directory)
-    base = _locate(adapter.base if adapter.revision is None else f"{adapter.base}@{adapter.revision}")
-    with quiet():
-        return _load_adapter(place, adapter, base.directory)
+            checkpoint = _load_whole(place, builtin_class=builtin_class)
+    else:
+        with quiet():
+            adapter = read_adapter(place.directory)
+        base = _locate(adapter.base if adapter.revision is None else f"{adapter.base}@{adapter.revision}")
+        with quiet():
+            checkpoint = _load_adapter(place, adapter, base.directory, builtin_class=builtin_class)
+    if pad_token is not None:
+        say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
+    return checkpoint
 
 
 @dataclass(frozen=True)
@@ -127,15 +146,16 @@ class _Place:
     revision: str | None = None
 
 
-def _load_whole(place: _Place) -> Checkpoint:
+def _load_whole(place: _Place, *, builtin_class: bool) -> Checkpoint:
     source = str(place.directory)
     _check_directory(place.directory)
     config = load_config(source)
     architecture = sequence_classifier(source, config)
-    _check_config(source, config, architecture)
+    notes = check_config(source, config, architecture, builtin_class=builtin_class)
     tokenizer = load_tokenizer(source)
     model, info = _load_model(source)
-    _check_complete(source, info)
+    _check_complete(source, info, model)
+    notes += check_stored(place.directory, architecture, _names_in(model), info["unexpected_keys"])
     return Checkpoint(
         id=place.id,
         revision=place.revision,
@@ -143,29 +163,48 @@ def _load_whole(place: _Place) -> Checkpoint:
         architecture=architecture,
         model=model,
         tokenizer=tokenizer,
+        notes=(*notes, *_heed_soft_cap(model)),
     )
 
 
-def _load_adapter(place: _Place, adapter: Adapter, base_directory: Path) -> Checkpoint:
+def _load_adapter(place: _Place, adapter: Adapter, base_directory: Path, *, builtin_class: bool) -> Checkpoint:
     directory, base = place.directory, str(base_directory)
     _check_directory(base_directory)
     config = load_config(base)
-    _check_config(base, config, next(iter(getattr(config, "architectures", None) or ["its model"])))
+    architecture = classifier_of(config)
+    if architecture is None:
+        raise SourceError(f"{base}: transformers has no *ForSequenceClassification class for its {config.model_type}")
+    notes = check_config(base, config, architecture, builtin_class=builtin_class)
+    notes += check_adapter_files(directory, WEIGHTS)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     tokenizer = load_tokenizer(str(directory)) if has_tokenizer else load_tokenizer(base)
     # A language model has no head yet, or one of another size: the adapter brings its own.
     heads = {} if config.num_labels == adapter.num_labels else {"num_labels": adapter.num_labels}
-    model, info = _load_model(base, ignore_mismatched_sizes=True, **heads)
-    _check_complete(base, info, adapter)
+    model, info = _load_model(base, **heads)
+    _check_complete(base, info, model, adapter)
+    unexpected = info["unexpected_keys"]
+    pretrained = _names_of(config) if unexpected else set()
+    notes += check_stored(
+        base_directory,
+        architecture,
+        _names_in(model),
+        unexpected,
+        lambda name: name in pretrained or adapter.replaces(name),
+    )
+    notes += _heed_soft_cap(model)
+    wrapped = _loading(str(directory), "adapter", lambda: adapter.put_on(model))
     kind = _kind(model)
+    if kind == "causal":
+        notes += settle_adapters_pad(model, tokenizer, has_tokenizer=has_tokenizer)
     return Checkpoint(
         id=place.id,
         revision=place.revision,
         kind=kind,
-        architecture=type(model).__name__,
+        architecture=architecture,
         model=model,
         tokenizer=tokenizer,
-        adapter=_loading(str(directory), "adapter", lambda: adapter.put_on(model)),
+        adapter=wrapped,
+        notes=tuple(notes),
     )
 
 
@@ -224,28 +263,6 @@ def load_config(source: str) -> Any:
     return _loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 
-def sequence_classifier(source: str, config: Any) -> str:
-    """The class of transformers that the config names.
-
-    Raises:
-        SourceError: it is no reward model of transformers.
-    """
-    names = list(getattr(config, "architectures", None) or [])
-    known = [name for name in names if name.endswith("ForSequenceClassification") and hasattr(transformers, name)]
-    if not known:
-        remote = ", and its code is in its repository, which is never run" if hasattr(config, "auto_map") else ""
-        what = f"is a {names[0]}" if names else "names no architecture"
-        raise SourceError(f"{source}: {what}, not a *ForSequenceClassification model of transformers{remote}")
-    return str(known[0])
-
-
-def _check_config(source: str, config: Any, architecture: str) -> None:
-    if getattr(config, "quantization_config", None) is not None:
-        raise SourceError(f"{source}: its weights are quantized; give the checkpoint before quantization")
-    if getattr(config, "is_encoder_decoder", False):
-        raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
-
-
 def load_tokenizer(source: str) -> Any:
     """The fast tokenizer of a directory.
 
@@ -265,7 +282,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def _load_model(source: str, **options: Any) -> tuple[torch.nn.Module, Any]:
-    """The model, and what transformers says of its weights."""
+    """The model, and what transformers says of its weights; one of another shape is for the caller to refuse."""
     model, info = _loading(
         source,
         "model",
@@ -275,28 +292,72 @@ def _load_model(source: str, **options: Any) -> tuple[torch.nn.Module, Any]:
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **options,
         ),
     )
     return model.eval(), info
 
 
-def _check_complete(source: str, info: Any, adapter: Adapter | None = None) -> None:
-    """No weight of the model may be missing, and none of its head left out, unless an adapter brings the head."""
-    for problem in ("missing_keys", "mismatched_keys"):
-        # A mismatched weight comes with both of its shapes.
-        names = sorted(name if isinstance(name, str) else name[0] for name in info[problem])
-        if names := [name for name in names if adapter is None or not adapter.brings(name)]:
-            word = problem.split("_")[0]
-            raise SourceError(
-                f"{source}: {len(names)} {word} weights, such as {names[0]}; they would be random numbers. "
-                "Is it a reward model's checkpoint, saved whole?"
-            )
-    if left_out := sorted(name for name in info["unexpected_keys"] if _HEAD.search(name) and adapter is None):
+def _check_complete(source: str, info: Any, model: Any, adapter: Adapter | None = None) -> None:
+    """No weight of the model may be missing or of another shape, unless an adapter brings it."""
+    missing = sorted(info["missing_keys"])
+    if missing := [name for name in missing if adapter is None or not adapter.brings(name)]:
         raise SourceError(
-            f"{source}: {left_out[0]} is a weight of the head that transformers' class of this model leaves out, "
-            "so the scores would not be the trained ones"
+            f"{source}: {len(missing)} missing weights, such as {missing[0]}; they would be random numbers. "
+            "Is it a reward model's checkpoint, saved whole?"
         )
+    # A mismatched weight comes with both of its shapes.
+    mismatched = {name: (tuple(stored), tuple(made)) for name, stored, made in info["mismatched_keys"]}
+    for name, (stored, made) in sorted(mismatched.items()):
+        if adapter is not None and adapter.brings(name):
+            continue
+        if made[0] == model.config.num_labels != stored[0] and stored[1:] == made[1:]:
+            raise SourceError(
+                f"{source}: the head has {_count(stored[0], 'output')} ({name}), its config.json "
+                f"{_count(made[0], 'label')} (as many as transformers assumes where none is named, if it is 2); set there "
+                f'"id2label": {json.dumps(_labels(stored[0]))}'
+            )
+        raise SourceError(
+            f"{source}: {name} is stored in shape {stored}, and config.json makes it {made}; is it the config of "
+            "these weights?"
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _labels(num_labels: int) -> dict[str, str]:
+    return {"0": "score"} if num_labels == 1 else {str(index): f"LABEL_{index}" for index in range(num_labels)}
+
+
+def _names_in(model: Any) -> set[str]:
+    """The model's weights by their names, which may be stored with or without the base model's prefix."""
+    prefix = f"{model.base_model_prefix}."
+    names = set(model.state_dict())
+    return names | {f"{prefix}{name}" for name in names} | {name.removeprefix(prefix) for name in names}
+
+
+def _names_of(config: Any) -> set[str]:
+    """The weights of the class that a base model's config names: its head has no part in an adapter's score."""
+    own = getattr(transformers, next(iter(config.architectures or ()), ""), None)
+    if own is None:
+        return set()
+    with torch.device("meta"):
+        return set(own(config).state_dict())
+
+
+def _heed_soft_cap(model: Any) -> list[str]:
+    """Take the attention that computes the config's soft cap: transformers 4's default leaves it out (Gemma 2)."""
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if not capped or model.config._attn_implementation != "sdpa":
+        return []
+    model.set_attn_implementation("eager")
+    return [
+        "attention is computed by transformers' eager implementation: sdpa leaves out the config's "
+        "attn_logit_softcapping"
+    ]
 
 
 def _kind(model: torch.nn.Module) -> Kind:

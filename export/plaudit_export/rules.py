@@ -51,6 +51,8 @@ class Options:
         allow_loss: accept a precision that ranks too many pairs of texts otherwise than float32 does.
         normalize_on: texts whose scores get mean 0.
         normalize_std: and standard deviation 1.
+        builtin_class: the class of transformers is right, also where the checkpoint has code of its own.
+        pad_token: what the trainer padded with; "" for nothing.
     """
 
     name: str | None = None
@@ -68,6 +70,8 @@ class Options:
     allow_loss: bool = False
     normalize_on: TextFile | None = None
     normalize_std: bool = True
+    builtin_class: bool = False
+    pad_token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
     Raises:
         SourceError: an option does not fit the checkpoint.
     """
-    notes: list[str] = []
+    notes = list(checkpoint.notes)
     if options.pair and checkpoint.kind == "causal":
         raise SourceError(f"--pair: {checkpoint.architecture} is a decoder; pairs are for encoders")
     eos = _special(checkpoint, "eos_token")
@@ -222,7 +226,7 @@ def _pair(checkpoint: Checkpoint, options: Options, notes: list[str]) -> bool:
 
 
 def _heads(checkpoint: Checkpoint, options: Options, notes: list[str]) -> tuple[Head, ...]:
-    labels = [str(checkpoint.config.id2label[index]) for index in range(checkpoint.config.num_labels)]
+    labels = checkpoint.labels
     if options.heads is not None:
         if len(options.heads) != len(labels):
             raise SourceError(f"--heads names {len(options.heads)} heads, {checkpoint.id} has {len(labels)}")

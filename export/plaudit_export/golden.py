@@ -12,7 +12,7 @@ from typing import Any
 
 from plaudit_export.errors import SourceError
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.wire import check_request
+from plaudit_service.items import check_request
 
 Item = dict[str, Any]
 

@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from plaudit_service.tokenization import Ids
+from plaudit_service.token_ids import Ids, token_key
 
 # Sharing pays from here on, in tokens that need not be computed: the prefix is a call of its own, and batches become
 # smaller (docs/decisions.md has the figures).
@@ -51,13 +51,8 @@ class Batch(Generic[T]):
     num_prefix_tokens: int = 0
 
 
-def token_key(token_ids: Ids) -> bytes:
-    """Bytes that compare as the ids do, so that sequences with a common beginning are neighbours when sorted."""
-    return token_ids.astype(">u4").tobytes()
-
-
 def no_prefix_is_kept(_: bytes) -> int:
-    """The `longest_kept` of a backlog whose engine keeps no prefixes."""
+    """The `longest_kept` of an engine that can continue from prefixes, and keeps none."""
     return 0
 
 
@@ -65,13 +60,12 @@ class Backlog(Generic[T]):
     """The sequences that wait for one engine.
 
     Args:
-        share_prefixes: Whether the engine can continue from a prefix.
-        longest_kept: Number of first tokens of a sequence (given as `token_key`) whose computation the engine kept.
+        longest_kept: Number of first tokens of a sequence (given as `token_key`) whose computation the engine kept;
+            None: the engine cannot continue from a prefix.
     """
 
-    def __init__(self, *, share_prefixes: bool, longest_kept: Callable[[bytes], int] = no_prefix_is_kept) -> None:
+    def __init__(self, longest_kept: Callable[[bytes], int] | None = None) -> None:
         self.num_tokens = 0
-        self._share_prefixes = share_prefixes
         self._longest_kept = longest_kept
         self._entries: dict[int, T] = {}
         self._numbers: dict[T, int] = {}
@@ -99,7 +93,7 @@ class Backlog(Generic[T]):
         self.num_tokens += length
         heapq.heappush(self._by_age, (entry.arrival, -length, number))
         insort(self._by_length, (length, -number))
-        if self._share_prefixes:
+        if self._longest_kept is not None:
             insort(self._by_tokens, (token_key(entry.token_ids), number))
 
     def discard(self, entry: T) -> None:
@@ -110,7 +104,7 @@ class Backlog(Generic[T]):
         del self._entries[number]
         self.num_tokens -= len(entry.token_ids)
         del self._by_length[bisect_left(self._by_length, (len(entry.token_ids), -number))]
-        if self._share_prefixes:
+        if self._longest_kept is not None:
             del self._by_tokens[bisect_left(self._by_tokens, (token_key(entry.token_ids), number))]
 
     def take(self, *, max_padded_tokens: int) -> Batch[T] | None:
@@ -154,7 +148,7 @@ class Backlog(Generic[T]):
 
     def _plan_group(self, anchor: T, max_padded_tokens: int) -> deque[Batch[T]]:
         """The batches of the sequences that share the anchor's beginning; none where sharing does not pay."""
-        if not self._share_prefixes:
+        if self._longest_kept is None:
             return deque()
         sharers = self._sharers(anchor)
         num_prefix_tokens = best_prefix(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from plaudit_service.errors import BundleError, InvalidRequest
-from plaudit_service.wire import check_request
+from plaudit_service.items import check_request
 
 FORMAT = 1
 

@@ -19,7 +19,8 @@ from typing import Literal
 
 from plaudit_service.bundle import Bundle, canonical_sha256
 from plaudit_service.errors import InvalidRequest, SettingsError
-from plaudit_service.wire import Identity, Item, Result, Status, TokenItem
+from plaudit_service.items import Item, TokenItem
+from plaudit_service.results import Identity, Result, Status
 
 # Of the statuses of several failed parts, the first of these is answered: what is wrong with the service or its models
 # before what is wrong with the text, and what another attempt may cure last.

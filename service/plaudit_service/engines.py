@@ -14,7 +14,8 @@ import numpy.typing as npt
 from plaudit_service.bundle import GRAPH, Bundle
 from plaudit_service.errors import BundleError, SettingsError
 from plaudit_service.runtimes import RUNTIMES, Input, Runtime
-from plaudit_service.tokenization import Ids, TokenizedText
+from plaudit_service.token_ids import Ids
+from plaudit_service.tokenization import TokenizedText
 
 Heads = npt.NDArray[np.float32]
 # By the names of the graph's inputs; keys and values of a prefix are where the runtime keeps them.

@@ -4,19 +4,18 @@ Knows nothing of queues or HTTP.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from plaudit_service.batching import Backlog, token_key
 from plaudit_service.bundle import Bundle
 from plaudit_service.engines import Engine, Prefix, padded_tokens
 from plaudit_service.prefixes import PrefixCache
-from plaudit_service.tokenization import Ids, Tokenization, TokenizedText
-from plaudit_service.wire import Identity, Result, Status
+from plaudit_service.results import Identity, Result, Status
+from plaudit_service.token_ids import Ids, token_key
+from plaudit_service.tokenization import Tokenization, TokenizedText
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,10 @@ class Model:
         """What answers name and requests may pin."""
         return Identity(self.bundle.name, self.bundle.fingerprint, self.engine.name)
 
-    def new_backlog(self) -> Backlog[Any]:
-        """An empty queue of sequences for this model, which knows the prefixes that are kept."""
-        if self.prefixes is None:
-            return Backlog(share_prefixes=False)
-        return Backlog(share_prefixes=True, longest_kept=self.prefixes.longest)
+    @property
+    def longest_kept(self) -> Callable[[bytes], int] | None:
+        """What tells a backlog which prefixes are kept; None: sequences share nothing."""
+        return None if self.prefixes is None else self.prefixes.longest
 
     def compute(self, batch: Sequence[TokenizedText], num_prefix_tokens: int = 0) -> list[Outcome]:
         """Run the engine on a batch; where it raises, halve the batch until the culprit is alone.

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from plaudit_service.asgi import PROBLEM_MEDIA_TYPE
 from plaudit_service.dialects.dialect import Dialect
-from plaudit_service.wire import Problem, ScoreAnswer, ScoreRequest
+from plaudit_service.items import ScoreRequest
+from plaudit_service.wire import Problem, ScoreAnswer
 
 Schema = dict[str, Any]
 

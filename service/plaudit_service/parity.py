@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from plaudit_service.bundle import Bundle, Golden
+from plaudit_service.items import Item, check_request
 from plaudit_service.model import Model
+from plaudit_service.results import Result
 from plaudit_service.scorer import Scorer
 from plaudit_service.tokenization import TokenizedText, pooled_index
-from plaudit_service.wire import Item, Result, check_request
 
 # Padded tokens of a call that mixes lengths: large ones show what small ones do not.
 MIXED_TOKENS = 4096

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from plaudit_service.errors import AllExpired
+from plaudit_service.items import Item, Truncation
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.parity import ParityReport, compare, golden_items, mixed_batches, score_mixed, score_shared
+from plaudit_service.results import Result
 from plaudit_service.scheduler import Scheduler, Ticket
 from plaudit_service.tokenization import TokenizedText
-from plaudit_service.wire import Item, Result, Truncation
 
 # How long a request may keep a tokenizer thread before it goes to the back of the line.
 _TURN_S = 0.02

@@ -10,7 +10,7 @@ from plaudit_service.engines import Prefix
 
 # The event loop looks a sequence up once for each length that is kept.
 _MAX_KEPT = 64
-_BYTES_PER_TOKEN = 4  # of a key: `batching.token_key`
+_BYTES_PER_TOKEN = 4  # of a key: `token_ids.token_key`
 
 
 class PrefixCache:

@@ -16,10 +16,11 @@ from plaudit_service.errors import QueueFull, TooLarge, Unavailable
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Failure, Model, Outcome
 from plaudit_service.pace import Pace
+from plaudit_service.results import Status
 from plaudit_service.score_cache import ScoreCache
 from plaudit_service.settings import Settings
-from plaudit_service.tokenization import Ids, TokenizedText
-from plaudit_service.wire import Status
+from plaudit_service.token_ids import Ids
+from plaudit_service.tokenization import TokenizedText
 
 # One batch computes, and one full batch lies ready behind it.
 _MAX_HANDED_OVER = 2
@@ -114,7 +115,7 @@ class Scheduler:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._backlog: Backlog[_Job] = model.new_backlog()
+        self._backlog: Backlog[_Job] = Backlog(model.longest_kept)
         self._jobs: dict[_Key, _Job] = {}  # what waits or is computed
         self._cache = ScoreCache(settings.score_cache_size)
         self._pace = Pace()

@@ -8,10 +8,11 @@ from typing import Any
 
 from plaudit_service.asgi import Receive, Scope, Send, send_answer
 from plaudit_service.errors import AllExpired, InvalidRequest, TooLarge
+from plaudit_service.items import ChatItem, Item, PromptItem, ScoreRequest, TextItem, TokenItem
 from plaudit_service.receiving import Room, read_body, while_connected
 from plaudit_service.service import Service
 from plaudit_service.settings import Settings
-from plaudit_service.wire import ChatItem, Item, PromptItem, ScoreRequest, TextItem, TokenItem, parse_request
+from plaudit_service.wire import parse_request, to_wire
 
 # A body up to this size is parsed on the event loop: handing it to a thread would cost more than parsing it.
 _INLINE_BODY_BYTES = 16_384
@@ -47,7 +48,7 @@ class ScoreEndpoint:
             "model": model.name,
             "fingerprint": model.identity.fingerprint,
             "engine": model.identity.engine,
-            "results": [result.to_wire() for result in scored.results],
+            "results": [to_wire(result) for result in scored.results],
         }
         times = {"queue": scored.queue_s, "tokenize": scored.tokenize_s, "infer": scored.infer_s}
         timing = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in times.items())

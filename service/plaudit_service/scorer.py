@@ -11,11 +11,13 @@ from plaudit_service.bundle import Bundle, load_bundle
 from plaudit_service.combining import parse_combinations
 from plaudit_service.engines import open_engine
 from plaudit_service.errors import UnknownModel
+from plaudit_service.items import ScoreRequest, Truncation, check_request
 from plaudit_service.model import Model, Outcome
 from plaudit_service.prefixes import PrefixCache
+from plaudit_service.results import Identity, Result
 from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS, DEFAULT_PREFIX_CACHE_BYTES
-from plaudit_service.tokenization import Ids, TokenizedText
-from plaudit_service.wire import Identity, Result, ScoreRequest, Truncation, check_request
+from plaudit_service.token_ids import Ids
+from plaudit_service.tokenization import TokenizedText
 
 
 class Scores(Sequence[Result]):
@@ -134,7 +136,7 @@ class Scorer(_InProcess):
 
     def _compute(self, texts: Sequence[TokenizedText]) -> list[Outcome]:
         model = self.model
-        backlog: Backlog[_Waiting] = model.new_backlog()
+        backlog: Backlog[_Waiting] = Backlog(model.longest_kept)
         for place, text in enumerate(texts):
             backlog.add(_Waiting(place, text))
         outcomes: dict[int, Outcome] = {}

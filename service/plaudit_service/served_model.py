@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 from plaudit_service.combining import Combination
 from plaudit_service.errors import AllExpired, QueueFull
+from plaudit_service.items import ScoreRequest
 from plaudit_service.metrics import Metrics
 from plaudit_service.pipeline import Pipeline, Scored, Tokenized
+from plaudit_service.results import Result, Status
 from plaudit_service.scheduler import Ticket, admit
 from plaudit_service.score_window import ScoreWindow
-from plaudit_service.wire import Result, ScoreRequest, Status
 
 _T = TypeVar("_T")
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, models
 
 from plaudit_service.bundle import TOKENIZER, Bundle, Scoring
 from plaudit_service.chat_template import ChatTemplateError, compile_chat_template
 from plaudit_service.errors import BundleError, InvalidRequest
-from plaudit_service.wire import ChatItem, Item, PromptItem, Result, Status, TextItem, TokenItem, Truncation
-
-Ids = npt.NDArray[np.int64]
+from plaudit_service.items import ChatItem, Item, PromptItem, TextItem, TokenItem, Truncation
+from plaudit_service.results import Result, Status
+from plaudit_service.token_ids import Ids
 
 # A step of tokenization ends behind this many characters: tens of milliseconds.
 _STEP_CHARS = 65_536

@@ -1,200 +1,13 @@
-"""The shapes of `POST /score`: what a request may hold and what a result is.
+"""The JSON of `POST /score`: how a body is read, and the shapes that the OpenAPI document shows."""
 
-Knows nothing of HTTP, models or tokens.
-"""
+from typing import Any
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from pydantic import BaseModel, ValidationError
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from plaudit_service.items import ScoreRequest, as_request_error
+from plaudit_service.results import Result, Status
 
-from plaudit_service.errors import InvalidRequest, Mismatch, NotJson, RequestError, TooLarge
-
-Truncation = Literal["error", "left", "right"]
-
-# Far above any useful setting: it bounds what parsing a body can cost before the settings' limits are checked.
-MAX_ITEMS = 65_536
 _MAX_DETAIL_CHARS = 500
-
-
-class _Strict(BaseModel):
-    # Lists fail fast: a body of wrong entries must not make an error for each.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _Item(_Strict):
-    finished: bool = Field(True, description="False: the completion was cut by length, so no EOS is appended.")
-
-    @property
-    def num_sequences(self) -> int:
-        """How many sequences, and so results, this item makes."""
-        return 1
-
-
-class TextItem(_Item):
-    """One text, scored as it is."""
-
-    text: str
-
-
-class PromptItem(_Item):
-    """A prompt with one completion, or with several that share it; concatenated as they are."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [
-                {"required": ["completion"], "properties": {"completion": {"type": "string"}}},
-                {"required": ["completions"], "properties": {"completions": {"type": "array"}}},
-            ]
-        }
-    )
-
-    prompt: str
-    completion: str | None = None
-    completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
-
-    @model_validator(mode="after")
-    def _has_one_kind_of_completion(self) -> Self:
-        if (self.completion is None) == (self.completions is None):
-            raise ValueError("give either completion or completions beside prompt")
-        return self
-
-    @property
-    def num_sequences(self) -> int:
-        """One per completion."""
-        return 1 if self.completions is None else len(self.completions)
-
-
-class Message(_Strict):
-    """One turn of a chat."""
-
-    role: str
-    content: str
-
-
-class ChatItem(_Item):
-    """A chat that the model's template renders, or a chat with several completions, each an assistant's message."""
-
-    messages: list[Message] = Field(min_length=1, fail_fast=True)
-    completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
-
-    @property
-    def num_sequences(self) -> int:
-        """One per completion, one where there is none."""
-        return 1 if self.completions is None else len(self.completions)
-
-
-class TokenItem(_Item):
-    """Token ids of the reward model's own tokenizer, used as they are."""
-
-    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(fail_fast=True)
-
-
-_FORMS = ("text", "prompt", "messages", "token_ids")
-
-
-def _form_of(item: Any) -> str | None:
-    if isinstance(item, Mapping):
-        return next((form for form in _FORMS if form in item), None)
-    return next((form for form in _FORMS if hasattr(item, form)), None)
-
-
-Item = Annotated[
-    Annotated[TextItem, Tag("text")]
-    | Annotated[PromptItem, Tag("prompt")]
-    | Annotated[ChatItem, Tag("messages")]
-    | Annotated[TokenItem, Tag("token_ids")],
-    Discriminator(
-        _form_of,
-        custom_error_type="item_form",
-        custom_error_message="an item is an object with one of text, prompt, messages, token_ids",
-    ),
-]
-
-
-class ScoreRequest(_Strict):
-    """The body of `POST /score`."""
-
-    items: list[Item] = Field(max_length=MAX_ITEMS, fail_fast=True)
-    model: str | None = Field(None, description="Which loaded model; may be left out when there is only one.")
-    truncation: Truncation = "error"
-    fingerprint: str | None = Field(None, description="Refuse (409) unless this fingerprint computes the scores.")
-    engine: str | None = Field(None, description="Refuse (409) unless this engine computes the scores.")
-    raw: bool = Field(False, description="Skip the bundle's normalization.")
-
-    @property
-    def num_sequences(self) -> int:
-        """How many results the answer will hold."""
-        return sum(item.num_sequences for item in self.items)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What computes a score: a model's name, its fingerprint, and its engine."""
-
-    name: str
-    fingerprint: str
-    engine: str
-
-    def check_pins(self, request: ScoreRequest) -> None:
-        """Refuse a request that wants another fingerprint or engine.
-
-        Raises:
-            Mismatch: 409.
-        """
-        for what, wanted, actual in (
-            ("fingerprint", request.fingerprint, self.fingerprint),
-            ("engine", request.engine, self.engine),
-        ):
-            if wanted is not None and wanted != actual:
-                raise Mismatch(
-                    f'the request pins {what} {wanted}, model "{self.name}" has {actual}; '
-                    f"another reward model is loaded here: use its own URL, or drop the pin"
-                )
-
-
-class Status(StrEnum):
-    """What became of one sequence."""
-
-    OK = "ok"
-    TOO_LONG = "too_long"
-    EMPTY = "empty"
-    NON_FINITE = "non_finite"
-    EXPIRED = "expired"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class Result:
-    """The score of one sequence, or why there is none. `num_tokens` counts the whole text, before any truncation."""
-
-    status: Status
-    score: float | None
-    num_tokens: int
-    truncated: bool = False
-    detail: str | None = None
-    heads: Mapping[str, float] | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is a score."""
-        return self.status is Status.OK
-
-    def to_wire(self) -> dict[str, Any]:
-        """The JSON object of the answer: `detail` and `heads` only where there are any."""
-        wire: dict[str, Any] = {
-            "status": str(self.status),
-            "score": self.score,
-            "num_tokens": self.num_tokens,
-            "truncated": self.truncated,
-        }
-        if self.detail is not None:
-            wire["detail"] = self.detail[:_MAX_DETAIL_CHARS]
-        if self.heads is not None:
-            wire["heads"] = dict(self.heads)
-        return wire
 
 
 class ScoreResult(BaseModel):
@@ -236,28 +49,19 @@ def parse_request(body: bytes | str) -> ScoreRequest:
     try:
         return ScoreRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _as_request_error(error) from error
+        raise as_request_error(error) from error
 
 
-def check_request(content: Mapping[str, Any]) -> ScoreRequest:
-    """Check a request given as Python objects, as `parse_request` does a body.
-
-    Raises:
-        InvalidRequest: it has a wrong shape; the message says where.
-    """
-    try:
-        return ScoreRequest.model_validate(content)
-    except ValidationError as error:
-        raise _as_request_error(error) from error
-
-
-def _as_request_error(error: ValidationError) -> RequestError:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
-        return NotJson(f"{first['msg']}; send a JSON object with items")
-    if first["type"] == "too_long" and first["loc"] == ("items",):
-        return TooLarge(f"the request has more than {MAX_ITEMS} items; split it")
-    # The tag of an item's form is no key of the document.
-    keys = [key for at, key in enumerate(first["loc"]) if not (at == 2 and first["loc"][0] == "items")]
-    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".") or "body"
-    return InvalidRequest(f"{where}: {first['msg']}")
+def to_wire(result: Result) -> dict[str, Any]:
+    """The JSON object of a result: `detail` and `heads` only where there are any."""
+    wire: dict[str, Any] = {
+        "status": str(result.status),
+        "score": result.score,
+        "num_tokens": result.num_tokens,
+        "truncated": result.truncated,
+    }
+    if result.detail is not None:
+        wire["detail"] = result.detail[:_MAX_DETAIL_CHARS]
+    if result.heads is not None:
+        wire["heads"] = dict(result.heads)
+    return wire

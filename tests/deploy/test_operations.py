@@ -15,8 +15,8 @@ from plaudit_ppo import errors as ppo_errors
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.metrics import METRICS
 from plaudit_service.metrics import SECONDS, Metrics
+from plaudit_service.results import Status
 from plaudit_service.settings import Settings
-from plaudit_service.wire import Status
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.md"

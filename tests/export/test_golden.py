@@ -4,7 +4,7 @@ import pytest
 
 from plaudit_export import golden
 from plaudit_export.errors import SourceError
-from plaudit_service.wire import check_request
+from plaudit_service.items import check_request
 
 
 def test_built_in_items_are_items_of_the_wire():

@@ -12,9 +12,9 @@ from plaudit_export.exporter import export_checkpoint
 from plaudit_export.golden import read_items
 from plaudit_export.rules import Options, TextFile
 from plaudit_export.testing import CORPUS, tiny_causal_checkpoint, tiny_encoder_checkpoint
+from plaudit_service.items import TextItem
 from plaudit_service.parity import check
 from plaudit_service.scorer import Scorer
-from plaudit_service.wire import TextItem
 
 WORDS = " ".join(CORPUS).split()
 

@@ -15,8 +15,8 @@ from plaudit_export.exporter import export_checkpoint
 from plaudit_export.finish import Exported
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
+from plaudit_service.items import TextItem, check_request
 from plaudit_service.scorer import Scorer
-from plaudit_service.wire import TextItem, check_request
 
 PAD, BOS, UNK, EOS = range(4)
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

@@ -14,10 +14,10 @@ import pytest
 from running_app import run_app, until
 
 from plaudit_service.bundle import load_bundle
+from plaudit_service.results import Status
 from plaudit_service.service import Service
 from plaudit_service.settings import Settings
 from plaudit_service.testing import score_by_hand
-from plaudit_service.wire import Status
 
 SECRET = "this-is-a-secret-text"
 

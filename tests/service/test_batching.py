@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit_service.batching import Backlog, best_prefix, cut, num_common_tokens, token_key
+from plaudit_service.batching import Backlog, best_prefix, cut, no_prefix_is_kept, num_common_tokens
+from plaudit_service.token_ids import token_key
 
 
 @dataclass(eq=False)
@@ -23,7 +24,7 @@ def of_length(length, arrival=0, first=0):
 
 
 def backlog_of(*entries, **options):
-    backlog = Backlog(**{"share_prefixes": False} | options)
+    backlog = Backlog(**options)
     for entry in entries:
         backlog.add(entry)
     return backlog
@@ -89,7 +90,7 @@ def test_a_sequence_over_the_budget_goes_alone():
 
 def test_a_discarded_sequence_is_not_taken_and_one_that_is_not_in_is_no_error():
     first, second = of_length(10), of_length(12)
-    backlog = backlog_of(first, second, share_prefixes=True)
+    backlog = backlog_of(first, second, longest_kept=no_prefix_is_kept)
     backlog.discard(second)
     backlog.discard(second)
     assert (len(backlog), backlog.num_tokens) == (1, 10)
@@ -100,7 +101,7 @@ def test_a_group_shares_its_prompt_and_its_batches_follow_each_other():
     prompt = range(100, 200)
     group = [waiting(*prompt, *([number] * (10 + number))) for number in range(8)]
     other = of_length(30)
-    batches = take_all(backlog_of(*group, other, share_prefixes=True), 64)
+    batches = take_all(backlog_of(*group, other, longest_kept=no_prefix_is_kept), 64)
     assert [batch.num_prefix_tokens for batch in batches[:-1]] == [100] * (len(batches) - 1)
     assert [entry for batch in batches for entry in batch.sequences] == [*reversed(group), other]
     assert len(batches) > 2
@@ -108,7 +109,7 @@ def test_a_group_shares_its_prompt_and_its_batches_follow_each_other():
 
 def test_what_left_in_the_middle_of_a_group_is_not_taken():
     group = [waiting(*range(100), number) for number in range(8)]
-    backlog = backlog_of(*group, share_prefixes=True)
+    backlog = backlog_of(*group, longest_kept=no_prefix_is_kept)
     first = backlog.take(max_padded_tokens=16)
     left = [entry for entry in group if entry not in first.sequences]
     backlog.discard(left[0])
@@ -118,7 +119,7 @@ def test_what_left_in_the_middle_of_a_group_is_not_taken():
 
 def test_a_prefix_whose_computation_is_kept_is_used_for_one_sequence_alone():
     prompt = waiting(*range(200), 1)
-    backlog = backlog_of(prompt, share_prefixes=True, longest_kept=lambda _: 150)
+    backlog = backlog_of(prompt, longest_kept=lambda _: 150)
     assert backlog.take(max_padded_tokens=1000).num_prefix_tokens == 150
 
 
@@ -152,7 +153,7 @@ def test_common_tokens_and_the_order_of_keys_are_those_of_lists(first, second):
 
 @given(backlogs, st.integers(1, 2000), st.booleans())
 def test_taking_until_nothing_is_left_takes_every_sequence_once(entries, budget, share):
-    backlog = backlog_of(*entries, share_prefixes=share)
+    backlog = backlog_of(*entries, longest_kept=no_prefix_is_kept if share else None)
     taken = [entry for batch in take_all(backlog, budget) for entry in batch.sequences]
     assert sorted(map(id, taken)) == sorted(map(id, entries))
     assert (len(backlog), backlog.num_tokens) == (0, 0)
@@ -160,7 +161,7 @@ def test_taking_until_nothing_is_left_takes_every_sequence_once(entries, budget,
 
 @given(backlogs, st.integers(1, 2000), st.booleans())
 def test_the_first_batch_fits_the_budget_and_holds_one_of_the_oldest(entries, budget, share):
-    batch = backlog_of(*entries, share_prefixes=share).take(max_padded_tokens=budget)
+    batch = backlog_of(*entries, longest_kept=no_prefix_is_kept if share else None).take(max_padded_tokens=budget)
     if entries:
         assert min(entry.arrival for entry in entries) in {entry.arrival for entry in batch.sequences}
         longest = max(len(entry.token_ids) for entry in batch.sequences) - batch.num_prefix_tokens
@@ -169,7 +170,7 @@ def test_the_first_batch_fits_the_budget_and_holds_one_of_the_oldest(entries, bu
 
 @given(backlogs, st.integers(1, 2000))
 def test_a_shared_prefix_is_common_to_its_batch_and_shorter_than_every_sequence(entries, budget):
-    for batch in take_all(backlog_of(*entries, share_prefixes=True), budget):
+    for batch in take_all(backlog_of(*entries, longest_kept=no_prefix_is_kept), budget):
         prefix = batch.num_prefix_tokens
         beginnings = {tuple(entry.token_ids[:prefix]) for entry in batch.sequences}
         assert len(beginnings) == 1

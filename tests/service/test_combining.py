@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from plaudit_service.bundle import Normalization, load_bundle
 from plaudit_service.combining import WORST_FIRST, parse_combination
 from plaudit_service.errors import SettingsError
-from plaudit_service.wire import Identity, Result, Status
+from plaudit_service.results import Identity, Result, Status
 
 finite = st.floats(-1e6, 1e6)
 pairs = st.lists(st.tuples(finite, finite), min_size=2, max_size=8)

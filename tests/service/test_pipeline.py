@@ -9,11 +9,11 @@ from plaudit_service import pipeline as pipeline_module
 from plaudit_service.bundle import load_bundle
 from plaudit_service.engines import open_engine
 from plaudit_service.errors import AllExpired, QueueFull
+from plaudit_service.items import ScoreRequest, TextItem
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Model
 from plaudit_service.pipeline import Pipeline
 from plaudit_service.served_model import ServedModel
-from plaudit_service.wire import ScoreRequest, TextItem
 
 LONG = [TextItem(text="good " * 14_000)] * 4  # each of them is a step
 SHORT = [TextItem(text="good")]

@@ -1,8 +1,8 @@
 import numpy as np
 
-from plaudit_service.batching import token_key
 from plaudit_service.engines import Prefix
 from plaudit_service.prefixes import PrefixCache
+from plaudit_service.token_ids import token_key
 
 
 def key(*ids):

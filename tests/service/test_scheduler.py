@@ -12,10 +12,10 @@ from plaudit_service.engine_thread import EngineThread
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
 from plaudit_service.metrics import Metrics
 from plaudit_service.model import Failure, Model
+from plaudit_service.results import Status
 from plaudit_service.scheduler import Scheduler, admit
 from plaudit_service.settings import Settings
 from plaudit_service.tokenization import TokenizedText
-from plaudit_service.wire import Status
 
 
 class FakeEngine:

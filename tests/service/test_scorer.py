@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from plaudit_service import CombinedScorer, Scorer
 from plaudit_service.bundle import Normalization, load_bundle
 from plaudit_service.errors import InvalidRequest, Mismatch, SettingsError, UnknownModel
+from plaudit_service.items import TextItem
 from plaudit_service.parity import ParityReport, ParityRow, check, mixed_batches, score_mixed
 from plaudit_service.testing import score_by_hand
-from plaudit_service.wire import TextItem
+from plaudit_service.wire import to_wire
 
 texts = st.lists(st.sampled_from(["good", "fine", "bad", "awful"]), min_size=1, max_size=20).map(" ".join)
 
@@ -235,7 +236,7 @@ def test_in_process_a_combination_gives_what_it_gives_over_http(serve, tiny_bund
                 body = {"items": ITEMS, "model": formula.split("=")[0], **fields}
                 served = httpx2.post(f"{service.url}/score", json=body).json()
                 scores = scorer.score(ITEMS, **fields)
-                assert served["results"] == [result.to_wire() for result in scores]
+                assert served["results"] == [to_wire(result) for result in scores]
                 for part in scorers:
                     own = part.score(ITEMS, **fields)
                     assert [score.heads[own.model] for score in scores if score.ok] == [

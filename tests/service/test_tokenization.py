@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from plaudit_service.bundle import TOKENIZER, Scoring, SpecialToken, load_bundle, sha256_of
 from plaudit_service.errors import InvalidRequest
+from plaudit_service.items import PromptItem, TextItem, TokenItem
+from plaudit_service.results import Status
 from plaudit_service.testing import write_tiny_bundle
 from plaudit_service.tokenization import Tokenization, TokenizedText, pooled_index
-from plaudit_service.wire import PromptItem, Status, TextItem, TokenItem
 
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c", "d"]
 MAX_TOKENS = 8

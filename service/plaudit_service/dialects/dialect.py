@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plaudit_service.errors import InvalidRequest, NotJson
-from plaudit_service.wire import Item
+from plaudit_service.items import Item
 
 _Shape = TypeVar("_Shape", bound="Shape")
 

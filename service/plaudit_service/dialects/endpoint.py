@@ -18,11 +18,12 @@ from plaudit_service.dialects import llamafactory, openrlhf, slime, vllm
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect
 from plaudit_service.dialects.special_tokens import find_foreign
 from plaudit_service.errors import AllExpired, InvalidRequest, ItemFailed, QueueFull, Unavailable
+from plaudit_service.items import ScoreRequest, Truncation
 from plaudit_service.receiving import Room, Share, read_body, while_connected
+from plaudit_service.results import Result, Status
 from plaudit_service.score_endpoint import check_sizes, request_timeout_s
 from plaudit_service.served_model import ServedModel
 from plaudit_service.service import Service
-from plaudit_service.wire import Result, ScoreRequest, Status, Truncation
 
 DIALECTS = {
     "openrlhf": openrlhf.DIALECT,

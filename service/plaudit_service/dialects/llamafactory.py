@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.wire import MAX_ITEMS, TextItem
+from plaudit_service.items import MAX_ITEMS, TextItem
 
 
 class _Body(Shape):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.dialects.special_tokens import strip_end
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.wire import MAX_ITEMS, ChatItem, Item, Message, TextItem
+from plaudit_service.items import MAX_ITEMS, ChatItem, Item, Message, TextItem
 
 _CHAT = TypeAdapter(list[Message])
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.dialects.special_tokens import strip_end
-from plaudit_service.wire import ChatItem, Item, Message, PromptItem
+from plaudit_service.items import ChatItem, Item, Message, PromptItem
 
 
 class _Body(Shape):

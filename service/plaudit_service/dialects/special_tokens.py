@@ -7,7 +7,7 @@ otherwise it would take them for words, and give another score than for the chat
 import re
 from collections.abc import Callable, Iterator
 
-from plaudit_service.wire import ChatItem, Item, PromptItem, TextItem
+from plaudit_service.items import ChatItem, Item, PromptItem, TextItem
 
 # How the tokenizers of ChatML, Llama 3, Phi, DeepSeek, Gemma, Mistral and BERT models write theirs.
 _ANYWHERE = re.compile(

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.wire import MAX_ITEMS, ChatItem, Item, Message, TextItem, TokenItem
+from plaudit_service.items import MAX_ITEMS, ChatItem, Item, Message, TextItem, TokenItem
 
 _TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _Entry = TypeVar("_Entry")

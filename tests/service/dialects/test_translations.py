@@ -10,7 +10,7 @@ from plaudit_service.dialects import llamafactory, openrlhf, slime, vllm
 from plaudit_service.dialects.dialect import Answered
 from plaudit_service.dialects.special_tokens import find_foreign, strip_end
 from plaudit_service.errors import InvalidRequest, NotJson
-from plaudit_service.wire import ChatItem, Message, PromptItem, TextItem, TokenItem
+from plaudit_service.items import ChatItem, Message, PromptItem, TextItem, TokenItem
 
 CHAT = [{"role": "user", "content": "good"}]
 MESSAGES = [Message(role="user", content="good")]

@@ -6,11 +6,11 @@ from plaudit_ppo.config import PPOConfig, load_config
 from plaudit_ppo.errors import PPOError
 
 if TYPE_CHECKING:
-    from plaudit_ppo.lora import add_lora
-    from plaudit_ppo.models import Critic, TrunkCritic, frozen_copy, load_critic, load_policy
-    from plaudit_ppo.prompts import Prompt, read_prompts
-    from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
-    from plaudit_ppo.summary import TrainSummary
+    from plaudit_ppo.models.lora import add_lora
+    from plaudit_ppo.models.models import Critic, TrunkCritic, frozen_copy, load_critic, load_policy
+    from plaudit_ppo.rollout.prompts import Prompt, read_prompts
+    from plaudit_ppo.runs.summary import TrainSummary
+    from plaudit_ppo.scoring.scorers import CombinedScorer, RemoteScorer
     from plaudit_ppo.trainer import PPOTrainer
 
 __all__ = [
@@ -32,18 +32,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "CombinedScorer": "scorers",
-    "Critic": "models",
+    "CombinedScorer": "scoring.scorers",
+    "Critic": "models.models",
     "PPOTrainer": "trainer",
-    "Prompt": "prompts",
-    "RemoteScorer": "scorers",
-    "TrainSummary": "summary",
-    "TrunkCritic": "models",
-    "add_lora": "lora",
-    "frozen_copy": "models",
-    "load_critic": "models",
-    "load_policy": "models",
-    "read_prompts": "prompts",
+    "Prompt": "rollout.prompts",
+    "RemoteScorer": "scoring.scorers",
+    "TrainSummary": "runs.summary",
+    "TrunkCritic": "models.models",
+    "add_lora": "models.lora",
+    "frozen_copy": "models.models",
+    "load_critic": "models.models",
+    "load_policy": "models.models",
+    "read_prompts": "rollout.prompts",
 }
 
 

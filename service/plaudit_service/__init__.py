@@ -9,15 +9,15 @@ from plaudit_service.errors import BundleError, RequestError, ServiceError
 
 if TYPE_CHECKING:
     from plaudit_service.results import Result, Status
-    from plaudit_service.scorer import CombinedScorer, Scorer, Scores
+    from plaudit_service.serving.scorer import CombinedScorer, Scorer, Scores
 
 __all__ = ["BundleError", "CombinedScorer", "RequestError", "Result", "Scorer", "Scores", "ServiceError", "Status"]
 
 _MODULES = {
-    "CombinedScorer": "scorer",
+    "CombinedScorer": "serving.scorer",
     "Result": "results",
-    "Scorer": "scorer",
-    "Scores": "scorer",
+    "Scorer": "serving.scorer",
+    "Scores": "serving.scorer",
     "Status": "results",
 }
 

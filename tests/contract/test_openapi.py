@@ -13,13 +13,13 @@ import pytest
 from plaudit_client.items import FORMS, WIRE_FIELDS, normalize_items
 from plaudit_client.protocol import Limits, Options, Reply, parse_answer, split_items
 from plaudit_client.scores import Status
-from plaudit_service.app import build_routes
-from plaudit_service.bundle import load_bundle
+from plaudit_service.bundles.bundle import load_bundle
+from plaudit_service.http.app import build_routes
+from plaudit_service.http.wire import parse_request, to_wire
 from plaudit_service.results import Result
 from plaudit_service.results import Status as ServiceStatus
-from plaudit_service.service import Service
+from plaudit_service.serving.service import Service
 from plaudit_service.settings import Settings
-from plaudit_service.wire import parse_request, to_wire
 
 SNAPSHOT = Path(__file__).parent / "openapi.json"
 

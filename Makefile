@@ -78,7 +78,7 @@ $(READY_TOOLS): Makefile
 
 $(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
 	$(call make_bare_venv,$(VENV_TRL_PPO),constraints-trl-ppo.txt)
-	$(VENV_TRL_PPO)/bin/pip install --quiet --constraint constraints-trl-ppo.txt --editable '.[train]'
+	$(VENV_TRL_PPO)/bin/pip install --quiet --constraint constraints-trl-ppo.txt --editable '.[demo]'
 	touch $@
 
 $(READY_RAY): pyproject.toml constraints.txt

@@ -6,11 +6,13 @@ from plaudit_ppo.config import PPOConfig, load_config
 from plaudit_ppo.errors import PPOError
 
 if TYPE_CHECKING:
+    from plaudit_ppo.models.critic import Critic, TrunkCritic, load_critic
     from plaudit_ppo.models.lora import add_lora
-    from plaudit_ppo.models.models import Critic, TrunkCritic, frozen_copy, load_critic, load_policy
+    from plaudit_ppo.models.policy import frozen_copy, load_policy
     from plaudit_ppo.rollout.prompts import Prompt, read_prompts
     from plaudit_ppo.runs.summary import TrainSummary
-    from plaudit_ppo.scoring.scorers import CombinedScorer, RemoteScorer
+    from plaudit_ppo.scoring.combined import CombinedScorer
+    from plaudit_ppo.scoring.remote import RemoteScorer
     from plaudit_ppo.trainer import PPOTrainer
 
 __all__ = [
@@ -32,17 +34,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "CombinedScorer": "scoring.scorers",
-    "Critic": "models.models",
+    "CombinedScorer": "scoring.combined",
+    "Critic": "models.critic",
     "PPOTrainer": "trainer",
     "Prompt": "rollout.prompts",
-    "RemoteScorer": "scoring.scorers",
+    "RemoteScorer": "scoring.remote",
     "TrainSummary": "runs.summary",
-    "TrunkCritic": "models.models",
+    "TrunkCritic": "models.critic",
     "add_lora": "models.lora",
-    "frozen_copy": "models.models",
-    "load_critic": "models.models",
-    "load_policy": "models.models",
+    "frozen_copy": "models.policy",
+    "load_critic": "models.critic",
+    "load_policy": "models.policy",
     "read_prompts": "rollout.prompts",
 }
 

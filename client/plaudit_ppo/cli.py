@@ -53,7 +53,8 @@ def _run(argv: Sequence[str] | None) -> int:
     config = _configure(arguments)
     # Imported late: they take seconds, and may not be installed.
     from plaudit_ppo.distributed.processes import end_processes
-    from plaudit_ppo.scoring.scorers import CombinedScorer, RemoteScorer
+    from plaudit_ppo.scoring.combined import CombinedScorer
+    from plaudit_ppo.scoring.remote import RemoteScorer
 
     with ExitStack() as stack:
 
@@ -151,18 +152,12 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
     import torch
     from transformers.utils import logging
 
+    from plaudit_ppo.models.critic import Critic, TrunkCritic, check_critic_tokens, load_critic
     from plaudit_ppo.models.lora import add_lora
-    from plaudit_ppo.models.models import (
-        Critic,
-        TrunkCritic,
-        check_critic_tokens,
-        frozen_copy,
-        load_critic,
-        load_policy,
-    )
+    from plaudit_ppo.models.policy import frozen_copy, load_policy
     from plaudit_ppo.rollout.prompts import read_prompts
     from plaudit_ppo.rollout.seeding import seeded_generator
-    from plaudit_ppo.runs.log import Progress
+    from plaudit_ppo.runs.progress import Progress
     from plaudit_ppo.trainer import PPOTrainer
 
     logging.set_verbosity_error()

@@ -7,7 +7,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from plaudit_ppo.rollout.prompts import pad_left
-from plaudit_ppo.rollout.rollouts import Rollouts, completion_texts, sample_rollouts
+from plaudit_ppo.rollout.rollouts import Rollouts, completion_texts
+from plaudit_ppo.rollout.sampling import sample_rollouts
 
 
 @dataclass(frozen=True)

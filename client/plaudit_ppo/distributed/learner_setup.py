@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.deepspeed_learner import ZeroLearner, weightless_copy, zero_engine
 from plaudit_ppo.distributed.deepspeed_settings import is_stage_3, zero_settings
-from plaudit_ppo.distributed.learner import Learner
+from plaudit_ppo.distributed.learner import Learner, trained
 from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import check_adapter, is_lora
-from plaudit_ppo.models.models import Critic, TrunkCritic, disable_dropout, transformer_layers
+from plaudit_ppo.models.networks import disable_dropout, transformer_layers
 from plaudit_ppo.models.sharding import shard
-from plaudit_ppo.training.learning_rates import make_optimizer
 
 
 def make_learner(
@@ -84,6 +84,11 @@ def _sampler(policy: PreTrainedModel, config: PPOConfig, device: torch.device) -
     sampler = weightless_copy(policy).to(device)
     set_precision(sampler, config.precision, device)
     return sampler
+
+
+def make_optimizer(model: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained of a network; `set_learning_rates` gives it its rate."""
+    return torch.optim.AdamW(trained(model), lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
 
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:

@@ -1,23 +1,16 @@
-"""What the processes of a distributed run tell each other; with one process, everything stays as it is.
+"""The processes of a run: which kinds there may be, and their end.
 
 Each process samples and scores rollouts of its own; statistics are over all, and so every process decides the same.
 """
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, parse_flag_from_env
-from torch import Tensor, tensor
+from accelerate.utils import parse_flag_from_env
 
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError
-from plaudit_ppo.runs.trackers import check_trackers
-from plaudit_ppo.scoring.pool import ScoredBatch, join
-from plaudit_ppo.training.experience import Experience
 
 _SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU")
 _INSTEAD = {
@@ -31,13 +24,12 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
     """The accelerator of a run; trackers that write files do so in the run's `trackers/`.
 
     Raises:
-        ConfigError: what `accelerate launch` was told is a setting of ours or does not work here, a tracker is
-            missing, or the rollouts cannot be shared out.
+        ConfigError: what `accelerate launch` was told is a setting of ours or does not work here, or the rollouts
+            cannot be shared out.
     """
     for flag, instead in _INSTEAD.items():
         if parse_flag_from_env(flag):
             raise ConfigError(f"{flag} is set: start the processes with --multi_gpu alone, and {instead}")
-    check_trackers(config.trackers)
     accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=Path(config.output) / "trackers")
     check_processes(accelerator, rollouts=config.rollout_batch_size, minibatches=config.num_minibatches)
     return accelerator
@@ -73,48 +65,3 @@ def end_processes() -> None:
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def largest(accelerator: Accelerator, value: float) -> float:
-    """The largest value of all processes; NaN if one of them has NaN."""
-    return float(accelerator.gather(tensor([value], device=accelerator.device)).max())
-
-
-def share(accelerator: Accelerator, whole: Sequence[Any]) -> Sequence[Any]:
-    """This process's part of a sequence that can be shared out evenly."""
-    size = len(whole) // accelerator.num_processes
-    return whole[accelerator.process_index * size :][:size]
-
-
-def gather_scored(accelerator: Accelerator, scored: ScoredBatch) -> ScoredBatch:
-    """The scores of all processes, in the order of `gather_experience`; the longest wait, and all calls added up."""
-    if accelerator.num_processes == 1:
-        return scored
-    batches = gather_object([scored])
-    return join(batches, wait_s=max(batch.wait_s for batch in batches))
-
-
-def gather_sum(accelerator: Accelerator, value: int | None) -> int | None:
-    """The sum over all processes; None if one of them has none."""
-    values = [value] if accelerator.num_processes == 1 else gather_object([value])
-    return None if None in values else sum(value or 0 for value in values)
-
-
-def gather_experience(accelerator: Accelerator, experience: Experience) -> Experience:
-    """The experience of all processes, for statistics."""
-    if accelerator.num_processes == 1:
-        return experience
-
-    def whole(part: Tensor, *, left: bool = False) -> Tensor:
-        if part.ndim > 1:  # padded to one width: completions right, prompts left
-            part = accelerator.pad_across_processes(part, dim=1, pad_first=left).to(part.dtype)
-        gathered: Tensor = accelerator.gather(part)
-        return gathered
-
-    rollouts = experience.rollouts
-    names = [field.name for field in fields(rollouts)]
-    rollouts = replace(
-        rollouts, **{name: whole(getattr(rollouts, name), left=name.startswith("prompt")) for name in names}
-    )
-    names = [field.name for field in fields(experience) if field.name != "rollouts"]
-    return replace(experience, rollouts=rollouts, **{name: whole(getattr(experience, name)) for name in names})

@@ -1,12 +1,9 @@
 """The forward pass that sampling, reference, critic and training share: positions, masked ids, temperature."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from plaudit_ppo.rollout.rollouts import Rollouts
+from plaudit_ppo.rollout.rollouts import Rollouts
 
 PAD_LOGPROB = 1.0  # no token has it, the same in policy, old and reference: ratio 1 and KL 0 on padding
 
@@ -35,7 +32,7 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits.float() / (temperature + 1e-7)
 
 
-def model_inputs(rollouts: "Rollouts") -> dict[str, Tensor]:
+def model_inputs(rollouts: Rollouts) -> dict[str, Tensor]:
     """What a forward over prompt and completion takes; masked ids are 0, so a pad id may lie outside the vocabulary.
 
     Returns:
@@ -50,7 +47,7 @@ def model_inputs(rollouts: "Rollouts") -> dict[str, Tensor]:
     }
 
 
-def completion_logits(model: nn.Module, rollouts: "Rollouts", *, temperature: float) -> Tensor:
+def completion_logits(model: nn.Module, rollouts: Rollouts, *, temperature: float) -> Tensor:
     """Tempered logits of the distribution that each completion token was drawn from.
 
     Returns:
@@ -61,7 +58,7 @@ def completion_logits(model: nn.Module, rollouts: "Rollouts", *, temperature: fl
     return tempered(output.logits[:, -T - 1 : -1], temperature)
 
 
-def token_logprobs(logits: Tensor, rollouts: "Rollouts") -> Tensor:
+def token_logprobs(logits: Tensor, rollouts: Rollouts) -> Tensor:
     """Log-probabilities of the completion tokens, and PAD_LOGPROB where the mask is False.
 
     logprob[t] = logits[t, id[t]] - logsumexp(logits[t])
@@ -93,7 +90,7 @@ def entropy(logits: Tensor) -> Tensor:
     return logits.logsumexp(2) - (logits.softmax(2) * logits).sum(2)
 
 
-def completion_values(critic: nn.Module, rollouts: "Rollouts") -> Tensor:
+def completion_values(critic: nn.Module, rollouts: Rollouts) -> Tensor:
     """The critic's estimate before each completion token, 0 where the mask is False.
 
     V[t] is read at the token before completion token t: at the last prompt token for t = 0.
@@ -111,7 +108,7 @@ def evaluate_rollouts(
     policy: nn.Module,
     reference: nn.Module,
     critic: nn.Module,
-    rollouts: "Rollouts",
+    rollouts: Rollouts,
     *,
     temperature: float,
     micro_batch_size: int,

@@ -12,8 +12,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.models.critic import Critic, TrunkCritic
+from plaudit_ppo.models.lora import is_lora, restore_adapter
+from plaudit_ppo.models.policy import load_policy
+from plaudit_ppo.models.sharding import load_whole_state
 from plaudit_ppo.runs.whole_files import remove_directory, write_directory
 
 _PREFIX = "iteration-"
@@ -139,3 +144,19 @@ def optimizer_tensors(state: Iterable[dict[str, Tensor]], *, keep: bool) -> dict
     return {
         f"{number}.{key}": tensor.cpu() for number, kept in enumerate(state) for key, tensor in kept.items() if keep
     }
+
+
+def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, checkpoint: Path) -> None:
+    """Gives both the weights that a checkpoint has of them.
+
+    Raises:
+        CheckpointError: it has none, or they are of other models.
+    """
+    try:
+        if is_lora(policy):
+            restore_adapter(policy, checkpoint / "policy")
+        else:
+            load_whole_state(policy, load_policy(checkpoint / "policy")[0].state_dict())
+        critic.restore(checkpoint / "critic")
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plaudit_ppo.config import PPOConfig, to_toml
 from plaudit_ppo.distributed.learner import Learner
 from plaudit_ppo.errors import CheckpointError, ConfigError
+from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import is_lora, save_adapter, save_merged
-from plaudit_ppo.models.models import Critic, TrunkCritic, restore_weights
 from plaudit_ppo.models.sharding import whole_state
 from plaudit_ppo.runs.checkpoints import (
     RunState,
@@ -23,11 +23,13 @@ from plaudit_ppo.runs.checkpoints import (
     load_state,
     newest_checkpoint,
     optimizer_tensors,
+    restore_weights,
     save_checkpoint,
 )
 from plaudit_ppo.runs.locks import locked
 from plaudit_ppo.runs.log import RunLog, read_log
-from plaudit_ppo.runs.summary import TrainSummary, model_card, summarize
+from plaudit_ppo.runs.model_card import model_card
+from plaudit_ppo.runs.summary import TrainSummary, summarize
 from plaudit_ppo.runs.whole_files import remove_unfinished, write_directory, write_file
 
 _State = dict[str, Tensor]

@@ -10,10 +10,9 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.config import PLACES, PPOConfig
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.runs.log import Metrics
-from plaudit_ppo.runs.summary import PLACES
 
 _PROJECT = "plaudit-ppo"
 

@@ -7,17 +7,15 @@ a False in the mask, never a number.
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from plaudit_ppo.rollout.prompts import Prompt
-from plaudit_ppo.rollout.rollouts import Rollouts, completion_texts
+from plaudit_ppo.scoring.items import Item
 
 
 class Scored(Protocol):
@@ -30,7 +28,6 @@ class Scored(Protocol):
 
 
 T = TypeVar("T")
-Item = Mapping[str, Any]
 Scorer = Callable[[Sequence[Item]], Sequence[Scored]]
 
 
@@ -56,35 +53,6 @@ class ScoredBatch:
     def scored(self) -> Tensor:
         """Shape (B,), bool, True where there is a score."""
         return ~self.scores.isnan()
-
-
-def to_item(prompt: Prompt, completion: str, *, finished: bool) -> Item:
-    """One rollout in the form that `/score` takes; `finished` False means cut by length, so that no EOS is appended."""
-    if prompt.messages is not None:
-        return {"messages": list(prompt.messages), "completions": [completion], "finished": finished}
-    return {"prompt": prompt.text, "completion": completion, "finished": finished}
-
-
-def to_items(
-    rollouts: Rollouts, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, send_eos_text: bool
-) -> list[Item]:
-    """The rollouts in the form that `/score` takes; a chat never gets the EOS text, its template ends the turn."""
-    with_eos = [send_eos_text and prompt.messages is None for prompt in prompts]
-    texts = completion_texts(rollouts, tokenizer, with_eos=with_eos)
-    finished = rollouts.finished.tolist()
-    return [to_item(prompt, text, finished=ended) for prompt, text, ended in zip(prompts, texts, finished, strict=True)]
-
-
-def prompt_of(item: Item) -> str:
-    """The prompt's text in an item of `to_item`; of a chat, one paragraph per message."""
-    if "messages" in item:
-        return "\n".join(f"{message['role']}: {message['content']}" for message in item["messages"])
-    return str(item["prompt"])
-
-
-def completion_of(item: Item) -> str:
-    """The completion's text in an item of `to_item`."""
-    return str(item["completions"][0] if "messages" in item else item["completion"])
 
 
 def call_scorer(

@@ -1,17 +1,10 @@
-"""The optimizers and their learning-rate schedule."""
+"""The learning-rate schedule."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.distributed.learner import trained
-
-
-def make_optimizer(model: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained of a network; `set_learning_rates` gives it its rate."""
-    return torch.optim.AdamW(trained(model), lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
 
 
 def schedule(iteration: int, *, iterations: int, warmup_iterations: int, lr_schedule: str) -> float:

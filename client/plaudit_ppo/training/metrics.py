@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plaudit_ppo.scoring.pool import Item, completion_of, prompt_of
+from plaudit_ppo.scoring.items import Item, completion_of, prompt_of
 from plaudit_ppo.training.experience import Experience
 
 MAX_SAMPLE_CHARS = 2_000

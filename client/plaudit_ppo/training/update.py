@@ -10,8 +10,8 @@ from plaudit_ppo.algorithm.advantages import whiten
 from plaudit_ppo.algorithm.kl import kl_k1, kl_k2
 from plaudit_ppo.algorithm.losses import masked_total, policy_losses, value_losses
 from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.distributed.collectives import largest
 from plaudit_ppo.distributed.learner import Learner
-from plaudit_ppo.distributed.processes import largest
 from plaudit_ppo.errors import DivergenceError
 from plaudit_ppo.rollout.forward import completion_logits, completion_values, entropy, token_logprobs
 from plaudit_ppo.training.experience import Experience

@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from plaudit_ppo import PPOConfig, TrunkCritic, add_lora
 from plaudit_ppo.distributed.learner_setup import checkpoint_layers, make_learner, set_precision
 from plaudit_ppo.errors import ConfigError, RatioError
-from plaudit_ppo.models.models import transformer_layers
+from plaudit_ppo.models.networks import transformer_layers
 from plaudit_ppo.rollout.forward import evaluate_rollouts
 from plaudit_ppo.rollout.prompts import pad_left
-from plaudit_ppo.rollout.rollouts import sample_rollouts
+from plaudit_ppo.rollout.sampling import sample_rollouts
 from plaudit_ppo.runs.log import read_log
 from plaudit_ppo.training.guards import RATIO_TOLERANCE, SAMPLING_TOLERANCE
 from plaudit_ppo.training.metrics import sampling_ratio_error

@@ -5,10 +5,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto import CONFIG_MAPPING
 
-from plaudit_ppo.models.models import Critic, disable_dropout
+from plaudit_ppo.models.critic import Critic
+from plaudit_ppo.models.networks import disable_dropout
 from plaudit_ppo.rollout.forward import completion_logits, completion_values, token_logprobs
 from plaudit_ppo.rollout.prompts import pad_left
-from plaudit_ppo.rollout.rollouts import sample_rollouts
+from plaudit_ppo.rollout.sampling import sample_rollouts
 from plaudit_ppo.training.metrics import sampling_ratio_error
 
 SIZES = {

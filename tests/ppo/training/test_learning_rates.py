@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.training.learning_rates import make_optimizer, schedule, set_learning_rates
+from plaudit_ppo.distributed.learner_setup import make_optimizer
+from plaudit_ppo.training.learning_rates import schedule, set_learning_rates
 
 
 def rates(**settings):

@@ -11,7 +11,7 @@ from plaudit_ppo.distributed.learner import Learner
 from plaudit_ppo.errors import DivergenceError, RatioError
 from plaudit_ppo.rollout.forward import completion_logits, completion_values, token_logprobs
 from plaudit_ppo.rollout.prompts import pad_left
-from plaudit_ppo.rollout.rollouts import sample_rollouts
+from plaudit_ppo.rollout.sampling import sample_rollouts
 from plaudit_ppo.training.experience import make_experience
 from plaudit_ppo.training.update import run_update
 

@@ -5,7 +5,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from plaudit_client import RewardClient
 from plaudit_demo.studies.spec import RunSpec
-from plaudit_demo.studies.workers.worker import Recorder
+from plaudit_demo.studies.workers.recorder import Recorder
 from plaudit_ppo import PPOConfig, PPOTrainer, frozen_copy, load_critic, read_prompts
 from plaudit_ppo.rollout.seeding import seeded_generator
 

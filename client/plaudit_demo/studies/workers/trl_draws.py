@@ -17,7 +17,7 @@ from trl.experimental.ppo import PPOTrainer, ppo_trainer
 from plaudit_demo.studies.spec import RunSpec
 from plaudit_ppo.rollout.forward import tempered
 from plaudit_ppo.rollout.prompts import dealt_prompts, pad_left
-from plaudit_ppo.rollout.rollouts import sample_rollouts
+from plaudit_ppo.rollout.sampling import sample_rollouts
 from plaudit_ppo.rollout.seeding import seeded_generator
 
 _CPU = torch.device("cpu")

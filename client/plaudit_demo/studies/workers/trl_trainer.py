@@ -19,9 +19,9 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 from plaudit_client import RewardClient
 from plaudit_demo.output import read_jsonl
 from plaudit_demo.studies.spec import RunSpec
+from plaudit_demo.studies.workers.recorder import Recorder
 from plaudit_demo.studies.workers.remote_reward_model import RemoteRewardModel
 from plaudit_demo.studies.workers.trl_draws import use_same_draws
-from plaudit_demo.studies.workers.worker import Recorder
 from plaudit_ppo import frozen_copy, load_critic
 from plaudit_ppo.rollout.seeding import seeded_generator
 from plaudit_ppo.training.learning_rates import schedule

@@ -1,28 +1,19 @@
-"""Policy, reference and critic: loaded from checkpoint directories, dropout off, saved as what transformers reads."""
+"""The critic: a network of its own with a scalar head, or a head on the policy's network."""
 
-import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.errors import CheckpointError
-from plaudit_ppo.models.lora import is_lora, restore_adapter
+from plaudit_ppo.models.networks import disable_dropout, load_pretrained
 from plaudit_ppo.models.sharding import load_whole_state
 
 _VALUE_HEAD = "value_head.safetensors"
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Critic(nn.Module):
@@ -106,23 +97,13 @@ class TrunkCritic(nn.Module):
         self.load_state_dict(load_file(directory / _VALUE_HEAD))
 
 
-def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM in float32 and its tokenizer, from a checkpoint directory.
-
-    Raises:
-        CheckpointError: the directory is missing or does not hold both.
-    """
-    model = _load(AutoModelForCausalLM, path, "policy", dtype=torch.float32, use_safetensors=True)
-    return disable_dropout(model), _load(AutoTokenizer, path, "policy's tokenizer")
-
-
 def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator) -> Critic:
     """A critic from a reward model's directory, whose head it keeps, or from a causal LM's, with a new head.
 
     Raises:
         CheckpointError: the directory is missing, or holds neither.
     """
-    model, info = _load(
+    model, info = load_pretrained(
         AutoModelForSequenceClassification,
         path,
         "critic",
@@ -149,7 +130,7 @@ def check_critic_tokens(path: str | Path, tokenizer: PreTrainedTokenizerBase) ->
     """
     if not (Path(path) / "tokenizer_config.json").is_file():
         return
-    own = _load(AutoTokenizer, path, "critic's tokenizer").get_vocab()
+    own = load_pretrained(AutoTokenizer, path, "critic's tokenizer").get_vocab()
     for number, token in sorted((number, token) for token, number in tokenizer.get_vocab().items()):
         if own.get(token, number) != number:
             raise CheckpointError(
@@ -157,34 +138,6 @@ def check_critic_tokens(path: str | Path, tokenizer: PreTrainedTokenizerBase) ->
                 f"{number}), and would misread the policy's tokens; give a model with the policy's tokenizer, or leave "
                 "critic out"
             )
-
-
-def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, checkpoint: Path) -> None:
-    """Gives both the weights that a checkpoint has of them.
-
-    Raises:
-        CheckpointError: it has none, or they are of other models.
-    """
-    try:
-        if is_lora(policy):
-            restore_adapter(policy, checkpoint / "policy")
-        else:
-            load_whole_state(policy, load_policy(checkpoint / "policy")[0].state_dict())
-        critic.restore(checkpoint / "critic")
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error
-
-
-def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:  # transformers is untyped
-    if not (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"{what}: {path} has no config.json; give the directory of a transformers checkpoint")
-    try:
-        return auto.from_pretrained(path, trust_remote_code=False, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{what}: {path} cannot be loaded ({reason}); it needs config.json, *.safetensors and tokenizer files"
-        ) from error
 
 
 def init_head(head: nn.Linear, *, head_init: str, generator: torch.Generator) -> None:
@@ -199,23 +152,3 @@ def init_head(head: nn.Linear, *, head_init: str, generator: torch.Generator) ->
             head.weight.zero_()
         if head.bias is not None:
             head.bias.zero_()
-
-
-def disable_dropout(model: _Module) -> _Module:
-    """The same model, always deterministic: evaluation mode, and every dropout module at 0."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model.eval()
-
-
-def transformer_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a network, as its class in transformers names them; an inner one before the one around it."""
-    names = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    return [module for module in model.modules() if type(module).__name__ in names][::-1]
-
-
-def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
-    """The reference: a copy of the policy that no optimizer can change."""
-    reference: PreTrainedModel = copy.deepcopy(policy)
-    return reference.requires_grad_(False)

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from plaudit_demo.studies.workers.worker import Recorder
+from plaudit_demo.studies.workers.recorder import Recorder
 
 
 class Turns(io.StringIO):

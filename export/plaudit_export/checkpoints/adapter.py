@@ -1,0 +1,212 @@
+"""Reads a LoRA adapter (PEFT, for sequence classification) and puts it on its base model.
+
+Knows nothing of tokenizers and of how the base is loaded. Needs peft, which is no part of plaudit's `export` extra.
+"""
+
+import dataclasses
+import importlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from plaudit_export.checkpoints.architecture import VALUE_HEADS
+from plaudit_export.errors import SourceError, first_line
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+# How A and B were drawn does not matter once they are saved. Other kinds of start also change the base's weights.
+HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+
+_PREFIX = "base_model.model."
+_HEAD_WEIGHT = re.compile(r"(^|\.)(score|classifier|classifier\.out_proj)\.weight$")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that can be merged.
+
+    Attributes:
+        directory: where it is.
+        base: directory or hub id of the model that it changes.
+        revision: of the base on the hub, None where the adapter names none.
+        num_labels: heads of the saved head.
+        config: peft's.
+        weights: by peft's names.
+    """
+
+    directory: Path
+    base: str
+    revision: str | None
+    num_labels: int
+    config: Any
+    weights: dict[str, torch.Tensor]
+
+    def brings(self, weight: str) -> bool:
+        """Whether a weight of the model comes from the adapter, so that the base may lack it."""
+        return f"{_PREFIX}{weight}" in self.weights
+
+    def replaces(self, weight: str) -> bool:
+        """Whether a weight of the base's belongs to a layer that the adapter brings whole."""
+        return self.brings(f"{weight.rpartition('.')[0]}.weight")
+
+    def put_on(self, model: torch.nn.Module) -> Any:
+        """Wrap the model's layers, in place, in layers that add the adapter; returns peft's model around it.
+
+        Raises:
+            SourceError: the adapter was not made for this model.
+        """
+        peft = _import_peft(self.directory)
+        self._resize(model)
+        wrapped = peft.PeftModelForSequenceClassification(model, self.config)
+        needed = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+        # peft also saves embeddings that were trained or resized.
+        _check_fit(self.directory, self.weights, needed, wrapped.state_dict() | needed)
+        peft.set_peft_model_state_dict(wrapped, self.weights)
+        return wrapped.eval()
+
+    def _resize(self, model: Any) -> None:
+        """As many tokens as the adapter was trained with: peft saves embeddings that were resized whole."""
+        embeddings = model.get_input_embeddings()
+        name = next(name for name, module in model.named_modules() if module is embeddings)
+        places = (f"{_PREFIX}{name}.{layer}weight" for layer in ("", "base_layer."))
+        saved = next((self.weights[place] for place in places if place in self.weights), None)
+        if saved is not None and saved.shape[0] != embeddings.weight.shape[0]:
+            model.resize_token_embeddings(saved.shape[0], mean_resizing=False)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether the directory holds a PEFT adapter."""
+    return (directory / CONFIG).is_file()
+
+
+def read_adapter(directory: Path) -> Adapter:
+    """Read an adapter's config and weights.
+
+    Raises:
+        SourceError: peft is not installed, or this adapter cannot be merged right.
+    """
+    fields = _read_fields(directory)
+    _check_fields(directory, fields)
+    weights = _read_weights(directory)
+    heads = [weight for name, weight in weights.items() if _HEAD_WEIGHT.search(name)]
+    if len(heads) != 1:
+        raise SourceError(
+            f"{directory}: {WEIGHTS} holds no head (score or classifier); train it with task_type SEQ_CLS, "
+            "which saves the head beside the adapter"
+        )
+    return Adapter(
+        directory=directory,
+        base=_base(directory, fields["base_model_name_or_path"]),
+        revision=fields.get("revision"),
+        num_labels=heads[0].shape[0],
+        config=_peft_config(directory, fields),
+        weights=weights,
+    )
+
+
+def _read_fields(directory: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{directory}: its {CONFIG} cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise SourceError(f"{directory}: its {CONFIG} is no JSON object")
+    return fields
+
+
+def _check_fields(directory: Path, fields: dict[str, Any]) -> None:
+    if fields.get("peft_type") != "LORA":
+        raise SourceError(f"{directory}: is a PEFT adapter of type {fields.get('peft_type')}; only LORA can be merged")
+    if (task := fields.get("task_type")) != "SEQ_CLS":
+        what = f"is an adapter of task type {task}" if task else "is an adapter that names no task type"
+        what = "is an adapter of a language model (task type CAUSAL_LM)" if task == "CAUSAL_LM" else what
+        if any((directory / name).is_file() for name in VALUE_HEADS):
+            what += f" with the value head of LLaMA-Factory ({VALUE_HEADS[0]}), which is not read"
+        raise SourceError(
+            f"{directory}: {what}, not of SEQ_CLS: a reward model is an adapter with a head of its own (score) that "
+            "was trained on a *ForSequenceClassification model, such as by TRL's RewardTrainer"
+        )
+    if (start := fields.get("init_lora_weights", True)) not in HARMLESS_STARTS:
+        raise SourceError(
+            f"{directory}: init_lora_weights {start!r} changed the base model's weights when training began; convert "
+            "it to a plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    if not fields.get("base_model_name_or_path"):
+        raise SourceError(f"{directory}: its {CONFIG} names no base model (base_model_name_or_path)")
+
+
+def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
+    path = directory / WEIGHTS
+    if not path.is_file():
+        if any(directory.glob("adapter_model*.bin")):
+            raise SourceError(
+                f"{directory}: holds a pickled adapter only, which is never loaded because a pickle can run code; "
+                "save it again with save_pretrained(..., safe_serialization=True)"
+            )
+        raise SourceError(f"{directory}: has no {WEIGHTS}")
+    try:
+        weights: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise SourceError(f"{directory}: its {WEIGHTS} cannot be loaded: {first_line(error)}") from error
+    return weights
+
+
+def _base(directory: Path, base: str) -> str:
+    """A path as it is or from the adapter's directory on, else a hub id."""
+    path = directory / Path(base).expanduser()
+    if not path.is_dir():
+        return base
+    if is_adapter(path):
+        raise SourceError(f"{directory}: its base model {base} is an adapter too; merge that one first")
+    return str(path)
+
+
+def _peft_config(directory: Path, fields: dict[str, Any]) -> Any:
+    peft = _import_peft(directory)
+    known = {field.name for field in dataclasses.fields(peft.LoraConfig)} | {"peft_version"}
+    if unknown := sorted(name for name, value in fields.items() if name not in known and value):
+        raise SourceError(
+            f"{directory}: this version of peft does not know {unknown[0]} of its {CONFIG}: pip install -U peft"
+        )
+    try:
+        config = peft.LoraConfig.from_pretrained(str(directory))
+    except (ValueError, TypeError, ImportError) as error:
+        raise SourceError(f"{directory}: peft refuses its {CONFIG}: {first_line(error)}") from error
+    config.inference_mode = True
+    return config
+
+
+def _check_fit(
+    directory: Path,
+    given: Mapping[str, torch.Tensor],
+    needed: Iterable[str],
+    places: Mapping[str, torch.Tensor],
+) -> None:
+    """A weight that peft does not find keeps its start value, and one that it does not know is left out."""
+    missing, unknown = sorted(set(needed) - set(given)), sorted(set(given) - set(places))
+    resized = sorted(name for name in set(given) & set(places) if given[name].shape != places[name].shape)
+    if missing:
+        problem = f"lacks {len(missing)} weights, such as {missing[0]}"
+    elif unknown:
+        problem = f"has {len(unknown)} weights that its base model has no place for, such as {unknown[0]}"
+    elif resized:
+        name = resized[0]
+        problem = f"has {name} in shape {tuple(given[name].shape)}, its base model in {tuple(places[name].shape)}"
+    else:
+        return
+    raise SourceError(f"{directory}: {WEIGHTS} {problem}; was it trained on this base model, as it is?")
+
+
+def _import_peft(directory: Path) -> Any:
+    try:
+        return importlib.import_module("peft")
+    except ModuleNotFoundError as error:
+        raise SourceError(f"{directory}: is a PEFT adapter, and merging it needs peft: pip install peft") from error

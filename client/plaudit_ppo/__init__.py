@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from plaudit_ppo.config import PPOConfig, load_config
 from plaudit_ppo.errors import PPOError
 
 if TYPE_CHECKING:
+    from plaudit_ppo.config import PPOConfig, load_config
     from plaudit_ppo.lora import add_lora
     from plaudit_ppo.models import Critic, TrunkCritic, frozen_copy, load_critic, load_policy
     from plaudit_ppo.prompts import Prompt, read_prompts
@@ -34,6 +34,7 @@ __all__ = [
 _MODULES = {
     "CombinedScorer": "scorers",
     "Critic": "models",
+    "PPOConfig": "config",
     "PPOTrainer": "trainer",
     "Prompt": "prompts",
     "RemoteScorer": "scorers",
@@ -41,6 +42,7 @@ _MODULES = {
     "TrunkCritic": "models",
     "add_lora": "lora",
     "frozen_copy": "models",
+    "load_config": "config",
     "load_critic": "models",
     "load_policy": "models",
     "read_prompts": "prompts",
@@ -48,7 +50,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports torch and transformers only when something that needs them is asked for."""
+    """Imports pydantic, torch and transformers only when something that needs them is asked for."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

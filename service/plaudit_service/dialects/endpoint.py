@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import cast
 from urllib.parse import parse_qsl
 
 from plaudit_service.asgi import Receive, Scope, Send, send_answer
@@ -22,7 +21,7 @@ from plaudit_service.receiving import Room, Share, read_body, while_connected
 from plaudit_service.score_endpoint import check_sizes, request_timeout_s
 from plaudit_service.served_model import ServedModel
 from plaudit_service.service import Service
-from plaudit_service.wire import Result, ScoreRequest, Status, Truncation
+from plaudit_service.wire import Result, ScoreRequest, Status
 
 DIALECTS = {
     "openrlhf": openrlhf.DIALECT,
@@ -35,7 +34,7 @@ DIALECTS = {
 def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
     """The application of each path that the settings ask for."""
     room = _WaitingRoom(service)
-    dialects = [DIALECTS[name] for name in service.settings.dialect_names]
+    dialects = [DIALECTS[name] for name in service.settings.dialects]
     return {dialect.path: DialectEndpoint(dialect, service, room) for dialect in dialects}
 
 
@@ -74,7 +73,7 @@ class DialectEndpoint:
                 asked, model = await asyncio.to_thread(self._read, body, parameters)
                 request = ScoreRequest.model_construct(
                     items=asked.items,
-                    truncation=cast("Truncation", settings.dialect_truncation),
+                    truncation=settings.dialect_truncation,
                     raw=settings.dialect_raw if asked.raw is None else asked.raw,
                 )
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)

@@ -13,7 +13,7 @@ from plaudit_ppo.errors import ConfigError, PPOError
 
 if TYPE_CHECKING:
     from plaudit_ppo.config import PPOConfig
-    from plaudit_ppo.scoring import Scorer
+    from plaudit_ppo.scoring.pool import Scorer
 
 # Imported late, in functions: they may not be installed, and some take seconds.
 _TRAINING_PACKAGES = (
@@ -55,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "report":
-        from plaudit_ppo.report import write_report
+        from plaudit_ppo.runs.report import write_report
 
         print(write_report(Path(arguments.directory)))
         return 0
     config = _configure(arguments)
-    from plaudit_ppo.processes import end_processes
-    from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
+    from plaudit_ppo.distributed.processes import end_processes
+    from plaudit_ppo.scoring.combined import CombinedScorer
+    from plaudit_ppo.scoring.remote import RemoteScorer
 
     with ExitStack() as stack:
 
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 def _configure(arguments: argparse.Namespace) -> "PPOConfig":
     """The settings of the file, with what flags and environment replace."""
     from plaudit_ppo.config import load_config
-    from plaudit_ppo.zero_settings import check_zero
+    from plaudit_ppo.distributed.deepspeed_settings import check_zero
 
     if arguments.config is None and arguments.resume is None:
         raise ConfigError("--config FILE or --resume DIR is needed; see plaudit-ppo train --help")
@@ -166,11 +167,12 @@ def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", 
     import torch
     from transformers.utils import logging
 
-    from plaudit_ppo.log import Progress
-    from plaudit_ppo.lora import add_lora
-    from plaudit_ppo.models import Critic, TrunkCritic, check_critic_tokens, frozen_copy, load_critic, load_policy
-    from plaudit_ppo.prompts import read_prompts
-    from plaudit_ppo.seeding import seeded_generator
+    from plaudit_ppo.models.critic import Critic, TrunkCritic, check_critic_tokens, load_critic
+    from plaudit_ppo.models.lora import add_lora
+    from plaudit_ppo.models.policy import frozen_copy, load_policy
+    from plaudit_ppo.rollout.prompts import read_prompts
+    from plaudit_ppo.rollout.seeding import seeded_generator
+    from plaudit_ppo.runs.progress import Progress
     from plaudit_ppo.trainer import PPOTrainer
 
     logging.set_verbosity_error()

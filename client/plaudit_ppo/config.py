@@ -27,6 +27,10 @@ Text = Annotated[str, Field(min_length=1)]
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+# Settings that say where things lie on this machine, and nothing of the run.
+PLACES = ("policy", "critic", "prompts", "output", "scorer_urls", "eval_scorer_urls")
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PPOConfig:
     """The settings of a run; docs/ppo.md names the source of each default.

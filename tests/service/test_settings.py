@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from plaudit_service.dialects.endpoint import DIALECTS
 from plaudit_service.errors import SettingsError
+from plaudit_service.http.dialects.endpoint import DIALECTS
 from plaudit_service.settings import Dialect, Settings, add_arguments, environment_variable, from_arguments
 
 

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from pages import rows
 
 ROOT = Path(__file__).parents[2]
-ROWS = [line.split("|")[1:-1] for line in (ROOT / "docs/faults.md").read_text().splitlines() if line.startswith("| ")]
-FAULTS = {int(row[0]): row for row in ROWS if row[0].strip().isdigit()}
+FAULTS = {int(row["#"]): row for row in rows((ROOT / "docs/faults.md").read_text(), "#", "fault", "promise", "tests")}
 
 
 def named_tests(text):
@@ -21,10 +21,10 @@ def functions(path):
 
 def test_every_fault_has_a_promise_and_a_test():
     assert sorted(FAULTS) == list(range(1, 28))
-    for number, (_, fault, promise, tests) in FAULTS.items():
-        assert fault.strip(), number
-        assert promise.strip(), number
-        assert named_tests(tests), number
+    for number, row in FAULTS.items():
+        assert row["fault"], number
+        assert row["promise"], number
+        assert named_tests(row["tests"]), number
 
 
 @pytest.mark.parametrize("page", ["docs/faults.md", "SECURITY.md"])

@@ -11,7 +11,7 @@ from prometheus_process import FASTER, faster
 from scraped import service_metrics
 
 from plaudit_service import errors
-from plaudit_service.dialects.endpoint import DIALECTS
+from plaudit_service.http.dialects.endpoint import DIALECTS
 from plaudit_service.metrics import SECONDS
 
 ROOT = Path(__file__).parents[2]

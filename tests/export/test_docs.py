@@ -8,7 +8,7 @@ from typing import get_args
 
 from pages import name_in, names_in, rows
 
-from plaudit_service import bundle
+from plaudit_service.bundles import bundle
 
 DOC = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 

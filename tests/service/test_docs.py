@@ -7,8 +7,8 @@ from pages import name_in, rows, stated
 from scraped import service_metrics
 
 from plaudit_service import errors
+from plaudit_service.results import Status
 from plaudit_service.settings import Settings, environment_variable
-from plaudit_service.wire import Status
 
 DOCS = Path(__file__).parents[2] / "docs"
 SERVICE = (DOCS / "service.md").read_text()

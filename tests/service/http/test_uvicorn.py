@@ -20,11 +20,11 @@ from packaging.version import Version
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from plaudit_service import server
-from plaudit_service.connections import Connection, connection_class
+from plaudit_service.http import server
+from plaudit_service.http.connections import Connection, connection_class
 from plaudit_service.settings import Settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CHANGED = f"uvicorn {uvicorn.__version__} changed what our HTTP edge builds on; {__file__} says what to do"
 
 # What `Connection` overrides, each with what it is called with.

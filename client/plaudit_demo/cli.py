@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _PACKAGES:
             raise
-        return _fail(f"{error.name} is not installed; pip install 'plaudit[train,export]'", 2)
+        return _fail(f"{error.name} is not installed; pip install 'plaudit[demo,export]'", 2)
     except OSError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:

@@ -93,8 +93,9 @@ class Queue:
 
     def another(self, **settings):
         """The queue of a second model on the same device."""
-        scheduler = Scheduler(self.scheduler.model, Settings(**settings), Metrics(), self.scheduler.engine_thread)
-        return replace(self, scheduler=scheduler)
+        metrics = Metrics()
+        scheduler = Scheduler(self.scheduler.model, Settings(**settings), metrics, self.scheduler.engine_thread)
+        return replace(self, scheduler=scheduler, metrics=metrics)
 
     @property
     def now(self):
@@ -235,7 +236,7 @@ def test_what_waits_for_room_with_a_deadline_gets_it_or_expires(running):
             queue.pass_time(2.0)
             queue.engine.go_on()
             await outcomes(first, second)
-            await room
+            await asyncio.wait_for(room, _PATIENCE_S)
             (late,) = await outcomes(queue.ask(3, deadline=queue.now - 1))
             assert statuses(late) == [Status.EXPIRED]
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -20,6 +19,7 @@ from transformers import (
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.lora import is_lora, restore_adapter
 from plaudit_ppo.sharding import load_whole_state
+from plaudit_ppo.tokenizer_file import load_tokenizer
 
 _VALUE_HEAD = "value_head.safetensors"
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -112,8 +112,8 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     Raises:
         CheckpointError: the directory is missing or does not hold both.
     """
-    model = _load(AutoModelForCausalLM, path, "policy", dtype=torch.float32, use_safetensors=True)
-    return disable_dropout(model), _load(AutoTokenizer, path, "policy's tokenizer")
+    model = _load(AutoModelForCausalLM.from_pretrained, path, "policy", dtype=torch.float32, use_safetensors=True)
+    return disable_dropout(model), _load(load_tokenizer, path, "policy's tokenizer")
 
 
 def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator) -> Critic:
@@ -123,7 +123,7 @@ def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator)
         CheckpointError: the directory is missing, or holds neither.
     """
     model, info = _load(
-        AutoModelForSequenceClassification,
+        AutoModelForSequenceClassification.from_pretrained,
         path,
         "critic",
         dtype=torch.float32,
@@ -149,7 +149,7 @@ def check_critic_tokens(path: str | Path, tokenizer: PreTrainedTokenizerBase) ->
     """
     if not (Path(path) / "tokenizer_config.json").is_file():
         return
-    own = _load(AutoTokenizer, path, "critic's tokenizer").get_vocab()
+    own = _load(load_tokenizer, path, "critic's tokenizer").get_vocab()
     for number, token in sorted((number, token) for token, number in tokenizer.get_vocab().items()):
         if own.get(token, number) != number:
             raise CheckpointError(
@@ -175,12 +175,12 @@ def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, check
         raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error
 
 
-def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:  # transformers is untyped
+def _load(load: Callable[..., Any], path: str | Path, what: str, **options: Any) -> Any:  # transformers is untyped
     if not (Path(path) / "config.json").is_file():
         raise CheckpointError(f"{what}: {path} has no config.json; give the directory of a transformers checkpoint")
     try:
-        return auto.from_pretrained(path, trust_remote_code=False, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        return load(Path(path), trust_remote_code=False, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{what}: {path} cannot be loaded ({reason}); it needs config.json, *.safetensors and tokenizer files"

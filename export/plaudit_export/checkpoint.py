@@ -3,6 +3,8 @@
 Knows nothing of graphs and bundles.
 """
 
+import copy
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from safetensors import SafetensorError
 from plaudit_export.adapter import Adapter, is_adapter, read_adapter
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
+from plaudit_export.tokenizer_file import FILE, put_backend, read_tokenizer, same_ids
 
 Kind = Literal["causal", "encoder", "plain"]
 T = TypeVar("T")
@@ -51,7 +54,9 @@ class Checkpoint:
             that another exporter made.
         architecture: the transformers class.
         model: in float32 and evaluation mode.
-        tokenizer: a fast one, as transformers loads it.
+        tokenizer: a fast one; gives the ids of its `tokenizer.json`.
+        auto_tokenizer: what transformers' AutoTokenizer makes of the same files, where that is another one.
+        tokenizer_notes: what the files beside `tokenizer.json` change in it.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
     """
@@ -62,6 +67,8 @@ class Checkpoint:
     architecture: str
     model: torch.nn.Module
     tokenizer: Any
+    auto_tokenizer: Any = None
+    tokenizer_notes: tuple[str, ...] = ()
     adapter: Any = None
 
     @property
@@ -142,7 +149,9 @@ def _load_whole(place: _Place) -> Checkpoint:
         kind=_kind(model),
         architecture=architecture,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
     )
 
 
@@ -164,7 +173,9 @@ def _load_adapter(place: _Place, adapter: Adapter, base_directory: Path) -> Chec
         kind=kind,
         architecture=type(model).__name__,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
         adapter=_loading(str(directory), "adapter", lambda: adapter.put_on(model)),
     )
 
@@ -246,22 +257,53 @@ def _check_config(source: str, config: Any, architecture: str) -> None:
         raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
 
 
-def load_tokenizer(source: str) -> Any:
-    """The fast tokenizer of a directory.
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """The fast tokenizer of a checkpoint; of `Checkpoint`, `tokenizer`, `auto_tokenizer` and `tokenizer_notes`."""
+
+    taken: Any
+    auto: Any = None
+    notes: tuple[str, ...] = ()
+
+
+def load_tokenizer(source: str) -> LoadedTokenizer:
+    """The fast tokenizer of a directory: its `tokenizer.json`, whatever class transformers takes it for.
+
+    Where AutoTokenizer's gives the same ids, that one is taken, so that the bundle keeps its bytes.
 
     Raises:
         SourceError: it has none.
     """
-    tokenizer = _loading(
-        source,
-        "tokenizer",
-        lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True),
-    )
-    if not getattr(tokenizer, "is_fast", False):
-        raise SourceError(f"{source}: its tokenizer ({type(tokenizer).__name__}) has no fast form (tokenizer.json)")
-    if tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
+    loaded = _loading(source, "tokenizer", lambda: _load_tokenizer(Path(source)))
+    if not getattr(loaded.taken, "is_fast", False):
+        raise SourceError(f"{source}: its tokenizer ({type(loaded.taken).__name__}) has no fast form ({FILE})")
+    if loaded.taken.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
         raise SourceError(f"{source}: has no tokenizer; save it next to the model (tokenizer.save_pretrained)")
-    return tokenizer
+    return loaded
+
+
+def _load_tokenizer(directory: Path) -> LoadedTokenizer:
+    if not (directory / FILE).is_file():
+        _check_sentencepiece(directory)
+    auto = transformers.AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
+    if not (directory / FILE).is_file():
+        return LoadedTokenizer(auto)
+    backend, notes = read_tokenizer(directory)
+    if auto.is_fast and same_ids(backend, auto.backend_tokenizer):
+        return LoadedTokenizer(auto, notes=tuple(notes))
+    taken = copy.deepcopy(auto) if auto.is_fast else transformers.PreTrainedTokenizerFast.from_pretrained(directory)
+    put_backend(taken, backend)
+    return LoadedTokenizer(taken, auto, tuple(notes))
+
+
+def _check_sentencepiece(directory: Path) -> None:
+    """Refuse what transformers takes for tiktoken's, and asks for tiktoken, where sentencepiece is missing."""
+    models = sorted(directory.glob("*.model"))
+    if models and importlib.util.find_spec("sentencepiece") is None:
+        raise ImportError(
+            f"it is a sentencepiece model ({models[0].name}) without {FILE}, and reading it needs sentencepiece: "
+            "pip install sentencepiece protobuf"
+        )
 
 
 def _load_model(source: str, **options: Any) -> tuple[torch.nn.Module, Any]:

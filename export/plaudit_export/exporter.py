@@ -16,6 +16,7 @@ from plaudit_export.graph import OPSET, export_graph, halve
 from plaudit_export.onnx_source import copy_graph, load_onnx
 from plaudit_export.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
 from plaudit_export.progress import elapsed
+from plaudit_export.readings import other_readings
 from plaudit_export.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.report import score_std
 from plaudit_export.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
@@ -87,6 +88,7 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
     rules = derive_rules(checkpoint, options)
     notes = list(rules.notes)
     cases = golden_cases(checkpoint, rules, options.golden, min(rules.max_tokens, options.golden_max_tokens), notes)
+    notes += other_readings(checkpoint, rules, options, cases)
     notes += _window_notes(checkpoint, rules, options)
     measured, normalized = (
         None if file is None else users_sequences(checkpoint, rules, option, file.items, notes)
@@ -155,6 +157,7 @@ def export_onnx(
         notes = list(rules.notes)
         longest = min(rules.max_tokens, options.golden_max_tokens)
         cases = golden_cases(original or foreign.checkpoint, rules, options.golden, longest, notes)
+        notes += other_readings(original or foreign.checkpoint, rules, options, cases)
         copy_graph(foreign, directory / GRAPH)
         write_tokenizer(foreign.checkpoint.tokenizer.backend_tokenizer, directory)
         if rules.chat_template is not None:

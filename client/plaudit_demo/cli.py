@@ -17,7 +17,17 @@ from plaudit_demo.settings import DemoSettings
 if TYPE_CHECKING:
     from plaudit_demo.report.results import Results
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "trl", "datasets", "accelerate", "matplotlib", "safetensors")
+_PACKAGES = (
+    "pydantic",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "trl",
+    "datasets",
+    "accelerate",
+    "matplotlib",
+    "safetensors",
+)
 _DEFAULT_OUTPUT = "runs/demo"
 
 Number = TypeVar("Number", int, float)

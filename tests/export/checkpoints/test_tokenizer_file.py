@@ -56,6 +56,13 @@ def byte_level(digits: str = r"\p{N}", *, trim_offsets: bool = False) -> Tokeniz
     return tokenizer
 
 
+def spaced() -> Tokenizer:
+    """A byte-level BPE that puts a space before a text, which no config beside it repeats."""
+    tokenizer = byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
 def put(tokenizer: Tokenizer, checkpoint: Path, **config: object) -> Path:
     """Replaces the checkpoint's tokenizer by this one, and its tokenizer_config.json by these fields."""
     for name in ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"):
@@ -81,7 +88,7 @@ def checkpoint(qwen2: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("named", ["Qwen2Tokenizer", "LlamaTokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"])
-@pytest.mark.parametrize("kind", [word_piece, byte_level])
+@pytest.mark.parametrize("kind", [word_piece, byte_level, spaced])
 def test_the_ids_are_those_of_the_file_whatever_class_its_config_names(kind, named, checkpoint):
     put(kind(), checkpoint, tokenizer_class=named)
     tokenizer = load_checkpoint(str(checkpoint)).tokenizer

@@ -3,8 +3,6 @@
 Knows nothing of graphs and bundles.
 """
 
-import copy
-import importlib.util
 import inspect
 import re
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from plaudit_export.checkpoints.adapter import Adapter, is_adapter, read_adapter
-from plaudit_export.checkpoints.tokenizer_file import FILE, put_backend, read_tokenizer, same_ids
+from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, load_from_files
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
 
@@ -257,53 +255,18 @@ def _check_config(source: str, config: Any, architecture: str) -> None:
         raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
 
 
-@dataclass(frozen=True)
-class LoadedTokenizer:
-    """The fast tokenizer of a checkpoint; of `Checkpoint`, `tokenizer`, `auto_tokenizer` and `tokenizer_notes`."""
-
-    taken: Any
-    auto: Any = None
-    notes: tuple[str, ...] = ()
-
-
 def load_tokenizer(source: str) -> LoadedTokenizer:
     """The fast tokenizer of a directory: its `tokenizer.json`, whatever class transformers takes it for.
-
-    Where AutoTokenizer's gives the same ids, that one is taken, so that the bundle keeps its bytes.
 
     Raises:
         SourceError: it has none.
     """
-    loaded = _loading(source, "tokenizer", lambda: _load_tokenizer(Path(source)))
+    loaded = _loading(source, "tokenizer", lambda: load_from_files(Path(source)))
     if not getattr(loaded.taken, "is_fast", False):
         raise SourceError(f"{source}: its tokenizer ({type(loaded.taken).__name__}) has no fast form ({FILE})")
     if loaded.taken.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
         raise SourceError(f"{source}: has no tokenizer; save it next to the model (tokenizer.save_pretrained)")
     return loaded
-
-
-def _load_tokenizer(directory: Path) -> LoadedTokenizer:
-    if not (directory / FILE).is_file():
-        _check_sentencepiece(directory)
-    auto = transformers.AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
-    if not (directory / FILE).is_file():
-        return LoadedTokenizer(auto)
-    backend, notes = read_tokenizer(directory)
-    if auto.is_fast and same_ids(backend, auto.backend_tokenizer):
-        return LoadedTokenizer(auto, notes=tuple(notes))
-    taken = copy.deepcopy(auto) if auto.is_fast else transformers.PreTrainedTokenizerFast.from_pretrained(directory)
-    put_backend(taken, backend)
-    return LoadedTokenizer(taken, auto, tuple(notes))
-
-
-def _check_sentencepiece(directory: Path) -> None:
-    """Refuse what transformers takes for tiktoken's, and asks for tiktoken, where sentencepiece is missing."""
-    models = sorted(directory.glob("*.model"))
-    if models and importlib.util.find_spec("sentencepiece") is None:
-        raise ImportError(
-            f"it is a sentencepiece model ({models[0].name}) without {FILE}, and reading it needs sentencepiece: "
-            "pip install sentencepiece protobuf"
-        )
 
 
 def _load_model(source: str, **options: Any) -> tuple[torch.nn.Module, Any]:

@@ -5,8 +5,11 @@ tokenizer for, so its AutoTokenizer may give other ids than the file, which is w
 models.
 """
 
+import copy
+import importlib.util
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +22,70 @@ CONFIG = "tokenizer_config.json"
 _PROBE = "a"
 
 
-def read_tokenizer(directory: Path) -> tuple[Tokenizer, list[str]]:
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A checkpoint's tokenizer.
+
+    Attributes:
+        taken: a tokenizer of transformers; gives the ids of `tokenizer.json`.
+        auto: AutoTokenizer's, where it is another one.
+        notes: a line for each thing that the files beside `tokenizer.json` change in it.
+    """
+
+    taken: Any
+    auto: Any = None
+    notes: tuple[str, ...] = ()
+
+
+def load_from_files(directory: Path) -> LoadedTokenizer:
     """`tokenizer.json` with the added tokens and the BOS and EOS that tokenizer_config.json asks for.
 
-    Returns:
-        The tokenizer, without truncation and padding, and a line for each thing that is not in `tokenizer.json`.
+    Where AutoTokenizer's is built alike, that one is taken, so that the bundle keeps the bytes that it always had.
+    Without `tokenizer.json` there is only AutoTokenizer's.
 
     Raises:
         ValueError: a token cannot have the id that tokenizer_config.json gives it.
+        ImportError: sentencepiece is missing.
+        Exception: transformers or tokenizers cannot load it.
     """
+    there = (directory / FILE).is_file()
+    if not there:
+        _check_sentencepiece(directory)
+    auto = transformers.AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
+    if not there:
+        return LoadedTokenizer(auto)
     backend = Tokenizer.from_file(str(directory / FILE))
     backend.no_truncation()
     backend.no_padding()
     declared = transformers.PreTrainedTokenizerFast.from_pretrained(str(directory))
     config = json.loads((directory / CONFIG).read_bytes()) if (directory / CONFIG).is_file() else {}
-    return backend, _add_tokens(backend, declared, config) + _set_ends(backend, declared, config)
+    notes = (*_add_tokens(backend, declared, config), *_set_ends(backend, declared, config))
+    if auto.is_fast and _parts(auto.backend_tokenizer) == _parts(backend):
+        return LoadedTokenizer(auto, notes=notes)
+    return LoadedTokenizer(_with_backend(auto if auto.is_fast else declared, backend), auto, notes)
 
 
-def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether both surely give the same ids for every text: they are built alike, but for what has no effect."""
-    return _parts(one) == _parts(other)
+def _check_sentencepiece(directory: Path) -> None:
+    """Refuse what transformers takes for tiktoken's, and asks for tiktoken, where sentencepiece is missing."""
+    models = sorted(directory.glob("*.model"))
+    if models and importlib.util.find_spec("sentencepiece") is None:
+        raise ImportError(
+            f"it is a sentencepiece model ({models[0].name}) without {FILE}, and reading it needs sentencepiece: "
+            "pip install sentencepiece protobuf"
+        )
 
 
-def put_backend(tokenizer: Any, backend: Tokenizer) -> None:
-    """Make a tokenizer of transformers, in place, one that tokenizes as `backend` does.
+def _with_backend(tokenizer: Any, backend: Tokenizer) -> Any:
+    """A copy of a tokenizer of transformers that tokenizes as `backend` does.
 
     A special token that only its class names, and that the vocabulary does not have, is none.
     """
-    tokenizer._tokenizer = backend  # the only way to keep all else that its class knows
-    for name, token in tokenizer.special_tokens_map.items():
+    changed = copy.deepcopy(tokenizer)
+    changed._tokenizer = backend  # the only way to keep all else that its class knows
+    for name, token in changed.special_tokens_map.items():
         if isinstance(token, str) and backend.token_to_id(token) is None:
-            setattr(tokenizer, name, None)
+            setattr(changed, name, None)
+    return changed
 
 
 def _add_tokens(backend: Tokenizer, declared: Any, config: Mapping[str, Any]) -> list[str]:
@@ -117,11 +153,11 @@ def _shown(leading: list[str], trailing: list[str]) -> str:
 
 
 def _parts(backend: Tokenizer) -> dict[str, Any]:
-    """All that decides which ids a text gets, in one form whichever way it is written."""
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    probes = [copy.encode(_PROBE), copy.encode(_PROBE, _PROBE)]  # show what the post-processor adds
+    """All that decides which ids a text gets: two tokenizers with equal parts give every text the same ids."""
+    whole = Tokenizer.from_str(backend.to_str())
+    whole.no_truncation()
+    whole.no_padding()
+    probes = [whole.encode(_PROBE), whole.encode(_PROBE, _PROBE)]  # show what the post-processor adds
     parts = json.loads(backend.to_str())
     return {
         "added_tokens": parts["added_tokens"],

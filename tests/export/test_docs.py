@@ -19,7 +19,7 @@ def test_every_option_is_documented_and_no_other():
     for source in ("checkpoint", "onnx"):
         text = subprocess.run([command, source, "--help"], capture_output=True, text=True, check=True).stdout
         options |= set(re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE))
-    assert {name_in(row["option"]) for row in rows(DOC, "option")} == options
+    assert {name_in(row["option"]) for row in rows(DOC, "option", "guess")} == options
 
 
 def test_every_file_of_a_bundle_is_documented_and_no_other():

@@ -16,7 +16,16 @@ from plaudit_ppo.zero_settings import check_zero
 if TYPE_CHECKING:
     from plaudit_ppo.scoring import Scorer
 
-_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib", "prometheus_client")
+_TRAINING_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "peft",
+    "matplotlib",
+    "jinja2",
+    "prometheus_client",
+)
 
 
 class _Parser(argparse.ArgumentParser):

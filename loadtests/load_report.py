@@ -28,8 +28,8 @@ from servers import Server, end_on_sigterm, service
 from texts import read_texts
 from tqdm import tqdm
 
-from plaudit_ppo.charts import to_svg
-from plaudit_ppo.page import render_page
+from plaudit_ppo.runs.charts import to_svg
+from plaudit_ppo.runs.page import render_page
 
 LOADS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 LEAST_GOODPUT = 0.9

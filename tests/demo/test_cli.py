@@ -94,7 +94,7 @@ def test_an_interrupted_demo_exits_130_and_leaves_no_process_behind(tmp_path):
         demo.send_signal(signal.SIGTERM)
         _, errors = demo.communicate(timeout=60)
     assert demo.returncode == 130
-    assert errors.splitlines()[-1] == "plaudit-demo: error: interrupted"
+    assert errors.splitlines()[-1] == "plaudit-demo: interrupted"
     assert "Traceback" not in errors
     assert processes_of(output) == []
 
@@ -152,7 +152,7 @@ def test_a_missing_package_is_named_with_what_installs_it(capsys, tmp_path, monk
     monkeypatch.setattr(builtins, "__import__", without_trl)
     assert main(["--output", str(tmp_path / "demo")]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "plaudit-demo: error: trl is not installed; pip install 'plaudit[train,export]'"
+    assert last == "plaudit-demo: error: trl is not installed; pip install 'plaudit[demo,export]'"
 
 
 @pytest.mark.parametrize("error", [DemoError("the disk\nis slow"), OSError("the disk\nis slow")])

@@ -68,7 +68,7 @@ def test_the_base_install_is_the_client_alone(environment, tmp_path):
         ("service", "plaudit-fetch", "bundle", "directory"),
         ("export", "plaudit-export", "checkpoint", "checkpoint", "bundle"),
         ("train", "plaudit-ppo", "train", "--config", "ppo.toml"),
-        ("train,export", "plaudit-demo"),
+        ("demo,export", "plaudit-demo"),
     ]
     for extra, command, *arguments in commands:
         done = subprocess.run([bin_folder / command, *arguments], cwd=tmp_path, capture_output=True, text=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from plaudit_client.whole_files import write_file
 from plaudit_demo.output import write_jsonl
 from plaudit_ppo.runs.page import render_page
 
@@ -44,5 +45,5 @@ class Result:
         """Write `NAME.jsonl` and `NAME.html`; returns the page's path."""
         write_jsonl(directory / f"{self.name}.jsonl", self.records)
         page = directory / f"{self.name}.html"
-        page.write_text(render_page(_PAGE, study=self), encoding="utf-8")
+        write_file(page, render_page(_PAGE, study=self))
         return page

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from plaudit_client.whole_files import write_file
 from plaudit_ppo.config import PPOConfig, load_config, shown
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.runs.charts import GOLD, KL, SCORE, TIME, series_figure
@@ -46,7 +47,7 @@ def write_report(directory: Path) -> Path:
     settings = load_config(directory / "config.toml")
     page = make_report(directory.resolve().name, log, read_log(directory / "samples.jsonl"), settings)
     path = directory / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page)
     return path
 
 

@@ -48,7 +48,7 @@ def absent(bin_folder, *modules):
 def test_the_wheel_holds_exactly_four_packages_each_typed(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert packages == {"plaudit_client", "plaudit_export", "plaudit_ppo", "plaudit_service"}
+    assert packages == {"plaudit_client", "plaudit_demo", "plaudit_export", "plaudit_ppo", "plaudit_service"}
     assert {f"{package}/py.typed" for package in packages} <= set(names)
 
 
@@ -105,7 +105,7 @@ def test_a_service_install_serves_a_bundle_without_torch_and_transformers(enviro
     ("extra", "command", "module", "foreign"),
     [
         ("[export]", "plaudit-export", "plaudit_export.exporter", ["trl", "accelerate"]),
-        ("[train]", "plaudit-ppo", "plaudit_ppo.trainer", ["onnxruntime", "fastapi"]),
+        ("[train]", "plaudit-ppo", "plaudit_ppo.trainer", ["onnxruntime", "fastapi", "trl", "httpx2"]),
     ],
 )
 def test_a_role_that_needs_torch_starts_and_brings_no_other_role(environment, extra, command, module, foreign):

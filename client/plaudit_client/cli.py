@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from plaudit_client import jsonl, settings
 from plaudit_client.client import RewardClient
+from plaudit_client.command_line import Parser, fail
 from plaudit_client.errors import FingerprintMismatch, InvalidArgument, PlauditError, RequestRejected
 from plaudit_client.jsonl import Line, Summary
 from plaudit_client.output import Output, Progress
@@ -60,18 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except PlauditError as error:
         refused = isinstance(error, InvalidArgument | RequestRejected)
-        return _fail(str(error), 2 if refused and not isinstance(error, FingerprintMismatch) else 1)
+        return fail(PROGRAM, str(error), 2 if refused and not isinstance(error, FingerprintMismatch) else 1)
     except OSError as error:
         # What is still buffered must not fail once more when Python flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _fail(f"output: {error.strerror or error}", 1)
+        return fail(PROGRAM, f"output: {error.strerror or error}", 1)
     except Exception as error:  # noqa: BLE001  a user of the command never sees a stack trace
-        return _fail(f"internal error: {type(error).__name__}: {error}", 1)
-
-
-def _fail(message: str, exit_status: int) -> int:
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
-    return exit_status
+        return fail(PROGRAM, f"internal error: {type(error).__name__}: {error}", 1)
 
 
 def _score_file(options: argparse.Namespace) -> int:
@@ -91,7 +87,8 @@ def _score_file(options: argparse.Namespace) -> int:
     if summary.pairs:
         print(f"{PROGRAM}: {summary.describe_pairs()}", file=sys.stderr)
     if summary.failures and not options.allow_failures:
-        return _fail(
+        return fail(
+            PROGRAM,
             f"{summary.failures.total()} of {summary.sequences} sequences have no score: "
             f"{jsonl.describe_counts(summary.failures)}; accept this with --allow-failures",
             1,
@@ -230,13 +227,8 @@ def _read_api_key(name: str | None) -> str | None:
     return key
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InvalidArgument(f"{message}; see {PROGRAM} --help")
-
-
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 

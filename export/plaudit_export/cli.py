@@ -5,9 +5,10 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
+from plaudit_service.command_line import Parser, run
 
 if TYPE_CHECKING:
     from plaudit_export.checkpoints.rules import TextFile
@@ -24,23 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0: done. 2: what the user gave is wrong. 1: it was right but failed. 130: interrupted.
     """
     parsed = _parser().parse_args(arguments)
+    return run(PROG, lambda: _run(parsed), extra="export")
+
+
+def _run(parsed: argparse.Namespace) -> int:
     try:
-        status: int = parsed.run(parsed)
+        exit_code: int = parsed.run(parsed)
     except ParityError as error:
         print(error.table)
-        return _fail(str(error), error.exit_status)
-    except ExportError as error:
-        return _fail(str(error), error.exit_status)
-    except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed; install what export needs: pip install 'plaudit[export]'", 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    return status
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"{PROG}: error: {message}", file=sys.stderr)
-    return status
+        raise
+    return exit_code
 
 
 def _checkpoint(parsed: argparse.Namespace) -> int:
@@ -165,14 +159,9 @@ def _read_text(path: Path) -> str:
         raise SourceError(f"{path}: cannot be read ({error})") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROG}: error: {message} (see {self.prog} --help)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROG, description=__doc__.split(": ", 1)[1])
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    parser = Parser(prog=PROG, description=__doc__.split(": ", 1)[1])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
     _add_onnx(commands.add_parser("onnx", help="a directory made by `optimum-cli export onnx` -> bundle"))
     inspect = commands.add_parser("inspect", help="what a bundle is; checks every hash")

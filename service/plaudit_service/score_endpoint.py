@@ -11,7 +11,7 @@ from plaudit_service.errors import AllExpired, InvalidRequest, TooLarge
 from plaudit_service.receiving import Room, read_body, while_connected
 from plaudit_service.service import Service
 from plaudit_service.settings import Settings
-from plaudit_service.wire import ChatItem, Item, PromptItem, ScoreRequest, TextItem, TokenItem, parse_request
+from plaudit_service.wire import ChatItem, Item, PromptItem, ScoreRequest, TextItem, TokenItem, num_chars, parse_request
 
 # A body up to this size is parsed on the event loop: handing it to a thread would cost more than parsing it.
 _INLINE_BODY_BYTES = 16_384
@@ -114,5 +114,5 @@ def _num_chars(item: Item) -> list[int]:
             completions = [item.completion or ""] if item.completions is None else item.completions
             return [len(item.prompt) + len(completion) for completion in completions]
         case ChatItem():
-            head = sum(len(message.role) + len(message.content) for message in item.messages)
+            head = sum(num_chars(value) for message in item.messages for value in message.to_template().values())
             return [head + len(completion) for completion in item.completions or [""]]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plaudit_service.errors import InvalidRequest, NotJson
-from plaudit_service.wire import Item
+from plaudit_service.wire import Item, place
 
 _Shape = TypeVar("_Shape", bound="Shape")
 
@@ -81,5 +81,4 @@ def parse(shape: type[_Shape], body: bytes) -> _Shape:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         if first["type"] == "json_invalid":
             raise NotJson(f"{first['msg']}; send a JSON object") from error
-        where = ".".join(str(key) for key in first["loc"]) or "body"
-        raise InvalidRequest(f"{where}: {first['msg']}") from error
+        raise InvalidRequest(f"{place(first['loc']) or 'body'}: {first['msg']}") from error

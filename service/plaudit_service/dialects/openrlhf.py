@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
+from plaudit_service.dialects.chats import find_chat
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.dialects.special_tokens import strip_end
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.wire import MAX_ITEMS, ChatItem, Item, Message, TextItem
-
-_CHAT = TypeAdapter(list[Message])
+from plaudit_service.wire import MAX_ITEMS, ChatItem, Item, TextItem
 
 
 class _Body(Shape):
@@ -41,10 +40,15 @@ def write(answered: Answered) -> dict[str, Any]:
 
 
 def _item(number: int, query: str, prompt: str, label: Any) -> Item:
-    chat = _as_chat(label)
+    chat = find_chat(label, f"labels[{number}]")
     if chat is None:
         # The policy's EOS is in the text where it was generated, and must not be added where it was not.
         return TextItem(text=query, finished=False)
+    if not prompt:
+        raise InvalidRequest(
+            f"prompts[{number}]: no text, so it is not known where the completion of query[{number}] begins; send "
+            "prompts, or no chat as label"
+        )
     if not query.startswith(prompt):
         raise InvalidRequest(
             f"query[{number}]: does not begin with prompts[{number}], so its completion is not known; it was cut to "
@@ -52,15 +56,6 @@ def _item(number: int, query: str, prompt: str, label: Any) -> Item:
         )
     completion, finished = strip_end(query[len(prompt) :])
     return ChatItem(messages=chat, completions=[completion], finished=finished)
-
-
-def _as_chat(label: Any) -> list[Message] | None:
-    if not isinstance(label, list) or not label:
-        return None
-    try:
-        return _CHAT.validate_python(label, strict=True)
-    except ValidationError:  # another kind of label, which is no business of ours
-        return None
 
 
 class _Answer(BaseModel):

@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SkipValidation
 
+from plaudit_service.dialects.chats import looks_like_chat, read_chat
 from plaudit_service.dialects.dialect import Answered, Asked, Dialect, Shape, parse
 from plaudit_service.dialects.special_tokens import strip_end
+from plaudit_service.errors import InvalidRequest
 from plaudit_service.wire import ChatItem, Item, Message, PromptItem
 
 
 class _Body(Shape):
-    prompt: str | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    # Checked below: of a union, an error would tell why it is not the other form.
+    prompt: SkipValidation[str | Annotated[list[Message], Field(min_length=1)]]
     response: str
 
 
@@ -32,9 +35,11 @@ def read(body: bytes, parameters: Mapping[str, str]) -> Asked:
 
 def _item(asked: _Body) -> Item:
     if isinstance(asked.prompt, str):
+        if looks_like_chat(asked.prompt):
+            raise InvalidRequest("prompt: looks like a chat that was written as text; send the list itself")
         return PromptItem(prompt=asked.prompt, completion=asked.response, finished=False)
     completion, finished = strip_end(asked.response)
-    return ChatItem(messages=asked.prompt, completions=[completion], finished=finished)
+    return ChatItem(messages=read_chat(asked.prompt, "prompt"), completions=[completion], finished=finished)
 
 
 DIALECT = Dialect(

@@ -57,7 +57,7 @@ def test_an_openrlhf_label_that_is_the_chat_makes_a_chat_without_the_policys_end
         ({"query": ["a"], "prompts": ["a", "b"]}, "prompts"),
         ({"query": ["a"], "labels": [1, 2]}, "labels"),
         ({"query": "a"}, "query"),
-        ({"query": [1]}, "query.0"),
+        ({"query": [1]}, "query[0]"),
         ({}, "query"),
         ({"query": ["b"], "prompts": ["a"], "labels": [CHAT]}, "query[0]"),
     ],

@@ -1,0 +1,238 @@
+"""What one call asks for: items in any of their forms, and how they shall be scored.
+
+Knows nothing of HTTP, models or tokens.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
+
+Truncation = Literal["error", "left", "right"]
+
+# Far above any useful setting: it bounds what parsing a body can cost before the settings' limits are checked.
+MAX_ITEMS = 65_536
+_CHARS_OF_NUMBER = 8
+
+
+class _Strict(BaseModel):
+    # Lists fail fast: a body of wrong entries must not make an error for each.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Item(_Strict):
+    finished: bool = Field(True, description="False: the completion was cut by length, so no EOS is appended.")
+
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences, and so results, this item makes."""
+        return 1
+
+
+class TextItem(_Item):
+    """One text, scored as it is."""
+
+    text: str
+
+
+class PromptItem(_Item):
+    """A prompt with one completion, or with several that share it; concatenated as they are."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["completion"], "properties": {"completion": {"type": "string"}}},
+                {"required": ["completions"], "properties": {"completions": {"type": "array"}}},
+            ]
+        }
+    )
+
+    prompt: str
+    completion: str | None = None
+    completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_completion(self) -> Self:
+        if (self.completion is None) == (self.completions is None):
+            raise ValueError("give either completion or completions beside prompt")
+        return self
+
+    @property
+    def num_sequences(self) -> int:
+        """One per completion."""
+        return 1 if self.completions is None else len(self.completions)
+
+
+class TextPart(_Strict):
+    """A text, as one of the parts of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _as_text(content: Any, info: ValidationInfo) -> Any:
+    """The text of a message's content, which may be a list of one text part."""
+    if isinstance(content, str):
+        return content
+    if content is None and info.data.get("tool_calls"):
+        return None
+    match content:
+        case [{"type": "text", "text": str() as text, **others}] if all(value is None for value in others.values()):
+            return text
+        case None:
+            what = "there is none, as only a message with tool_calls may have it"
+        case [_, _, *_]:
+            what = f"{len(content)} parts, and templates join parts in different ways; join them into one text"
+        case _:
+            what = "neither a text nor a list of one text part"
+    raise PydanticCustomError("content", "{what}", {"what": what})
+
+
+def _refuse_unknown(value: Any) -> Any:
+    if value is not None:
+        raise PydanticCustomError(
+            "unknown_field", "no field of a message that chat templates read ({known})", {"known": ", ".join(FIELDS)}
+        )
+    return value
+
+
+# What chat templates read of a message, in the order in which they get it.
+FIELDS = ("role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "name")
+
+
+class Message(BaseModel):
+    """One turn of a chat. Fields that are null count as not there, whatever their names."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        frozen=True,
+        json_schema_extra={"anyOf": [{"required": ["content"]}, {"required": ["tool_calls"]}]},
+    )
+    __pydantic_extra__: dict[str, Annotated[None, BeforeValidator(_refuse_unknown)]]
+
+    role: str
+    tool_calls: list[dict[str, JsonValue]] | None = None
+    content: Annotated[str | None, BeforeValidator(_as_text, json_schema_input_type=str | list[TextPart] | None)] = (
+        Field(None, validate_default=True, description="May be left out only where there are tool_calls.")
+    )
+    reasoning_content: str | None = None
+    thinking: str | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    def to_template(self) -> dict[str, JsonValue]:
+        """What a chat template gets: the fields that are there."""
+        return {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
+
+
+class ChatItem(_Item):
+    """A chat that the model's template renders, or a chat with several completions, each an assistant's message."""
+
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
+
+    @property
+    def num_sequences(self) -> int:
+        """One per completion, one where there is none."""
+        return 1 if self.completions is None else len(self.completions)
+
+
+class TokenItem(_Item):
+    """Token ids of the reward model's own tokenizer, used as they are."""
+
+    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(fail_fast=True)
+
+
+_FORMS = ("text", "prompt", "messages", "token_ids")
+
+
+def _form_of(item: Any) -> str | None:
+    if isinstance(item, Mapping):
+        return next((form for form in _FORMS if form in item), None)
+    return next((form for form in _FORMS if hasattr(item, form)), None)
+
+
+Item = Annotated[
+    Annotated[TextItem, Tag("text")]
+    | Annotated[PromptItem, Tag("prompt")]
+    | Annotated[ChatItem, Tag("messages")]
+    | Annotated[TokenItem, Tag("token_ids")],
+    Discriminator(
+        _form_of,
+        custom_error_type="item_form",
+        custom_error_message="an item is an object with one of text, prompt, messages, token_ids",
+    ),
+]
+
+
+class ScoreRequest(_Strict):
+    """The body of `POST /score`."""
+
+    items: list[Item] = Field(max_length=MAX_ITEMS, fail_fast=True)
+    model: str | None = Field(None, description="Which loaded model; may be left out when there is only one.")
+    truncation: Truncation = "error"
+    fingerprint: str | None = Field(None, description="Refuse (409) unless this fingerprint computes the scores.")
+    engine: str | None = Field(None, description="Refuse (409) unless this engine computes the scores.")
+    raw: bool = Field(False, description="Skip the bundle's normalization.")
+
+    @property
+    def num_sequences(self) -> int:
+        """How many results the answer will hold."""
+        return sum(item.num_sequences for item in self.items)
+
+
+def check_request(content: Mapping[str, Any]) -> ScoreRequest:
+    """Check a request given as Python objects, as `parse_request` does a body.
+
+    Raises:
+        InvalidRequest: it has a wrong shape; the message says where.
+    """
+    try:
+        return ScoreRequest.model_validate(content)
+    except ValidationError as error:
+        raise as_request_error(error) from error
+
+
+def as_request_error(error: ValidationError) -> RequestError:
+    """The first thing that is wrong with a request, and where."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return NotJson(f"{first['msg']}; send a JSON object with items")
+    if first["type"] == "too_long" and first["loc"] == ("items",):
+        return TooLarge(f"the request has more than {MAX_ITEMS} items; split it")
+    # The tag of an item's form is no key of the document.
+    keys = [key for at, key in enumerate(first["loc"]) if not (at == 2 and first["loc"][0] == "items")]
+    return InvalidRequest(f"{place(keys) or 'body'}: {first['msg']}")
+
+
+def place(keys: Iterable[int | str]) -> str:
+    """Where in a JSON document: `items[0].messages[1].id`; empty for the document itself."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+
+
+def num_chars(value: JsonValue) -> int:
+    """About the characters of a JSON value that a template writes; of a text exactly."""
+    match value:
+        case str():
+            return len(value)
+        case list():
+            return sum(map(num_chars, value))
+        case dict():
+            return sum(len(key) + num_chars(inner) for key, inner in value.items())
+        case _:
+            return _CHARS_OF_NUMBER

@@ -91,6 +91,9 @@ class Settings:
     dialect_check_tokens: bool = _setting(
         True, "refuse dialects' texts with special tokens that the reward model's tokenizer does not know"
     )
+    policy_tokenizer: str = _setting(
+        "", "directory of the tokenizer of dialects' policy, which says what its special tokens are; else any policy's"
+    )
     max_waiting_requests: int = _setting(
         1024, "requests of dialects that may wait for room in the queue; beyond: 503", minimum=1
     )

@@ -12,8 +12,7 @@ import pydantic_core
 from pydantic import Field, TypeAdapter, ValidationError
 
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.items import Message
-from plaudit_service.items import place
+from plaudit_service.items import Message, place
 
 _CHAT = TypeAdapter(Annotated[list[Message], Field(min_length=1, fail_fast=True)])
 _FORM = 'give a list of {"role", "content"}'

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plaudit_service.errors import InvalidRequest, NotJson
+from plaudit_service.http.dialects.special_tokens import SpecialTokens
 from plaudit_service.items import Item, place
 
 _Shape = TypeVar("_Shape", bound="Shape")
@@ -55,14 +56,15 @@ class Dialect:
 
     Attributes:
         path: Its path.
-        read: Reads a body and the parameters of the URL (InvalidRequest, NotJson).
+        read: Reads a body and the parameters of the URL, by what counts as special tokens of the policy
+            (InvalidRequest, NotJson).
         body: The type of a body, for the OpenAPI document.
         answer: The type of an answer, for the same.
         parameters: What the URL may carry besides `model`, and what it is for.
     """
 
     path: str
-    read: Callable[[bytes, Mapping[str, str]], Asked]
+    read: Callable[[bytes, Mapping[str, str], SpecialTokens], Asked]
     body: Any
     answer: Any
     parameters: Mapping[str, str] = field(default_factory=dict)

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import cast
 from urllib.parse import parse_qsl
 
 from plaudit_service.errors import AllExpired, InvalidRequest, ItemFailed, QueueFull, Unavailable
@@ -23,7 +22,7 @@ from plaudit_service.http.dialects.policy_tokenizer import read_policy_tokens
 from plaudit_service.http.dialects.special_tokens import SpecialTokens, find_foreign
 from plaudit_service.http.receiving import Room, Share, read_body, while_connected
 from plaudit_service.http.score_endpoint import check_sizes, request_timeout_s
-from plaudit_service.items import ScoreRequest, Truncation
+from plaudit_service.items import ScoreRequest
 from plaudit_service.results import Result, Status
 from plaudit_service.serving.served_model import ServedModel
 from plaudit_service.serving.service import Service
@@ -45,7 +44,7 @@ def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
     room = _WaitingRoom(service)
     directory = service.settings.policy_tokenizer
     tokens = read_policy_tokens(Path(directory)) if directory else KnownTokens()
-    dialects = [DIALECTS[name] for name in service.settings.dialect_names]
+    dialects = [DIALECTS[name] for name in service.settings.dialects]
     return {dialect.path: DialectEndpoint(dialect, service, room, tokens) for dialect in dialects}
 
 
@@ -85,7 +84,7 @@ class DialectEndpoint:
                 asked, model = await asyncio.to_thread(self._read, body, parameters)
                 request = ScoreRequest.model_construct(
                     items=asked.items,
-                    truncation=cast("Truncation", settings.dialect_truncation),
+                    truncation=settings.dialect_truncation,
                     raw=settings.dialect_raw if asked.raw is None else asked.raw,
                 )
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)

@@ -105,13 +105,15 @@ def _as_text(content: Any, info: ValidationInfo) -> Any:
 def _refuse_unknown(value: Any) -> Any:
     if value is not None:
         raise PydanticCustomError(
-            "unknown_field", "no field of a message that chat templates read ({known})", {"known": ", ".join(FIELDS)}
+            "unknown_field",
+            "no field of a message that chat templates read ({known})",
+            {"known": ", ".join(MESSAGE_FIELDS)},
         )
     return value
 
 
 # What chat templates read of a message, in the order in which they get it.
-FIELDS = ("role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "name")
+MESSAGE_FIELDS = ("role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "name")
 
 
 class Message(BaseModel):
@@ -137,7 +139,7 @@ class Message(BaseModel):
 
     def to_template(self) -> dict[str, JsonValue]:
         """What a chat template gets: the fields that are there."""
-        return {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
+        return {name: value for name in MESSAGE_FIELDS if (value := getattr(self, name)) is not None}
 
 
 class ChatItem(_Item):

@@ -1,5 +1,6 @@
 """PPO for language models against a remote reward model."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from plaudit_ppo.config import PPOConfig, load_config
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
     from plaudit_ppo.summary import TrainSummary
     from plaudit_ppo.trainer import PPOTrainer
+
+# Nothing leaves the machine. huggingface_hub, through which TRL reports too, reads this when it is imported.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 __all__ = [
     "CombinedScorer",

@@ -41,7 +41,8 @@ in the order of the input; for an item with completions {"results": [...]}, for 
 into OUTPUT.part, which becomes OUTPUT at the end."""
 
 _EPILOG = """\
-Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself.
+Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself; where it
+is not set, the first of PLAUDIT_API_KEYS is sent, which a service takes all of.
 
 exit status: 0 done; 1 right but failed (server unreachable, items failed); 2 what you gave is wrong; 130 interrupted"""
 
@@ -222,12 +223,14 @@ def _read_api_key(name: str | None) -> str | None:
     if name is None:
         return None
     try:
-        key = Path(name).read_text(encoding="utf-8").strip()
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"{name}: API key cannot be read: {error}") from error
-    if not key:
-        raise InvalidArgument(f"{name}: holds no API key; write the key into it")
-    return key
+    # The same file may be the service's, which takes every key in it.
+    for line in lines:
+        if key := line.strip():
+            return key
+    raise InvalidArgument(f"{name}: holds no API key; write the key into it")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -261,7 +264,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="takes its name at the end, as a whole; - is stdout (default)",
     )
     add("--url", "base URL of the service, or of its replicas, separated by commas", metavar="URL[,URL...]")
-    add("--api-key-file", "file with the API key", metavar="FILE")
+    add("--api-key-file", "file with one API key a line, of which the first is sent", metavar="FILE")
     add("--model", "which of the service's models; needed only if it has several", metavar="NAME")
     add(
         "--truncation",

@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Any
 from plaudit_service.errors import BundleError, RequestError, ServiceError
 
 if TYPE_CHECKING:
-    from plaudit_service.scorer import CombinedScorer, Scorer, Scores
-    from plaudit_service.wire import Result, Status
+    from plaudit_service.results import Result, Status
+    from plaudit_service.serving.scorer import CombinedScorer, Scorer, Scores
 
 # Nothing leaves the machine. ONNX Runtime and huggingface_hub read this when they are imported.
 os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 __all__ = ["BundleError", "CombinedScorer", "RequestError", "Result", "Scorer", "Scores", "ServiceError", "Status"]
 
-_MODULES = {"CombinedScorer": "scorer", "Result": "wire", "Scorer": "scorer", "Scores": "scorer", "Status": "wire"}
+_MODULES = {
+    "CombinedScorer": "serving.scorer",
+    "Result": "results",
+    "Scorer": "serving.scorer",
+    "Scores": "serving.scorer",
+    "Status": "results",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,25 @@
+"""The policy, and the frozen copy of it that is the reference."""
+
+import copy
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from plaudit_ppo.models.networks import disable_dropout, load_pretrained
+
+
+def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM in float32 and its tokenizer, from a checkpoint directory.
+
+    Raises:
+        CheckpointError: the directory is missing or does not hold both.
+    """
+    model = load_pretrained(AutoModelForCausalLM, path, "policy", dtype=torch.float32, use_safetensors=True)
+    return disable_dropout(model), load_pretrained(AutoTokenizer, path, "policy's tokenizer")
+
+
+def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    """The reference: a copy of the policy that no optimizer can change."""
+    reference: PreTrainedModel = copy.deepcopy(policy)
+    return reference.requires_grad_(False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from plaudit_ppo.scoring.remote import RemoteScorer
     from plaudit_ppo.trainer import PPOTrainer
 
-# Nothing leaves the machine. huggingface_hub, through which TRL reports too, reads this when it is imported.
+# Nothing leaves the machine. huggingface_hub reads this when it is imported.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 __all__ = [

@@ -72,7 +72,7 @@ def test_scoring_in_process_asks_no_host_and_leaves_nothing(tiny_bundle, home, r
     assert left_in(home) == []
 
 
-@pytest.mark.parametrize("package", ["plaudit_service", "plaudit_export", "plaudit_ppo"])
+@pytest.mark.parametrize("package", ["plaudit_service", "plaudit_export", "plaudit_ppo", "plaudit_demo"])
 def test_huggingface_hub_reports_nothing_for_whoever_imports_a_part_of_ours(home, package):
     script = f"import {package}; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
     command = [sys.executable, "-c", script]

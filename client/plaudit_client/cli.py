@@ -1,6 +1,6 @@
 """`plaudit-score`: scores a JSONL file through a scoring service.
 
-Exit 0: done. 1: right but failed. 2: what the user gave is wrong. 130: interrupted.
+Exit 0: done. 1: right but failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import logging
 import os
+import signal
 import sys
 import warnings
 import zlib
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also as process 1, which gets no other signals
     if not sys.warnoptions:  # an error is one line: no library adds another
         warnings.simplefilter("ignore")
     try:
@@ -175,9 +177,9 @@ def _score_chunks(
             while in_flight:
                 scored, future = in_flight.popleft()
                 yield scored, future.result()
-        finally:
-            if in_flight:  # the pool's end waits for its threads
-                client.close()
+        except BaseException:
+            client.close()  # else the pool's end would wait for requests that nobody wants any more
+            raise
 
 
 def _deal_out(chunk: list[Line], scores: Scores) -> Iterator[tuple[Line, Sequence[Score]]]:

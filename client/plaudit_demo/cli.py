@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
     Returns:
         0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
     """
-    default = default or DemoSettings()
-    parsed = _parser(default).parse_args(arguments)
     interrupt_on_signals()
+    default = default or DemoSettings()
     try:
+        parsed = _parser(default).parse_args(arguments)
         return _run(parsed.output, replace(default, seed=parsed.seed, kl_coef=parsed.kl_coef))
     except DemoError as error:
         return _fail(str(error), error.exit_code)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0: done. 2: what the user gave is wrong. 1: it was right but failed. 130: interrupted.
+        0: done. 2: what the user gave is wrong. 1: it was right but failed. 130: interrupted by SIGINT or SIGTERM.
     """
-    parsed = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also as process 1, which gets no other signals
     try:
+        parsed = _parser().parse_args(arguments)
         status: int = parsed.run(parsed)
     except ParityError as error:
         print(error.table)

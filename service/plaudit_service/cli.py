@@ -1,9 +1,11 @@
 """`plaudit-serve`: bind, verify the bundles, serve until a signal. `plaudit-fetch`: bring a bundle and verify it."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -19,12 +21,20 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 stopped by a signal, 1 failed, 2 what the user gave is wrong."""
+    # The kernel keeps from process 1, as in a container, every signal that it has no handler for.
+    signal.signal(signal.SIGTERM, _stop)
     return _run("plaudit-serve", lambda: _main(arguments))
 
 
 def fetch_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `plaudit-fetch`; returns the exit code: 0 verified and in place, 2 what the user gave is wrong."""
+    """Run `plaudit-fetch`; returns 0: verified and in place, 2: what the user gave is wrong, 130: interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also as process 1
     return _run("plaudit-fetch", lambda: _fetch_main(arguments))
+
+
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Before the server took over the signal, nothing is open that would have to be finished."""
+    raise SystemExit(0)
 
 
 def _run(command: str, body: Callable[[], int]) -> int:

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import cast
 from urllib.parse import parse_qsl
 
 from plaudit_service.errors import AllExpired, InvalidRequest, ItemFailed, QueueFull, Unavailable
@@ -20,7 +19,7 @@ from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect
 from plaudit_service.http.dialects.special_tokens import find_foreign
 from plaudit_service.http.receiving import Room, Share, read_body, while_connected
 from plaudit_service.http.score_endpoint import check_sizes, request_timeout_s
-from plaudit_service.items import ScoreRequest, Truncation
+from plaudit_service.items import ScoreRequest
 from plaudit_service.results import Result, Status
 from plaudit_service.serving.served_model import ServedModel
 from plaudit_service.serving.service import Service
@@ -36,7 +35,7 @@ DIALECTS = {
 def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
     """The application of each path that the settings ask for."""
     room = _WaitingRoom(service)
-    dialects = [DIALECTS[name] for name in service.settings.dialect_names]
+    dialects = [DIALECTS[name] for name in service.settings.dialects]
     return {dialect.path: DialectEndpoint(dialect, service, room) for dialect in dialects}
 
 
@@ -75,7 +74,7 @@ class DialectEndpoint:
                 asked, model = await asyncio.to_thread(self._read, body, parameters)
                 request = ScoreRequest.model_construct(
                     items=asked.items,
-                    truncation=cast("Truncation", settings.dialect_truncation),
+                    truncation=settings.dialect_truncation,
                     raw=settings.dialect_raw if asked.raw is None else asked.raw,
                 )
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)

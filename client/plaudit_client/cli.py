@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from plaudit_client import jsonl, settings
 from plaudit_client.client import RewardClient
+from plaudit_client.command_line import Parser, describe_bug, drop_output, fail, say
 from plaudit_client.errors import FingerprintMismatch, InvalidArgument, PlauditError, RequestRejected
 from plaudit_client.jsonl import Line, Summary
 from plaudit_client.output import Output, Progress
@@ -63,18 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except PlauditError as error:
         refused = isinstance(error, InvalidArgument | RequestRejected)
-        return _fail(str(error), 2 if refused and not isinstance(error, FingerprintMismatch) else 1)
+        return fail(PROGRAM, str(error), 2 if refused and not isinstance(error, FingerprintMismatch) else 1)
     except OSError as error:
-        # What is still buffered must not fail once more when Python flushes it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _fail(f"output: {error.strerror or error}", 1)
+        drop_output()
+        return fail(PROGRAM, f"output: {error.strerror or error}", 1)
     except Exception as error:  # noqa: BLE001  a user of the command never sees a stack trace
-        return _fail(f"internal error: {type(error).__name__}: {error}", 1)
-
-
-def _fail(message: str, exit_status: int) -> int:
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
-    return exit_status
+        return fail(PROGRAM, describe_bug(error), 1)
 
 
 def _score_file(options: argparse.Namespace) -> int:
@@ -87,14 +82,15 @@ def _score_file(options: argparse.Namespace) -> int:
             summary = _score_lines(client, jsonl.require_groups(lines) if options.best_of else lines, output, options)
         except BaseException:
             if output.can_be_resumed:
-                print(f"{PROGRAM}: what is scored so far is kept; continue with --resume", file=sys.stderr)
+                say(f"{PROGRAM}: what is scored so far is kept; continue with --resume")
             raise
     if summary.pairs and not options.quiet:
-        print(*summary.histogram.render(), sep="\n", file=sys.stderr)
+        say("\n".join(summary.histogram.render()))
     if summary.pairs:
-        print(f"{PROGRAM}: {summary.describe_pairs()}", file=sys.stderr)
+        say(f"{PROGRAM}: {summary.describe_pairs()}")
     if summary.failures and not options.allow_failures:
-        return _fail(
+        return fail(
+            PROGRAM,
             f"{summary.failures.total()} of {summary.sequences} sequences have no score: "
             f"{jsonl.describe_counts(summary.failures)}; accept this with --allow-failures",
             1,
@@ -235,13 +231,8 @@ def _read_api_key(name: str | None) -> str | None:
     raise InvalidArgument(f"{name}: holds no API key; write the key into it")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InvalidArgument(f"{message}; see {PROGRAM} --help")
-
-
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 

@@ -30,6 +30,8 @@ class ServiceError(Exception):
     Texts quote what strangers send or put into a bundle: control characters and what is too long are taken out.
     """
 
+    exit_code: ClassVar[int] = 1  # of a command that it ends
+
     def __init__(self, text: str) -> None:
         if len(text) > _MAX_START_CHARS + _MAX_END_CHARS:
             text = f"{text[:_MAX_START_CHARS]} ... {text[-_MAX_END_CHARS:]}"
@@ -39,9 +41,13 @@ class ServiceError(Exception):
 class SettingsError(ServiceError):
     """A flag or environment variable has a value that cannot be used."""
 
+    exit_code = 2
+
 
 class BundleError(ServiceError):
     """A bundle is missing, damaged, of another format, or not allowed."""
+
+    exit_code = 2
 
 
 class RequestError(ServiceError):

@@ -68,7 +68,7 @@ def test_sigterm_ends_the_demo_while_it_starts(tmp_path):
         assert process.stderr.readline().startswith("loading torch")
         terminate_child(process)
         _, said = process.communicate(timeout=120)
-    assert (process.returncode, said) == (130, "plaudit-demo: error: interrupted\n")
+    assert (process.returncode, said) == (130, "plaudit-demo: interrupted\n")
 
 
 def test_sigterm_while_the_golden_texts_are_scored_drains_the_service(causal_bundle):

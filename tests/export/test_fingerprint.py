@@ -34,6 +34,7 @@ SCORING: dict[str, st.SearchStrategy[Any]] = {
     "eos": special,
     "template_tokens": st.dictionaries(names, names | st.lists(names, max_size=2), max_size=2),
     "add_special_tokens": st.booleans(),
+    "chat_special_tokens": st.booleans(),
     "append_eos": st.booleans(),
     "strip_newlines": st.booleans(),
     "space_before_eos": st.booleans(),

@@ -19,6 +19,7 @@ from plaudit_export.checkpoints.formats import VALUE_HEAD, recognize
 from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading
 from plaudit_export.checkpoints.places import Place, check_directory, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
+from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, load_from_files
 from plaudit_export.checkpoints.weights import (
     check_adapter_files,
     check_complete,
@@ -43,7 +44,9 @@ class Checkpoint:
             that another exporter made.
         architecture: the transformers class.
         model: in float32 and evaluation mode.
-        tokenizer: a fast one, as transformers loads it.
+        tokenizer: a fast one; gives the ids of its `tokenizer.json`.
+        auto_tokenizer: what transformers' AutoTokenizer makes of the same files, where that is another one.
+        tokenizer_notes: what the files beside `tokenizer.json` change in it.
         foreign: of a format that transformers has no class for, None where `model` is of its classes.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
@@ -56,6 +59,8 @@ class Checkpoint:
     architecture: str
     model: torch.nn.Module
     tokenizer: Any
+    auto_tokenizer: Any = None
+    tokenizer_notes: tuple[str, ...] = ()
     foreign: Foreign | None = None
     adapter: Any = None
     notes: tuple[str, ...] = ()
@@ -175,7 +180,9 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
         kind=_kind(model),
         architecture=architecture,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
         notes=(*notes, *heed_soft_cap(model)),
     )
 
@@ -204,17 +211,19 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
         lambda name: name in pretrained or adapter.replaces(name),
     )
     notes += heed_soft_cap(model)
+    kind = _kind(model)  # before the adapter wraps the head
     wrapped = loading(str(directory), "adapter", lambda: adapter.put_on(model))
-    kind = _kind(model)
     if kind == "causal":
-        notes += settle_adapters_pad(model, tokenizer, has_tokenizer=has_tokenizer)
+        notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=has_tokenizer)
     return Checkpoint(
         id=place.id,
         revision=place.revision,
         kind=kind,
         architecture=architecture,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
         adapter=wrapped,
         notes=tuple(notes),
     )
@@ -234,7 +243,7 @@ def _load_token_logits(
         raise SourceError(f"--token-logits: {place.directory} is an adapter with a head of its own")
     notes = [] if adapter is None else check_adapter_files(place.directory, [WEIGHTS])
     tokenizer, _ = _adapters_tokenizer(place.directory, str(base_directory))
-    token_ids = [_token_id(str(place.directory), tokenizer, token) for token in tokens]
+    token_ids = [_token_id(str(place.directory), tokenizer.taken, token) for token in tokens]
     foreign, wrapped = load_token_logits(
         place.directory, token_ids, adapter, base_directory, builtin_class=builtin_class
     )
@@ -242,7 +251,7 @@ def _load_token_logits(
 
 
 def _foreign(
-    place: Place, foreign: Foreign, tokenizer: Any, wrapped: Any = None, notes: Sequence[str] = ()
+    place: Place, foreign: Foreign, tokenizer: LoadedTokenizer, wrapped: Any = None, notes: Sequence[str] = ()
 ) -> Checkpoint:
     return Checkpoint(
         id=place.id,
@@ -250,14 +259,16 @@ def _foreign(
         kind="causal",
         architecture=foreign.architecture,
         model=foreign.model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
         foreign=foreign,
         adapter=wrapped,
         notes=(*notes, *foreign.notes),
     )
 
 
-def _adapters_tokenizer(directory: Path, base: str) -> tuple[Any, bool]:
+def _adapters_tokenizer(directory: Path, base: str) -> tuple[LoadedTokenizer, bool]:
     """The tokenizer of a directory, else its base's; whether it is the directory's."""
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     return (load_tokenizer(str(directory)), True) if has_tokenizer else (load_tokenizer(base), False)
@@ -276,22 +287,18 @@ def _token_id(source: str, tokenizer: Any, token: str) -> int:
     return int(token_id)
 
 
-def load_tokenizer(source: str) -> Any:
-    """The fast tokenizer of a directory.
+def load_tokenizer(source: str) -> LoadedTokenizer:
+    """The fast tokenizer of a directory: its `tokenizer.json`, whatever class transformers takes it for.
 
     Raises:
         SourceError: it has none.
     """
-    tokenizer = loading(
-        source,
-        "tokenizer",
-        lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True),
-    )
-    if not getattr(tokenizer, "is_fast", False):
-        raise SourceError(f"{source}: its tokenizer ({type(tokenizer).__name__}) has no fast form (tokenizer.json)")
-    if tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
+    loaded = loading(source, "tokenizer", lambda: load_from_files(Path(source)))
+    if not getattr(loaded.taken, "is_fast", False):
+        raise SourceError(f"{source}: its tokenizer ({type(loaded.taken).__name__}) has no fast form ({FILE})")
+    if loaded.taken.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
         raise SourceError(f"{source}: has no tokenizer; save it next to the model (tokenizer.save_pretrained)")
-    return tokenizer
+    return loaded
 
 
 def _names_of(config: Any) -> set[str]:

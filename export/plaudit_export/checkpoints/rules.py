@@ -40,6 +40,7 @@ class Options:
         name: the model name that requests use.
         append_eos: it was trained on texts that end with EOS.
         add_special_tokens: it was trained on texts with the tokenizer's special tokens.
+        chat_special_tokens: chats get them too, as `tokenizer(rendered chat)` gives.
         pair: it was trained on (prompt, completion) pairs.
         max_tokens: longest text, in tokens.
         heads: name and weight of each head.
@@ -65,6 +66,7 @@ class Options:
     name: str | None = None
     append_eos: bool | None = None
     add_special_tokens: bool | None = None
+    chat_special_tokens: bool | None = None
     pair: bool = False
     max_tokens: int | None = None
     heads: Sequence[Head] | None = None
@@ -97,6 +99,7 @@ class Rules:
     eos: SpecialToken | None
     template_tokens: dict[str, str | list[str]]
     add_special_tokens: bool
+    chat_special_tokens: bool
     append_eos: bool
     strip_newlines: bool
     space_before_eos: bool
@@ -125,6 +128,7 @@ class Rules:
             eos=self.eos,
             template_tokens=self.template_tokens,
             add_special_tokens=self.add_special_tokens,
+            chat_special_tokens=self.chat_special_tokens,
             append_eos=self.append_eos,
             strip_newlines=self.strip_newlines,
             space_before_eos=self.space_before_eos,
@@ -165,6 +169,7 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
         eos=eos,
         template_tokens=_template_tokens(checkpoint, template),
         add_special_tokens=_add_special_tokens(options, text, notes),
+        chat_special_tokens=bool(options.chat_special_tokens),
         append_eos=append_eos,
         strip_newlines=_said_or(options.strip_newlines, text.strip_newlines and append_eos),
         space_before_eos=_said_or(options.space_before_eos, text.space_before_eos and append_eos),
@@ -316,16 +321,11 @@ def _heads(checkpoint: Checkpoint, options: Options, notes: list[str]) -> tuple[
         return tuple(options.heads)
     if len(labels) == 1:
         return (Head(name="score" if labels[0] == "LABEL_0" else labels[0]),)
-    weights = ",".join(f"{label}={weight}" for label, weight in zip(labels, _example_weights(len(labels)), strict=True))
-    raise SourceError(
-        f"{checkpoint.id}: has {len(labels)} heads ({', '.join(labels)}), and nothing says what each counts in the "
-        f"score; give the weights, such as --heads {weights}"
+    notes.append(
+        f"{len(labels)} heads ({', '.join(labels)}): the score is their plain sum; "
+        "say what they mean with --heads NAME=WEIGHT,..."
     )
-
-
-def _example_weights(num_heads: int) -> list[int]:
-    """Of two labels the second is most often the good one; the score is then the log odds."""
-    return [-1, 1] if num_heads == 2 else [1] * num_heads
+    return tuple(Head(name=label) for label in labels)
 
 
 def _pooling_notes(pad_token_id: int | None, eos: SpecialToken | None) -> list[str]:

@@ -149,8 +149,8 @@ def pickled(directory: Path, name: str, converted: str) -> SourceError:
     """Says that a file is never loaded, and how its owner makes one of it that is."""
     return SourceError(
         f"{directory}: {name} is pickled, and never loaded because a pickle can run code; if you trust it, convert it "
-        f"there: python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{name}', weights_only=True), "
-        f"'{converted}')\""
+        f'there: python -c "import torch, safetensors.torch as s; '
+        f"s.save_file(torch.load('{name}', weights_only=True), '{converted}')\""
     )
 
 

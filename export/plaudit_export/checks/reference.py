@@ -53,7 +53,8 @@ class Reference:
             return Tokens(list(item["token_ids"]))
         finished = item.get("finished", True)
         if "messages" in item and not self._rules.pair:
-            tokens = self._encode(self._ended(self._render(item["messages"]), finished), add_special_tokens=False)
+            rendered = self._ended(self._render(item["messages"]), finished)
+            tokens = self._encode(rendered, add_special_tokens=self._rules.chat_special_tokens)
         else:
             texts = [self._ended(text, finished) for text in self._texts(item)]
             tokens = self._encode(*texts, add_special_tokens=self._rules.add_special_tokens)

@@ -71,10 +71,11 @@ class Normalization(_Frozen):
     std: float = Field(gt=0)
 
 
-# Fields of `Scoring` that came after the first bundles. One that has its default stands in no fingerprint, so that those
-# bundles keep the fingerprints that they had.
+# Fields of `Scoring` that came after the first bundles. One that has its default stands in no fingerprint, so that
+# those bundles keep the fingerprints that they had.
 LATER_FIELDS = (
     "template_tokens",
+    "chat_special_tokens",
     "strip_newlines",
     "space_before_eos",
     "class_token",
@@ -87,7 +88,8 @@ class Scoring(_Frozen):
     """Everything that can change a score, and nothing else; the fingerprint is its hash.
 
     `max_tokens` counts usable positions. `template_tokens` are what the chat template reads by name besides `bos_token`
-    and `eos_token`. A field that is left out of a bundle's fingerprint while it has its default: `LATER_FIELDS`.
+    and `eos_token`; `chat_special_tokens`: a rendered chat gets the tokenizer's special tokens too, but no second BOS.
+    Fields that are left out of the fingerprint while they have their default: `LATER_FIELDS`.
 
     What a causal model's score is read from (docs/scoring.md): the rightmost token that is not `pad_token_id`; where
     `pooled_before` is set, the one before the first token of that id; where both are None, the last. How a text ends:
@@ -103,6 +105,7 @@ class Scoring(_Frozen):
     eos: SpecialToken | None = None
     template_tokens: dict[str, str | list[str]] = Field(default_factory=dict)
     add_special_tokens: bool = True
+    chat_special_tokens: bool = False
     append_eos: bool = False
     strip_newlines: bool = False
     space_before_eos: bool = False

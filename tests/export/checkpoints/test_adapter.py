@@ -174,7 +174,8 @@ def test_without_peft_the_error_says_how_to_install_it(adapter, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"task_type": "CAUSAL_LM"}, "task type CAUSAL_LM, not SEQ_CLS"),
+        ({"task_type": "CAUSAL_LM"}, r"of a language model \(task type CAUSAL_LM\) without a head"),
+        ({"task_type": "FEATURE_EXTRACTION"}, "task type FEATURE_EXTRACTION, not of SEQ_CLS"),
         ({"peft_type": "IA3"}, "of type IA3; only LORA"),
         ({"init_lora_weights": "pissa"}, "'pissa' changed the base model's weights"),
         ({"base_model_name_or_path": None}, "names no base model"),

@@ -17,13 +17,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from plaudit_export.checkpoints.checkpoint import load_checkpoint
-from plaudit_export.checkpoints.rules import Options
-from plaudit_export.errors import SourceError
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_causal_checkpoint
-from plaudit_service.bundles.bundle import Head, Scoring
+from plaudit_service.bundles.bundle import Scoring
 from plaudit_service.serving.scorer import Scorer
 
 Weights = dict[str, torch.Tensor]

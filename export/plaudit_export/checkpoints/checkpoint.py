@@ -178,8 +178,8 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
         lambda name: name in pretrained or adapter.replaces(name),
     )
     notes += _heed_soft_cap(model)
+    kind = _kind(model)  # before the adapter wraps the head
     wrapped = _loading(str(directory), "adapter", lambda: adapter.put_on(model))
-    kind = _kind(model)
     if kind == "causal":
         notes += settle_adapters_pad(model, tokenizer, has_tokenizer=has_tokenizer)
     return Checkpoint(
@@ -231,7 +231,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def _load_model(source: str, **options: Any) -> tuple[Any, Any]:
-    """The model, and what transformers says of its weights; missing ones and other shapes are for the caller to refuse."""
+    """The model, and what transformers says of its weights: which are missing, of another shape, not used."""
     model, info = _loading(
         source,
         "model",
@@ -276,8 +276,12 @@ def _heed_soft_cap(model: Any) -> list[str]:
     ]
 
 
+def network(model: Any) -> Any:
+    """What is below the head. Gemma 3's wrapper does not name it as its base in transformers 4."""
+    return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
+
+
 def _kind(model: torch.nn.Module) -> Kind:
     """A decoder's classification head is called `score` and sits on a base model that takes past keys and values."""
-    base: Any = model.base_model
-    takes_past = "past_key_values" in inspect.signature(base.forward).parameters
+    takes_past = "past_key_values" in inspect.signature(network(model).forward).parameters
     return "causal" if takes_past and isinstance(getattr(model, "score", None), torch.nn.Linear) else "encoder"

@@ -16,7 +16,7 @@ from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, rea
 from plaudit_export.checkpoints.architecture import check_config, classifier_of, sequence_classifier
 from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits, read_config
 from plaudit_export.checkpoints.formats import VALUE_HEAD, recognize
-from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading
+from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
 from plaudit_export.checkpoints.places import Place, check_directory, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
 from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, load_from_files
@@ -312,6 +312,5 @@ def _names_of(config: Any) -> set[str]:
 
 def _kind(model: torch.nn.Module) -> Kind:
     """A decoder's classification head is called `score` and sits on a base model that takes past keys and values."""
-    base: Any = model.base_model
-    takes_past = "past_key_values" in inspect.signature(base.forward).parameters
+    takes_past = "past_key_values" in inspect.signature(network(model).forward).parameters
     return "causal" if takes_past and isinstance(getattr(model, "score", None), torch.nn.Linear) else "encoder"

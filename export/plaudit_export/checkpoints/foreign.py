@@ -25,7 +25,7 @@ from plaudit_export.checkpoints.formats import (
     saved_normalization,
 )
 from plaudit_export.checkpoints.heads import HeadedModel, TokenLogitsModel, build_head
-from plaudit_export.checkpoints.loading import heed_soft_cap, load_config, load_model, loading
+from plaudit_export.checkpoints.loading import heed_soft_cap, load_config, load_model, loading, network
 from plaudit_export.checkpoints.weights import (
     check_complete,
     check_stored,
@@ -131,7 +131,7 @@ def load_adapted(
     row = found.format
     file = None if row.file is None else weights_of(directory / row.file)
     weights = adapter.value_head if file is None else read_weights(file, file)
-    return _headed(source, language_model.base_model, found, raw, weights, {}, notes), wrapped
+    return _headed(source, network(language_model), found, raw, weights, {}, notes), wrapped
 
 
 def load_token_logits(
@@ -171,7 +171,7 @@ def _load_language_model(directory: Path, adapter: Adapter | None, *, builtin_cl
     model, info = load_model(transformers.AutoModelForCausalLM, source, config)
     check_complete(source, info, config.num_labels, adapter.brings if adapter else lambda _: False)
     notes += check_stored(directory, causal_class.__name__, names_in(model), info["unexpected_keys"])
-    _check_decoder(source, model.base_model)
+    _check_decoder(source, network(model))
     return model, [*notes, *heed_soft_cap(model)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import SourceError
 
 
@@ -59,7 +60,7 @@ class TokenLogitsModel(torch.nn.Module):
     @property
     def base_model(self) -> Any:
         """The language model without its head."""
-        return self.language_model.base_model
+        return network(self.language_model)
 
     @property
     def config(self) -> Any:

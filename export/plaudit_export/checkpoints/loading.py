@@ -86,6 +86,11 @@ def heed_soft_cap(model: Any) -> list[str]:
     ]
 
 
+def network(model: Any) -> Any:
+    """What is below the head. Gemma 3's wrapper does not name it as its base in transformers 4."""
+    return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
+
+
 def _experts(config: Any) -> dict[str, str]:
     """Of a mixture of experts the one implementation that can be traced: all experts of a token in one product.
 

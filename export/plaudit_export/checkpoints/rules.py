@@ -321,11 +321,31 @@ def _heads(checkpoint: Checkpoint, options: Options, notes: list[str]) -> tuple[
         return tuple(options.heads)
     if len(labels) == 1:
         return (Head(name="score" if labels[0] == "LABEL_0" else labels[0]),)
+    _check_sum(checkpoint, labels)
     notes.append(
         f"{len(labels)} heads ({', '.join(labels)}): the score is their plain sum; "
         "say what they mean with --heads NAME=WEIGHT,..."
     )
     return tuple(Head(name=label) for label in labels)
+
+
+def _check_sum(checkpoint: Checkpoint, labels: Sequence[str]) -> None:
+    """Heads that a softmax was trained on mean nothing one by one, and two of them may be such a pair.
+
+    Raises:
+        SourceError: the sum of the heads is no guess to make.
+    """
+    problem: Any = getattr(checkpoint.model.config, "problem_type", None)
+    if problem != "single_label_classification" and (len(labels) > 2 or problem is not None):
+        return
+    first, *rest = labels
+    odds = ",".join([f"{first}=-1", *(f"{label}=1" for label in rest)])
+    why = f"whose problem_type is {problem}" if problem else "of a classifier, or two scores"
+    which = f"--heads {odds} for the log odds of {rest[0]}" if len(labels) == 2 else "--heads NAME=WEIGHT,..."
+    raise SourceError(
+        f"{checkpoint.id}: {len(labels)} heads ({', '.join(labels)}) {why}: the config does not say what the score is; "
+        f"say it with {which}, or --heads {','.join(f'{label}=1' for label in labels)} for the sum"
+    )
 
 
 def _pooling_notes(pad_token_id: int | None, eos: SpecialToken | None) -> list[str]:

@@ -23,6 +23,7 @@ from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, loa
 from plaudit_export.checkpoints.weights import (
     check_adapter_files,
     check_complete,
+    check_pickled_head,
     check_stored,
     names_in,
     stored_weights,
@@ -162,6 +163,7 @@ def load_checkpoint(
 
 def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     source = str(place.directory)
+    check_pickled_head(place.directory)
     files = [path.name for path in place.directory.iterdir()]
     found = recognize(source, read_config(place.directory), stored_weights(place.directory), files)
     if found is not None:

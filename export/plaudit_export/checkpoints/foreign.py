@@ -24,7 +24,7 @@ from plaudit_export.checkpoints.formats import (
     recognize,
     saved_normalization,
 )
-from plaudit_export.checkpoints.heads import HeadedModel, TokenLogitsModel, build_head
+from plaudit_export.checkpoints.heads import HeadedModel, TokenLogitsModel, build_head, num_outputs
 from plaudit_export.checkpoints.loading import heed_soft_cap, load_config, load_model, loading, network
 from plaudit_export.checkpoints.weights import (
     check_complete,
@@ -64,8 +64,7 @@ class Foreign:
         """As transformers names the heads of a config that names none."""
         if isinstance(self.model, TokenLogitsModel):
             return [f"id:{token_id}" for token_id in self.model.token_ids]
-        last: Any = self.model.score[-1] if isinstance(self.model.score, torch.nn.Sequential) else self.model.score
-        return [f"LABEL_{index}" for index in range(last.out_features)]
+        return [f"LABEL_{index}" for index in range(num_outputs(self.model.score))]
 
     @property
     def head(self) -> Literal["linear", "mlp", "token_logits"]:
@@ -192,6 +191,11 @@ def _headed(
     if unknown:
         raise SourceError(f"{source}: {unknown[0]} of {row.file} is not a weight of the head {found.head}")
     score = build_head(source, found.head, named, text_config.hidden_size)
+    if row.num_outputs not in {None, num_outputs(score)}:
+        raise SourceError(
+            f"{source}: the head {found.head} has {num_outputs(score)} labels: it scores tokens, or steps, and not the "
+            "text"
+        )
     pooled_before = found.pooled_before(text_config)
     numbers = {name.removeprefix(WRAPPER): float(value) for name, value in beside.items() if value.numel() == 1}
     return Foreign(

@@ -47,6 +47,7 @@ class Format:
         file: that the head's weights are in, None for the model's own.
         layers: of the head: one, or several with ReLU between them, numbered in steps of two.
         backbone: prefix that the backbone's weights have, None for that of transformers' class.
+        num_outputs: of the head, None for any.
         beside: weights that belong to the format and not to the backbone or the head.
         model_types: of transformers for model types of the format's own.
         pooled: which token the head reads.
@@ -62,6 +63,7 @@ class Format:
     file: str | None = None
     layers: Literal["one", "several"] = "one"
     backbone: str | None = None
+    num_outputs: int | None = None
     beside: tuple[str, ...] = ()
     model_types: tuple[tuple[str, str], ...] = ()
     pooled: Pooled = "last"
@@ -130,7 +132,10 @@ FORMATS = (
         requires=(("pooling", ("last",), "the token that its head reads"),),
     ),
     Format(
-        "token classification of one label, as verl's", heads=("score",), architectures=("*ForTokenClassification",)
+        "token classification, as verl's",
+        heads=("score",),
+        architectures=("*ForTokenClassification",),
+        num_outputs=1,  # several are of a process reward model
     ),
     Format(
         "Qwen2.5-Math-RM, INF-ORM",

@@ -134,6 +134,12 @@ def build_head(source: str, name: str, weights: Mapping[str, torch.Tensor], hidd
     return (modules[0] if len(modules) == 1 else torch.nn.Sequential(*modules)).eval().requires_grad_(False)
 
 
+def num_outputs(score: Any) -> int:
+    """Of a head that `build_head` made."""
+    last: Any = score[-1] if isinstance(score, torch.nn.Sequential) else score
+    return int(last.out_features)
+
+
 def _linear(
     source: str, name: str, weight: torch.Tensor, bias: torch.Tensor | None, in_features: int
 ) -> torch.nn.Linear:

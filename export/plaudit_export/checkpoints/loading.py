@@ -36,6 +36,8 @@ def loading(source: str, what: str, load: Callable[[], T]) -> T:
     """
     try:
         return load()
+    except SourceError:
+        raise
     except Exception as error:  # LOADING_ERRORS, and the Rust tokenizers raise plain Exception
         if "trust_remote_code" in str(error):
             raise SourceError(f"{source}: needs code from its repository, which is never run") from error

@@ -8,19 +8,23 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from plaudit_export.checkpoints.checkpoint import load_checkpoint
+from plaudit_export.checkpoints.rules import Options, derive_rules
+from plaudit_export.errors import SourceError
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_causal_checkpoint
-from plaudit_service.bundles.bundle import Scoring
+from plaudit_service.bundles.bundle import Head, Normalization, Scoring
 from plaudit_service.serving.scorer import Scorer
 
 Weights = dict[str, torch.Tensor]
@@ -394,3 +398,257 @@ def test_a_format_is_served_with_its_trainers_scores(name, decoders, tmp_path):
     scoring: Scoring = exported.bundle.scoring
     for name_, value in case.expected.items():
         assert getattr(scoring, name_) == value
+
+
+def language_model(decoder: Path, path: Path, **config: Any) -> Path:
+    """A language model with a head of its own over the vocabulary."""
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = transformers.AutoModelForCausalLM.from_pretrained(decoder, **config)
+        model.get_output_embeddings().weight.data.normal_(std=0.3)
+        model.save_pretrained(path)
+        transformers.AutoTokenizer.from_pretrained(decoder).save_pretrained(path)
+    return path
+
+
+def token_weights(path: Path, weights: dict[str, float]) -> dict[int, float]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    return {
+        int(token[3:]) if token.startswith("id:") else tokenizer.convert_tokens_to_ids(token): weight
+        for token, weight in weights.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "weights"),
+    [
+        ("qwen3", {}, {"he": 1.0, "in": -1.0}),  # as Qwen3-Reranker: logit[yes] - logit[no]
+        ("llama", {}, {"id:0": 1.0}),  # as Nemotron-70B-Reward-HF
+        ("llama", {"tie_word_embeddings": True}, {"id:7": 0.5, "id:9": 2.0}),
+        ("gemma2", {"final_logit_softcapping": 0.5, "attn_implementation": "eager"}, {"he": 1.0, "in": -1.0}),
+    ],
+    ids=["difference", "row 0", "tied", "soft cap"],
+)
+def test_the_logits_of_tokens_are_the_score_of_a_language_model(architecture, config, weights, decoders, tmp_path):
+    path = language_model(decoders(architecture), tmp_path / "it", **config)
+    options = Options(token_logits=[Head(name=name, weight=weight) for name, weight in weights.items()])
+    exported = export_checkpoint(str(path), tmp_path / "bundle", options)
+    assert exported.parity.ok
+    assert exported.parity.batch_invariant
+    assert exported.bundle.scoring.head == "token_logits"
+    with quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    rows = token_weights(path, weights)
+    texts = [text for text in TEXTS if text.strip()]
+    for text, result in zip(texts, Scorer(tmp_path / "bundle").score(texts), strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1].double()
+        reference = sum(weight * float(logits[row]) for row, weight in rows.items())
+        assert abs(result.score - reference) <= 1e-5 * max(1, abs(reference))
+        if len(weights) > 1:
+            assert list(result.heads) == list(weights)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["no such token"], r"has no token 'no such token'; give it as it stands in the vocabulary, or by its id"),
+        (["id:99999"], r"--token-logits: id 99999, and the head of .* has \d+ tokens"),
+    ],
+)
+def test_a_token_that_the_vocabulary_lacks_is_refused(tokens, message, decoders, tmp_path):
+    path = language_model(decoders("llama"), tmp_path / "it")
+    with pytest.raises(SourceError, match=message):
+        load_checkpoint(str(path), token_logits=tokens)
+
+
+def test_the_logits_of_a_classifier_are_no_score(decoders):
+    with pytest.raises(SourceError, match=r"missing weights, such as lm_head\.weight"):
+        load_checkpoint(str(decoders("llama")), token_logits=["id:0"])
+
+
+def lora(base: Path, path: Path, **config: Any) -> Any:
+    """Saves a random LoRA adapter of a language model; its B is not the zero that training starts from."""
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        if (num_tokens := config.pop("num_tokens", None)) is not None:
+            model.resize_token_embeddings(num_tokens, mean_resizing=False)
+        targets = {"target_modules": ["q_proj", "v_proj"]}
+        tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, **targets | config))
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.2)
+            elif "modules_to_save" in name:
+                parameter.data += torch.randn(parameter.shape) * 0.05
+        tuned.save_pretrained(path)
+    return tuned.eval()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"num_tokens": 340, "modules_to_save": ["embed_tokens", "lm_head"]},
+    ],
+    ids=["plain", "modules_to_save", "resized"],
+)
+def test_a_language_models_adapter_with_a_value_head_beside_it_is_served(config, decoders, tmp_path):
+    base = language_model(decoders("llama"), tmp_path / "base")
+    tuned = lora(base, tmp_path / "adapter", **config)
+    head = one_linear(load_file(decoders("llama") / "model.safetensors"))
+    save_file(prefixed("v_head.summary", head), tmp_path / "adapter" / "value_head.safetensors")
+    exported = export_checkpoint(str(tmp_path / "adapter"), tmp_path / "bundle")
+    assert exported.parity.ok
+    assert exported.parity.batch_invariant
+    assert exported.bundle.manifest.source.format == "LLaMA-Factory"
+    backbone = tuned.get_base_model().model
+    with quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    case = CASES["LLaMA-Factory"]
+    assert_scores(tmp_path / "bundle", Trained(case, backbone, tokenizer, head))
+
+
+def test_a_value_head_among_the_adapters_weights_is_served(decoders, tmp_path):
+    base = language_model(decoders("llama"), tmp_path / "base")
+    tuned = lora(base, tmp_path / "adapter")
+    head = mlp(load_file(decoders("llama") / "model.safetensors"))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(load_file(file) | prefixed("v_head.summary", head), file)
+    exported = export_checkpoint(str(tmp_path / "adapter"), tmp_path / "bundle")
+    assert exported.parity.ok
+    assert exported.bundle.manifest.source.format == "GRM"
+    with quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    assert_scores(tmp_path / "bundle", Trained(CASES["GRM"], tuned.get_base_model().model, tokenizer, head))
+
+
+def test_the_logits_of_an_adapted_language_model_are_served(decoders, tmp_path):
+    base = language_model(decoders("llama"), tmp_path / "base")
+    tuned = lora(base, tmp_path / "adapter", modules_to_save=["lm_head"])
+    options = Options(token_logits=[Head(name="id:7", weight=1.0), Head(name="id:9", weight=-1.0)])
+    exported = export_checkpoint(str(tmp_path / "adapter"), tmp_path / "bundle", options)
+    assert exported.parity.ok
+    with quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    (result,) = Scorer(tmp_path / "bundle").score([TEXTS[0]])
+    with torch.no_grad():
+        logits = tuned(torch.tensor([tokenizer(TEXTS[0])["input_ids"]])).logits[0, -1]
+    assert result.score == pytest.approx(float(logits[7] - logits[9]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["value_head.bin", "pytorch_model.bin"])
+def test_a_pickled_head_beside_an_adapter_is_refused_with_its_conversion(name, decoders, tmp_path):
+    base = language_model(decoders("llama"), tmp_path / "base")
+    lora(base, tmp_path / "adapter")
+    (tmp_path / "adapter" / name).write_bytes(b"\x80\x02")
+    with pytest.raises(SourceError, match=rf"{name} is pickled.*convert it there: python -c .*value_head\.safetensors"):
+        load_checkpoint(str(tmp_path / "adapter"))
+
+
+def test_a_pickled_head_beside_a_model_is_refused_with_its_conversion(decoders, tmp_path):
+    case = CASES["LLaMA-Factory"]
+    path = write(case, decoders("llama"), tmp_path / "it")
+    (path / "value_head.safetensors").unlink()
+    (path / "value_head.bin").write_bytes(b"\x80\x02")
+    with pytest.raises(SourceError, match=r"value_head\.bin is pickled.*convert it there"):
+        load_checkpoint(str(path))
+
+
+def set_config(path: Path, **fields: object) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def add_weights(path: Path, **weights: torch.Tensor) -> None:
+    file = path / "model.safetensors"
+    stored = load_file(file)
+    save_file(stored | {name.replace("__", "."): weight for name, weight in weights.items()}, file)
+
+
+REFUSED = {
+    "ArmoRM": ({"architectures": ["LlamaForRewardModelWithGating"]}, {}, "ArmoRM.*a network of gates"),
+    "gating": ({}, {"gating__0__weight": torch.zeros(2)}, r"ArmoRM, by its weight gating\.0\.weight"),
+    "QRM": ({}, {"gating_network__weight": torch.zeros(2)}, "QRM.*quantiles of a distribution"),
+    "URM": ({"architectures": ["LlamaForSequenceClassificationWithNormal_Weights"]}, {}, "URM.*means and deviations"),
+    "LDL": ({"architectures": ["LDLRewardModel27B"]}, {}, "LDL-Reward.*distribution over labels"),
+    "PairRM": ({"architectures": ["DebertaV2PairRM"]}, {}, "PairRM.*compares two texts"),
+    "InternLM2": ({"model_type": "internlm2"}, {}, "InternLM2-reward.*no class for its backbone"),
+    "DeepSpeed-Chat": ({}, {"rwtransformer__x": torch.zeros(2)}, "DeepSpeed-Chat"),
+    "critic": ({"architectures": ["CriticModel"]}, {}, "a critic has a value for each token"),
+    "process": ({"architectures": ["Qwen2ForProcessRewardModel"]}, {}, "scores steps of a text"),
+    "a second head": (
+        {},
+        {"v_head__summary__weight": torch.zeros(1, 32)},
+        r"has two heads, value_head \(OpenRLHF\) and v_head",
+    ),
+    "an unknown weight": ({}, {"adjust__weight": torch.zeros(2)}, r"adjust\.weight is a weight that"),
+    "an unknown head": ({}, {"reward_head__weight": torch.zeros(2)}, r"reward_head\.weight is a weight of the head"),
+    "a head of another size": ({}, {"value_head__weight": torch.zeros(1, 8)}, r"value_head\.weight has shape \(1, 8\)"),
+    "std 0": ({"std": 0.0}, {}, "std 0.0 of its config.json: scores cannot be divided by it"),
+    "std of words": ({"std": "1"}, {}, "std '1' is not one finite number"),
+    "own code": ({"auto_map": {"AutoModel": "modeling.Mine"}}, {}, "modeling.Mine for AutoModel: code of the"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_known_to_be_scored_right_is_refused_by_name(name, decoders, tmp_path):
+    config, weights, message = REFUSED[name]
+    path = write(OPENRLHF, decoders("llama"), tmp_path / "it")
+    set_config(path, **config)
+    add_weights(path, **weights)
+    with pytest.raises(SourceError, match=message) as raised:
+        load_checkpoint(str(path))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("OASST", {"pooling": "mean"}, r"pooling 'mean' of its config\.json .*supported is 'last'"),
+        ("safe-rlhf reward", {"score_type": "critic"}, r"score_type 'critic' .*supported is 'reward' or 'cost'"),
+        ("GRM", {"vhead_layer_type": "other"}, r"vhead_layer_type 'other'"),
+    ],
+)
+def test_a_format_that_pools_or_scores_otherwise_is_refused(name, config, message, decoders, tmp_path):
+    case = CASES[name]
+    path = write(case, decoders(case.architecture), tmp_path / "it")
+    set_config(path, **config)
+    with pytest.raises(SourceError, match=message):
+        load_checkpoint(str(path))
+
+
+def test_a_token_classifier_of_several_labels_is_refused(decoders, tmp_path):
+    head = lambda head: {"weight": head["score.weight"].repeat(2, 1), "bias": torch.zeros(2)}  # noqa: E731
+    path = write(replace(CASES["token classification"], head=head), decoders("llama"), tmp_path / "it")
+    with pytest.raises(SourceError, match="2 labels: it scores tokens, or steps, and not the text"):
+        load_checkpoint(str(path))
+
+
+def test_a_class_token_that_the_tokenizer_lacks_is_refused(decoders, tmp_path):
+    case = CASES["Athene-RM"]
+    path = write(case, decoders("llama"), tmp_path / "it")
+    set_tokenizer(path, cls_token=None)
+    with pytest.raises(SourceError, match=r"names none \(cls_token\) and has none of id 128003"):
+        export_checkpoint(str(path), tmp_path / "bundle")
+
+
+def test_openrlhfs_normalization_is_applied_when_asked(decoders, tmp_path):
+    path = write(OPENRLHF, decoders("llama"), tmp_path / "it")
+    checkpoint = load_checkpoint(str(path))
+    asked = derive_rules(checkpoint, Options(normalize_saved=True))
+    assert asked.normalization == Normalization(mean=0.5, std=2.0)
+    assert derive_rules(checkpoint, Options()).normalization is None
+    assert any("(raw - 0.5) / 2; it is not applied" in note for note in derive_rules(checkpoint, Options()).notes)
+    set_config(path, normalize_reward=True)
+    checkpoint = load_checkpoint(str(path))
+    assert derive_rules(checkpoint, Options()).normalization == Normalization(mean=0.5, std=2.0)
+    assert derive_rules(checkpoint, Options(normalize_saved=False)).normalization is None
+
+
+def test_a_normalization_that_nobody_kept_is_refused(decoders, tmp_path):
+    path = write(CASES["UltraRM"], decoders("llama"), tmp_path / "it")
+    with pytest.raises(SourceError, match="--normalize saved: it keeps no mean and deviation"):
+        derive_rules(load_checkpoint(str(path)), Options(normalize_saved=True))

@@ -122,7 +122,7 @@ def read_items(option: str, path: Path) -> list[Item]:
         SourceError: says which line, and why.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON keeps other line ends in its strings
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON keeps other line ends in its strings
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{option} {path}: cannot be read ({error})") from error
     items = []

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from plaudit_client.command_line import Parser, run
+from plaudit_client.command_line import Parser, run, say, tell
 from plaudit_demo.output import prepare_output
 from plaudit_demo.processes import ENVIRONMENT, interrupt_on_signals
 from plaudit_demo.settings import DemoSettings
@@ -32,11 +32,13 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
     Returns:
         0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
     """
-    default = default or DemoSettings()
-    parsed = _parser(default).parse_args(arguments)
+    return run("plaudit-demo", lambda: _main(arguments, default or DemoSettings()), extra="demo,export")
+
+
+def _main(arguments: Sequence[str] | None, default: DemoSettings) -> int:
     interrupt_on_signals()
-    settings = replace(default, seed=parsed.seed, kl_coef=parsed.kl_coef)
-    return run("plaudit-demo", lambda: _run(parsed.output, settings), extra="demo,export")
+    parsed = _parser(default).parse_args(arguments)
+    return _run(parsed.output, replace(default, seed=parsed.seed, kl_coef=parsed.kl_coef))
 
 
 def _parser(default: DemoSettings) -> argparse.ArgumentParser:
@@ -85,13 +87,13 @@ def _at_least_0(kind: type[Number]) -> Callable[[str], Number]:
 
 def _run(path: Path, settings: DemoSettings) -> int:
     output = prepare_output(path)
-    print("loading torch, transformers and TRL", file=sys.stderr, flush=True)
+    say("loading torch, transformers and TRL")
     os.environ.update(ENVIRONMENT)
     from plaudit_demo.progress import Progress
     from plaudit_demo.run import NUM_STAGES, run_demo
 
     results = run_demo(settings, output, Progress(sys.stderr, NUM_STAGES))
-    print(_report(results, path))
+    tell(_report(results, path))
     return 0
 
 

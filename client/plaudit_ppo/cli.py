@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from plaudit_client.command_line import Parser, run
+from plaudit_client.command_line import Parser, run, tell
 from plaudit_ppo.errors import ConfigError
 
 # What plaudit[train] brings is imported in functions: it may not be installed, and some of it takes seconds.
@@ -28,7 +28,7 @@ def _run(argv: Sequence[str] | None) -> int:
     if arguments.command == "report":
         from plaudit_ppo.runs.report import write_report
 
-        print(write_report(Path(arguments.directory)))
+        tell(str(write_report(Path(arguments.directory))))
         return 0
     config = _configure(arguments)
     from plaudit_ppo.distributed.processes import end_processes

@@ -2,13 +2,12 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
-from plaudit_service.command_line import Parser, run
+from plaudit_service.command_line import Parser, run, say, tell
 
 if TYPE_CHECKING:
     from plaudit_export.checkpoints.rules import TextFile
@@ -22,17 +21,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0: done. 2: what the user gave is wrong. 1: it was right but failed. 130: interrupted.
+        0: done. 2: what the user gave is wrong. 1: it was right but failed. 130: interrupted by SIGINT or SIGTERM.
     """
+    return run(PROG, lambda: _run(arguments), extra="export")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(arguments)
-    return run(PROG, lambda: _run(parsed), extra="export")
-
-
-def _run(parsed: argparse.Namespace) -> int:
     try:
         exit_code: int = parsed.run(parsed)
     except ParityError as error:
-        print(error.table)
+        tell(error.table)
         raise
     return exit_code
 
@@ -64,11 +63,11 @@ def _onnx(parsed: argparse.Namespace) -> int:
 
 
 def _step(line: str) -> None:
-    print(f"{PROG}: {line} ...", file=sys.stderr)
+    say(f"{PROG}: {line} ...")
 
 
 def _note(line: str) -> None:
-    print(f"{PROG}: note: {line}", file=sys.stderr)
+    say(f"{PROG}: note: {line}")
 
 
 def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -95,10 +94,10 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
 def _tell(exported: "Exported") -> int:
     from plaudit_export.checks.report import describe_parity
 
-    print(describe_parity(exported.parity))
+    tell(describe_parity(exported.parity))
     if exported.comparison is not None:
-        print(exported.comparison.describe())
-    print(f"{exported.bundle.path}: {exported.bundle.name} {exported.bundle.fingerprint}")
+        tell(exported.comparison.describe())
+    tell(f"{exported.bundle.path}: {exported.bundle.name} {exported.bundle.fingerprint}")
     _warn_of_unchecked(exported.bundle)
     return 0
 
@@ -149,18 +148,20 @@ def _warn_of_unchecked(bundle: "Bundle") -> None:
     from plaudit_export.checks.report import describe_unchecked
 
     if unchecked := describe_unchecked(bundle):
-        print(f"{PROG}: warning: {unchecked}", file=sys.stderr)
+        say(f"{PROG}: warning: {unchecked}")
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read ({error})") from error
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=PROG, description=__doc__.split(": ", 1)[1])
+    parser = Parser(
+        prog=PROG, description="Turn a reward-model checkpoint into a verified bundle, and look at bundles."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
     _add_onnx(commands.add_parser("onnx", help="a directory made by `optimum-cli export onnx` -> bundle"))

@@ -1,8 +1,10 @@
 """`plaudit-serve`: bind, verify the bundles, serve until a signal. `plaudit-fetch`: bring a bundle and verify it."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from plaudit_service.command_line import Parser, run
 
@@ -16,11 +18,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fetch_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `plaudit-fetch`; returns the exit code: 0 verified and in place, 2 what the user gave is wrong."""
+    """Run `plaudit-fetch`; returns 0: verified and in place, 2: what the user gave is wrong, 130: interrupted."""
     return run("plaudit-fetch", lambda: _fetch_main(arguments), extra="service")
 
 
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Before the server took over the signal, nothing is open that would have to be finished."""
+    raise SystemExit(0)
+
+
 def _main(arguments: Sequence[str] | None) -> int:
+    signal.signal(signal.SIGTERM, _stop)
     from plaudit_service import settings
 
     parser = Parser(

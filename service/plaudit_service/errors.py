@@ -10,6 +10,7 @@ ServiceError
     ├── BodyTimeout          408
     ├── Mismatch             409  another fingerprint or engine is loaded
     ├── TooLarge             413
+    ├── CompressedBody       415
     ├── InvalidRequest       422
     ├── ItemFailed           422  of a dialect, whose answers have no place for a failure
     ├── QueueFull            429  Retry-After
@@ -105,6 +106,12 @@ class TooLarge(RequestError):  # noqa: N818
     """The request is over a limit and could never be admitted."""
 
     status, slug, title = 413, "too-large", "The request is over a limit"
+
+
+class CompressedBody(RequestError):  # noqa: N818
+    """The body is compressed, which nothing here reads: a small one could hide a huge one."""
+
+    status, slug, title = 415, "compressed-body", "The body is compressed"
 
 
 class InvalidRequest(RequestError):  # noqa: N818

@@ -1,5 +1,7 @@
 """How every command of the client, the trainer and the demo ends."""
 
+import re
+
 import pytest
 
 from plaudit_client.command_line import Parser, run
@@ -46,9 +48,10 @@ def test_a_process_that_is_not_the_first_ends_without_a_word(error, exit_code, c
     assert ends_with(error, capsys, quiet=True) == (exit_code, "")
 
 
-def test_another_error_is_a_bug_and_keeps_its_stack_trace(capsys):
-    with pytest.raises(ZeroDivisionError):
-        ends_with(ZeroDivisionError(), capsys)
+def test_another_error_is_a_bug_in_one_line_that_says_where(capsys):
+    code, line = ends_with(ZeroDivisionError("no\nway"), capsys)
+    assert code == 1
+    assert re.fullmatch(r"plaudit-x: error: internal error: .*: no way \(test_\w+\.py:\d+\); please report it\n", line)
 
 
 def test_wrong_usage_is_one_line_that_names_the_help_of_the_subcommand(capsys):

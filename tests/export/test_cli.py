@@ -36,8 +36,9 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
         raise ExportError("far enough")
 
     monkeypatch.setattr(exporter, "export_checkpoint", export)
-    (tmp_path / "golden.jsonl").write_text('{"text": "a"}\n')
-    (tmp_path / "template.jinja").write_text("{{ messages }}")
+    with_mark = "utf-8-sig"  # as editors on Windows write it
+    (tmp_path / "golden.jsonl").write_text('{"text": "a"}\n', encoding=with_mark)
+    (tmp_path / "template.jinja").write_text("{{ messages }}", encoding=with_mark)
     files = ["--golden", str(tmp_path / "golden.jsonl"), "--chat-template", str(tmp_path / "template.jinja")]
     files += ["--calibrate", str(tmp_path / "golden.jsonl"), "--normalize-on", str(tmp_path / "golden.jsonl")]
     flags = [

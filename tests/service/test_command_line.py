@@ -1,5 +1,7 @@
 """How every command of the service and the exporter ends."""
 
+import re
+
 import pytest
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
@@ -40,9 +42,10 @@ def test_an_interrupt_is_130(capsys):
     assert ends_with(KeyboardInterrupt(), capsys) == (130, "plaudit-x: interrupted\n")
 
 
-def test_another_error_is_a_bug_and_keeps_its_stack_trace(capsys):
-    with pytest.raises(ZeroDivisionError):
-        ends_with(ZeroDivisionError(), capsys)
+def test_another_error_is_a_bug_in_one_line_that_says_where(capsys):
+    code, line = ends_with(ZeroDivisionError("no\nway"), capsys)
+    assert code == 1
+    assert re.fullmatch(r"plaudit-x: error: internal error: .*: no way \(test_\w+\.py:\d+\); please report it\n", line)
 
 
 def test_wrong_usage_is_one_line_that_names_the_help_of_the_subcommand(capsys):

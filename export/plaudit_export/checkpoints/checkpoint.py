@@ -14,7 +14,13 @@ import transformers
 from safetensors import SafetensorError
 
 from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, read_adapter
-from plaudit_export.checkpoints.architecture import check_config, classifier_of, sequence_classifier
+from plaudit_export.checkpoints.architecture import (
+    check_config,
+    classifier_of,
+    normalizes_not,
+    sequence_classifier,
+    tokenizer_notes,
+)
 from plaudit_export.checkpoints.places import Place, check_directory, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
 from plaudit_export.checkpoints.weights import check_adapter_files, check_complete, check_stored
@@ -128,6 +134,8 @@ def load_checkpoint(source: str, *, builtin_class: bool = False, pad_token: str 
         with quiet():
             checkpoint = _load_adapter(place, adapter, base.directory, builtin_class=builtin_class)
     if pad_token is not None:
+        if checkpoint.kind != "causal":
+            raise SourceError(f"--pad-token: {source} is no decoder; an encoder does not pool by it")
         say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
     return checkpoint
 
@@ -141,7 +149,15 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     tokenizer = load_tokenizer(source)
     model, info = _load_model(source)
     check_complete(source, info, model.config.num_labels)
-    notes += check_stored(place.directory, architecture, _names_in(model), info["unexpected_keys"])
+    notes += tokenizer_notes(place.directory)
+    unused = normalizes_not(config)
+    notes += check_stored(
+        place.directory,
+        architecture,
+        _names_in(model),
+        info["unexpected_keys"],
+        lambda name: unused and name.startswith("normalizer."),
+    )
     return Checkpoint(
         id=place.id,
         revision=place.revision,
@@ -163,7 +179,9 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
     notes = check_config(base, config, architecture, builtin_class=builtin_class)
     notes += check_adapter_files(directory, WEIGHTS)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    tokenizer = load_tokenizer(str(directory)) if has_tokenizer else load_tokenizer(base)
+    of_tokenizer = directory if has_tokenizer else base_directory
+    tokenizer = load_tokenizer(str(of_tokenizer))
+    notes += tokenizer_notes(of_tokenizer)
     # A language model has no head yet, or one of another size: the adapter brings its own.
     heads = {} if config.num_labels == adapter.num_labels else {"num_labels": adapter.num_labels}
     model, info = _load_model(base, **heads)

@@ -7,40 +7,20 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from plaudit_ppo.config import PPOConfig, changed_settings, load_config, settings_help
-from plaudit_ppo.distributed.deepspeed_settings import check_zero
-from plaudit_ppo.errors import ConfigError, PPOError
+from plaudit_client.command_line import Parser, run, tell
+from plaudit_ppo.errors import ConfigError
 
+# What plaudit[train] brings is imported in functions: it may not be installed, and some of it takes seconds.
 if TYPE_CHECKING:
+    from plaudit_ppo.config import PPOConfig
     from plaudit_ppo.scoring.pool import Scorer
-
-_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib", "prometheus_client")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Prints an error as one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"plaudit-ppo: error: {message}; see plaudit-ppo --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0: done, 1: it failed, 2: what the user gave is wrong, 130: interrupted."""
-    try:
-        return _run(argv)
-    except PPOError as error:
-        return _fail(str(error), error.exit_code)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _TRAINING_PACKAGES:
-            raise
-        return _fail(f"{error.name} is not installed; pip install 'plaudit[train]'", 2)
-    except OSError as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        print("plaudit-ppo: interrupted", file=sys.stderr)
-        return 130
+    return run("plaudit-ppo", lambda: _run(argv), extra="train", quiet=not _is_first_process())
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -48,10 +28,9 @@ def _run(argv: Sequence[str] | None) -> int:
     if arguments.command == "report":
         from plaudit_ppo.runs.report import write_report
 
-        print(write_report(Path(arguments.directory)))
+        tell(str(write_report(Path(arguments.directory))))
         return 0
     config = _configure(arguments)
-    # Imported late: they take seconds, and may not be installed.
     from plaudit_ppo.distributed.processes import end_processes
     from plaudit_ppo.scoring.combined import CombinedScorer
     from plaudit_ppo.scoring.remote import RemoteScorer
@@ -73,7 +52,9 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="plaudit-ppo", description="PPO for language models against a remote reward model.")
+    from plaudit_ppo.config import settings_help
+
+    parser = Parser(prog="plaudit-ppo", description="PPO for language models against a remote reward model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
@@ -106,8 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configure(arguments: argparse.Namespace) -> PPOConfig:
+def _configure(arguments: argparse.Namespace) -> "PPOConfig":
     """The settings of the file, with what flags and environment replace."""
+    from plaudit_ppo.config import load_config
+    from plaudit_ppo.distributed.deepspeed_settings import check_zero
+
     if arguments.config is None and arguments.resume is None:
         raise ConfigError("--config FILE or --resume DIR is needed; see plaudit-ppo train --help")
     file = arguments.config or _settings_of_run(Path(arguments.resume))
@@ -138,7 +122,9 @@ def _settings_of_run(directory: Path) -> Path:
     return file
 
 
-def _say_what_is_resumed(directory: Path, config: PPOConfig) -> None:
+def _say_what_is_resumed(directory: Path, config: "PPOConfig") -> None:
+    from plaudit_ppo.config import changed_settings, load_config
+
     file = directory / "config.toml"
     if file.exists():
         before = replace(load_config(file), output=config.output)  # DIR, however it is spelled
@@ -148,7 +134,7 @@ def _say_what_is_resumed(directory: Path, config: PPOConfig) -> None:
         _say(f"plaudit-ppo: {directory} holds no run yet; one begins there", file=sys.stderr)
 
 
-def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool) -> None:
+def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool) -> None:
     import torch
     from transformers.utils import logging
 
@@ -185,11 +171,6 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
-
-
-def _fail(message: str, exit_code: int) -> int:
-    _say(f"plaudit-ppo: error: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
 
 
 def _is_first_process() -> bool:

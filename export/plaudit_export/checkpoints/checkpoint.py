@@ -23,6 +23,7 @@ from plaudit_export.checkpoints.architecture import (
 )
 from plaudit_export.checkpoints.places import Place, check_directory, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
+from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, load_from_files
 from plaudit_export.checkpoints.weights import check_adapter_files, check_complete, check_stored
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
@@ -54,7 +55,9 @@ class Checkpoint:
             that another exporter made.
         architecture: the transformers class.
         model: in float32 and evaluation mode.
-        tokenizer: a fast one, as transformers loads it.
+        tokenizer: a fast one; gives the ids of its `tokenizer.json`.
+        auto_tokenizer: what transformers' AutoTokenizer makes of the same files, where that is another one.
+        tokenizer_notes: what the files beside `tokenizer.json` change in it.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
         notes: what was decided by loading it, for the user.
@@ -66,6 +69,8 @@ class Checkpoint:
     architecture: str
     model: torch.nn.Module
     tokenizer: Any
+    auto_tokenizer: Any = None
+    tokenizer_notes: tuple[str, ...] = ()
     adapter: Any = None
     notes: tuple[str, ...] = ()
 
@@ -164,7 +169,9 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
         kind=_kind(model),
         architecture=architecture,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
         notes=(*notes, *_heed_soft_cap(model)),
     )
 
@@ -199,14 +206,16 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
     kind = _kind(model)  # before the adapter wraps the head
     wrapped = _loading(str(directory), "adapter", lambda: adapter.put_on(model))
     if kind == "causal":
-        notes += settle_adapters_pad(model, tokenizer, has_tokenizer=has_tokenizer)
+        notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=has_tokenizer)
     return Checkpoint(
         id=place.id,
         revision=place.revision,
         kind=kind,
         architecture=architecture,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
         adapter=wrapped,
         notes=tuple(notes),
     )
@@ -230,22 +239,18 @@ def load_config(source: str) -> Any:
     return _loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 
-def load_tokenizer(source: str) -> Any:
-    """The fast tokenizer of a directory.
+def load_tokenizer(source: str) -> LoadedTokenizer:
+    """The fast tokenizer of a directory: its `tokenizer.json`, whatever class transformers takes it for.
 
     Raises:
         SourceError: it has none.
     """
-    tokenizer = _loading(
-        source,
-        "tokenizer",
-        lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True),
-    )
-    if not getattr(tokenizer, "is_fast", False):
-        raise SourceError(f"{source}: its tokenizer ({type(tokenizer).__name__}) has no fast form (tokenizer.json)")
-    if tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
+    loaded = _loading(source, "tokenizer", lambda: load_from_files(Path(source)))
+    if not getattr(loaded.taken, "is_fast", False):
+        raise SourceError(f"{source}: its tokenizer ({type(loaded.taken).__name__}) has no fast form ({FILE})")
+    if loaded.taken.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
         raise SourceError(f"{source}: has no tokenizer; save it next to the model (tokenizer.save_pretrained)")
-    return tokenizer
+    return loaded
 
 
 def _load_model(source: str, **options: Any) -> tuple[Any, Any]:

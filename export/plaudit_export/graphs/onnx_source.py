@@ -61,7 +61,9 @@ def load_onnx(directory: Path) -> OnnxSource:
         kind="plain",
         architecture=architecture,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
         notes=tuple(
             f"auto_map of the config names {name} for {auto}; that code is not run, the graph is taken as it is"
             for auto, name in own_code(getattr(config, "auto_map", None)).items()

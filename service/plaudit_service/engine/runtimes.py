@@ -3,6 +3,7 @@
 A runtime takes and gives tensors by name. Knows nothing of sequences, batches or scores.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,16 +112,15 @@ class OnnxRuntimeCuda:
     name = "onnxruntime-cuda"
     tolerance = 0.0
     promises_bits = False
-    providers: Sequence[Any] = (("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider")
 
     def __init__(self, graph: Path, num_threads: int) -> None:
-        first = self.providers[0][0]
-        if first not in ort.get_available_providers():
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
             raise ServiceError(
-                f"--provider: this onnxruntime has no {first}; "
+                "--provider: this onnxruntime has no CUDAExecutionProvider; "
                 "install 'plaudit[service-gpu]' in an environment of its own"
             )
-        self._session = open_session(graph, num_threads, self.providers)
+        providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+        self._session = open_session(graph, num_threads, providers)
         refuse_attention_on_cpu(self._session)
         self.inputs, self.outputs = _describe(self._session)
 
@@ -151,13 +151,6 @@ class OnnxRuntimeCuda:
         return list(binding.get_outputs())
 
 
-class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
-    """ONNX Runtime with TensorRT where it takes a part of the graph, CUDA for the rest. Not run yet."""
-
-    name = "onnxruntime-tensorrt"
-    providers = (("TensorrtExecutionProvider", {}), *OnnxRuntimeCuda.providers)
-
-
 class OpenVino:
     """OpenVINO on an x86 CPU: bfloat16 where the CPU computes in it, else float32.
 
@@ -173,6 +166,8 @@ class OpenVino:
     promises_bits = False
 
     def __init__(self, graph: Path, num_threads: int) -> None:
+        # A package that reports each import of openvino to Google Analytics; openvino goes on without it.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to hide a module
         try:
             import openvino
         except ModuleNotFoundError as error:
@@ -218,7 +213,6 @@ class OpenVino:
 RUNTIMES: dict[tuple[str, str], Callable[[Path, int], Runtime]] = {
     ("onnxruntime", "cpu"): OnnxRuntime,
     ("onnxruntime", "cuda"): OnnxRuntimeCuda,
-    ("onnxruntime", "tensorrt"): OnnxRuntimeTensorRt,
     ("openvino", "cpu"): OpenVino,
 }
 

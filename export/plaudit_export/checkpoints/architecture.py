@@ -95,16 +95,28 @@ def own_code(auto_map: Any) -> dict[str, str]:
     return {str(auto): str(name) for auto, name in sorted(names.items())}
 
 
-def tokenizer_notes(directory: Path) -> list[str]:
-    """A note where a tokenizer has a class of its own: harmless, because what is tokenized by is its tokenizer.json."""
+def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
+    """A note where a tokenizer has a class of its own: harmless where a tokenizer.json says how it tokenizes.
+
+    Raises:
+        SourceError: there is none.
+    """
     try:
         fields = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    return [
-        f"auto_map of tokenizer_config.json names {name}; that code is not run, the tokens are those of tokenizer.json"
-        for name in own_code(fields.get("auto_map")).values()
-    ]
+    whole = (directory / "tokenizer.json").is_file()
+    taken = "tokenizer.json" if whole else "transformers' own class"
+    notes = []
+    for name in own_code(fields.get("auto_map")).values():
+        asked = f"auto_map of tokenizer_config.json names {name}"
+        if not whole and not builtin_class:
+            raise SourceError(
+                f"{directory}: {asked}: code of its own, which is never run, and there is no tokenizer.json; "
+                "save one beside it, or say with --builtin-class that transformers' own class gives the same tokens"
+            )
+        notes.append(f"{asked}; that code is not run, the tokens are those of {taken}")
+    return notes
 
 
 def normalizes_not(config: Any) -> bool:

@@ -151,10 +151,10 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     config = load_config(source)
     architecture = sequence_classifier(source, config)
     notes = check_config(source, config, architecture, builtin_class=builtin_class)
+    notes += tokenizer_notes(place.directory, builtin_class=builtin_class)
     tokenizer = load_tokenizer(source)
     model, info = _load_model(source)
     check_complete(source, info, model.config.num_labels)
-    notes += tokenizer_notes(place.directory)
     unused = normalizes_not(config)
     notes += check_stored(
         place.directory,
@@ -187,8 +187,8 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
     notes += check_adapter_files(directory, WEIGHTS)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     of_tokenizer = directory if has_tokenizer else base_directory
+    notes += tokenizer_notes(of_tokenizer, builtin_class=builtin_class)
     tokenizer = load_tokenizer(str(of_tokenizer))
-    notes += tokenizer_notes(of_tokenizer)
     # A language model has no head yet, or one of another size: the adapter brings its own.
     heads = {} if config.num_labels == adapter.num_labels else {"num_labels": adapter.num_labels}
     model, info = _load_model(base, **heads)

@@ -104,6 +104,8 @@ def test_a_tokenizer_class_of_the_checkpoints_own_is_told(copy):
         "auto_map of tokenizer_config.json names tokenization_own.OwnTokenizer; that code is not run, the tokens are "
         "those of tokenizer.json"
     )
+    (copy / "tokenizer.json").unlink()
+    assert "code of its own, which is never run, and there is no tokenizer.json" in refusal(copy)
 
 
 def test_the_base_of_an_adapter_is_held_to_the_same(copy, tmp_path):

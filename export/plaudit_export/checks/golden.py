@@ -132,7 +132,7 @@ def read_items(option: str, path: Path) -> list[Item]:
         try:
             item = json.loads(line)
             check_request({"items": [item]})
-        except (ValueError, InvalidRequest) as error:
+        except (ValueError, RecursionError, InvalidRequest) as error:
             raise SourceError(f"{option} {path} line {number}: {error}; give one item of POST /score") from error
         items += _one_by_one(item)
     if not items:

@@ -37,10 +37,10 @@ _DESCRIPTION = """\
 Score a JSONL file through a scoring service.
 
 Each input line is an item as POST /score takes it, a JSON string (a text), or a preference pair
-{"chosen": "...", "rejected": "..."}; an "id" is copied. Each output line is {"line": n, "id": ..., and the result},
-in the order of the input; for an item with completions {"results": [...]}, for a pair {"chosen": {...},
-"rejected": {...}}. After pairs, their accuracy and a histogram of their scores go to stderr. The scores are streamed
-into OUTPUT.part, which becomes OUTPUT at the end."""
+{"chosen": "...", "rejected": "..."}, of texts or chats, with a "prompt" if it is apart; an "id" is copied.
+Each output line is {"line": n, "id": ..., and the result}, in the order of the input; for an item with
+completions {"results": [...]}, for a pair {"chosen": {...}, "rejected": {...}}. After pairs, their accuracy and a
+histogram of their scores go to stderr. The scores are streamed into OUTPUT.part, which becomes OUTPUT at the end."""
 
 _EPILOG = """\
 Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself; where it

@@ -160,7 +160,7 @@ def test_an_existing_bundle_needs_force(causal_bundle, encoder_checkpoint, capsy
 
 def test_a_missing_library_names_the_extra(tmp_path):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([SCRIPT, "checkpoint", "a", "b"], capture_output=True, text=True, env=environment)
     expected = "plaudit-export: error: torch is not installed; pip install 'plaudit[export]'"
     assert (done.returncode, done.stderr.strip()) == (2, expected)

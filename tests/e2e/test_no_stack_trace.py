@@ -9,13 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from plaudit_client.testing import FakeService
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
 from plaudit_service.testing import write_tiny_bundle
 
@@ -220,8 +220,8 @@ def test_causes_that_need_torch_to_be_found_are_one_line(folder):
         (folder / f"train-{number}.toml").write_text("\n".join(lines))
         cases.append(["plaudit-ppo", "train", "--config", f"train-{number}.toml", "--url", "http://127.0.0.1:9"])
     ended = dict(zip(map(tuple, cases), run_forked(folder, cases), strict=True))
-    wrong = {case: how for case, how in ended.items() if not is_one_line(case[0], *how)}
-    assert wrong == {}
+    wrong = [f"{' '.join(case)}: {how}" for case, how in ended.items() if not is_one_line(case[0], *how)]
+    assert wrong == [], "\n".join(wrong)
     assert not (folder / "new").exists()
 
 
@@ -233,7 +233,66 @@ def run_forked(folder, commands, **environment):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["plaudit-fetch bundle full/new", "plaudit-score golden.jsonl -o full/new --url URL"])
-def test_a_full_disk_is_one_line(folder, full, name):
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(folder, full, serve):
     (full / "rest").write_bytes(b"\0" * 65_536)
-"""PLACEHOLDER"""
+    with serve(folder / "bundle") as service:
+        ended = [
+            run(folder, "plaudit-fetch", "bundle", "full/new"),
+            run(folder, "plaudit-score", "golden.jsonl", "-o", "full/new", "--url", service.url),
+            run(folder, "plaudit-export", "checkpoint", "checkpoint", "full/new"),
+        ]
+    for done in ended:
+        assert done.returncode in {1, 2}
+        assert done.stderr.splitlines()[-1].startswith(f"{Path(done.args[0]).name}: error: ")
+        assert "o space left" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert [file.name for file in full.iterdir()] == ["rest"]
+
+
+@pytest.mark.parametrize(
+    "command", [["plaudit-fetch", "bundle", "fetched"], ["plaudit-export", "inspect", "bundle"]], ids=" ".join
+)
+def test_an_output_that_cannot_be_written_is_one_line(folder, command):
+    read, write = os.pipe()
+    os.close(read)
+    for output in (os.open("/dev/full", os.O_WRONLY), write):
+        done = run(folder, *command, stdout=output)
+        os.close(output)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"{command[0]}: error: [Errno ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_what_is_done_is_done_though_its_report_cannot_be_printed(folder):
+    with Path("/dev/full").open("w") as full:
+        done = run(folder, "plaudit-export", "checkpoint", "checkpoint", "done", stdout=full)
+    assert done.returncode == 0
+    assert "error" not in done.stderr
+    assert (folder / "done/bundle.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plaudit-export", "inspect", "模型"],
+        ["plaudit-export", "verify", "模型"],
+        ["plaudit-fetch", "模型", "模型-again"],
+        ["plaudit-score", "模.jsonl", "-o", "分.jsonl", "--url", "URL"],
+        ["plaudit-export", "--help"],
+        ["plaudit-demo", "--help"],
+        ["plaudit-serve", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_letters_that_the_output_lacks_and_docstrings_that_python_strips_change_no_exit_code(folder, serve, command):
+    (folder / "模.jsonl").write_text('"good"\n')
+    with serve(folder / "bundle") if "URL" in command else nullcontext() as service:
+        done = run(folder, *(service.url if part == "URL" else part for part in command), **LATIN, **OPTIMIZED)
+    assert (done.returncode, "error" in done.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("command", ["checkpoint", "onnx"])
+def test_an_export_without_docstrings_says_why_it_cannot_be(folder, command):
+    done = run(folder, "plaudit-export", command, "checkpoint", "new", **OPTIMIZED)
+    assert is_one_line("plaudit-export", done.returncode, done.stderr)
+    assert "run without it (PYTHONOPTIMIZE=2)" in done.stderr

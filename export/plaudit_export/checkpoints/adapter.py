@@ -181,7 +181,13 @@ def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
         weights: dict[str, torch.Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise SourceError(f"{directory}: its {WEIGHTS} cannot be loaded: {first_line(error)}") from error
-    return weights
+    return {name: weight for name, weight in weights.items() if not _is_twin(name, weights)}
+
+
+def _is_twin(name: str, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Embeddings that were resized and trained are saved by two names, of which peft reads the shorter."""
+    short = name.replace(".modules_to_save.", ".")
+    return short != name and short in weights and torch.equal(weights[short], weights[name])
 
 
 def _base(directory: Path, base: str) -> str:

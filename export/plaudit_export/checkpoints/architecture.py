@@ -1,8 +1,10 @@
 """Which class of transformers a config names, and what in a config says that a score would be another one.
 
-Reads configs only; loads no weights and no tokenizer.
+Loads no weights and no tokenizer.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -23,7 +25,7 @@ def sequence_classifier(source: str, config: Any) -> str:
     Raises:
         SourceError: it is no reward model of transformers.
     """
-    names = list(getattr(config, "architectures", None) or [])
+    names = [str(name) for name in getattr(config, "architectures", None) or []]
     known = [name for name in names if name.endswith("ForSequenceClassification") and hasattr(transformers, name)]
     if known:
         return str(known[0])
@@ -89,20 +91,48 @@ def check_pad(source: str, config: Any) -> None:
         )
 
 
-def own_code(config: Any) -> dict[str, str]:
-    """What `auto_map` names for each Auto class: code of the checkpoint's repository."""
-    entries = getattr(config, "auto_map", None)
-    if not isinstance(entries, dict):
-        return {}
-    return {str(auto): str(name[0] if isinstance(name, list) else name) for auto, name in entries.items()}
+def own_code(auto_map: Any) -> dict[str, str]:
+    """What an `auto_map` names for each Auto class: code of the checkpoint's repository."""
+    entries = auto_map if isinstance(auto_map, dict) else {}
+    # Of a tokenizer: the slow class and the fast one, of which either may be missing.
+    names = {auto: next(filter(None, name), "") if isinstance(name, list) else name for auto, name in entries.items()}
+    return {str(auto): str(name) for auto, name in sorted(names.items())}
+
+
+def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
+    """A note where a tokenizer has a class of its own: harmless where a tokenizer.json says how it tokenizes.
+
+    Raises:
+        SourceError: there is none.
+    """
+    try:
+        fields = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    whole = (directory / "tokenizer.json").is_file()
+    taken = "tokenizer.json" if whole else "transformers' own class"
+    notes = []
+    for name in own_code(fields.get("auto_map")).values():
+        asked = f"auto_map of tokenizer_config.json names {name}"
+        if not whole and not builtin_class:
+            raise SourceError(
+                f"{directory}: {asked}: code of its own, which is never run, and there is no tokenizer.json; "
+                "save one beside it, or say with --builtin-class that transformers' own class gives the same tokens"
+            )
+        notes.append(f"{asked}; that code is not run, the tokens are those of {taken}")
+    return notes
+
+
+def normalizes_not(config: Any) -> bool:
+    """Whether the config says that a stored normalizer is not used."""
+    return any(getattr(config, field, None) is False for field in _NORMALIZING)
 
 
 def _check_own_code(
     source: str, config: Any, architecture: str, own_classes: tuple[str, ...], *, builtin_class: bool
 ) -> list[str]:
-    entries = own_code(config)
     notes = []
-    for auto, name in sorted(entries.items()):
+    for auto, name in own_code(getattr(config, "auto_map", None)).items():
         asked = f"auto_map of the config names {name} for {auto}"
         own_class = name.rsplit(".", 1)[-1]
         is_known = builtin_class or own_class in own_classes

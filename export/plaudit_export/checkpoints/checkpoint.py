@@ -13,7 +13,13 @@ import torch
 import transformers
 
 from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, read_adapter
-from plaudit_export.checkpoints.architecture import check_config, classifier_of, sequence_classifier
+from plaudit_export.checkpoints.architecture import (
+    check_config,
+    classifier_of,
+    normalizes_not,
+    sequence_classifier,
+    tokenizer_notes,
+)
 from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits, read_config
 from plaudit_export.checkpoints.formats import VALUE_HEAD, recognize
 from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
@@ -153,10 +159,10 @@ def load_checkpoint(
         else:
             checkpoint = _load_adapter(place, adapter, base_directory, builtin_class=builtin_class)
     if pad_token is not None:
+        if checkpoint.kind != "causal":
+            raise SourceError(f"--pad-token: {source} is no decoder; an encoder does not pool by it")
         if checkpoint.foreign is not None:
-            raise SourceError(
-                f"--pad-token {pad_token!r}: the head of {source} reads one token whatever the pad token is"
-            )
+            raise SourceError(f"--pad-token: the head of {source} reads one token, whatever the pad token is")
         say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
     return checkpoint
 
@@ -168,14 +174,22 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     found = recognize(source, read_config(place.directory), stored_weights(place.directory), files)
     if found is not None:
         foreign = load_foreign(place.directory, found, builtin_class=builtin_class)
-        return _foreign(place, foreign, load_tokenizer(source))
+        return _foreign(place, foreign, place.directory, builtin_class=builtin_class)
     config = load_config(source)
     architecture = sequence_classifier(source, config)
     notes = check_config(source, config, architecture, builtin_class=builtin_class)
+    notes += tokenizer_notes(place.directory, builtin_class=builtin_class)
     tokenizer = load_tokenizer(source)
     model, info = load_model(transformers.AutoModelForSequenceClassification, source, config)
     check_complete(source, info, model.config.num_labels)
-    notes += check_stored(place.directory, architecture, names_in(model), info["unexpected_keys"])
+    unused = normalizes_not(config)
+    notes += check_stored(
+        place.directory,
+        architecture,
+        names_in(model),
+        info["unexpected_keys"],
+        lambda name: unused and name.startswith("normalizer."),
+    )
     return Checkpoint(
         id=place.id,
         revision=place.revision,
@@ -197,7 +211,9 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
         raise SourceError(f"{base}: transformers has no *ForSequenceClassification class for its {config.model_type}")
     notes = check_config(base, config, architecture, builtin_class=builtin_class)
     notes += check_adapter_files(directory, [WEIGHTS])
-    tokenizer, has_tokenizer = _adapters_tokenizer(directory, base)
+    of_tokenizer = _place_of_tokenizer(directory, base_directory)
+    notes += tokenizer_notes(of_tokenizer, builtin_class=builtin_class)
+    tokenizer = load_tokenizer(str(of_tokenizer))
     # A language model has no head yet, or one of another size: the adapter brings its own.
     if config.num_labels != adapter.num_labels:
         config.num_labels = adapter.num_labels
@@ -216,7 +232,7 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
     kind = _kind(model)  # before the adapter wraps the head
     wrapped = loading(str(directory), "adapter", lambda: adapter.put_on(model))
     if kind == "causal":
-        notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=has_tokenizer)
+        notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=of_tokenizer == directory)
     return Checkpoint(
         id=place.id,
         revision=place.revision,
@@ -233,9 +249,9 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
 
 def _load_adapted(place: Place, adapter: Adapter, base_directory: Path, *, builtin_class: bool) -> Checkpoint:
     notes = check_adapter_files(place.directory, [WEIGHTS, VALUE_HEAD])
-    tokenizer, _ = _adapters_tokenizer(place.directory, str(base_directory))
+    of_tokenizer = _place_of_tokenizer(place.directory, base_directory)
     foreign, wrapped = load_adapted(place.directory, adapter, base_directory, builtin_class=builtin_class)
-    return _foreign(place, foreign, tokenizer, wrapped, notes)
+    return _foreign(place, foreign, of_tokenizer, wrapped, notes, builtin_class=builtin_class)
 
 
 def _load_token_logits(
@@ -244,17 +260,25 @@ def _load_token_logits(
     if adapter is not None and adapter.num_labels is not None:
         raise SourceError(f"--token-logits: {place.directory} is an adapter with a head of its own")
     notes = [] if adapter is None else check_adapter_files(place.directory, [WEIGHTS])
-    tokenizer, _ = _adapters_tokenizer(place.directory, str(base_directory))
-    token_ids = [_token_id(str(place.directory), tokenizer.taken, token) for token in tokens]
+    of_tokenizer = _place_of_tokenizer(place.directory, base_directory)
+    tokenizer = load_tokenizer(str(of_tokenizer)).taken
+    token_ids = [_token_id(str(place.directory), tokenizer, token) for token in tokens]
     foreign, wrapped = load_token_logits(
         place.directory, token_ids, adapter, base_directory, builtin_class=builtin_class
     )
-    return _foreign(place, foreign, tokenizer, wrapped, notes)
+    return _foreign(place, foreign, of_tokenizer, wrapped, notes, builtin_class=builtin_class)
 
 
 def _foreign(
-    place: Place, foreign: Foreign, tokenizer: LoadedTokenizer, wrapped: Any = None, notes: Sequence[str] = ()
+    place: Place,
+    foreign: Foreign,
+    of_tokenizer: Path,
+    wrapped: Any = None,
+    notes: Sequence[str] = (),
+    *,
+    builtin_class: bool,
 ) -> Checkpoint:
+    tokenizer = load_tokenizer(str(of_tokenizer))
     return Checkpoint(
         id=place.id,
         revision=place.revision,
@@ -266,14 +290,14 @@ def _foreign(
         tokenizer_notes=tokenizer.notes,
         foreign=foreign,
         adapter=wrapped,
-        notes=(*notes, *foreign.notes),
+        notes=(*notes, *foreign.notes, *tokenizer_notes(of_tokenizer, builtin_class=builtin_class)),
     )
 
 
-def _adapters_tokenizer(directory: Path, base: str) -> tuple[LoadedTokenizer, bool]:
-    """The tokenizer of a directory, else its base's; whether it is the directory's."""
+def _place_of_tokenizer(directory: Path, base_directory: Path) -> Path:
+    """The adapter's directory where it has a tokenizer, else its base's."""
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return (load_tokenizer(str(directory)), True) if has_tokenizer else (load_tokenizer(base), False)
+    return directory if has_tokenizer else base_directory
 
 
 def _token_id(source: str, tokenizer: Any, token: str) -> int:

@@ -67,7 +67,7 @@ def load_onnx(directory: Path) -> OnnxSource:
         tokenizer_notes=tokenizer.notes,
         notes=tuple(
             f"auto_map of the config names {name} for {auto}; that code is not run, the graph is taken as it is"
-            for auto, name in sorted(own_code(config).items())
+            for auto, name in own_code(getattr(config, "auto_map", None)).items()
         ),
     )
     return OnnxSource(graph, checkpoint, _check_graph(graph))

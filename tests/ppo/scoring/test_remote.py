@@ -4,8 +4,8 @@ from plaudit_client import RewardClient
 from plaudit_client.retry import Timing
 from plaudit_client.testing import FakeService, FakeTransport, json_response
 from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.scoring import remote as remote_module
 from plaudit_ppo.scoring.combined import CombinedScorer
-from plaudit_ppo.scoring.pool import remote as remote_module
 from plaudit_ppo.scoring.remote import RemoteScorer
 
 

@@ -26,7 +26,7 @@ def sequence_classifier(source: str, config: Any) -> str:
     Raises:
         SourceError: it is no reward model of transformers.
     """
-    names = list(getattr(config, "architectures", None) or [])
+    names = [str(name) for name in getattr(config, "architectures", None) or []]
     known = [name for name in names if name.endswith("ForSequenceClassification") and hasattr(transformers, name)]
     if known:
         return str(known[0])
@@ -103,7 +103,9 @@ def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
     """
     try:
         fields = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return []
+    if not isinstance(fields, dict):  # the tokenizer's loading says what is wrong with it
         return []
     whole = (directory / "tokenizer.json").is_file()
     taken = "tokenizer.json" if whole else "transformers' own class"

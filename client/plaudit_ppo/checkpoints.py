@@ -47,7 +47,7 @@ def save_checkpoint(
     optimizer: Mapping[str, Tensor],
     *,
     write_models: Callable[[Path], None],
-    keep: int,
+    keep: int | None,
 ) -> Path:
     """Writes a checkpoint unless there is one of this iteration, and removes the oldest beyond `keep`.
 
@@ -56,7 +56,7 @@ def save_checkpoint(
         state: where the run stands.
         optimizer: from `optimizer_tensors`.
         write_models: writes policy/ and critic/ into the directory that it is given.
-        keep: how many checkpoints may be there.
+        keep: how many checkpoints may be there; None: as many as there are.
 
     Returns:
         The checkpoint's directory.
@@ -70,7 +70,7 @@ def save_checkpoint(
 
     if not path.exists():  # else it is of this iteration's start, and now may be in the middle of its update
         write_directory(path, write)
-    for old in _checkpoints(folder)[:-keep]:
+    for old in _checkpoints(folder)[:-keep] if keep else ():
         remove_directory(old)
     return path
 

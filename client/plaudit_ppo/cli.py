@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from plaudit_ppo.config import PPOConfig, changed_settings, load_config, settings_help
 from plaudit_ppo.errors import ConfigError, PPOError
+from plaudit_ppo.terminal import prepare_terminal, say
+from plaudit_ppo.termination import Terminated, Termination
 from plaudit_ppo.zero_settings import check_zero
 
 if TYPE_CHECKING:
@@ -27,9 +29,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0: done, 1: it failed, 2: what the user gave is wrong, 130: interrupted."""
+    """Runs the command.
+
+    Returns:
+        0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT. 143: ended by SIGTERM.
+    """
+    prepare_terminal("plaudit-ppo", is_first_process=_is_first_process())
     try:
-        return _run(argv)
+        return _run(argv, Termination().listen())
     except PPOError as error:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
@@ -39,16 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
-        print("plaudit-ppo: interrupted", file=sys.stderr)
+        say("plaudit-ppo: interrupted", sys.stderr)
         return 130
+    except Terminated as error:
+        _say(f"plaudit-ppo: terminated: {error}" if str(error) else "plaudit-ppo: terminated", file=sys.stderr)
+        return 143
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str] | None, termination: Termination) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "report":
         from plaudit_ppo.report import write_report
 
-        print(write_report(Path(arguments.directory)))
+        say(str(write_report(Path(arguments.directory))))
         return 0
     config = _configure(arguments)
     # Imported late: they take seconds, and may not be installed.
@@ -66,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
             scorers, config.scorer_weights, combination=config.scorer_combination, std_coef=config.scorer_std_coef
         )
         eval_scorer = CombinedScorer(eval_scorers, combination="mean") if eval_scorers else None
-        _train(config, scorer, eval_scorer, resume=arguments.resume is not None)
+        _train(config, scorer, eval_scorer, resume=arguments.resume is not None, termination=termination)
     end_processes()
     return 0
 
@@ -147,7 +157,9 @@ def _say_what_is_resumed(directory: Path, config: PPOConfig) -> None:
         _say(f"plaudit-ppo: {directory} holds no run yet; one begins there", file=sys.stderr)
 
 
-def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool) -> None:
+def _train(
+    config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool, termination: Termination
+) -> None:
     import torch
     from transformers.utils import logging
 
@@ -174,7 +186,8 @@ def _train(config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *,
     policy = add_lora(policy, config) if config.lora_rank else policy
     trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)
     with Progress(config.iterations) as progress:
-        summary = trainer.train(on_iteration=progress if _is_first_process() else None, resume=resume)
+        on_iteration = progress if _is_first_process() else None
+        summary = trainer.train(on_iteration=on_iteration, resume=resume, termination=termination)
     _say(
         f"{summary.extent} ({summary.scoring}): score {_number(summary.final['scoring/score_mean'])}, "
         f"KL {_number(summary.final['objective/kl'])}; policy in {config.output}/policy"
@@ -197,4 +210,4 @@ def _is_first_process() -> bool:
 
 def _say(line: str, file: TextIO | None = None) -> None:
     if _is_first_process():
-        print(line, file=file)
+        say(line, file)

@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from plaudit_ppo.errors import OutputError
+
 _UNFINISHED = ".unfinished-"
 
 
@@ -14,19 +16,48 @@ def write_directory(path: Path, write: Callable[[Path], None]) -> None:
     Args:
         path: the directory.
         write: writes the content into the empty directory that it is given.
+
+    Raises:
+        OutputError: it cannot be written; what is unfinished is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(_UNFINISHED + path.name)
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    write(unfinished)
-    for folder, _, files in os.walk(unfinished):
-        for name in files:
-            _force(Path(folder) / name)
-        _force(Path(folder))
-    remove_directory(path)
-    unfinished.rename(path)
-    _force(path.parent)
+    try:
+        unfinished.mkdir(parents=True)
+        write(unfinished)
+        for folder, _, files in os.walk(unfinished):
+            for name in files:
+                _force(Path(folder) / name)
+            _force(Path(folder))
+        remove_directory(path)
+        unfinished.rename(path)
+        _force(path.parent)
+    except Exception as error:  # what writes models and tokenizers has exception types of its own
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OutputError(f"{path}: cannot be written ({describe(error)}); resume the run once it can") from error
+
+
+def try_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes what `write_directory` would, and removes it again.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    trial = path.with_name(_UNFINISHED + path.name)
+    shutil.rmtree(trial, ignore_errors=True)
+    try:
+        trial.mkdir(parents=True)
+        write(trial)
+    except Exception as error:  # see above
+        raise OutputError(f"{path}: cannot be written ({describe(error)})") from error
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+def describe(error: Exception) -> str:
+    """An exception of others in one line."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return reason if isinstance(error, OSError) and reason else f"{type(error).__name__}: {reason}".removesuffix(": ")
 
 
 def write_file(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ class PPOError(Exception):
     ├── ConfigError              a setting is unknown, of the wrong type, or out of its limits; the output is taken
     ├── PromptError              the prompt file is missing, malformed, or holds a prompt that does not fit
     ├── CheckpointError          a model directory or a checkpoint is missing, or not what it has to be
+    ├── OutputError              a checkpoint or the result cannot be written
     └── GuardError               a guard stopped the run, and left a checkpoint
         ├── MaskedShareError     too many rollouts got no score
         ├── ConstantScoresError  the scorer tells no rollout from another
@@ -36,6 +37,10 @@ class CheckpointError(PPOError):
     """A model directory or a checkpoint is missing, or not what it has to be."""
 
     exit_code = 2
+
+
+class OutputError(PPOError):
+    """A checkpoint or the result cannot be written, such as on a full disk."""
 
 
 class GuardError(PPOError):

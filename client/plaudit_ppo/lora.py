@@ -115,13 +115,33 @@ def _merged(base: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Ten
     from peft.tuners.lora import LoraLayer
 
     state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
-    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    merged = {_own_name(name): tensor for name, tensor in state.items() if ".lora_" not in name}
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer):
             a, b = (state[f"{name}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
-            delta = (b @ a) * layer.scaling[_ADAPTER]
-            merged[f"{name}.weight"] = merged[f"{name}.weight"] + (delta.T if layer.fan_in_fan_out else delta)
+            # Of a fused parameter, such as the experts of a layer, PEFT wraps the module once for each of them.
+            parameter = getattr(layer, "parameter_name", "weight")
+            adapted = _own_name(f"{name}.{parameter}")
+            merged[adapted] = merged[adapted] + _delta(layer, a, b)
     return merged
+
+
+def _own_name(name: str) -> str:
+    """The name that a parameter has without PEFT."""
+    return name.replace(".base_layer", "")
+
+
+def _delta(layer: Any, a: Tensor, b: Tensor) -> Tensor:
+    """What a layer's adapter adds to its weight: alpha / r * B A, for each expert where there are several."""
+    experts = getattr(layer, "num_experts", 1)
+    if experts == 1:
+        delta: Tensor = (b @ a) * layer.scaling[_ADAPTER]
+        return delta.T if layer.fan_in_fan_out else delta
+    of_experts = a.reshape(experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, experts)
+    is_out_first = getattr(layer, "_did_swap_in_out_features", False)  # (experts, out, in), as PEFT found them
+    order = "eri,ore->eoi" if is_out_first else "eri,ore->eio"
+    delta = torch.einsum(order, *of_experts) * layer.scaling[_ADAPTER]
+    return delta
 
 
 def restore_adapter(policy: PreTrainedModel, directory: Path) -> None:

@@ -1,15 +1,19 @@
 """Policy, reference and critic: loaded from checkpoint directories, dropout off, saved as what transformers reads."""
 
 import copy
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -17,11 +21,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from plaudit_ppo.directories import describe
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.lora import is_lora, restore_adapter
 from plaudit_ppo.sharding import load_whole_state
 
+_log = logging.getLogger(__name__)
 _VALUE_HEAD = "value_head.safetensors"
+_OTHER_CRITICS = (
+    'set critic_trunk = "policy" (a head on the policy\'s network), or critic to the directory of a reward model that '
+    "was made from a causal LM with num_labels = 1 and has the policy's tokenizer"
+)
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -40,8 +50,7 @@ class Critic(nn.Module):
         head = getattr(model, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1:
             raise CheckpointError(
-                f"critic: {type(model).__name__} has no head `score` with one output; give a causal LM, or a "
-                "reward model made from one with num_labels = 1"
+                f"critic: {type(model).__name__} has no head `score` with one output; " + _OTHER_CRITICS
             )
         self.model = model
 
@@ -120,8 +129,14 @@ def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator)
     """A critic from a reward model's directory, whose head it keeps, or from a causal LM's, with a new head.
 
     Raises:
-        CheckpointError: the directory is missing, or holds neither.
+        CheckpointError: the directory is missing, or holds neither; or transformers has no classifier of its kind.
     """
+    config = _load(AutoConfig, path, "critic")
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise CheckpointError(
+            f"critic: transformers has no sequence classifier of model type {config.model_type} ({path}), so none can be "
+            f"made of it; {_OTHER_CRITICS}"
+        )
     model, info = _load(
         AutoModelForSequenceClassification,
         path,
@@ -180,10 +195,10 @@ def _load(auto: Any, path: str | Path, what: str, **options: Any) -> Any:  # tra
         raise CheckpointError(f"{what}: {path} has no config.json; give the directory of a transformers checkpoint")
     try:
         return auto.from_pretrained(path, trust_remote_code=False, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # a checkpoint comes from outside; what reads it has exception types of its own
         raise CheckpointError(
-            f"{what}: {path} cannot be loaded ({reason}); it needs config.json, *.safetensors and tokenizer files"
+            f"{what}: {path} cannot be loaded ({describe(error)}); it needs config.json, *.safetensors and tokenizer "
+            "files"
         ) from error
 
 
@@ -213,6 +228,25 @@ def transformer_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a network, as its class in transformers names them; an inner one before the one around it."""
     names = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     return [module for module in model.modules() if type(module).__name__ in names][::-1]
+
+
+def mend_generation_config(policy: PreTrainedModel) -> None:
+    """Lets transformers write back what it has read: 4.57 refuses a temperature or top_p without `do_sample`."""
+    config = getattr(policy, "generation_config", None)
+    if config is None:
+        return
+    try:
+        with TemporaryDirectory() as directory:
+            config.save_pretrained(directory)
+    except ValueError as error:
+        if config.do_sample:
+            return  # something else is wrong with it, which whoever writes it will say
+        config.do_sample = True
+        _log.warning(
+            "the policy's generation_config.json has settings of sampling without do_sample, which transformers does "
+            "not write (%s); the result's has do_sample = true",
+            describe(error),
+        )
 
 
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:

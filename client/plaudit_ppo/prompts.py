@@ -1,18 +1,32 @@
-"""Prompts: read from a JSONL file, encoded for the policy, and dealt out in a shuffled order."""
+"""Prompts: read from a JSONL file, encoded for the policy, and dealt out in a shuffled order.
+
+A prompt is a function of its file and of the tokenizer: it knows no clock.
+"""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from plaudit_ppo.errors import PromptError
 from plaudit_ppo.seeding import seeded_generator
 
-_EXPECTED = 'each line is {"prompt": "..."} or {"messages": [{"role": "...", "content": "..."}]}'
+_EXPECTED = (
+    'each line is {"prompt": "..."}, or {"messages": [{"role": "...", "content": "..."}]} with the messages under '
+    "prompt or messages"
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NO_CLOCK = jinja2.Undefined(name="strftime_now")  # as in the service: a template that tests for it names another date
+
+
+class ChatTemplateError(ValueError):
+    """A chat template refused messages, or failed on them."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +63,46 @@ def _parse(line: bytes, where: str) -> Prompt:
         record = json.loads(line)
     except ValueError as error:
         raise PromptError(f"{where}: not JSON ({error}); {_EXPECTED}") from error
-    given = {"prompt", "messages"} & record.keys() if isinstance(record, dict) else set()
+    if not isinstance(record, dict):
+        raise PromptError(f"{where}: a {type(record).__name__}, not an object; {_EXPECTED}")
+    given = [key for key in ("prompt", "messages") if record.get(key) is not None]
     if len(given) != 1:
-        raise PromptError(f"{where}: needs either prompt or messages, has {sorted(given) or 'neither'}; {_EXPECTED}")
-    text, messages = record.get("prompt"), record.get("messages")
-    if messages is None and isinstance(text, str):
-        return Prompt(text=text, where=where)
-    if text is None and _are_messages(messages):
-        return Prompt(messages=tuple(messages), where=where)
-    raise PromptError(f"{where}: {given.pop()} has the wrong shape; {_EXPECTED}")
+        keys = ", ".join(record) or "none"
+        raise PromptError(f"{where}: needs either prompt or messages, has the keys {keys}; {_EXPECTED}")
+    (key,) = given
+    value = record[key]
+    if key == "prompt" and isinstance(value, str):
+        return Prompt(text=_text(value, f"{where}: prompt"), where=where)
+    if not isinstance(value, list) or not value:
+        kind = "an empty list" if value == [] else f"a {type(value).__name__}"
+        raise PromptError(f"{where}: {key} has the wrong shape ({kind}); {_EXPECTED}")
+    return Prompt(messages=tuple(_message(each, f"{where}: {key}[{at}]") for at, each in enumerate(value)), where=where)
 
 
-def _are_messages(messages: Any) -> bool:  # any JSON value
-    return (
-        isinstance(messages, list)
-        and len(messages) > 0
-        and all(
-            isinstance(m, dict) and m.keys() == {"role", "content"} and all(isinstance(v, str) for v in m.values())
-            for m in messages
-        )
-    )
+def _message(value: Any, where: str) -> dict[str, str]:  # any JSON value
+    """A message of a chat, without the fields that are null: a table has every field in every row."""
+    if not isinstance(value, dict):
+        raise PromptError(f"{where} has the wrong shape (a {type(value).__name__}); {_EXPECTED}")
+    message = {key: each for key, each in value.items() if each is not None}
+    for key in ("role", "content"):
+        if key not in message:
+            raise PromptError(f"{where} has the wrong shape (no {key}); {_EXPECTED}")
+    for key in message:
+        if key not in ("role", "content"):
+            raise PromptError(
+                f"{where} has the wrong shape ({key}, which policy and reward model cannot both be given); leave it "
+                f"out, or write it into content; {_EXPECTED}"
+            )
+    return {key: _text(each, f"{where}.{key}") for key, each in message.items()}
+
+
+def _text(value: Any, where: str) -> str:
+    """A text that can be encoded."""
+    if not isinstance(value, str):
+        raise PromptError(f"{where} has the wrong shape (a {type(value).__name__}, not a text); {_EXPECTED}")
+    if _SURROGATE.search(value):
+        raise PromptError(f"{where} has a lone surrogate, which is no character; mend the text")
+    return value
 
 
 def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[int]:
@@ -84,7 +118,10 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tok
             raise PromptError(
                 f"{prompt.where}: messages, but the policy's tokenizer has no chat template; add one, or give prompt"
             )
-        text = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
+        try:
+            text = render_chat(prompt.messages, tokenizer, add_generation_prompt=True)
+        except ChatTemplateError as error:
+            raise PromptError(f"{prompt.where}: {error}") from error
         special = False
     else:
         text = prompt.text or ""
@@ -94,6 +131,34 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tok
         remedy = "raise max_prompt_tokens or leave the prompt out" if ids else "leave it out"
         raise PromptError(f"{prompt.where}: {len(ids)} tokens, limit 1 to {max_tokens} (max_prompt_tokens); {remedy}")
     return list(ids)
+
+
+def render_chat(
+    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
+) -> str:
+    """A chat as the tokenizer's template writes it.
+
+    Deviation from transformers: there is no clock (`strftime_now`), or a run that is resumed on another day would have
+    other prompts. A template that tests for it falls back to the date that it names.
+
+    Raises:
+        ChatTemplateError: the template refused the messages, or failed on them.
+    """
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            strftime_now=_NO_CLOCK,
+        )
+    except Exception as error:  # a template is a program from outside: it can raise anything
+        remedy = ""
+        if isinstance(error, jinja2.UndefinedError) and "strftime_now" in str(error):
+            remedy = (
+                "; there is no clock, because prompts must not change from one day to the next: write a date into it"
+            )
+        raise ChatTemplateError(f"the policy's chat template failed on it ({error}){remedy}") from error
+    return str(text)
 
 
 def dealt_prompts(num_prompts: int, *, start: int, count: int, seed: int) -> list[int]:

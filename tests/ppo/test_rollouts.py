@@ -12,13 +12,13 @@ from plaudit_ppo.rollouts import Rollouts, completion_texts, concatenate, pad_to
 EOS, PAD = 0, 1
 
 
-def sample(policy, prompts, *, seed=0, max_tokens=8, temperature=1.0, pad_id=PAD, eos_id=EOS):
+def sample(policy, prompts, *, seed=0, max_tokens=8, temperature=1.0, pad_id=PAD, eos_ids=(EOS,)):
     return sample_rollouts(
         policy,
         *pad_left(prompts, pad_id),
         max_tokens=max_tokens,
         temperature=temperature,
-        eos_id=eos_id,
+        eos_ids=eos_ids,
         pad_id=pad_id,
         generator=torch.Generator().manual_seed(seed),
     )

@@ -78,7 +78,7 @@ $(READY_TOOLS): Makefile
 
 $(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
 	$(call make_bare_venv,$(VENV_TRL_PPO),constraints-trl-ppo.txt)
-	$(VENV_TRL_PPO)/bin/pip install --quiet --constraint constraints-trl-ppo.txt --editable '.[train]'
+	$(VENV_TRL_PPO)/bin/pip install --quiet --constraint constraints-trl-ppo.txt --editable '.[demo]'
 	touch $@
 
 $(READY_RAY): pyproject.toml constraints.txt
@@ -173,16 +173,16 @@ release-check: $(READY) $(READY_RELEASE) ## version, changelog, sdist and wheel,
 studies: study-best-of-n study-beta study-trl ## the three studies of PPO; what is there is kept, so a second call goes on
 
 study-best-of-n: $(READY) ## gold reward of PPO against best-of-n from the SFT policy, at equal KL
-	$(BIN)/python -m plaudit_ppo.studies best-of-n
+	$(BIN)/python -m plaudit_demo.studies best-of-n
 
 study-beta: $(READY) ## PPO without its KL penalty: does gold fall while the score rises?
-	$(BIN)/python -m plaudit_ppo.studies beta
+	$(BIN)/python -m plaudit_demo.studies beta
 
 study-trl: $(READY) $(READY_TRL_PPO) ## against the PPO of TRL 1.11: score at equal KL, time of an iteration
-	$(BIN)/python -m plaudit_ppo.studies trl --trl-python $(VENV_TRL_PPO)/bin/python
+	$(BIN)/python -m plaudit_demo.studies trl --trl-python $(VENV_TRL_PPO)/bin/python
 
 study-draws: $(READY) $(READY_TRL_PPO) ## how high the KL of PPO rises at first, and how much of that is luck of the random draws
-	$(BIN)/python -m plaudit_ppo.studies draws --ground 1 --seeds 1 2 3 4 --iterations 20 --evaluate-every 20 \
+	$(BIN)/python -m plaudit_demo.studies draws --ground 1 --seeds 1 2 3 4 --iterations 20 --evaluate-every 20 \
 		--output runs/studies-draws --trl-python $(VENV_TRL_PPO)/bin/python
 
 clean: ## remove environments, caches and runs

@@ -23,16 +23,16 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from plaudit_ppo import PPOConfig, PPOTrainer, Prompt, RemoteScorer, TrainSummary, frozen_copy, load_critic, load_policy
-from plaudit_ppo.demo.corpus import make_corpus, make_prompts
-from plaudit_ppo.demo.models import (
+from plaudit_demo.data.corpus import make_corpus, make_prompts
+from plaudit_demo.settings import DemoSettings
+from plaudit_demo.training.models import (
     make_causal_lm,
     make_sequence_classifier,
     train_policy_tokenizer,
     train_reward_model_tokenizer,
 )
-from plaudit_ppo.demo.settings import DemoSettings
-from plaudit_ppo.scoring import Scorer
+from plaudit_ppo import PPOConfig, PPOTrainer, Prompt, RemoteScorer, TrainSummary, frozen_copy, load_critic, load_policy
+from plaudit_ppo.scoring.pool import Scorer
 from plaudit_service import Scorer as LocalScorer
 from plaudit_service.testing import running_service
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import httpx2
 
-from plaudit_service.app import build_app
-from plaudit_service.asgi import App
-from plaudit_service.bundle import load_bundle
-from plaudit_service.service import Service
+from plaudit_service.bundles.bundle import load_bundle
+from plaudit_service.http.app import build_app
+from plaudit_service.http.asgi import App
+from plaudit_service.serving.service import Service
 from plaudit_service.settings import Settings
 
 # After this a test has failed; far above what a busy machine takes.

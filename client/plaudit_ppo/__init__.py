@@ -6,11 +6,13 @@ from plaudit_ppo.config import PPOConfig, load_config
 from plaudit_ppo.errors import PPOError
 
 if TYPE_CHECKING:
-    from plaudit_ppo.lora import add_lora
-    from plaudit_ppo.models import Critic, TrunkCritic, frozen_copy, load_critic, load_policy
-    from plaudit_ppo.prompts import Prompt, read_prompts
-    from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
-    from plaudit_ppo.summary import TrainSummary
+    from plaudit_ppo.models.critic import Critic, TrunkCritic, load_critic
+    from plaudit_ppo.models.lora import add_lora
+    from plaudit_ppo.models.policy import frozen_copy, load_policy
+    from plaudit_ppo.rollout.prompts import Prompt, read_prompts
+    from plaudit_ppo.runs.summary import TrainSummary
+    from plaudit_ppo.scoring.combined import CombinedScorer
+    from plaudit_ppo.scoring.remote import RemoteScorer
     from plaudit_ppo.trainer import PPOTrainer
 
 __all__ = [
@@ -32,18 +34,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "CombinedScorer": "scorers",
-    "Critic": "models",
+    "CombinedScorer": "scoring.combined",
+    "Critic": "models.critic",
     "PPOTrainer": "trainer",
-    "Prompt": "prompts",
-    "RemoteScorer": "scorers",
-    "TrainSummary": "summary",
-    "TrunkCritic": "models",
-    "add_lora": "lora",
-    "frozen_copy": "models",
-    "load_critic": "models",
-    "load_policy": "models",
-    "read_prompts": "prompts",
+    "Prompt": "rollout.prompts",
+    "RemoteScorer": "scoring.remote",
+    "TrainSummary": "runs.summary",
+    "TrunkCritic": "models.critic",
+    "add_lora": "models.lora",
+    "frozen_copy": "models.policy",
+    "load_critic": "models.critic",
+    "load_policy": "models.policy",
+    "read_prompts": "rollout.prompts",
 }
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from plaudit_ppo.config import PPOConfig, changed_settings, load_config, settings_help
+from plaudit_ppo.distributed.deepspeed_settings import check_zero
 from plaudit_ppo.errors import ConfigError, PPOError
 from plaudit_ppo.terminal import prepare_terminal, say
 from plaudit_ppo.termination import Terminated, Termination
-from plaudit_ppo.zero_settings import check_zero
 
 if TYPE_CHECKING:
-    from plaudit_ppo.scoring import Scorer
+    from plaudit_ppo.scoring.pool import Scorer
 
 _TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib", "prometheus_client")
 
@@ -56,14 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None, termination: Termination) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "report":
-        from plaudit_ppo.report import write_report
+        from plaudit_ppo.runs.report import write_report
 
         say(str(write_report(Path(arguments.directory))))
         return 0
     config = _configure(arguments)
     # Imported late: they take seconds, and may not be installed.
-    from plaudit_ppo.processes import end_processes
-    from plaudit_ppo.scorers import CombinedScorer, RemoteScorer
+    from plaudit_ppo.distributed.processes import end_processes
+    from plaudit_ppo.scoring.combined import CombinedScorer
+    from plaudit_ppo.scoring.remote import RemoteScorer
 
     with ExitStack() as stack:
 
@@ -163,11 +164,12 @@ def _train(
     import torch
     from transformers.utils import logging
 
-    from plaudit_ppo.log import Progress
-    from plaudit_ppo.lora import add_lora
-    from plaudit_ppo.models import Critic, TrunkCritic, check_critic_tokens, frozen_copy, load_critic, load_policy
-    from plaudit_ppo.prompts import read_prompts
-    from plaudit_ppo.seeding import seeded_generator
+    from plaudit_ppo.models.critic import Critic, TrunkCritic, check_critic_tokens, load_critic
+    from plaudit_ppo.models.lora import add_lora
+    from plaudit_ppo.models.policy import frozen_copy, load_policy
+    from plaudit_ppo.rollout.prompts import read_prompts
+    from plaudit_ppo.rollout.seeding import seeded_generator
+    from plaudit_ppo.runs.progress import Progress
     from plaudit_ppo.trainer import PPOTrainer
 
     logging.set_verbosity_error()

@@ -29,6 +29,10 @@ def _setting(
     return field(default=default, metadata={"help": help, **limits})
 
 
+# Settings that say where things lie on this machine, and nothing of the run.
+PLACES = ("policy", "critic", "prompts", "output", "scorer_urls", "eval_scorer_urls")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
     """The settings of a run; docs/ppo.md names the source of each default.

@@ -1,6 +1,12 @@
 """The exceptions of the trainer, and the exit code that the command line gives each."""
 
 
+def one_line(error: Exception) -> str:
+    """An exception of others, in one line."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return reason if isinstance(error, OSError) and reason else f"{type(error).__name__}: {reason}".removesuffix(": ")
+
+
 class PPOError(Exception):
     """Base of everything that the trainer raises on purpose; its message is one line for the user.
 

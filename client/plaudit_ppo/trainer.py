@@ -17,38 +17,35 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit_ppo import guards
-from plaudit_ppo.checkpoints import RunState
+from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.endings import eos_token_ids, no_ending
+from plaudit_ppo.distributed.collectives import gather_sum, largest, share
+from plaudit_ppo.distributed.learner_setup import make_learner, prepare_reference
+from plaudit_ppo.distributed.processes import make_accelerator
 from plaudit_ppo.errors import ConfigError, DivergenceError, GuardError, PPOError
-from plaudit_ppo.experience import Experience, make_experience
-from plaudit_ppo.exposition import exposition
-from plaudit_ppo.forward import evaluate_rollouts
-from plaudit_ppo.kl import next_kl_coef
-from plaudit_ppo.log import Metrics, RunLog
-from plaudit_ppo.lora import AdapterOff, is_lora
-from plaudit_ppo.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
-from plaudit_ppo.models import Critic, TrunkCritic
-from plaudit_ppo.optimization import set_learning_rates
-from plaudit_ppo.preparation import make_learner, prepare_reference
-from plaudit_ppo.processes import (
-    gather_experience,
-    gather_scored,
-    gather_sum,
-    largest,
-    make_accelerator,
-    share,
-)
-from plaudit_ppo.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
-from plaudit_ppo.rollouts import Rollouts, concatenate, pad_token_id, sample_rollouts
-from plaudit_ppo.run_files import RunFiles
-from plaudit_ppo.scoring import Item, ScoredBatch, Scorer, ScoringPool, gather, to_items
-from plaudit_ppo.seeding import seeded_generator
-from plaudit_ppo.summary import TrainSummary
+from plaudit_ppo.models.critic import Critic, TrunkCritic
+from plaudit_ppo.models.lora import AdapterOff, is_lora
+from plaudit_ppo.rollout.endings import eos_token_ids, no_ending
+from plaudit_ppo.rollout.forward import evaluate_rollouts
+from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
+from plaudit_ppo.rollout.rollouts import Rollouts, concatenate
+from plaudit_ppo.rollout.sampling import pad_token_id, sample_rollouts
+from plaudit_ppo.rollout.seeding import seeded_generator
+from plaudit_ppo.runs.checkpoints import RunState
+from plaudit_ppo.runs.log import Metrics, RunLog
+from plaudit_ppo.runs.metrics_server import exposition
+from plaudit_ppo.runs.run_files import RunFiles
+from plaudit_ppo.runs.summary import TrainSummary
+from plaudit_ppo.runs.trackers import check_trackers, tracking
+from plaudit_ppo.scoring.items import Item, to_items
+from plaudit_ppo.scoring.pool import ScoredBatch, Scorer, ScoringPool, gather
 from plaudit_ppo.termination import Terminated, Termination
-from plaudit_ppo.trackers import tracking
-from plaudit_ppo.update import run_update
+from plaudit_ppo.training import guards
+from plaudit_ppo.training.experience import Experience, make_experience
+from plaudit_ppo.training.gathering import gather_experience, gather_scored
+from plaudit_ppo.training.learning_rates import set_learning_rates
+from plaudit_ppo.training.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
+from plaudit_ppo.training.update import run_update
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +129,7 @@ class PPOTrainer:
         prompts_hash = hashlib.sha256(json.dumps(self._prompt_ids).encode()).hexdigest()
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
+        check_trackers(config.trackers)
         accelerator = make_accelerator(config)
         self._accelerator = accelerator
         self._device = accelerator.device

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from plaudit_export.errors import ExportError, ParityError, SourceError
 
 if TYPE_CHECKING:
+    from plaudit_export.checkpoints.rules import TextFile
     from plaudit_export.finish import Exported
-    from plaudit_export.rules import TextFile
-    from plaudit_service.bundle import Bundle
+    from plaudit_service.bundles.bundle import Bundle
 
 PROG = "plaudit-export"
 
@@ -44,8 +44,8 @@ def _fail(message: str, status: int) -> int:
 
 
 def _checkpoint(parsed: argparse.Namespace) -> int:
+    from plaudit_export.checkpoints.rules import Options
     from plaudit_export.exporter import export_checkpoint
-    from plaudit_export.rules import Options
 
     if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
         raise SourceError("--calibrate and --allow-loss are for a reduced precision; give --precision int8 or fp16")
@@ -61,8 +61,8 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
 
 
 def _onnx(parsed: argparse.Namespace) -> int:
+    from plaudit_export.checkpoints.rules import Options
     from plaudit_export.exporter import export_onnx
-    from plaudit_export.rules import Options
 
     options = Options(**_model_options(parsed))
     arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
@@ -79,9 +79,9 @@ def _note(line: str) -> None:
 
 def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Options` that every source has."""
-    from plaudit_export.golden import read_items
-    from plaudit_export.rules import DEFAULT_GOLDEN_MAX_TOKENS
-    from plaudit_service.bundle import Head
+    from plaudit_export.checkpoints.rules import DEFAULT_GOLDEN_MAX_TOKENS
+    from plaudit_export.checks.golden import read_items
+    from plaudit_service.bundles.bundle import Head
 
     return {
         "name": parsed.name,
@@ -98,7 +98,7 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def _tell(exported: "Exported") -> int:
-    from plaudit_export.report import describe_parity
+    from plaudit_export.checks.report import describe_parity
 
     print(describe_parity(exported.parity))
     if exported.comparison is not None:
@@ -109,16 +109,16 @@ def _tell(exported: "Exported") -> int:
 
 
 def _text_file(option: str, path: Path | None) -> "TextFile | None":
-    from plaudit_export.golden import read_items
-    from plaudit_export.rules import TextFile
-    from plaudit_service.bundle import sha256_of
+    from plaudit_export.checkpoints.rules import TextFile
+    from plaudit_export.checks.golden import read_items
+    from plaudit_service.bundles.bundle import sha256_of
 
     return None if path is None else TextFile(read_items(option, path), sha256_of(path))
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    from plaudit_export.report import describe_bundle
-    from plaudit_service.bundle import load_bundle
+    from plaudit_export.checks.report import describe_bundle
+    from plaudit_service.bundles.bundle import load_bundle
     from plaudit_service.errors import BundleError
 
     try:
@@ -129,11 +129,11 @@ def _inspect(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
+    from plaudit_export.checks.report import describe_parity
     from plaudit_export.progress import elapsed
-    from plaudit_export.report import describe_parity
-    from plaudit_service import parity
     from plaudit_service.errors import BundleError, ServiceError
-    from plaudit_service.scorer import Scorer
+    from plaudit_service.serving import parity
+    from plaudit_service.serving.scorer import Scorer
 
     try:
         with elapsed("checking"):
@@ -151,7 +151,7 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _warn_of_unchecked(bundle: "Bundle") -> None:
-    from plaudit_export.report import describe_unchecked
+    from plaudit_export.checks.report import describe_unchecked
 
     if unchecked := describe_unchecked(bundle):
         print(f"{PROG}: warning: {unchecked}", file=sys.stderr)

@@ -8,30 +8,24 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from plaudit_export.checkpoint import Checkpoint, load_checkpoint
-from plaudit_export.comparison import Comparison
+from plaudit_export.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from plaudit_export.checkpoints.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
+from plaudit_export.checks.comparison import Comparison
+from plaudit_export.checks.reference import Case, Reference, golden_cases, sequences, users_sequences
+from plaudit_export.checks.report import score_std
 from plaudit_export.errors import ExportError
 from plaudit_export.finish import Draft, Exported, Say, finish
-from plaudit_export.graph import OPSET, export_graph, halve
-from plaudit_export.onnx_source import copy_graph, load_onnx
-from plaudit_export.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
+from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
+from plaudit_export.graphs.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
+from plaudit_export.graphs.tracing import OPSET, export_graph, halve
 from plaudit_export.progress import elapsed
-from plaudit_export.reference import Case, Reference, golden_cases, sequences, users_sequences
-from plaudit_export.report import score_std
-from plaudit_export.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
 from plaudit_export.writer import (
     staged,
     write_chat_template,
     write_golden,
     write_tokenizer,
 )
-from plaudit_service.bundle import (
-    GRAPH,
-    Golden,
-    ScoringFile,
-    Source,
-    load_bundle,
-)
+from plaudit_service.bundles.bundle import GRAPH, Golden, ScoringFile, Source, load_bundle
 
 # Reference scores that lie closer together than this many tolerances would hide a wrong text behind a right one.
 _MIN_SPREAD = 1_000

@@ -4,16 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from plaudit_export import normalization
-from plaudit_export.comparison import Comparison
+from plaudit_export.checkpoints.rules import Options, Rules
+from plaudit_export.checks import normalization
+from plaudit_export.checks.comparison import Comparison
+from plaudit_export.checks.report import build_report, describe_parity, versions
 from plaudit_export.errors import ExportError, ParityError
-from plaudit_export.precision import GraphScorer
+from plaudit_export.graphs.precision import GraphScorer
 from plaudit_export.progress import elapsed
-from plaudit_export.report import build_report, describe_parity, versions
-from plaudit_export.rules import Options, Rules
 from plaudit_export.writer import scoring_hashes, write_json, write_manifest
-from plaudit_service import parity
-from plaudit_service.bundle import (
+from plaudit_service.bundles.bundle import (
     GOLDEN,
     REPORT,
     Bundle,
@@ -24,9 +23,10 @@ from plaudit_service.bundle import (
     sha256_of,
 )
 from plaudit_service.errors import ServiceError
-from plaudit_service.parity import ParityReport
-from plaudit_service.scorer import Scorer
-from plaudit_service.tokenization import TokenizedText
+from plaudit_service.serving import parity
+from plaudit_service.serving.parity import ParityReport
+from plaudit_service.serving.scorer import Scorer
+from plaudit_service.text.tokenization import TokenizedText
 
 Say = Callable[[str], None]
 

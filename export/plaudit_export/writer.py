@@ -14,7 +14,7 @@ from typing import Any, get_args
 from tokenizers import Tokenizer
 
 from plaudit_export.errors import ExportError, SourceError
-from plaudit_service.bundle import (
+from plaudit_service.bundles.bundle import (
     CHAT_TEMPLATE,
     GOLDEN,
     MANIFEST,

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 from plaudit_service.errors import BundleError, RequestError, ServiceError
 
 if TYPE_CHECKING:
-    from plaudit_service.scorer import CombinedScorer, Scorer, Scores
-    from plaudit_service.wire import Result, Status
+    from plaudit_service.results import Result, Status
+    from plaudit_service.serving.scorer import CombinedScorer, Scorer, Scores
 
 __all__ = ["BundleError", "CombinedScorer", "RequestError", "Result", "Scorer", "Scores", "ServiceError", "Status"]
 
-_MODULES = {"CombinedScorer": "scorer", "Result": "wire", "Scorer": "scorer", "Scores": "scorer", "Status": "wire"}
+_MODULES = {
+    "CombinedScorer": "serving.scorer",
+    "Result": "results",
+    "Scorer": "serving.scorer",
+    "Scores": "serving.scorer",
+    "Status": "results",
+}
 
 
 def __getattr__(name: str) -> Any:

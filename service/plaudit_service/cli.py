@@ -62,10 +62,12 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _serve(paths: Sequence[str], settings: "Settings") -> int:
-    from plaudit_service import hub, logs, server
-    from plaudit_service.app import build_app
-    from plaudit_service.bundle import load_bundle
-    from plaudit_service.service import Service
+    from plaudit_service import logs
+    from plaudit_service.bundles import hub
+    from plaudit_service.bundles.bundle import load_bundle
+    from plaudit_service.http import server
+    from plaudit_service.http.app import build_app
+    from plaudit_service.serving.service import Service
 
     api_keys = settings.api_keys()
     settings.check_binding(api_keys)
@@ -78,7 +80,7 @@ def _serve(paths: Sequence[str], settings: "Settings") -> int:
 
 
 def _fetch_main(arguments: Sequence[str] | None) -> int:
-    from plaudit_service.fetch import fetch
+    from plaudit_service.bundles.fetch import fetch
 
     parser = _Parser(
         prog="plaudit-fetch",

@@ -13,12 +13,13 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingContext
 
-from plaudit_service import hub, logs
-from plaudit_service.app import build_app
-from plaudit_service.asgi import App, Message, Receive, Scope, Send
-from plaudit_service.bundle import load_bundle
+from plaudit_service import logs
+from plaudit_service.bundles import hub
+from plaudit_service.bundles.bundle import load_bundle
 from plaudit_service.errors import SettingsError
-from plaudit_service.service import Service
+from plaudit_service.http.app import build_app
+from plaudit_service.http.asgi import App, Message, Receive, Scope, Send
+from plaudit_service.serving.service import Service
 from plaudit_service.settings import Settings, from_arguments
 
 # What a replica gets to finish, beyond --drain-timeout-s, before Serve kills it.

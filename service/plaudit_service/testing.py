@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from plaudit_service.bundle import (
+from plaudit_service.bundles.bundle import (
     CHAT_TEMPLATE,
     GOLDEN,
     GRAPH,

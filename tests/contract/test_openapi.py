@@ -13,12 +13,13 @@ import pytest
 from plaudit_client.items import FORMS, WIRE_FIELDS, normalize_items
 from plaudit_client.protocol import Limits, Options, Reply, parse_answer, split_items
 from plaudit_client.scores import Status
-from plaudit_service.app import build_routes
-from plaudit_service.bundle import load_bundle
-from plaudit_service.service import Service
+from plaudit_service.bundles.bundle import load_bundle
+from plaudit_service.http.app import build_routes
+from plaudit_service.http.wire import parse_request, to_wire
+from plaudit_service.results import Result
+from plaudit_service.results import Status as ServiceStatus
+from plaudit_service.serving.service import Service
 from plaudit_service.settings import Settings
-from plaudit_service.wire import Result, parse_request
-from plaudit_service.wire import Status as ServiceStatus
 
 SNAPSHOT = Path(__file__).parent / "openapi.json"
 
@@ -66,7 +67,7 @@ def test_the_client_reads_the_results_that_the_service_writes():
         Result(ServiceStatus.OK, 1.5, 3, truncated=True, heads={"a": 1.0, "b": 2.0}),
         Result(ServiceStatus.TOO_LONG, None, 9000, detail="items[1]: too long"),
     ]
-    answer = {"model": "m", "fingerprint": "f", "engine": "e", "results": [result.to_wire() for result in results]}
+    answer = {"model": "m", "fingerprint": "f", "engine": "e", "results": [to_wire(result) for result in results]}
     reply = Reply("POST /score", 200, {}, json.dumps(answer).encode(), 10_000)
     for score, result in zip(parse_answer(reply, 2, Options()), results, strict=True):
         assert (score.status, score.score, score.num_tokens) == (str(result.status), result.score, result.num_tokens)

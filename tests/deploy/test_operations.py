@@ -13,10 +13,10 @@ from plaudit_client import cli as score_command
 from plaudit_export import cli as export_command
 from plaudit_ppo import errors as ppo_errors
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.metrics import METRICS
+from plaudit_ppo.training.metrics import METRICS
 from plaudit_service.metrics import SECONDS, Metrics
+from plaudit_service.results import Status
 from plaudit_service.settings import Settings
-from plaudit_service.wire import Status
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.md"

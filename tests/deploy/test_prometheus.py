@@ -10,7 +10,7 @@ import yaml
 from prometheus_process import FASTER, faster
 
 from plaudit_service import errors
-from plaudit_service.dialects.endpoint import DIALECTS
+from plaudit_service.http.dialects.endpoint import DIALECTS
 from plaudit_service.metrics import SECONDS, Metrics
 
 ROOT = Path(__file__).parents[2]

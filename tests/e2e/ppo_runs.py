@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from plaudit_ppo import PPOConfig
 from plaudit_ppo.config import to_toml
-from plaudit_ppo.log import read_log
+from plaudit_ppo.runs.log import read_log
 
 COMMAND = str(Path(sys.executable).with_name("plaudit-ppo"))
 WORDS = ["<eos>", "<pad>", "good", "fine", "bad", "awful", "so", "very"]

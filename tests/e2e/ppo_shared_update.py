@@ -11,18 +11,22 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, load_critic, load_policy, preparation
+from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, load_critic, load_policy
+from plaudit_ppo.distributed import learner_setup as preparation
+from plaudit_ppo.distributed.collectives import share
+from plaudit_ppo.distributed.learner import trained
+from plaudit_ppo.distributed.learner_setup import make_optimizer
+from plaudit_ppo.distributed.processes import end_processes
 from plaudit_ppo.errors import DivergenceError
-from plaudit_ppo.experience import make_experience
-from plaudit_ppo.forward import evaluate_rollouts
-from plaudit_ppo.learner import trained
-from plaudit_ppo.metrics import rollout_metrics
-from plaudit_ppo.optimization import make_optimizer, set_learning_rates
-from plaudit_ppo.processes import end_processes, gather_experience, share
-from plaudit_ppo.prompts import pad_left
-from plaudit_ppo.rollouts import sample_rollouts
-from plaudit_ppo.sharding import whole_state
-from plaudit_ppo.update import run_update
+from plaudit_ppo.models.sharding import whole_state
+from plaudit_ppo.rollout.forward import evaluate_rollouts
+from plaudit_ppo.rollout.prompts import pad_left
+from plaudit_ppo.rollout.sampling import sample_rollouts
+from plaudit_ppo.training.experience import make_experience
+from plaudit_ppo.training.gathering import gather_experience
+from plaudit_ppo.training.learning_rates import set_learning_rates
+from plaudit_ppo.training.metrics import rollout_metrics
+from plaudit_ppo.training.update import run_update
 
 NAN = float("nan")
 SCORES = {

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from plaudit_service.bundle import load_bundle, sha256_of
-from plaudit_service.engines import open_engine
-from plaudit_service.model import Model
+from plaudit_service.bundles.bundle import load_bundle, sha256_of
+from plaudit_service.engine.engines import open_engine
+from plaudit_service.engine.model import Model
 from plaudit_service.testing import write_tiny_bundle
-from plaudit_service.tokenization import TokenizedText
+from plaudit_service.text.tokenization import TokenizedText
 
 NUM_TOKENS = 1024
 FREE_BYTES = 200 << 20

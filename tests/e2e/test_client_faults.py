@@ -15,7 +15,7 @@ from plaudit_client import RewardClient
 from plaudit_client.errors import FingerprintMismatch
 from plaudit_client.retry import RETRY_BUDGET_TOKENS, RETRY_COST_TOKENS, Timing
 from plaudit_service import Scorer
-from plaudit_service.bundle import Normalization
+from plaudit_service.bundles.bundle import Normalization
 from plaudit_service.testing import score_by_hand
 
 WORDS = ("good", "fine", "bad", "awful")

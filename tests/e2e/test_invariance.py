@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plaudit_client import AsyncRewardClient, RewardClient
 from plaudit_service import Scorer
-from plaudit_service.parity import check
-from plaudit_service.wire import TextItem
+from plaudit_service.items import TextItem
+from plaudit_service.serving.parity import check
 
 words = st.sampled_from(["the", "egg", "boils", "Mir", "geht", "def", "return", "1+1", "é", "😀", "a\nb", "no"])
 texts = st.lists(words, min_size=1, max_size=40).map(" ".join)

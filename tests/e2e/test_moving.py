@@ -5,8 +5,8 @@ import json
 import pytest
 from ppo_runs import train_to_the_end, training, wait_for_iterations, write_config, write_policy
 
-from plaudit_ppo.checkpoints import newest_checkpoint
-from plaudit_ppo.log import read_log
+from plaudit_ppo.runs.checkpoints import newest_checkpoint
+from plaudit_ppo.runs.log import read_log
 
 pytestmark = pytest.mark.slow
 

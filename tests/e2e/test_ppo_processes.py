@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from plaudit_ppo import PPOConfig
-from plaudit_ppo.locks import locked
-from plaudit_ppo.log import read_log
+from plaudit_ppo.runs.locks import locked
+from plaudit_ppo.runs.log import read_log
 from plaudit_service.testing import running_service, write_tiny_bundle
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from ppo_runs import (
     write_policy,
 )
 
-from plaudit_ppo.log import read_log
+from plaudit_ppo.runs.log import read_log
 from plaudit_service.testing import running_service, write_tiny_bundle
 
 ITERATIONS = 24

@@ -8,11 +8,11 @@ import torch
 from ppo_runs import train_to_the_end, write_config, write_policy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from plaudit_demo.training.models import make_causal_lm, train_policy_tokenizer
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.testing import tiny_causal_checkpoint
-from plaudit_ppo.demo.models import make_causal_lm, train_policy_tokenizer
-from plaudit_ppo.log import read_log
-from plaudit_service.bundle import Normalization
+from plaudit_ppo.runs.log import read_log
+from plaudit_service.bundles.bundle import Normalization
 from plaudit_service.testing import running_service, score_by_hand, write_tiny_bundle
 
 POLICY_TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"

@@ -13,7 +13,7 @@ import yaml
 
 from plaudit_client.adapters.trl import reward_function
 from plaudit_service import Scorer
-from plaudit_service.dialects.endpoint import DIALECTS
+from plaudit_service.http.dialects.endpoint import DIALECTS
 from plaudit_service.testing import score_by_hand
 
 PAGES = {page.stem: page.read_text() for page in (Path(__file__).parents[2] / "docs" / "trainers").glob("*.md")}

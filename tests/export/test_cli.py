@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from plaudit_export import exporter
+from plaudit_export.checkpoints.rules import Options, TextFile
 from plaudit_export.cli import main
 from plaudit_export.errors import ExportError
-from plaudit_export.rules import Options, TextFile
 from plaudit_export.writer import write_golden, write_manifest
-from plaudit_service.bundle import GOLDEN, Head, sha256_of
+from plaudit_service.bundles.bundle import GOLDEN, Head, sha256_of
 
 SCRIPT = Path(sys.executable).with_name("plaudit-export")
 

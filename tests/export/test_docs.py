@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from plaudit_service import bundle
+from plaudit_service.bundles import bundle
 
 DOC = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 

@@ -5,15 +5,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from plaudit_export import exporter
+from plaudit_export.checkpoints.rules import Options
+from plaudit_export.checks.report import describe_unchecked, score_std
 from plaudit_export.errors import ExportError
 from plaudit_export.exporter import export_checkpoint
-from plaudit_export.report import describe_unchecked, score_std
-from plaudit_export.rules import Options
 from plaudit_export.testing import CAUSAL_ARCHITECTURES, ENCODER_ARCHITECTURES, tiny_causal_checkpoint
 from plaudit_export.testing import tiny_encoder_checkpoint as tiny_encoder
-from plaudit_service.bundle import Head, load_bundle
-from plaudit_service.parity import check
-from plaudit_service.scorer import Scorer
+from plaudit_service.bundles.bundle import Head, load_bundle
+from plaudit_service.serving.parity import check
+from plaudit_service.serving.scorer import Scorer
 
 
 @pytest.mark.parametrize(("kind", "chats"), [("causal", True), ("encoder", False)])

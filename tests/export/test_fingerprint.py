@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from plaudit_service.bundle import (
+from plaudit_service.bundles.bundle import (
     Head,
     Manifest,
     Normalization,

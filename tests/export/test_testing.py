@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from plaudit_export.checkpoint import load_checkpoint
+from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.testing import (
     CAUSAL_ARCHITECTURES,
     CORPUS,

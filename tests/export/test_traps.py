@@ -10,13 +10,13 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 
 from plaudit_export import exporter
-from plaudit_export.checkpoint import Checkpoint, load_checkpoint
+from plaudit_export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.finish import Exported
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
-from plaudit_service.scorer import Scorer
-from plaudit_service.wire import TextItem, check_request
+from plaudit_service.items import TextItem, check_request
+from plaudit_service.serving.scorer import Scorer
 
 PAD, BOS, UNK, EOS = range(4)
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from plaudit_export.checkpoint import load_checkpoint
+from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.errors import ExportError, SourceError
 from plaudit_export.writer import staged, write_chat_template, write_golden, write_json, write_tokenizer
-from plaudit_service.bundle import Golden
+from plaudit_service.bundles.bundle import Golden
 
 
 @pytest.fixture

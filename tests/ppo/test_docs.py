@@ -8,7 +8,7 @@ import pytest
 
 from plaudit_ppo import errors
 from plaudit_ppo.config import PPOConfig, load_config, settings_help
-from plaudit_ppo.metrics import METRICS
+from plaudit_ppo.training.metrics import METRICS
 
 TESTS = Path(__file__).parents[1]
 TEXT = (Path(__file__).parents[2] / "docs" / "ppo.md").read_text()

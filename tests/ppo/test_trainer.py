@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from plaudit_client import Score
 from plaudit_ppo import PPOConfig, Prompt, load_config, load_policy
+from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.errors import ConfigError, MaskedShareError, PromptError, RatioError
-from plaudit_ppo.kl import next_kl_coef
-from plaudit_ppo.metrics import METRICS
+from plaudit_ppo.training.metrics import METRICS
 
 LINE_25 = {
     *("objective/kl", "objective/kl_coef", "objective/entropy", "objective/non_score_reward", "objective/scores"),

@@ -14,8 +14,11 @@ import sys
 import tempfile
 import traceback
 
-from plaudit_service import cli, runtimes, server, service
-from plaudit_service.app import build_app
+from plaudit_service import cli
+from plaudit_service.engine import runtimes
+from plaudit_service.http import server
+from plaudit_service.http.app import build_app
+from plaudit_service.serving import service
 
 MAX_BYTES = 8 << 30  # of addresses; most of them are libraries' and thread stacks'
 MAX_SECONDS = 60.0

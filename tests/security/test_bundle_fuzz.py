@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from plaudit_service.bundle import sha256_of
+from plaudit_service.bundles.bundle import sha256_of
 
 MAX_BYTES = 1 << 30
 # What Rust's tokenizers library writes where it panics, before we hear of it.

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit_service.dialects.endpoint import DIALECTS
 from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
-from plaudit_service.score_endpoint import check_sizes
+from plaudit_service.http.dialects.endpoint import DIALECTS
+from plaudit_service.http.score_endpoint import check_sizes
+from plaudit_service.http.wire import parse_request
+from plaudit_service.items import ScoreRequest
 from plaudit_service.settings import Settings
-from plaudit_service.wire import ScoreRequest, parse_request
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "fine"}]
 SCORE = {

@@ -7,8 +7,8 @@ import pytest
 
 from plaudit_service import errors
 from plaudit_service.metrics import Metrics
+from plaudit_service.results import Status
 from plaudit_service.settings import Settings, environment_variable
-from plaudit_service.wire import Status
 
 DOCS = Path(__file__).parents[2] / "docs"
 SERVICE = (DOCS / "service.md").read_text()

@@ -1,0 +1,1 @@
+"""What the demo is about: its texts, the gold reward that stands for people, samples and preference pairs."""

@@ -1,0 +1,1 @@
+"""What the demo measured, as figures and as a page."""

@@ -1,0 +1,146 @@
+"""`python -m plaudit_demo.studies`: what PPO gains, against best-of-n, without its KL penalty, and against TRL's."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from plaudit_demo.errors import DemoError, UsageError
+from plaudit_demo.processes import ENVIRONMENT, interrupt_on_signals
+from plaudit_demo.settings import DemoSettings
+
+_NAMES = ("best-of-n", "beta", "trl", "draws")
+
+
+def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: the command line without the name; None: the process's own.
+        sizes: of models, ground and PPO; None: the demo's.
+
+    Returns:
+        0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    os.environ.update(ENVIRONMENT)
+    interrupt_on_signals()
+    try:
+        return _run(options, sizes or DemoSettings())
+    except DemoError as error:
+        print(f"plaudit_demo.studies: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "plaudit_demo.studies: interrupted; the same command goes on after the runs that are done", file=sys.stderr
+        )
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m plaudit_demo.studies",
+        description="Studies of PPO on the demo's ground. Each trains what it needs, keeps it, and prints one table; "
+        "what is there from an earlier call, or from another study, is not trained again. Leaves NAME.jsonl and "
+        "NAME.html in the output directory.",
+    )
+    parser.add_argument(
+        "study",
+        choices=_NAMES,
+        help="against best-of-n; beta 0 against the default; against TRL 1.11; how much is luck of the random draws",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/studies"), metavar="DIR", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=_natural,
+        nargs="+",
+        default=[1, 2, 3],
+        metavar="N",
+        help="each with an SFT policy, preferences and an RM of its own (default: 1 2 3)",
+    )
+    parser.add_argument(
+        "--ground",
+        type=_natural,
+        metavar="N",
+        help="all seeds share the SFT policy, preferences and RM of seed N, so that the spread is that of PPO alone",
+    )
+    parser.add_argument(
+        "--iterations", type=_natural, default=40, metavar="N", help="of each PPO run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--evaluate-every",
+        type=_natural,
+        default=2,
+        metavar="N",
+        help="iterations from one evaluation to the next (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trl-python",
+        type=Path,
+        default=Path(".venv-trl-ppo/bin/python"),
+        metavar="FILE",
+        help="interpreter of the environment with trl 1.11, which `make study-trl` makes (default: %(default)s)",
+    )
+    return parser
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: has to be at least 1")
+    return value
+
+
+def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
+    print("loading torch, transformers and TRL", file=sys.stderr, flush=True)
+    from transformers.utils import logging
+
+    from plaudit_demo.progress import Progress
+    from plaudit_demo.studies import studies
+    from plaudit_demo.studies.ground import ensure_ground
+    from plaudit_demo.studies.sampling import ensure_samples
+    from plaudit_demo.studies.settings import (
+        DEFAULT,
+        LIKE_TRL,
+        PPO_BY_KL,
+        TRL,
+        TRL_SAME_DRAWS,
+        WITHOUT_KL,
+        StudySettings,
+    )
+    from plaudit_demo.studies.training import ensure_runs
+
+    report, runs = {
+        "best-of-n": (studies.study_best_of_n, [[each] for each in PPO_BY_KL]),
+        "beta": (studies.study_beta, [[DEFAULT], [WITHOUT_KL]]),
+        "trl": (studies.study_trl, [[LIKE_TRL, TRL]]),
+        "draws": (studies.study_draws, [[LIKE_TRL], [TRL_SAME_DRAWS], [TRL]]),
+    }[options.study]
+    settings = StudySettings(
+        sizes=sizes,
+        output=options.output.resolve(),
+        seeds=tuple(options.seeds),
+        iterations=options.iterations,
+        evaluate_every=options.evaluate_every,
+        ground_seed=options.ground,
+    )
+    if options.study in ("trl", "draws") and not options.trl_python.is_file():
+        raise UsageError(f"--trl-python {options.trl_python}: there is no such file; `make study-trl` makes it")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    settings.output.mkdir(parents=True, exist_ok=True)
+    for seed in settings.seeds:
+        ensure_ground(settings.demo(seed), settings.ground(seed), sys.stderr)
+        progress = Progress(sys.stderr, len(runs) + (options.study == "best-of-n"))
+        if options.study == "best-of-n":
+            ensure_samples(settings, seed, progress)
+        for variants in runs:
+            ensure_runs(settings, variants, seed, trl_python=options.trl_python, progress=progress)
+    result = report(settings)
+    page = result.write(settings.output)
+    print(result.table())
+    print(f"\n{page}")
+    return 0

@@ -1,0 +1,1 @@
+"""The demo's models, and how each of them is trained."""

@@ -1,0 +1,1 @@
+"""What the processes of a run tell each other, and networks as they are trained over them. Knows no PPO."""

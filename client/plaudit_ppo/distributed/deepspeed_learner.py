@@ -1,0 +1,157 @@
+"""DeepSpeed's ZeRO: optimizer state, gradients and weights of policy and critic spread over the processes.
+
+Rajbhandari et al. 2020, arXiv 1910.02054. An engine for each network, because each has a gradient norm of its own.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from plaudit_ppo.distributed.learner import Learner, ParameterState, trained
+from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.models.sharding import whole
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+def zero_engine(
+    model: nn.Module, settings: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
+) -> "DeepSpeedEngine":
+    """A network in DeepSpeed's hands; without an optimizer it is not trained.
+
+    Raises:
+        ConfigError: DeepSpeed refuses its settings.
+    """
+    import deepspeed
+    from deepspeed.runtime.config import DeepSpeedConfigError
+    from deepspeed.runtime.zero.utils import ZeRORuntimeException
+    from deepspeed.utils import set_log_level_from_string
+
+    set_log_level_from_string("error")
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # its own calls
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
+    except (DeepSpeedConfigError, ZeRORuntimeException, ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"deepspeed_config: refused by DeepSpeed ({error})") from error
+    engine.eval()
+    return engine
+
+
+def weightless_copy(policy: nn.Module) -> nn.Module:
+    """A policy's structure, to generate with once it gets weights."""
+    nothing = {
+        id(parameter): nn.Parameter(parameter.new_empty(0), requires_grad=False) for parameter in policy.parameters()
+    }
+    return copy.deepcopy(policy, nothing)  # a memo: what is in it is not copied
+
+
+@dataclass(frozen=True)
+class ZeroLearner(Learner):
+    """Policy and critic as engines of DeepSpeed, whose optimizers are ZeRO's and clip as they were told at the start.
+
+    Attributes:
+        sampler: what generates where the policy's weights are spread (stage 3), from `weightless_copy`.
+    """
+
+    policy: "DeepSpeedEngine"
+    critic: "DeepSpeedEngine"
+    sampler: nn.Module | None
+
+    @contextmanager
+    def generating(self) -> Iterator[nn.Module]:
+        """Inside, the policy whole in every process, for as many passes as each likes.
+
+        Under stage 3 in a copy, since a pass through the policy itself is one that all processes have to make.
+        """
+        if self.sampler is None:
+            yield self.policy.module
+            return
+        try:
+            for own, spread in zip(self.sampler.parameters(), self.policy.module.parameters(), strict=True):
+                own.data = whole(spread)
+            yield self.sampler
+        finally:
+            for own in self.sampler.parameters():
+                own.data = own.data.new_empty(0)
+
+    @contextmanager
+    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Around forward and backward; stages 2 and 3 send gradients at once to the process that holds them."""
+        for engine in (self.policy, self.critic):
+            engine.set_gradient_accumulation_boundary(is_last)
+        yield
+
+    def backward(self, policy_loss: Tensor, value_loss: Tensor) -> None:
+        """Adds the gradients of both losses, which are of separate networks."""
+        self.policy.backward(policy_loss)
+        self.critic.backward(value_loss)
+
+    def step(self) -> str | None:
+        """As `Learner.step`, but that the policy has changed where the critic's gradient is not finite."""
+        for name, engine in (("policy", self.policy), ("critic", self.critic)):
+            engine.step()
+            if not engine.was_step_applied():
+                return name
+        return None
+
+    def optimizer_state(self) -> Iterator[dict[str, Tensor]]:
+        """As `Learner.optimizer_state`."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        for engine, parameter in self._trained_by_engine():
+            kept: ParameterState = next(iter(engine.optimizer.optimizer.state.values()), {})  # of a flat part
+            yield {
+                key: safe_get_full_optimizer_state(parameter, key) if flat.ndim else flat.clone()
+                for key, flat in kept.items()
+            }
+
+    def restore_optimizer(self, state: Mapping[int, ParameterState]) -> None:
+        """As `Learner.restore_optimizer`, after the networks have their weights, of which ZeRO keeps a second copy."""
+        if state:
+            like = next(iter(state.values()))
+            for engine in (self.policy, self.critic):
+                _make_room(engine.optimizer, like)
+        for number, (engine, parameter) in enumerate(self._trained_by_engine()):
+            _restore(parameter, state.get(number, {}), engine)
+
+    def _trained_by_engine(self) -> "Iterator[tuple[DeepSpeedEngine, nn.Parameter]]":
+        for engine in (self.policy, self.critic):
+            for parameter in trained(engine):
+                yield engine, parameter
+
+
+def _make_room(optimizer: Any, like: ParameterState) -> None:
+    """Gives an optimizer of ZeRO the state that it would otherwise make in its first step."""
+    spreads_weights = hasattr(optimizer, "fp32_partitioned_groups_flat")
+    flats = optimizer.fp32_partitioned_groups_flat if spreads_weights else optimizer.single_partition_of_fp32_groups
+    for flat in flats:
+        optimizer.optimizer.state[flat] = {
+            key: torch.zeros_like(flat) if tensor.ndim else tensor.clone() for key, tensor in like.items()
+        }
+    if not spreads_weights:
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _restore(parameter: Any, kept: ParameterState, engine: "DeepSpeedEngine") -> None:
+    """Writes this process's part of a parameter's state, and of ZeRO's copy of its weights."""
+    from deepspeed import utils
+
+    moments = {key: tensor.to(engine.device) for key, tensor in kept.items() if tensor.ndim}
+    if not hasattr(parameter, "ds_id"):
+        utils.safe_set_full_fp32_param(parameter, parameter.detach())
+        for key, tensor in moments.items():
+            utils.safe_set_full_optimizer_state(parameter, tensor, key)
+        return
+    size = parameter.ds_tensor.numel()  # the last part is padded
+    first = size * torch.distributed.get_rank()
+    utils.safe_set_local_fp32_param(parameter, parameter.ds_tensor)
+    for key, tensor in moments.items():
+        part = tensor.flatten()[first : first + size]
+        utils.safe_set_local_optimizer_state(parameter, nn.functional.pad(part, (0, size - part.numel())), key)

@@ -1,0 +1,119 @@
+"""Networks as they are trained: in which precision, and how they are spread over the processes."""
+
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.distributed.deepspeed_learner import ZeroLearner, weightless_copy, zero_engine
+from plaudit_ppo.distributed.deepspeed_settings import is_stage_3, zero_settings
+from plaudit_ppo.distributed.learner import Learner, trained
+from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.models.critic import Critic, TrunkCritic
+from plaudit_ppo.models.lora import check_adapter, is_lora
+from plaudit_ppo.models.networks import disable_dropout, transformer_layers
+from plaudit_ppo.models.sharding import shard
+
+
+def make_learner(
+    policy: PreTrainedModel, critic: Critic | TrunkCritic, config: PPOConfig, accelerator: Accelerator
+) -> Learner:
+    """Policy and critic ready to be trained.
+
+    Raises:
+        ConfigError: two settings do not go together, or a network does not tell what its layers are.
+    """
+    sharding = _sharding(config, accelerator)
+    if sharding != "none" and isinstance(critic, TrunkCritic):
+        raise ConfigError(f'critic_trunk = "policy" does not go with sharding = "{sharding}"; set one of them back')
+    networks: list[nn.Module] = [policy, critic]
+    if is_lora(policy):
+        check_adapter(policy)
+    for network in networks:
+        disable_dropout(network)
+    settings = zero_settings(config) if sharding == "deepspeed" else None
+    sampler = _sampler(policy, config, accelerator.device) if settings and is_stage_3(settings) else None
+    for network in networks:
+        set_precision(network, config.precision, accelerator.device)
+        if config.gradient_checkpointing:
+            checkpoint_layers(network)
+    if sharding == "fsdp":
+        for network in networks:
+            _shard(network, accelerator)
+    of_policy, of_critic = (make_optimizer(network, config) for network in networks)
+    if settings:
+        engines = zero_engine(policy, settings, of_policy), zero_engine(critic, settings, of_critic)
+        return ZeroLearner(
+            *engines, (engines[0].optimizer, engines[1].optimizer), accelerator, config.max_grad_norm, sampler
+        )
+    if sharding == "fsdp":
+        return Learner(policy, critic, (of_policy, of_critic), accelerator, config.max_grad_norm)
+    policy, critic, of_policy, of_critic = accelerator.prepare(policy, critic, of_policy, of_critic)
+    return Learner(policy, critic, (of_policy, of_critic), accelerator, config.max_grad_norm)
+
+
+def prepare_reference(reference: PreTrainedModel, config: PPOConfig, accelerator: Accelerator) -> PreTrainedModel:
+    """The reference, computing as the policy does, with no gradients."""
+    set_precision(disable_dropout(reference).requires_grad_(False), config.precision, accelerator.device)
+    sharding = _sharding(config, accelerator)
+    if sharding == "fsdp":
+        _shard(reference, accelerator)
+        return reference
+    if sharding == "deepspeed" and is_stage_3(settings := zero_settings(config)):
+        return zero_engine(reference, settings)
+    moved: PreTrainedModel = reference.to(accelerator.device)
+    return moved
+
+
+def _sharding(config: PPOConfig, accelerator: Accelerator) -> str:
+    """The setting; one process has nobody to share with."""
+    return config.sharding if accelerator.num_processes > 1 else "none"
+
+
+def _shard(network: nn.Module, accelerator: Accelerator) -> None:
+    layers = transformer_layers(network)
+    shard(network, layers, device=accelerator.device, processes=accelerator.num_processes)
+
+
+def _sampler(policy: PreTrainedModel, config: PPOConfig, device: torch.device) -> nn.Module:
+    """What generates where ZeRO will spread the policy's weights; made before anything is done to the policy."""
+    sampler = weightless_copy(policy).to(device)
+    set_precision(sampler, config.precision, device)
+    return sampler
+
+
+def make_optimizer(model: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained of a network; `set_learning_rates` gives it its rate."""
+    return torch.optim.AdamW(trained(model), lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+
+
+def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:
+    """What the forward pass computes in: "float32", or "bfloat16" by autocast, which leaves the weights in float32.
+
+    AdamW's steps are too small for weights in bfloat16: 3e-6 added to 0.01 is lost in its 8 bits.
+    """
+    if precision == "bfloat16":
+        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Keeps no activations inside a layer; the backward pass computes them again. Costs time, changes no number.
+
+    Chen et al. 2016, arXiv 1604.06174. Not the one of transformers, which works in training mode alone, where a model
+    may drop out. A pass with gradients must not use a key-value cache, which the second computation would find filled.
+
+    Raises:
+        ConfigError: the model does not tell what its layers are.
+    """
+    layers = transformer_layers(model)
+    if not layers and not isinstance(model, TrunkCritic):
+        raise ConfigError(
+            f"gradient_checkpointing: {type(model).__name__} does not tell what its layers are (_no_split_modules); "
+            "set it to false"
+        )
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,47 @@
+"""What every network of a run has in common: loaded from a directory, always deterministic, made of layers."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from plaudit_ppo.errors import CheckpointError, one_line
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def load_pretrained(auto: Any, path: str | Path, what: str, **options: Any) -> Any:  # transformers is untyped
+    """What a class of transformers makes of a checkpoint directory; no code of the checkpoint is run.
+
+    Args:
+        auto: the class.
+        path: the directory.
+        what: how messages name it.
+        options: for `from_pretrained`.
+
+    Raises:
+        CheckpointError: the directory is missing or cannot be loaded.
+    """
+    if not (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"{what}: {path} has no config.json; give the directory of a transformers checkpoint")
+    try:
+        return auto.from_pretrained(path, trust_remote_code=False, local_files_only=True, **options)
+    except Exception as error:  # a checkpoint comes from outside; what reads it has exception types of its own
+        raise CheckpointError(
+            f"{what}: {path} cannot be loaded ({one_line(error)}); it needs config.json, *.safetensors and tokenizer "
+            "files"
+        ) from error
+
+
+def disable_dropout(model: _Module) -> _Module:
+    """The same model, always deterministic: evaluation mode, and every dropout module at 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.eval()
+
+
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a network, as its class in transformers names them; an inner one before the one around it."""
+    names = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+    return [module for module in model.modules() if type(module).__name__ in names][::-1]

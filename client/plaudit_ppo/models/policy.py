@@ -1,0 +1,47 @@
+"""The policy, and the frozen copy of it that is the reference."""
+
+import copy
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from plaudit_ppo.errors import one_line
+from plaudit_ppo.models.networks import disable_dropout, load_pretrained
+
+_log = logging.getLogger(__name__)
+
+
+def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM in float32 and its tokenizer, from a checkpoint directory.
+
+    Raises:
+        CheckpointError: the directory is missing or does not hold both.
+    """
+    model = load_pretrained(AutoModelForCausalLM, path, "policy", dtype=torch.float32, use_safetensors=True)
+    return disable_dropout(model), load_pretrained(AutoTokenizer, path, "policy's tokenizer")
+
+
+def mend_generation_config(policy: PreTrainedModel) -> None:
+    """Lets transformers write back what it has read: 4.57 refuses a temperature or top_p without `do_sample`."""
+    config = getattr(policy, "generation_config", None)
+    if config is None or config.do_sample:
+        return
+    try:
+        with TemporaryDirectory() as directory:
+            config.save_pretrained(directory)
+    except ValueError as error:
+        config.do_sample = True
+        _log.warning(
+            "the policy's generation_config.json has settings of sampling without do_sample, which transformers does "
+            "not write (%s); the result's has do_sample = true",
+            one_line(error),
+        )
+
+
+def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    """The reference: a copy of the policy that no optimizer can change."""
+    reference: PreTrainedModel = copy.deepcopy(policy)
+    return reference.requires_grad_(False)

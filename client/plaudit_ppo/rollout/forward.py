@@ -1,0 +1,130 @@
+"""The forward pass that sampling, reference, critic and training share: positions, masked ids, temperature."""
+
+import torch
+from torch import Tensor, nn
+
+from plaudit_ppo.rollout.rollouts import Rollouts
+
+PAD_LOGPROB = 1.0  # no token has it, the same in policy, old and reference: ratio 1 and KL 0 on padding
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions that do not see padding: the exclusive cumulative sum of the mask.
+
+    position[t] = number of real tokens before t.
+    Huang et al. 2024, detail 1, arXiv 2403.17031.
+
+    Args:
+        attention_mask: shape (B, S), bool, True on real tokens.
+
+    Returns:
+        shape (B, S), int64.
+    """
+    mask = attention_mask.long()
+    return mask.cumsum(1) - mask
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits in float32, divided by (temperature + 1e-7), in every pass alike.
+
+    Huang et al. 2023, "The N implementation details of RLHF with PPO", detail "sample with temperature".
+    """
+    return logits.float() / (temperature + 1e-7)
+
+
+def model_inputs(rollouts: Rollouts) -> dict[str, Tensor]:
+    """What a forward over prompt and completion takes; masked ids are 0, so a pad id may lie outside the vocabulary.
+
+    Returns:
+        input_ids, attention_mask and position_ids, each shape (B, S), int64, S = P + T.
+    """
+    ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], dim=1)
+    mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], dim=1)
+    return {
+        "input_ids": torch.where(mask, ids, 0),
+        "attention_mask": mask.long(),
+        "position_ids": position_ids(mask),
+    }
+
+
+def completion_logits(model: nn.Module, rollouts: Rollouts, *, temperature: float) -> Tensor:
+    """Tempered logits of the distribution that each completion token was drawn from.
+
+    Returns:
+        shape (B, T, V), float32: logits[:, t] predicts completion token t.
+    """
+    T = rollouts.completion_ids.shape[1]
+    output = model(**model_inputs(rollouts), use_cache=False, logits_to_keep=T + 1)
+    return tempered(output.logits[:, -T - 1 : -1], temperature)
+
+
+def token_logprobs(logits: Tensor, rollouts: Rollouts) -> Tensor:
+    """Log-probabilities of the completion tokens, and PAD_LOGPROB where the mask is False.
+
+    logprob[t] = logits[t, id[t]] - logsumexp(logits[t])
+
+    Args:
+        logits: shape (B, T, V), float32, tempered.
+        rollouts: whose completion tokens.
+
+    Returns:
+        shape (B, T), float32.
+    """
+    mask = rollouts.completion_mask
+    ids = torch.where(mask, rollouts.completion_ids, 0)
+    logprobs = logits.gather(2, ids[:, :, None])[:, :, 0] - logits.logsumexp(2)
+    return torch.where(mask, logprobs, PAD_LOGPROB)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of each distribution, in nats.
+
+    H = logsumexp(x) - sum(softmax(x) * x)
+
+    Args:
+        logits: shape (B, T, V), float32, tempered.
+
+    Returns:
+        shape (B, T), float32.
+    """
+    return logits.logsumexp(2) - (logits.softmax(2) * logits).sum(2)
+
+
+def completion_values(critic: nn.Module, rollouts: Rollouts) -> Tensor:
+    """The critic's estimate before each completion token, 0 where the mask is False.
+
+    V[t] is read at the token before completion token t: at the last prompt token for t = 0.
+
+    Returns:
+        shape (B, T), float32.
+    """
+    T = rollouts.completion_ids.shape[1]
+    values = critic(**model_inputs(rollouts))[:, -T - 1 : -1].float()
+    return torch.where(rollouts.completion_mask, values, 0.0)
+
+
+@torch.no_grad()
+def evaluate_rollouts(
+    policy: nn.Module,
+    reference: nn.Module,
+    critic: nn.Module,
+    rollouts: Rollouts,
+    *,
+    temperature: float,
+    micro_batch_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the three networks say about rollouts before the update.
+
+    Returns:
+        logprobs of the policy, logprobs of the reference, values of the critic; each shape (B, T), float32.
+    """
+    whole = tuple(torch.zeros_like(rollouts.sampled_logprobs) for _ in range(3))
+    for index in torch.arange(len(rollouts)).split(micro_batch_size):
+        part = rollouts.select(index)
+        logprobs, ref_logprobs = (
+            token_logprobs(completion_logits(model, part, temperature=temperature), part)
+            for model in (policy, reference)
+        )
+        for target, tensor in zip(whole, (logprobs, ref_logprobs, completion_values(critic, part)), strict=True):
+            target[index, : tensor.shape[1]] = tensor
+    return whole[0], whole[1], whole[2]

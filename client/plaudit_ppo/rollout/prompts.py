@@ -1,0 +1,185 @@
+"""Prompts: read from a JSONL file, encoded for the policy, and dealt out in a shuffled order.
+
+A prompt is a function of its file and of the tokenizer: it knows no clock.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from plaudit_ppo.errors import PromptError
+from plaudit_ppo.rollout.seeding import seeded_generator
+
+_EXPECTED = (
+    'each line is {"prompt": "..."}, or {"messages": [{"role": "...", "content": "..."}]} with the messages under '
+    "prompt or messages"
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NO_CLOCK = jinja2.Undefined(name="strftime_now")  # as in the service: a template that tests for it names another date
+
+
+class ChatTemplateError(ValueError):
+    """A chat template refused messages, or failed on them."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a completion answers: a text, or the messages of a chat (exactly one of the two)."""
+
+    text: str | None = None
+    messages: tuple[dict[str, str], ...] | None = None
+    where: str = field(default="prompt", compare=False)  # file and line, for error messages
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.messages is None):
+            raise PromptError(f"{self.where}: needs either a text or messages")
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a JSONL file; empty lines are skipped, fields besides prompt and messages are ignored.
+
+    Raises:
+        PromptError: the file is missing or empty, or a line is not a prompt; the message names the line.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read ({error.strerror}); prompts is a JSONL file, {_EXPECTED}") from error
+    prompts = [_parse(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not prompts:
+        raise PromptError(f"{path}: holds no prompts; {_EXPECTED}")
+    return prompts
+
+
+def _parse(line: bytes, where: str) -> Prompt:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise PromptError(f"{where}: not JSON ({error}); {_EXPECTED}") from error
+    if not isinstance(record, dict):
+        raise PromptError(f"{where}: a {type(record).__name__}, not an object; {_EXPECTED}")
+    given = [key for key in ("prompt", "messages") if record.get(key) is not None]
+    if len(given) != 1:
+        keys = ", ".join(record) or "none"
+        raise PromptError(f"{where}: needs either prompt or messages, has the keys {keys}; {_EXPECTED}")
+    (key,) = given
+    value = record[key]
+    if key == "prompt" and isinstance(value, str):
+        return Prompt(text=_text(value, f"{where}: prompt"), where=where)
+    if not isinstance(value, list) or not value:
+        kind = "an empty list" if value == [] else f"a {type(value).__name__}"
+        raise PromptError(f"{where}: {key} has the wrong shape ({kind}); {_EXPECTED}")
+    return Prompt(messages=tuple(_message(each, f"{where}: {key}[{at}]") for at, each in enumerate(value)), where=where)
+
+
+def _message(value: Any, where: str) -> dict[str, str]:  # any JSON value
+    """A message of a chat, without the fields that are null: a table has every field in every row."""
+    if not isinstance(value, dict):
+        raise PromptError(f"{where} has the wrong shape (a {type(value).__name__}); {_EXPECTED}")
+    message = {key: each for key, each in value.items() if each is not None}
+    for key in ("role", "content"):
+        if key not in message:
+            raise PromptError(f"{where} has the wrong shape (no {key}); {_EXPECTED}")
+    for key in message:
+        if key not in ("role", "content"):
+            raise PromptError(
+                f"{where} has the wrong shape ({key}, which policy and reward model cannot both be given); leave it "
+                f"out, or write it into content; {_EXPECTED}"
+            )
+    return {key: _text(each, f"{where}.{key}") for key, each in message.items()}
+
+
+def _text(value: Any, where: str) -> str:
+    """A text that can be encoded."""
+    if not isinstance(value, str):
+        raise PromptError(f"{where} has the wrong shape (a {type(value).__name__}, not a text); {_EXPECTED}")
+    if _SURROGATE.search(value):
+        raise PromptError(f"{where} has a lone surrogate, which is no character; mend the text")
+    return value
+
+
+def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[int]:
+    """The prompt's token ids, as the policy reads them.
+
+    A text gets the tokenizer's special tokens, but no second BOS; a chat is rendered by the template and gets none.
+
+    Raises:
+        PromptError: it has no tokens or more than `max_tokens`, or is a chat and the tokenizer has no template.
+    """
+    if prompt.messages is not None:
+        if tokenizer.chat_template is None:
+            raise PromptError(
+                f"{prompt.where}: messages, but the policy's tokenizer has no chat template; add one, or give prompt"
+            )
+        try:
+            text = render_chat(prompt.messages, tokenizer, add_generation_prompt=True)
+        except ChatTemplateError as error:
+            raise PromptError(f"{prompt.where}: {error}") from error
+        special = False
+    else:
+        text = prompt.text or ""
+        special = tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
+    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    if not 0 < len(ids) <= max_tokens:
+        remedy = "raise max_prompt_tokens or leave the prompt out" if ids else "leave it out"
+        raise PromptError(f"{prompt.where}: {len(ids)} tokens, limit 1 to {max_tokens} (max_prompt_tokens); {remedy}")
+    return list(ids)
+
+
+def render_chat(
+    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
+) -> str:
+    """A chat as the tokenizer's template writes it.
+
+    Deviation from transformers: there is no clock (`strftime_now`), or a run that is resumed on another day would have
+    other prompts. A template that tests for it falls back to the date that it names.
+
+    Raises:
+        ChatTemplateError: the template refused the messages, or failed on them.
+    """
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            strftime_now=_NO_CLOCK,
+        )
+    except Exception as error:  # a template is a program from outside: it can raise anything
+        remedy = ""
+        if isinstance(error, jinja2.UndefinedError) and "strftime_now" in str(error):
+            remedy = (
+                "; there is no clock, because prompts must not change from one day to the next: write a date into it"
+            )
+        raise ChatTemplateError(f"the policy's chat template failed on it ({error}){remedy}") from error
+    return str(text)
+
+
+def dealt_prompts(num_prompts: int, *, start: int, count: int, seed: int) -> list[int]:
+    """Indices of the prompts of the rollouts `start` to `start + count`: shuffled passes, one after the other."""
+    indices: list[int] = []
+    for episode in range(start, start + count):
+        epoch, offset = divmod(episode, num_prompts)
+        if not indices or offset == 0:
+            generator = seeded_generator(torch.device("cpu"), seed, "prompts", epoch)
+            order = torch.randperm(num_prompts, generator=generator).tolist()
+        indices.append(order[offset])
+    return indices
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids padded on the left to the longest, and the mask of real tokens.
+
+    Returns:
+        ids shape (B, P) int64, mask shape (B, P) bool.
+    """
+    width = max(len(ids) for ids in sequences)
+    ids = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in sequences])
+    mask = torch.tensor([[False] * (width - len(ids)) + [True] * len(ids) for ids in sequences])
+    return ids, mask

@@ -1,0 +1,162 @@
+"""Checkpoints of a run: what they hold, which ones are kept, and how a run goes on from the newest.
+
+A checkpoint is a directory: policy/ and critic/ as transformers reads them, optimizer.safetensors, and state.json.
+Nothing in it is pickled. Random generators are functions of seed and counters (`seeding`), so none is stored.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.models.critic import Critic, TrunkCritic
+from plaudit_ppo.models.lora import is_lora, restore_adapter
+from plaudit_ppo.models.policy import load_policy
+from plaudit_ppo.models.sharding import load_whole_state
+from plaudit_ppo.runs.whole_files import remove_directory, write_directory
+
+_PREFIX = "iteration-"
+_OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
+
+OptimizerState = dict[int, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands, besides the weights.
+
+    Attributes:
+        iteration: how many are done; also the position in the prompts and in every random sequence.
+        kl_coef: beta of the next iteration.
+        constant_iterations: how many of the last ones had one score for all rollouts.
+        prompts_hash: of the encoded prompts.
+        fingerprint: of the reward model; None: not told.
+    """
+
+    iteration: int
+    kl_coef: float
+    constant_iterations: int = 0
+    prompts_hash: str = ""
+    fingerprint: str | None = None
+
+
+def save_checkpoint(
+    folder: Path,
+    state: RunState,
+    optimizer: Mapping[str, Tensor],
+    *,
+    write_models: Callable[[Path], None],
+    keep: int | None,
+) -> Path:
+    """Writes a checkpoint unless there is one of this iteration, and removes the oldest beyond `keep`.
+
+    Args:
+        folder: of all checkpoints of the run.
+        state: where the run stands.
+        optimizer: from `optimizer_tensors`.
+        write_models: writes policy/ and critic/ into the directory that it is given.
+        keep: how many checkpoints may be there; None: as many as there are.
+
+    Returns:
+        The checkpoint's directory.
+    """
+    path = checkpoint_path(folder, state.iteration)
+
+    def write(directory: Path) -> None:
+        write_models(directory)
+        save_file(dict(optimizer), directory / _OPTIMIZER)
+        (directory / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+
+    if not path.exists():  # else it is of this iteration's start, and now may be in the middle of its update
+        write_directory(path, write)
+    for old in _checkpoints(folder)[:-keep] if keep else ():
+        remove_directory(old)
+    return path
+
+
+def checkpoint_path(folder: Path, iteration: int) -> Path:
+    """Where the checkpoint after so many iterations is, or would be."""
+    return folder / f"{_PREFIX}{iteration:06d}"
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to go on from, if there is one."""
+    return next(reversed(_checkpoints(folder)), None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.glob(f"{_PREFIX}*"), key=lambda path: int(path.name.removeprefix(_PREFIX)))
+
+
+def load_state(path: Path) -> RunState:
+    """The state in a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or malformed.
+    """
+    try:
+        return RunState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path / _STATE}: not a run's state ({error}); remove this checkpoint") from error
+
+
+def load_optimizer(path: Path, shapes: Sequence[torch.Size]) -> OptimizerState:
+    """The optimizer's state in a checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        shapes: of the parameters, whole.
+
+    Raises:
+        CheckpointError: it is missing, malformed, or of other parameters.
+    """
+    try:
+        tensors = load_file(path / _OPTIMIZER)
+    except Exception as error:  # safetensors has an exception type of its own in every version
+        raise CheckpointError(f"{path / _OPTIMIZER}: cannot be read ({error}); remove this checkpoint") from error
+    state: OptimizerState = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = tensor
+    for number, kept in state.items():
+        shape = shapes[number] if number < len(shapes) else None
+        if any(tensor.ndim > 0 and tensor.shape != shape for tensor in kept.values()):
+            raise CheckpointError(f"{path / _OPTIMIZER}: of other models than those given; give the run's own")
+    return state
+
+
+def optimizer_tensors(state: Iterable[dict[str, Tensor]], *, keep: bool) -> dict[str, Tensor]:
+    """The state of each parameter as `number.name`; what AdamW keeps are tensors alone.
+
+    All processes have to ask for it, and get nothing with `keep` False.
+
+    Args:
+        state: of one parameter after the other; each element of it may be gathered from all processes.
+        keep: whether it is written here.
+    """
+    return {
+        f"{number}.{key}": tensor.cpu() for number, kept in enumerate(state) for key, tensor in kept.items() if keep
+    }
+
+
+def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, checkpoint: Path) -> None:
+    """Gives both the weights that a checkpoint has of them.
+
+    Raises:
+        CheckpointError: it has none, or they are of other models.
+    """
+    try:
+        if is_lora(policy):
+            restore_adapter(policy, checkpoint / "policy")
+        else:
+            load_whole_state(policy, load_policy(checkpoint / "policy")[0].state_dict())
+        critic.restore(checkpoint / "critic")
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error

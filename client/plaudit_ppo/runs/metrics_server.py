@@ -1,0 +1,104 @@
+"""The figures of a run for Prometheus to scrape, while it goes on. Knows nothing of training."""
+
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from socket import AF_INET, AF_INET6
+from socketserver import ThreadingTCPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, MetricsHandler, disable_created_metrics
+from prometheus_client.process_collector import ProcessCollector
+
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.runs.log import Metrics
+from plaudit_ppo.training.metrics import METRICS
+
+_SECONDS = (0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800)
+# What adds up over iterations, where gauges would lose those that end between two scrapes.
+_HISTOGRAMS = {
+    "time/iteration_s": ("iteration_seconds", "Time of an iteration"),
+    "scoring/exposed_wait_s": ("exposed_wait_seconds", "Time that an iteration stood still for scores"),
+}
+
+
+def prometheus_name(metric: str) -> str:
+    """The name of a metric of the log in Prometheus: `scoring/call_s` is `plaudit_ppo_scoring_call_seconds`."""
+    return "plaudit_ppo_" + re.sub("_s$", "_seconds", metric.replace("/", "_"))
+
+
+class Figures:
+    """Every metric of the log as a gauge of the latest iteration, NaN while it is undefined, and two histograms."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._gauges = {
+            name: Gauge(prometheus_name(name), meaning, registry=self.registry) for name, meaning in METRICS.items()
+        }
+        self._histograms = {
+            name: Histogram(f"plaudit_ppo_{short}", meaning, registry=self.registry, buckets=_SECONDS)
+            for name, (short, meaning) in _HISTOGRAMS.items()
+        }
+        self._show({})
+
+    def add(self, metrics: Metrics) -> None:
+        """Shows an iteration that has ended."""
+        self._show(metrics)
+        for name, histogram in self._histograms.items():
+            if (value := metrics.get(name)) is not None:
+                histogram.observe(value)
+
+    def _show(self, metrics: Metrics) -> None:
+        for name, gauge in self._gauges.items():
+            value = metrics.get(name)
+            gauge.set(math.nan if value is None else value)
+
+
+@contextmanager
+def exposition(config: PPOConfig, *, is_first_process: bool) -> Iterator[Callable[[Metrics], None]]:
+    """Answers `GET /metrics` on `metrics_host` and `metrics_port` in a thread, until the end of the block.
+
+    Args:
+        config: the settings; with port 0 nothing is served.
+        is_first_process: of a distributed run; the others serve nothing.
+
+    Yields:
+        What takes the metrics of each iteration.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    if not (config.metrics_port and is_first_process):
+        yield lambda metrics: None
+        return
+    figures, host, port = Figures(), config.metrics_host, config.metrics_port
+    try:
+        server = _Server((host, port), MetricsHandler.factory(figures.registry))
+    except OSError as error:
+        raise ConfigError(
+            f"metrics_port: {host}:{port} cannot be bound ({error.strerror}); choose another, or 0 for none"
+        ) from error
+    threading.Thread(target=server.serve_forever, name="exposition", daemon=True).start()
+    try:
+        yield figures.add
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Server(ThreadingTCPServer):
+    allow_reuse_address = True  # at once after a run that was killed
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: Any) -> None:
+        handler.timeout = 10  # seconds that a silent client keeps its thread
+        self.address_family = AF_INET6 if ":" in address[0] else AF_INET
+        super().__init__(address, handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves is nobody's error."""

@@ -1,0 +1,76 @@
+"""The model card of a trained policy."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+from plaudit_ppo.config import PLACES, PPOConfig, to_toml
+from plaudit_ppo.runs.summary import TrainSummary
+
+_FIGURES = {
+    "score of the reward model": "scoring/score_mean",
+    "its standard deviation": "scoring/score_std",
+    "score of the evaluation scorer": "eval/scores",
+    "KL from the start, nats per completion": "objective/kl",
+    "tokens per completion": "tokens/completion_mean",
+    "completions that end with EOS": "val/eos_share",
+}
+
+
+def model_card(config: PPOConfig, summary: TrainSummary, *, fingerprint: str | None) -> str:
+    """The README.md of a trained policy, in the Hugging Face hub's form.
+
+    Args:
+        config: of the run.
+        summary: of the run.
+        fingerprint: of the reward model; None: the scorer did not tell.
+    """
+    start = f"`{Path(config.policy).name}`" if config.policy else "a causal language model"
+    rows = [
+        f"| {label} | {_number(summary.first[name])} | {_number(summary.final[name])} |"
+        for label, name in _FIGURES.items()
+        if name in summary.final
+    ]
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [ppo, rlhf, plaudit]
+---
+
+# {Path(config.output).name}
+
+{start}, trained by PPO against a reward model with plaudit.
+
+| mean over rollouts | first iteration | last iteration |
+|---|---|---|
+{chr(10).join(rows)}
+
+- {summary.extent}; sampled at temperature
+  {config.temperature:g}, which these figures are for
+- scoring: {summary.scoring}
+- reward model: {fingerprint or "of a scorer that tells no fingerprint"}
+- {_versions()}
+
+The score is what the policy was trained on, so it says nothing about quality by itself.
+
+## Settings
+
+```toml
+{_settings(config)}
+```
+"""
+
+
+def _settings(config: PPOConfig) -> str:
+    lines = (line for line in to_toml(config).splitlines() if not line.startswith("#"))
+    return "\n".join(line for line in lines if line.partition(" =")[0] not in PLACES)
+
+
+def _versions() -> str:
+    packages = ("plaudit", "torch", "transformers")
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+    return ", ".join([*versions, f"Python {platform.python_version()}, {platform.machine()}"])
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

@@ -1,0 +1,1 @@
+"""Scores for rollouts, from wherever they come. Knows no training."""

@@ -1,0 +1,153 @@
+"""Scores from outside: sent for while the policy goes on computing, awaited as late as possible.
+
+A scorer is any callable with the signature of `plaudit_client.RewardClient.score`. A failure stays a failure: NaN and
+a False in the mask, never a number.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from plaudit_ppo.scoring.items import Item
+
+
+class Scored(Protocol):
+    """What a scorer returns for one item: a status, "ok" or why not, and a score if it is "ok"."""
+
+    @property
+    def status(self) -> str: ...  # noqa: D102
+    @property
+    def score(self) -> float | None: ...  # noqa: D102
+
+
+T = TypeVar("T")
+Scorer = Callable[[Sequence[Item]], Sequence[Scored]]
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """The scores of some rollouts.
+
+    Attributes:
+        scores: shape (B,), float32, NaN where scoring failed.
+        call_s: seconds that the calls took, added up.
+        wait_s: seconds that somebody stood still for them.
+        failure: what the first failed rollout says, if one failed.
+        fingerprint: of the reward model, where the scorer's answer has one.
+    """
+
+    scores: Tensor
+    call_s: float
+    wait_s: float = 0.0
+    failure: str | None = None
+    fingerprint: str | None = None
+
+    @property
+    def scored(self) -> Tensor:
+        """Shape (B,), bool, True where there is a score."""
+        return ~self.scores.isnan()
+
+
+def call_scorer(
+    scorer: Scorer, items: Sequence[Item], *, clock: Callable[[], float] = time.perf_counter
+) -> ScoredBatch:
+    """One call; an exception of the scorer is the failure of all its items."""
+    start = clock()
+    fingerprint = None
+    try:
+        answer = scorer(items)
+        fingerprint = getattr(answer, "fingerprint", None)
+        results = list(answer)
+        if len(results) != len(items):
+            raise ValueError(f"{len(results)} results for {len(items)} items")
+        numbers = [_number(result) for result in results]
+        reasons = [_reason(result) for result in results]
+    except Exception as error:  # noqa: BLE001  # a scorer is anybody's code, and its failure is its rollouts' failure
+        numbers = [math.nan] * len(items)
+        reasons = [f"{type(error).__name__}: {error}"] * len(items)
+    scores = torch.tensor(numbers, dtype=torch.float32)
+    scores = scores.where(scores.isfinite(), math.nan)
+    failed = scores.isnan().tolist()
+    return ScoredBatch(
+        scores=scores,
+        call_s=clock() - start,
+        failure=next((reason for reason, without in zip(reasons, failed, strict=True) if without), None),
+        fingerprint=fingerprint,
+    )
+
+
+def _number(result: Scored) -> float:
+    return math.nan if result.status != "ok" or result.score is None else float(result.score)
+
+
+def _reason(result: Scored) -> str:
+    """Why a result has no score; RewardClient's results say it in `detail`."""
+    status = "the score is not finite" if result.status == "ok" else result.status
+    detail = getattr(result, "detail", None)
+    return f"{status} ({detail})" if detail else status
+
+
+def in_thread(function: Callable[[], T]) -> "Future[T]":
+    """Runs a function in a thread of its own.
+
+    The thread is a daemon, unlike those of a ThreadPoolExecutor: a call that hangs must not keep the process alive
+    after Ctrl-C.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  # or who awaits the future would wait for ever
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="plaudit-ppo-scoring", daemon=True).start()
+    return future
+
+
+class ScoringPool:
+    """Runs calls to a scorer in threads.
+
+    Args:
+        scorer: called from several threads at once.
+        concurrency: how many calls may be in flight.
+    """
+
+    def __init__(self, scorer: Scorer, concurrency: int) -> None:
+        self._scorer = scorer
+        self._slots = threading.Semaphore(concurrency)
+
+    def submit(self, items: Sequence[Item]) -> "Future[ScoredBatch]":
+        """Starts a call, or queues it when all slots are taken, and returns at once."""
+
+        def call() -> ScoredBatch:
+            with self._slots:
+                return call_scorer(self._scorer, items)
+
+        return in_thread(call)
+
+
+def gather(pending: Sequence["Future[ScoredBatch]"], *, clock: Callable[[], float] = time.perf_counter) -> ScoredBatch:
+    """Waits for all calls and joins their scores, in order; measures how long the wait was."""
+    start = clock()
+    batches = [future.result() for future in pending]
+    return join(batches, wait_s=clock() - start)
+
+
+def join(batches: Sequence[ScoredBatch], *, wait_s: float) -> ScoredBatch:
+    """One batch of several, in order."""
+    fingerprints = dict.fromkeys(batch.fingerprint for batch in batches if batch.fingerprint is not None)
+    return ScoredBatch(
+        scores=torch.cat([batch.scores for batch in batches]),
+        call_s=sum(batch.call_s for batch in batches),
+        wait_s=wait_s,
+        failure=next((batch.failure for batch in batches if batch.failure), None),
+        fingerprint=" / ".join(fingerprints) or None,  # more than one only where the reward model has changed
+    )

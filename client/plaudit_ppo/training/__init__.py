@@ -1,0 +1,1 @@
+"""An iteration from scored rollouts to the update: experience, metrics, guards, update. Knows no files."""

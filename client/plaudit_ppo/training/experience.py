@@ -1,0 +1,127 @@
+"""What one update learns from: rollouts with old and reference logprobs, values, rewards, advantages and returns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from plaudit_ppo.algorithm.advantages import compute_gae, whiten
+from plaudit_ppo.algorithm.kl import kl_k1, kl_k3
+from plaudit_ppo.algorithm.rewards import apply_missing_eos, clip_scores, compute_rewards
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.rollout.forward import PAD_LOGPROB
+from plaudit_ppo.rollout.rollouts import Rollouts
+
+
+@dataclass(frozen=True)
+class Experience:
+    """B rollouts with all that is fixed before the update; a rollout without a score has a mask of all False.
+
+    Attributes:
+        rollouts: tokens and masks.
+        scores: shape (B,), float32, after the missing-EOS rule and the clip; NaN where scoring failed.
+        old_logprobs: shape (B, T), float32, of the policy before the update, by the training forward.
+        ref_logprobs: shape (B, T), float32.
+        old_values: shape (B, T), float32.
+        kl: shape (B, T), float32, the k1 estimate.
+        kl_penalty: shape (B, T), float32, beta times the estimate of the setting.
+        rewards: shape (B, T), float32, whitened if the setting says so.
+        advantages: shape (B, T), float32, whitened over the batch if the setting says so.
+        returns: shape (B, T), float32, un-whitened advantages + values.
+    """
+
+    rollouts: Rollouts
+    scores: Tensor
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    old_values: Tensor
+    kl: Tensor
+    kl_penalty: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Shape (B, T), bool, True on the tokens that are learned from: one mask for policy and critic."""
+        return self.rollouts.completion_mask
+
+    def select(self, index: Tensor) -> "Experience":
+        """The rows of `index`, without the columns that are padding in all of them."""
+        rollouts = self.rollouts.select(index)
+        T = rollouts.completion_ids.shape[1]
+        return Experience(
+            rollouts=rollouts,
+            scores=self.scores[index],
+            old_logprobs=self.old_logprobs[index][:, :T],
+            ref_logprobs=self.ref_logprobs[index][:, :T],
+            old_values=self.old_values[index][:, :T],
+            kl=self.kl[index][:, :T],
+            kl_penalty=self.kl_penalty[index][:, :T],
+            rewards=self.rewards[index][:, :T],
+            advantages=self.advantages[index][:, :T],
+            returns=self.returns[index][:, :T],
+        )
+
+
+def make_experience(
+    rollouts: Rollouts,
+    scores: Tensor,
+    *,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    values: Tensor,
+    kl_coef: float,
+    config: PPOConfig,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> Experience:
+    """From what the models and the scorer said to what the update needs.
+
+    Order: failed scores masked → missing-EOS rule → clip → rewards → their whitening → advantages → returns → their
+    whitening. The bundle's normalization has happened where the scores come from.
+
+    Args:
+        rollouts: B rollouts.
+        scores: shape (B,), float32, NaN where scoring failed.
+        logprobs: shape (B, T), float32, of the policy.
+        ref_logprobs: shape (B, T), float32, of the reference.
+        values: shape (B, T), float32, of the critic.
+        kl_coef: beta of this iteration.
+        config: the settings of every step.
+        total: sums a tensor over all processes.
+    """
+    mask = rollouts.completion_mask & ~scores.isnan()[:, None]
+    rollouts = replace(rollouts, completion_mask=mask)
+    logprobs = logprobs.where(mask, PAD_LOGPROB)
+    ref_logprobs = ref_logprobs.where(mask, PAD_LOGPROB)
+    values = values.where(mask, 0.0)
+    scores = apply_missing_eos(
+        scores,
+        rollouts.finished,
+        rule=config.missing_eos,
+        score=config.missing_eos_score,
+        penalty=config.missing_eos_penalty,
+    )
+    scores = clip_scores(scores, config.score_clip)
+    kl = kl_k1(logprobs, ref_logprobs)
+    kl_penalty = kl_coef * (kl if config.kl_estimator == "k1" else kl_k3(kl))
+    rewards = compute_rewards(kl_penalty, scores, mask)
+    anything = int(total(mask.sum())) > 0
+    if config.whiten_rewards and anything:
+        rewards = whiten(rewards, mask, shift_mean=False, total=total)
+    advantages = compute_gae(rewards, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
+    returns = advantages + values
+    if config.whiten_advantages == "batch" and anything:
+        advantages = whiten(advantages, mask, total=total)
+    return Experience(
+        rollouts=rollouts,
+        scores=scores,
+        old_logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        old_values=values,
+        kl=kl,
+        kl_penalty=kl_penalty,
+        rewards=rewards,
+        advantages=advantages,
+        returns=returns,
+    )

@@ -1,0 +1,136 @@
+"""The update: epochs over one rollout batch, each minibatch one optimizer step, split into micro-batches for memory."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from plaudit_ppo.algorithm.advantages import whiten
+from plaudit_ppo.algorithm.kl import kl_k1, kl_k2
+from plaudit_ppo.algorithm.losses import masked_total, policy_losses, value_losses
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.distributed.collectives import largest
+from plaudit_ppo.distributed.learner import Learner
+from plaudit_ppo.errors import DivergenceError
+from plaudit_ppo.rollout.forward import completion_logits, completion_values, entropy, token_logprobs
+from plaudit_ppo.training.experience import Experience
+from plaudit_ppo.training.guards import RATIO_TOLERANCE, check_ratio
+
+_DIVERGENCE_REMEDY = (
+    "look in log.jsonl for a score, a KL or a value loss that runs away, then lower learning_rate, "
+    "critic_learning_rate or max_grad_norm, or set score_clip"
+)
+
+
+def run_update(
+    learner: Learner, experience: Experience, config: PPOConfig, *, generator: torch.Generator
+) -> dict[str, float]:
+    """All epochs over one rollout batch; minibatches are reshuffled in each.
+
+    Ouyang et al. 2022, appendix C; Huang et al. 2024, arXiv 2403.17031.
+
+    Returns:
+        Means over the real tokens of all minibatches of all processes, under the metrics' names.
+
+    Raises:
+        RatioError: before the first step, the policy is not the one that sampled.
+        DivergenceError: a loss or a gradient is not finite.
+    """
+    totals: dict[str, float] = {}
+    for _ in range(config.epochs):
+        order = torch.randperm(len(experience.rollouts), generator=generator)
+        for index in order.tensor_split(config.num_minibatches):
+            minibatch = experience.select(index)
+            tokens = int(learner.accelerator.reduce(minibatch.mask.sum()))
+            if tokens == 0:
+                continue
+            for name, value in _step(learner, minibatch, config, tokens=tokens, first=not totals).items():
+                totals[name] = totals.get(name, 0.0) + value
+    return _averages(totals)
+
+
+def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens: int, first: bool) -> dict[str, float]:
+    """One optimizer step on this process's part of a minibatch; returns sums over the `tokens` real ones of it all."""
+    accelerator = learner.accelerator
+    if config.whiten_advantages == "minibatch":
+        minibatch = replace(
+            minibatch, advantages=whiten(minibatch.advantages, minibatch.mask, total=accelerator.reduce)
+        )
+    # The mean is over the whole minibatch of all processes. DDP averages gradients, which the factor undoes.
+    denominator = tokens / accelerator.num_processes
+    sums: dict[str, Tensor] = {}
+    ratio_error = 0.0
+    micro_batches = _micro_batches(minibatch, config.micro_batch_size, skip_empty=accelerator.num_processes == 1)
+    for number, micro_batch in enumerate(micro_batches):
+        with learner.micro_batch(is_last=number + 1 == len(micro_batches)):
+            parts, error = _token_sums(learner, micro_batch, config)
+            policy_loss = parts["loss/policy_avg"] + config.kl_loss_coef * parts["loss/kl_avg"]
+            value_loss = config.value_coef * parts["loss/value_avg"]
+            learner.backward(policy_loss / denominator, value_loss / denominator)
+        ratio_error = max(ratio_error, error) if error == error else error  # NaN stays
+        for name, value in parts.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+    if first:
+        tolerance = config.ratio_tolerance or RATIO_TOLERANCE[config.precision]
+        check_ratio(largest(accelerator, ratio_error), tolerance=tolerance)
+    stacked = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
+    totals = dict(zip(sums, stacked, strict=True))
+    _check_losses(totals)
+    if culprit := learner.step():
+        raise DivergenceError(f"the gradient of the {culprit} is not finite, and it made no step; {_DIVERGENCE_REMEDY}")
+    return totals
+
+
+def _check_losses(totals: dict[str, float]) -> None:
+    for name in ("policy", "value", "kl"):
+        loss = totals[f"loss/{name}_avg"]
+        if not math.isfinite(loss):
+            raise DivergenceError(f"the {name} loss is {loss}, and no step was made; {_DIVERGENCE_REMEDY}")
+
+
+def _micro_batches(minibatch: Experience, size: int, *, skip_empty: bool) -> list[Experience]:
+    """The minibatch in parts of similar length, because the split does not change the sum and saves padding.
+
+    Several processes have to make the same number of passes, also over parts in which no rollout has a score.
+    """
+    by_length = minibatch.mask.sum(1).argsort(stable=True)
+    parts = [minibatch.select(index) for index in by_length.split(size)]
+    return [part for part in parts if part.mask.any() or not skip_empty]
+
+
+def _token_sums(learner: Learner, batch: Experience, config: PPOConfig) -> tuple[dict[str, Tensor], float]:
+    """Losses and statistics of one micro-batch, summed over its real tokens; and the largest |ratio - 1|."""
+    mask, rollouts = batch.mask, batch.rollouts
+    logits = completion_logits(learner.policy, rollouts, temperature=config.temperature)
+    logprobs = token_logprobs(logits, rollouts)
+    log_ratio = logprobs - batch.old_logprobs
+    ratio = log_ratio.exp()
+    values = completion_values(learner.critic, rollouts)
+    policy_loss, policy_clipped = policy_losses(ratio, batch.advantages, clip_range=config.clip_range)
+    value_loss, value_clipped = value_losses(
+        values, batch.old_values, batch.returns, clip_range=config.value_clip_range
+    )
+    losses = {"policy": policy_loss, "value": value_loss, "kl": kl_k2(kl_k1(logprobs, batch.ref_logprobs))}
+    sums = {f"loss/{name}_avg": masked_total(loss, mask) for name, loss in losses.items()}
+    with torch.no_grad():
+        statistics = {
+            "tokens": torch.ones_like(ratio),
+            "policy/approxkl_avg": 0.5 * log_ratio**2,
+            "policy/clipfrac_avg": policy_clipped.float(),
+            "policy/entropy_avg": entropy(logits),
+            "val/clipfrac_avg": value_clipped.float(),
+            "val/ratio": ratio,
+            "val/ratio_var": ratio**2,
+        }
+        sums |= {name: masked_total(statistic, mask) for name, statistic in statistics.items()}
+        ratio_error = float((ratio - 1).where(mask, 0.0).abs().max())
+    return sums, ratio_error
+
+
+def _averages(totals: dict[str, float]) -> dict[str, float]:
+    """Sums over tokens to means over tokens; the ratio's sum of squares to its variance."""
+    tokens = totals.pop("tokens")
+    averages = {name: total / tokens for name, total in totals.items()}
+    averages["val/ratio_var"] = max(0.0, averages["val/ratio_var"] - averages["val/ratio"] ** 2)
+    return averages

@@ -1,0 +1,271 @@
+"""The rules by which a reward model's texts become scores: read from the checkpoint, given as options, or guessed.
+
+Every guess gives a note for the user. Knows nothing of graphs.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from plaudit_export.checkpoints.checkpoint import Checkpoint, Kind
+from plaudit_export.checkpoints.positions import usable_positions
+from plaudit_export.errors import SourceError
+from plaudit_service.bundles.bundle import Head, Normalization, Scoring, ScoringFile, SpecialToken
+
+FALLBACK_MAX_TOKENS = 4096
+DEFAULT_TOLERANCE = 1e-5
+# A reference at the full length of a long-context model would take hours on a CPU, at export and at every start.
+DEFAULT_GOLDEN_MAX_TOKENS = 4096
+
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """Texts of the user's: wire items of one sequence each, and the sha256 of the file that they came from."""
+
+    items: Sequence[Mapping[str, Any]]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user said about the reward model; None: not said.
+
+    Attributes:
+        name: the model name that requests use.
+        append_eos: it was trained on texts that end with EOS.
+        add_special_tokens: it was trained on texts with the tokenizer's special tokens.
+        pair: it was trained on (prompt, completion) pairs.
+        max_tokens: longest text, in tokens.
+        heads: name and weight of each head.
+        chat_template: Jinja source that replaces the tokenizer's.
+        golden: wire items, checked besides the built-in ones.
+        golden_max_tokens: no built-in golden text is longer, whatever the model takes.
+        tolerance: largest |difference| / max(1, |score|) between served and reference; None: 1e-5 in fp32, and what
+            the golden texts show (with headroom) in other precisions.
+        precision: of the weights and the computation.
+        calibrate: texts to calibrate int8 on and to measure any reduced precision on; None: the golden texts.
+        allow_loss: accept a precision that ranks too many pairs of texts otherwise than float32 does.
+        normalize_on: texts whose scores get mean 0.
+        normalize_std: and standard deviation 1.
+    """
+
+    name: str | None = None
+    append_eos: bool | None = None
+    add_special_tokens: bool | None = None
+    pair: bool = False
+    max_tokens: int | None = None
+    heads: Sequence[Head] | None = None
+    chat_template: str | None = None
+    golden: Sequence[Mapping[str, Any]] = ()
+    golden_max_tokens: int = DEFAULT_GOLDEN_MAX_TOKENS
+    tolerance: float | None = None
+    precision: Precision = "fp32"
+    calibrate: TextFile | None = None
+    allow_loss: bool = False
+    normalize_on: TextFile | None = None
+    normalize_std: bool = True
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The manifest's `scoring` before the files are there; the name, the template, and what was guessed."""
+
+    kind: Kind
+    max_tokens: int
+    vocab_size: int
+    pad_token_id: int | None
+    bos: SpecialToken | None
+    eos: SpecialToken | None
+    template_tokens: dict[str, str | list[str]]
+    add_special_tokens: bool
+    append_eos: bool
+    pair: bool
+    heads: tuple[Head, ...]
+    name: str
+    chat_template: str | None
+    notes: tuple[str, ...]
+
+    def scoring(
+        self,
+        sha256: dict[ScoringFile, str],
+        precision: Precision = "fp32",
+        normalization: Normalization | None = None,
+    ) -> Scoring:
+        """The manifest's `scoring` for files with these hashes."""
+        return Scoring(
+            kind=self.kind,
+            max_tokens=self.max_tokens,
+            vocab_size=self.vocab_size,
+            pad_token_id=self.pad_token_id,
+            bos=self.bos,
+            eos=self.eos,
+            template_tokens=self.template_tokens,
+            add_special_tokens=self.add_special_tokens,
+            append_eos=self.append_eos,
+            pair=self.pair,
+            heads=self.heads,
+            precision=precision,
+            normalization=normalization,
+            sha256=sha256,
+        )
+
+
+def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
+    """Settle every rule.
+
+    Raises:
+        SourceError: an option does not fit the checkpoint.
+    """
+    notes: list[str] = []
+    if options.pair and checkpoint.kind == "causal":
+        raise SourceError(f"--pair: {checkpoint.architecture} is a decoder; pairs are for encoders")
+    eos = _special(checkpoint, "eos_token")
+    pad_token_id = getattr(checkpoint.config, "pad_token_id", None)
+    if checkpoint.kind == "causal":
+        notes += _pooling_notes(pad_token_id, eos)
+    template = _chat_template(checkpoint, options, notes)
+    return Rules(
+        kind=checkpoint.kind,
+        max_tokens=_max_tokens(checkpoint, options, notes),
+        vocab_size=_vocab_size(checkpoint, notes),
+        pad_token_id=pad_token_id,
+        bos=_special(checkpoint, "bos_token"),
+        eos=eos,
+        template_tokens=_template_tokens(checkpoint, template),
+        add_special_tokens=_add_special_tokens(options, notes),
+        append_eos=_append_eos(checkpoint, options, eos, notes),
+        pair=_pair(checkpoint, options, notes),
+        heads=_heads(checkpoint, options, notes),
+        name=_name(checkpoint, options, notes),
+        chat_template=template,
+        notes=tuple(notes),
+    )
+
+
+def _special(checkpoint: Checkpoint, which: str) -> SpecialToken | None:
+    token = getattr(checkpoint.tokenizer, which)
+    if token is None:
+        return None
+    return SpecialToken(text=str(token), id=checkpoint.tokenizer.convert_tokens_to_ids(str(token)))
+
+
+def _template_tokens(checkpoint: Checkpoint, template: str | None) -> dict[str, str | list[str]]:
+    """The special tokens that the template reads by name, as transformers would give them, besides BOS and EOS."""
+    tokens: dict[str, Any] = checkpoint.tokenizer.special_tokens_map
+    return {
+        name: list(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in tokens.items()
+        if template is not None and name in template and name not in {"bos_token", "eos_token"}
+    }
+
+
+def _max_tokens(checkpoint: Checkpoint, options: Options, notes: list[str]) -> int:
+    usable = usable_positions(checkpoint)
+    if options.max_tokens is not None:
+        if options.max_tokens < 1 or (usable is not None and options.max_tokens > usable):
+            raise SourceError(f"--max-tokens {options.max_tokens}: {checkpoint.id} has {usable} usable positions")
+        return options.max_tokens
+    limit = usable or FALLBACK_MAX_TOKENS
+    if usable is None:
+        notes.append(f"the config names no largest position: texts up to {limit} tokens are accepted (--max-tokens)")
+    trained = checkpoint.tokenizer.model_max_length
+    if trained is not None and trained < limit:
+        notes.append(
+            f"the tokenizer is set to {trained} tokens, the model has {limit} usable positions: "
+            f"{limit} are accepted (--max-tokens)"
+        )
+    return limit
+
+
+def _vocab_size(checkpoint: Checkpoint, notes: list[str]) -> int:
+    embeddings: Any = checkpoint.model.get_input_embeddings()  # type: ignore[operator]
+    vocab_size = int(embeddings.weight.shape[0])
+    if len(checkpoint.tokenizer) > vocab_size:
+        notes.append(
+            f"the tokenizer has {len(checkpoint.tokenizer)} tokens, the model {vocab_size}: "
+            "texts with a token beyond that cannot be scored"
+        )
+    return vocab_size
+
+
+def _add_special_tokens(options: Options, notes: list[str]) -> bool:
+    if options.add_special_tokens is not None:
+        return options.add_special_tokens
+    notes.append(
+        "text and prompt + completion get the tokenizer's special tokens, as tokenizer(text) gives "
+        "(--no-add-special-tokens)"
+    )
+    return True
+
+
+def _append_eos(checkpoint: Checkpoint, options: Options, eos: SpecialToken | None, notes: list[str]) -> bool:
+    if options.append_eos and eos is None:
+        raise SourceError("--append-eos: the tokenizer has no EOS token")
+    if options.append_eos is not None:
+        return options.append_eos
+    if checkpoint.kind == "causal" and eos is not None:
+        notes.append(
+            f"no EOS is appended; if the reward model was trained on texts that end with {eos.text!r}, as some "
+            "trainers append it, its scores need --append-eos"
+        )
+    return False
+
+
+def _pair(checkpoint: Checkpoint, options: Options, notes: list[str]) -> bool:
+    if checkpoint.kind != "causal" and not options.pair:
+        notes.append("prompt and completion are one text; if the model was trained on pairs of texts, give --pair")
+    return options.pair
+
+
+def _heads(checkpoint: Checkpoint, options: Options, notes: list[str]) -> tuple[Head, ...]:
+    labels = [str(checkpoint.config.id2label[index]) for index in range(checkpoint.config.num_labels)]
+    if options.heads is not None:
+        if len(options.heads) != len(labels):
+            raise SourceError(f"--heads names {len(options.heads)} heads, {checkpoint.id} has {len(labels)}")
+        return tuple(options.heads)
+    if len(labels) == 1:
+        return (Head(name="score" if labels[0] == "LABEL_0" else labels[0]),)
+    notes.append(
+        f"{len(labels)} heads ({', '.join(labels)}): the score is their plain sum; "
+        "say what they mean with --heads NAME=WEIGHT,..."
+    )
+    return tuple(Head(name=label) for label in labels)
+
+
+def _pooling_notes(pad_token_id: int | None, eos: SpecialToken | None) -> list[str]:
+    if pad_token_id is None:
+        return ["the config has no pad token: the last token is scored, as transformers does for one text"]
+    if eos is not None and pad_token_id == eos.id:
+        return ["the pad token is the EOS token: a final EOS is not what is scored, as in transformers"]
+    return []
+
+
+def _name(checkpoint: Checkpoint, options: Options, notes: list[str]) -> str:
+    if options.name is not None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.name):
+            raise SourceError(
+                f"--name {options.name!r}: use letters, digits, '.', '_' and '-', a letter or digit first"
+            )
+        return options.name
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.id.rsplit("/", 1)[-1]).lstrip("._-") or "reward-model"
+    notes.append(f"the model is called {name!r} (--name)")
+    return name
+
+
+def _chat_template(checkpoint: Checkpoint, options: Options, notes: list[str]) -> str | None:
+    template = options.chat_template or checkpoint.tokenizer.chat_template
+    if isinstance(template, Mapping):
+        names = ", ".join(map(repr, template))
+        template = template.get("default")
+        notes.append(f"of the tokenizer's chat templates ({names}) the one called 'default' is used (--chat-template)")
+    if template is None:
+        if not options.pair:
+            notes.append("the tokenizer has no chat template, so chats are not scored (--chat-template FILE)")
+        return None
+    if "strftime_now" in template:
+        notes.append("the chat template asks for today's date; it gets none, so that scores stay the same tomorrow")
+    return str(template)

@@ -1,0 +1,1 @@
+"""What the checkpoint says itself: golden texts, references, comparisons, reports. Knows no graphs."""

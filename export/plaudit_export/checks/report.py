@@ -1,0 +1,140 @@
+"""What an export measured: the content of `report.json`, and what a person reads of it."""
+
+import dataclasses
+import importlib.metadata
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plaudit_export.checks.comparison import Comparison
+from plaudit_service.bundles.bundle import Bundle, Golden
+from plaudit_service.serving.parity import ParityReport
+
+PACKAGES = ("plaudit", "torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that made the bundle."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def build_report(
+    bundle: Bundle, engine: str, parity: ParityReport, comparison: Comparison | None, notes: Sequence[str]
+) -> dict[str, Any]:
+    """The content of `report.json`; `comparison` with float32 where the precision is reduced."""
+    rows = [
+        {
+            "index": row.index,
+            "num_tokens": row.num_tokens,
+            "reference": row.reference,
+            "alone": row.alone,
+            "batched": row.batched,
+            "shared": row.shared,
+        }
+        for row in parity.rows
+    ]
+    return {
+        "parity": {
+            "engine": engine,
+            "max_abs_diff": parity.max_abs_diff,
+            "batch_max_abs_diff": parity.batch_max_abs_diff,
+            "batch_invariant": parity.batch_invariant,
+            "rows": rows,
+        },
+        "against_float32": None if comparison is None else dataclasses.asdict(comparison),
+        "golden_score_std": score_std(bundle.golden),
+        "checked_tokens": longest_golden(bundle),
+        "unchecked": describe_unchecked(bundle),
+        "size_bytes": {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())},
+        "notes": list(notes),
+        "versions": versions(),
+    }
+
+
+def score_std(golden: Sequence[Golden]) -> float:
+    """Standard deviation of the reference scores: parity says little where all texts score alike."""
+    return statistics.pstdev(record.score for record in golden)
+
+
+def longest_golden(bundle: Bundle) -> int:
+    """Tokens of the longest text that was checked."""
+    return max(len(record.token_ids) for record in bundle.golden)
+
+
+def describe_unchecked(bundle: Bundle) -> str | None:
+    """Which texts the bundle takes and no golden text stands for; None where the golden texts reach the limit."""
+    checked, limit = longest_golden(bundle), bundle.scoring.max_tokens
+    if checked >= limit:
+        return None
+    return f"texts of more than {checked} tokens were not checked; --golden-max-tokens {limit} checks them"
+
+
+def describe_bundle(bundle: Bundle) -> str:
+    """What a bundle is, one fact per line."""
+    manifest, scoring = bundle.manifest, bundle.scoring
+    source = manifest.source
+    revision = f" at {source.revision}" if source.revision else ""
+    facts = {
+        "name": bundle.name,
+        "fingerprint": bundle.fingerprint,
+        "source": f"{source.id}{revision}",
+        "architecture": f"{source.architecture} ({scoring.kind}, reference attention: {source.attention})",
+        "precision": f"{scoring.precision}, tolerance {manifest.tolerance:g} x max(1, |score|)",
+        "max_tokens": scoring.max_tokens,
+        "vocab_size": scoring.vocab_size,
+        "pad_token_id": scoring.pad_token_id,
+        "bos": _special(scoring.bos),
+        "eos": _special(scoring.eos),
+        "add_special_tokens": scoring.add_special_tokens,
+        "append_eos": scoring.append_eos,
+        "pair": scoring.pair,
+        "heads": ", ".join(f"{head.name} x {head.weight:g}" for head in scoring.heads),
+        "normalization": _normalization(bundle),
+        "chat template": "yes" if bundle.chat_template else "no",
+        "golden texts": (
+            f"{len(bundle.golden)} of up to {longest_golden(bundle)} tokens, "
+            f"scores' standard deviation {score_std(bundle.golden):.3g}"
+        ),
+        "opset": manifest.opset,
+        "size": f"{_size_bytes(bundle.path) / 1e6:.1f} MB",
+        "made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+    }
+    return "\n".join(f"{name:<19} {value}" for name, value in facts.items())
+
+
+def describe_parity(parity: ParityReport) -> str:
+    """One line per golden text, and what they show together."""
+    lines = ["  text  tokens     reference        served  |difference|"]
+    for row in parity.rows:
+        served = "none" if row.alone is None else f"{row.alone:.6f}"
+        flag = "" if row.ok else f"  <- {row.problem or f'limit {row.allowed:.1e}'}"
+        lines.append(
+            f"{row.index:>6}  {row.num_tokens:>6}  {row.reference:>12.6f}  {served:>12}  {row.difference:>12.1e}{flag}"
+        )
+    lines.append(describe_verdict(parity))
+    return "\n".join(lines)
+
+
+def describe_verdict(parity: ParityReport) -> str:
+    """One line: how far the served scores are from the references, and from each other in batches and on prefixes."""
+    shared = any(row.shared is not None for row in parity.rows)
+    ways = "alone, batched and on a shared prefix" if shared else "alone and batched"
+    apart = "the same bits" if parity.batch_invariant else f"{parity.batch_max_abs_diff:.1e} apart"
+    return f"{len(parity.rows)} golden texts: largest |served - reference| {parity.max_abs_diff:.1e}; {ways} {apart}"
+
+
+def _normalization(bundle: Bundle) -> str:
+    normalization, source = bundle.scoring.normalization, bundle.manifest.normalization_source
+    if normalization is None:
+        return "none"
+    on = f", measured on {source.num_texts} texts" if source else ""
+    return f"(raw - {normalization.mean:g}) / {normalization.std:g}{on}"
+
+
+def _special(token: Any) -> str:
+    return "none" if token is None else f"{token.text!r} ({token.id})"
+
+
+def _size_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.iterdir())

@@ -1,0 +1,226 @@
+"""Makes the graph of a reduced precision, and measures what it costs against float32. Knows nothing of checkpoints."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from plaudit_export.checks.comparison import Comparison, Scores, kendall, pair_agreement, spearman
+from plaudit_export.errors import ExportError
+from plaudit_export.graphs.quantization import Activation, calibrate, quantize
+from plaudit_export.graphs.tracing import OPSET
+from plaudit_service.bundles.bundle import GOLDEN, GRAPH, GRAPH_DATA, Bundle, Manifest, Scoring, Source
+from plaudit_service.engine.engines import open_engine
+from plaudit_service.errors import BundleError
+from plaudit_service.queueing.batching import cut
+from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS
+from plaudit_service.text.tokenization import TokenizedText
+
+Say = Callable[[str], None]
+Texts = Sequence[TokenizedText]
+
+# Under this share of pairs ranked as float32 ranks them an int8 bundle is refused.
+MIN_AGREEMENT = 0.98
+# Wanted on the calibration texts: others agree a little less.
+_WANTED_AGREEMENT = 0.985
+# At most this share of the products' weights stays in float32; more would cost the speed that int8 is for.
+_MAX_KEPT_SHARE = 0.35
+_NUM_SENSITIVITY_TEXTS = 48
+_NUM_TIMED_TEXTS = 96
+_NUM_TIMED_ROUNDS = 5
+
+
+class GraphScorer:
+    """Scores token sequences with the graph of one directory, in the batches of the service.
+
+    Raises:
+        ExportError: the graph cannot be loaded.
+    """
+
+    def __init__(self, directory: Path, scoring: Scoring) -> None:
+        source = Source(id="draft", architecture="draft", attention="draft")
+        manifest = Manifest(
+            name="draft",
+            scoring=scoring,
+            tolerance=1,
+            opset=OPSET,
+            source=source,
+            versions={},
+            sha256={GOLDEN: "0" * 64},
+        )
+        self._weights = np.array([head.weight for head in scoring.heads])
+        try:
+            self.engine = open_engine(Bundle(directory, manifest, None, ()))
+        except BundleError as error:
+            raise ExportError(f"the new graph cannot be run: {error}") from error
+
+    def heads(self, texts: Texts, what: str) -> Scores:
+        """Raw head values, shape (N, heads), float64; `what` is shown on a progress bar.
+
+        Raises:
+            ExportError: the graph fails on a text, or gives a number that is not finite.
+        """
+        heads = np.zeros((len(texts), len(self._weights)))
+        with tqdm(total=len(texts), desc=what, unit="text", leave=False, disable=None) as bar:
+            for batch in self.batches(texts):
+                try:
+                    heads[batch] = self.engine.run([texts[at] for at in batch])
+                except Exception as error:  # the runtime raises classes of its own
+                    raise ExportError(f"ONNX Runtime fails on the new graph: {error}") from error
+                bar.update(len(batch))
+        if not np.isfinite(heads).all():
+            num_lost = int((~np.isfinite(heads).all(axis=1)).sum())
+            raise ExportError(
+                f"{num_lost} of {len(texts)} texts get a score that is not finite: the model's values leave the range "
+                "of this precision; export it in fp32"
+            )
+        return heads
+
+    def scores(self, texts: Texts, what: str) -> Scores:
+        """Raw scores, shape (N,), float64."""
+        return self.weigh(self.heads(texts, what))
+
+    def weigh(self, heads: Scores) -> Scores:
+        """Raw scores of head values."""
+        scores: Scores = heads @ self._weights
+        return scores
+
+    @staticmethod
+    def batches(texts: Texts) -> list[list[int]]:
+        """Which texts are computed together."""
+        order = sorted(range(len(texts)), key=lambda at: -len(texts[at].token_ids))
+        lengths = [len(texts[at].token_ids) for at in order]
+        return [order[start:stop] for start, stop in cut(lengths, max_padded_tokens=DEFAULT_MAX_BATCH_TOKENS)]
+
+
+@dataclass(frozen=True)
+class Int8:
+    """A written int8 graph: the names of the activations whose products stayed in float32, of all names."""
+
+    kept: tuple[str, ...]
+    num_products: int
+
+    def describe(self) -> str:
+        """How many stayed in float32."""
+        return f"{len(self.kept)} of {self.num_products}"
+
+
+def write_int8(float_directory: Path, directory: Path, scoring: Scoring, texts: Texts, scratch: Path, say: Say) -> Int8:
+    """Write the int8 graph that ranks the calibration texts as float32 does, as far as that can be had.
+
+    All products become integer products; where the pairs then agree too little, the most sensitive ones go back to
+    float32, one after the other.
+
+    Args:
+        float_directory: holds the float32 graph.
+        directory: where the int8 graph goes.
+        scoring: rules of scoring, in int8.
+        texts: to calibrate on.
+        scratch: an empty directory for files in between.
+        say: called with a line before each long step.
+
+    Raises:
+        ExportError: there are too few texts, or the graph fails on them.
+    """
+    texts = [text for text in texts if len(text.token_ids) > 1]
+    if len(texts) < 2:
+        raise ExportError(f"int8: {len(texts)} texts to calibrate on, at least 2 are needed (--calibrate)")
+    float_scorer = GraphScorer(float_directory, scoring.model_copy(update={"precision": "fp32"}))
+    say(f"calibrating on {len(texts)} texts")
+    feeds = (float_scorer.engine.feeds([text]) for text in tqdm(texts, unit="text", leave=False, disable=None))
+    activations = calibrate(float_directory / GRAPH, feeds, scratch)
+    if not activations:
+        raise ExportError("int8: the graph has no product of activations and weights; export it in fp32")
+    reference = float_scorer.scores(texts, "float32")
+    kept: list[str] = []
+    order: list[str] | None = None
+    while True:
+        quantize(float_directory / GRAPH, activations, kept, directory / GRAPH)
+        agreement = pair_agreement(reference, GraphScorer(directory, scoring).scores(texts, "int8"))
+        if agreement >= _WANTED_AGREEMENT:
+            break
+        if order is None:
+            say(f"{agreement:.2%} of the pairs agree on the calibration texts; looking for the sensitive products")
+            order = _by_sensitivity(float_scorer, float_directory, scoring, activations, texts, scratch)
+        if not order:
+            break
+        kept.append(order.pop(0))
+    return Int8(tuple(kept), len(activations))
+
+
+def _by_sensitivity(
+    float_scorer: GraphScorer,
+    float_directory: Path,
+    scoring: Scoring,
+    activations: dict[str, Activation],
+    texts: Texts,
+    scratch: Path,
+) -> list[str]:
+    """The products that may go back to float32, the one that moves the scores most first."""
+    texts = texts[:: -(-len(texts) // _NUM_SENSITIVITY_TEXTS)]
+    reference = float_scorer.scores(texts, "float32")
+    moved = {}
+    for name in tqdm(activations, desc="sensitivity", unit="product", leave=False, disable=None):
+        others = [other for other in activations if other != name]
+        quantize(float_directory / GRAPH, activations, others, scratch / GRAPH)
+        moved[name] = float(np.std(GraphScorer(scratch, scoring).scores(texts, "int8") - reference))
+    order = sorted(moved, key=lambda name: -moved[name])
+    return order[: int(_MAX_KEPT_SHARE * len(order))]
+
+
+def compare(
+    float_directory: Path, directory: Path, scoring: Scoring, texts: Texts, *, held_out: bool, left_in_float: str
+) -> Comparison:
+    """Hold a graph of reduced precision against the float32 one.
+
+    Args:
+        float_directory: holds the float32 graph.
+        directory: holds the other one.
+        scoring: rules of scoring, in the reduced precision.
+        texts: to score.
+        held_out: none of them was calibrated on.
+        left_in_float: what stayed in float32.
+    """
+    pair = (
+        GraphScorer(float_directory, scoring.model_copy(update={"precision": "fp32"})),
+        GraphScorer(directory, scoring),
+    )
+    reference, scores = pair[0].scores(texts, "float32"), pair[1].scores(texts, scoring.precision)
+    difference = np.abs(scores - reference)
+    size_bytes, float_size_bytes = _graph_bytes(directory), _graph_bytes(float_directory)
+    return Comparison(
+        num_texts=len(texts),
+        held_out=held_out,
+        max_abs_diff=float(difference.max()),
+        mean_abs_diff=float(difference.mean()),
+        score_std=float(reference.std()),
+        spearman=spearman(reference, scores),
+        kendall=kendall(reference, scores),
+        pair_agreement=pair_agreement(reference, scores),
+        size_bytes=size_bytes,
+        size_ratio=size_bytes / float_size_bytes,
+        speed_ratio=_speed_ratio(pair, texts[:_NUM_TIMED_TEXTS]),
+        left_in_float=left_in_float,
+    )
+
+
+def _speed_ratio(scorers: tuple[GraphScorer, GraphScorer], texts: Texts) -> float:
+    """Median over rounds that time both, one after the other, so that a busy machine slows both."""
+    ratios = []
+    for _ in tqdm(range(_NUM_TIMED_ROUNDS), desc="timing", unit="round", leave=False, disable=None):
+        seconds = []
+        for scorer in scorers:
+            started = time.perf_counter()
+            for batch in scorer.batches(texts):
+                scorer.engine.run([texts[at] for at in batch])
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios)
+
+
+def _graph_bytes(directory: Path) -> int:
+    return sum((directory / name).stat().st_size for name in (GRAPH, GRAPH_DATA) if (directory / name).is_file())

@@ -1,0 +1,239 @@
+"""Traces a reward model into one ONNX graph whose bytes are the same on every export.
+
+The inputs and outputs, and why one graph serves every mode: docs/export.md. Knows nothing of tokenizers and bundles.
+"""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+import transformers
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from plaudit_export.checkpoints.checkpoint import Checkpoint
+from plaudit_export.errors import ExportError, first_line
+from plaudit_export.quiet import quiet
+
+# From 23 on, attention is one native operator (also RMSNormalization and RotaryEmbedding).
+OPSET = 23
+# A protobuf file ends at 2 GiB; the rest of the graph has to fit beside the weights.
+MAX_INLINE_BYTES = 2_000_000_000
+
+KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
+# Of each input or output: a name for every axis that may change, None for one that does not.
+Axes = dict[str, tuple[str | None, ...]]
+
+
+class CausalGraph(torch.nn.Module):
+    """A decoder with a scalar head that continues a prefix, which may be empty."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.base: Any = model.base_model
+        self.score: Any = model.score
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,  # (B, T)
+        attention_mask: torch.Tensor,  # (B, P + T)
+        position_ids: torch.Tensor,  # (B, T)
+        prefix_index: torch.Tensor,  # (B,)
+        last_index: torch.Tensor,  # (B,)
+        past: KeyValues,  # per layer (N, H, P, D)
+    ) -> tuple[torch.Tensor, KeyValues]:
+        """Scores (B, heads), and keys and values (B, H, P + T, D) of every layer."""
+        # Built empty and filled: the one form that both majors of transformers trace.
+        cache = _empty_cache()
+        for layer, (key, value) in enumerate(past):
+            cache.update(key.index_select(0, prefix_index), value.index_select(0, prefix_index), layer)
+        hidden = self.base(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        pooled = hidden[torch.arange(hidden.shape[0]), last_index]
+        # A head in low precision ties scores.
+        bias = None if self.score.bias is None else self.score.bias.float()
+        scores = torch.nn.functional.linear(pooled.float(), self.score.weight.float(), bias)
+        return scores, [(layer.keys, layer.values) for layer in cache.layers]
+
+
+class EncoderGraph(torch.nn.Module):
+    """An encoder whose own head pools."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        rotary = any(name.endswith("rotary_emb") for name, _ in model.named_modules())
+        self.give_positions = rotary and "position_ids" in inspect.signature(model.forward).parameters
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores (B, heads)."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        if self.give_positions:
+            # transformers broadcasts one row of positions, ONNX's RotaryEmbedding takes one for every text.
+            inputs["position_ids"] = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
+        logits: torch.Tensor = self.model(**inputs).logits
+        return logits.float()
+
+
+def halve(model: torch.nn.Module) -> None:
+    """Turn a model into float16, in place, but its poolers and its head, which stay in float32.
+
+    A head in half precision ties scores.
+    """
+    base: Any = model.base_model
+    base.half()
+    heads = [child for child in model.children() if child is not base]
+    heads += [module for name, module in base.named_modules() if name.split(".")[-1] == "pooler"]
+    for head in heads:
+        head.float()
+        head.register_forward_pre_hook(lambda _, given: tuple(value.float() for value in given))
+
+
+def export_graph(checkpoint: Checkpoint, path: Path) -> None:
+    """Trace the model and write its graph to `path`.
+
+    Raises:
+        ExportError: this architecture cannot be traced.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            model = _trace_causal(checkpoint) if checkpoint.kind == "causal" else _trace_encoder(checkpoint)
+    except ExportError:
+        raise
+    except Exception as error:  # the tracer runs a foreign model: it can raise anything
+        raise ExportError(f"{checkpoint.architecture} cannot be traced into a graph: {first_line(error)}") from error
+    strip(model)
+    save_graph(model, path)
+
+
+def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> None:
+    """Write a graph, and `<path>.data` with its weights where they would not fit into one file."""
+    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    size_bytes = sum(weight.nbytes for weight in weights)
+    if size_bytes > max_inline_bytes:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:  # a graph that was loaded may still point to weights in a file of its own
+        ir.external_data.load_to_model(model)
+        ir.save(model, path)
+
+
+def _trace_causal(checkpoint: Checkpoint) -> ir.Model:
+    B, T, P, N = 2, 5, 7, 3  # any sizes do, if they are unequal and none is 0 or 1
+    shapes = _key_value_shapes(checkpoint)
+    dtype = next(checkpoint.model.base_model.parameters()).dtype  # type: ignore[union-attr]
+    example = (
+        torch.zeros(B, T, dtype=torch.int64),
+        torch.ones(B, P + T, dtype=torch.int64),
+        torch.arange(P, P + T).repeat(B, 1),
+        torch.tensor([2, 0]),
+        torch.tensor([T - 1, 1]),
+        [
+            (torch.zeros(N, heads, P, size, dtype=dtype), torch.zeros(N, heads, P, value, dtype=dtype))
+            for heads, size, value in shapes
+        ],
+    )
+    layers = [f"{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
+    inputs: Axes = {
+        "input_ids": ("B", "T"),
+        "attention_mask": ("B", "P+T"),
+        "position_ids": ("B", "T"),
+        "prefix_index": ("B",),
+        "last_index": ("B",),
+    }
+    pasts: Axes = {f"past.{layer}": ("N", None, "P", None) for layer in layers}
+    presents: Axes = {f"present.{layer}": ("B", None, "P+T", None) for layer in layers}
+    dynamic = _dynamic(pasts)
+    return _trace(
+        CausalGraph(checkpoint.model),
+        example,
+        (*_dynamic(inputs), list(zip(dynamic[::2], dynamic[1::2], strict=True))),
+        inputs | pasts,
+        {"scores": ("B", None)} | presents,
+    )
+
+
+def _trace_encoder(checkpoint: Checkpoint) -> ir.Model:
+    example = [torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)]
+    inputs: Axes = {"input_ids": ("B", "T"), "attention_mask": ("B", "T")}
+    if checkpoint.token_type_ids:
+        example.append(torch.zeros(2, 5, dtype=torch.int64))
+        inputs["token_type_ids"] = ("B", "T")
+    return _trace(
+        EncoderGraph(checkpoint.model), tuple(example), tuple(_dynamic(inputs)), inputs, {"scores": ("B", None)}
+    )
+
+
+def _key_value_shapes(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
+    """Of each layer: heads, and the sizes of a key and of a value, learned by running the model once."""
+    cache = _empty_cache()
+    base: Any = checkpoint.model.base_model
+    base(input_ids=torch.zeros(1, 2, dtype=torch.int64), past_key_values=cache, use_cache=True)
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    if not layers or not all(isinstance(key, torch.Tensor) and key.dim() == 4 for key, _ in layers):
+        raise ExportError(
+            f"{checkpoint.architecture} does not keep keys and values of every layer (it is no transformer)"
+        )
+    return [(key.shape[1], key.shape[3], value.shape[3]) for key, value in layers]
+
+
+def _empty_cache() -> Any:
+    """A cache that keeps everything, also in layers with a sliding window (the mask cuts there)."""
+    return transformers.DynamicCache()
+
+
+def _dynamic(axes: Axes) -> list[dict[int, Any]]:
+    return [{axis: torch.export.Dim.DYNAMIC for axis, name in enumerate(names) if name} for names in axes.values()]
+
+
+def _trace(
+    module: torch.nn.Module, example: tuple[Any, ...], dynamic_shapes: tuple[Any, ...], inputs: Axes, outputs: Axes
+) -> ir.Model:
+    program = torch.onnx.export(
+        module.eval(),
+        example,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        dynamic_shapes=dynamic_shapes,
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError("the exporter gave no graph")
+    graph = program.model.graph
+    for value, names in zip([*graph.inputs, *graph.outputs], [*inputs.values(), *outputs.values()], strict=True):
+        if value.shape is None:
+            raise ExportError(f"the exporter lost the shape of {value.name}")
+        value.shape = ir.Shape([name or size for name, size in zip(names, value.shape, strict=True)])
+    return program.model
+
+
+def strip(model: ir.Model) -> None:
+    """Remove what is not needed to run: it holds stack traces with paths of this machine."""
+    ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.producer_name, model.producer_version = "plaudit", None
+    graph = model.graph
+    kept = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
+    for value in kept:
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value not in kept:
+                value.metadata_props.clear()
+                value.shape = value.type = None  # the runtime infers them
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            value.const_value.metadata_props.clear()

@@ -1,0 +1,315 @@
+"""The bundle: its manifest, its fingerprint, and the only way to load one, which verifies it.
+
+Knows nothing of engines, tokenization or HTTP.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from plaudit_service.errors import BundleError, InvalidRequest
+from plaudit_service.items import check_request
+
+FORMAT = 1
+
+MANIFEST = "bundle.json"
+GRAPH = "model.onnx"
+GRAPH_DATA = "model.onnx.data"
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+GOLDEN = "golden.jsonl"
+REPORT = "report.json"
+
+# A bundle holds files of these names and no others, so no manifest can name a path outside of it.
+ScoringFile = Literal["model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"]
+OtherFile = Literal["golden.jsonl", "report.json"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+# Far above any useful file: what is read whole must not fill the memory, nor its hash take minutes. Weights beside the
+# graph may have any size.
+_MAX_BYTES = {
+    MANIFEST: 1 << 20,
+    GRAPH: 1 << 31,  # protobuf's own limit
+    TOKENIZER: 1 << 28,
+    CHAT_TEMPLATE: 1 << 20,
+    GOLDEN: 1 << 28,
+    REPORT: 1 << 28,
+}
+_MAX_TOKEN_ID = (1 << 31) - 1
+_HASH_CHUNK_BYTES = 1 << 22
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class SpecialToken(_Frozen):
+    """A token with a meaning of its own, such as BOS."""
+
+    text: str
+    id: int = Field(ge=0)
+
+
+class Head(_Frozen):
+    """One output of the reward model and its weight in the score."""
+
+    name: str = Field(min_length=1)
+    weight: float = 1.0
+
+
+class Normalization(_Frozen):
+    """score = (raw - mean) / std."""
+
+    mean: float
+    std: float = Field(gt=0)
+
+
+class Scoring(_Frozen):
+    """Everything that can change a score, and nothing else; the fingerprint is its hash.
+
+    `max_tokens` counts usable positions. `pad_token_id` is the one of the *model* config, which decides what is pooled.
+    `template_tokens` are what the chat template reads by name besides `bos_token` and `eos_token`; a bundle without any
+    has the fingerprint that it had before there was this field.
+    """
+
+    kind: Literal["causal", "encoder", "plain"]
+    max_tokens: int = Field(ge=1)
+    vocab_size: int = Field(ge=1)
+    pad_token_id: int | None = None
+    bos: SpecialToken | None = None
+    eos: SpecialToken | None = None
+    template_tokens: dict[str, str | list[str]] = Field(default_factory=dict)
+    add_special_tokens: bool = True
+    append_eos: bool = False
+    pair: bool = False
+    heads: tuple[Head, ...] = Field(min_length=1)
+    normalization: Normalization | None = None
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    sha256: dict[ScoringFile, Sha256]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        for name in (GRAPH, TOKENIZER):
+            if name not in self.sha256:
+                raise ValueError(f"scoring.sha256 has no entry for {name}")
+        if self.append_eos and self.eos is None:
+            raise ValueError("scoring.append_eos is true, but scoring.eos is null")
+        if len({head.name for head in self.heads}) != len(self.heads):
+            raise ValueError("scoring.heads has two heads of one name")
+        return self
+
+
+class Source(_Frozen):
+    """Where the bundle came from."""
+
+    id: str
+    revision: str | None = None
+    architecture: str
+    attention: str
+
+
+class NormalizationSource(_Frozen):
+    """The texts that the normalization was measured on."""
+
+    num_texts: int = Field(ge=1)
+    sha256: Sha256
+
+
+class Manifest(_Frozen):
+    """The content of `bundle.json`."""
+
+    format: Literal[1] = 1
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    scoring: Scoring
+    tolerance: float = Field(gt=0)
+    opset: int = Field(ge=1)
+    source: Source
+    versions: dict[str, str]
+    normalization_source: NormalizationSource | None = None
+    sha256: dict[OtherFile, Sha256]
+
+    @model_validator(mode="after")
+    def _has_golden_texts(self) -> Self:
+        if GOLDEN not in self.sha256:
+            raise ValueError(f"sha256 has no entry for {GOLDEN}")
+        return self
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A reference text: the wire item, its token ids, the raw head values and the raw score in float32."""
+
+    item: Mapping[str, Any]
+    token_ids: tuple[int, ...]
+    heads: tuple[float, ...]
+    score: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle directory."""
+
+    path: Path
+    manifest: Manifest
+    chat_template: str | None
+    golden: tuple[Golden, ...]
+
+    @property
+    def name(self) -> str:
+        """The model name that requests use."""
+        return self.manifest.name
+
+    @property
+    def scoring(self) -> Scoring:
+        """What can change a score."""
+        return self.manifest.scoring
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """`sha256:...` of what can change a score."""
+        return fingerprint(self.scoring)
+
+
+def fingerprint(scoring: Scoring) -> str:
+    """Identity of everything that can change a score: sha256 of the canonical JSON of `scoring`."""
+    content = scoring.model_dump(mode="json", exclude=None if scoring.template_tokens else {"template_tokens"})
+    return canonical_sha256(content)
+
+
+def canonical_sha256(content: Mapping[str, Any]) -> str:
+    """`sha256:...` of the canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Read and verify a bundle: format, file names, links, and the hash of every file.
+
+    Raises:
+        BundleError: with one line that says which file and why.
+    """
+    path = Path(path)
+    try:
+        return _load(path)
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"bundle {path}: cannot be read ({error}); copy or export it again") from error
+
+
+def _load(path: Path) -> Bundle:
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise BundleError(f"bundle {path}: {what}; make one with `plaudit-export checkpoint SOURCE BUNDLE`")
+    manifest = read_manifest(_regular_file(path, MANIFEST))
+    hashes: list[tuple[str, str]] = [*manifest.scoring.sha256.items(), *manifest.sha256.items()]
+    _refuse_other_files(path, {MANIFEST, *(name for name, _ in hashes)})
+    for name, expected in hashes:
+        actual = sha256_of(_regular_file(path, name))
+        if actual != expected:
+            raise BundleError(
+                f"bundle {path}: {name} has sha256 {actual[:12]}..., {MANIFEST} says {expected[:12]}...; "
+                "it is damaged or was changed: copy or export it again"
+            )
+    return Bundle(path, manifest, _read_template(path, manifest), _read_golden(path, len(manifest.scoring.heads)))
+
+
+def _refuse_other_files(path: Path, known: Collection[str]) -> None:
+    """A graph could read weights from a file that no hash covers."""
+    for file in sorted(path.iterdir()):
+        if file.name not in known:
+            raise BundleError(f"bundle {path}: {file.name} is not in {MANIFEST}, so no hash covers it; remove it")
+
+
+def _regular_file(path: Path, name: str) -> Path:
+    file = path / name
+    if file.is_symlink():
+        raise BundleError(
+            f"bundle {path}: {name} is a link, and a bundle holds plain files only; "
+            "copy it with `cp -rL` (the cache of a model hub is made of links)"
+        )
+    if not file.is_file():
+        raise BundleError(f"bundle {path}: {name} is missing; copy or export it again")
+    _refuse_if_large(file)
+    return file
+
+
+def _refuse_if_large(file: Path) -> None:
+    size, limit = file.stat().st_size, _MAX_BYTES.get(file.name)
+    if limit is not None and size > limit:
+        raise BundleError(f"bundle {file.parent}: {file.name} has {size} bytes, limit {limit}; export it again")
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Read and check a manifest; its hashes are held against nothing yet.
+
+    Raises:
+        BundleError: it is too large, no JSON, of another format or of a wrong shape.
+    """
+    path = file.parent
+    _refuse_if_large(file)
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise BundleError(f"bundle {path}: {MANIFEST} is not JSON ({error}); copy or export it again") from error
+    if isinstance(content, dict) and content.get("format") != FORMAT:
+        raise BundleError(
+            f"bundle {path}: {MANIFEST} has format {content.get('format')!r}, this version of plaudit reads {FORMAT}; "
+            "export it again with this version"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the manifest"
+        raise BundleError(f"bundle {path}: {MANIFEST}: {where}: {first['msg']}; export it again") from error
+
+
+def _read_template(path: Path, manifest: Manifest) -> str | None:
+    if CHAT_TEMPLATE not in manifest.scoring.sha256:
+        return None
+    return _regular_file(path, CHAT_TEMPLATE).read_text(encoding="utf-8")
+
+
+def _read_golden(path: Path, num_heads: int) -> tuple[Golden, ...]:
+    golden = []
+    with _regular_file(path, GOLDEN).open(encoding="utf-8") as file:
+        lines = file.readlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            text = Golden(
+                item=dict(record["item"]),
+                token_ids=tuple(map(int, record["token_ids"])),
+                heads=tuple(map(float, record["heads"])),
+                score=float(record["score"]),
+            )
+            if not all(map(math.isfinite, (*text.heads, text.score))):
+                raise ValueError("a score is not finite")
+            if not all(0 <= token_id <= _MAX_TOKEN_ID for token_id in text.token_ids):
+                raise ValueError(f"a token id is not between 0 and {_MAX_TOKEN_ID}")
+            check_request({"items": [text.item]})
+        except (ValueError, KeyError, TypeError, OverflowError, InvalidRequest) as error:
+            raise BundleError(
+                f"bundle {path}: {GOLDEN} line {number} cannot be read ({error}); export again"
+            ) from error
+        if len(text.heads) != num_heads:
+            raise BundleError(f"bundle {path}: {GOLDEN} line {number} has {len(text.heads)} heads, not {num_heads}")
+        golden.append(text)
+    if not golden:
+        raise BundleError(f"bundle {path}: {GOLDEN} is empty, so nothing shows that the scores are right; export again")
+    return tuple(golden)

@@ -1,0 +1,53 @@
+"""Bring a bundle to a directory and verify it, before a service is started on it. Knows nothing of engines or HTTP."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from plaudit_service.bundles import hub
+from plaudit_service.bundles.bundle import load_bundle
+from plaudit_service.errors import BundleError
+
+
+def fetch(source: str, directory: Path, fingerprint: str | None) -> str:
+    """Bring a bundle to a directory and verify every hash there; returns its fingerprint.
+
+    The directory is there as a whole or not at all. One that is there already is verified and left as it is.
+
+    Args:
+        source: A bundle directory, or its hub id `org/name[@revision]`.
+        directory: Where it shall be.
+        fingerprint: The only one to accept; None: any.
+
+    Raises:
+        BundleError: there is no such bundle, it is damaged, it has another fingerprint, or it cannot be copied.
+    """
+    if directory.exists():
+        return _verify(directory, fingerprint)
+    found = hub.local_directory(source)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=directory.parent))
+    except OSError as error:
+        raise BundleError(f"{directory}: cannot be made ({error.strerror})") from error
+    try:
+        for file in found.iterdir():
+            shutil.copyfile(file, aside / file.name)  # also of a link: a bundle holds plain files only
+        actual = _verify(aside, fingerprint)
+        aside.chmod(0o755)  # it was made for its owner alone
+        aside.rename(directory)
+    except OSError as error:
+        raise BundleError(f"bundle {source}: cannot be copied to {directory} ({error})") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return actual
+
+
+def _verify(directory: Path, fingerprint: str | None) -> str:
+    bundle = load_bundle(directory)
+    if fingerprint not in (None, bundle.fingerprint):
+        raise BundleError(
+            f"bundle {bundle.name}: its fingerprint is {bundle.fingerprint}, not {fingerprint} as asked for; "
+            "fetch the bundle of that fingerprint, or ask for this one if it is the one that you mean"
+        )
+    return bundle.fingerprint

@@ -1,0 +1,69 @@
+"""A bundle on the Hugging Face hub becomes a directory of plain files here. Knows nothing of what is in the graph."""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from plaudit_service.bundles.bundle import MANIFEST, read_manifest
+from plaudit_service.errors import BundleError
+
+_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
+
+
+def local_directory(source: str) -> Path:
+    """Where a bundle is: a directory as it is, a hub id (`org/name` or `org/name@revision`) downloaded.
+
+    Only the files that the manifest names are fetched, all of one commit. Endpoint, cache, token and offline mode are
+    those of huggingface_hub: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE. The hashes are verified when the bundle is
+    loaded.
+
+    Raises:
+        BundleError: there is no such directory, and nothing of that id can be had from the hub.
+    """
+    match = _HUB_ID.fullmatch(source)
+    if Path(source).exists() or match is None:
+        return Path(source)
+    try:
+        return _download(match["repo"], match["revision"])
+    except BundleError:
+        raise
+    except ModuleNotFoundError as error:
+        raise BundleError(
+            f"bundle {source}: no such directory; for one on the hub: pip install {error.name}"
+        ) from error
+    except Exception as error:  # the hub's client raises classes of its own and of its HTTP library
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise BundleError(f"bundle {source}: no such directory, and it cannot be had from the hub: {reason}") from error
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, hf_hub_download
+
+    cached = Path(hf_hub_download(repo, MANIFEST, revision=revision))
+    commit = cached.parent.name  # every file of the same commit, also when a branch moves in between
+    manifest = read_manifest(cached)
+    directory = Path(constants.HF_HOME) / "plaudit" / repo.replace("/", "--") / commit
+    if directory.is_dir():
+        return directory
+    names = [*manifest.scoring.sha256, *manifest.sha256]
+    files = [cached, *(Path(hf_hub_download(repo, name, revision=commit)) for name in names)]
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=directory.parent))
+    try:
+        for file in files:
+            _put(file.resolve(), aside / file.name)
+        if not directory.is_dir():
+            aside.rename(directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return directory
+
+
+def _put(file: Path, place: Path) -> None:
+    """The hub's cache is made of links, and a bundle of plain files; a hard link takes no room."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)

@@ -1,0 +1,183 @@
+"""An engine runs one batch of sequences of one bundle's graph and returns raw head values.
+
+Knows nothing of texts, queues or HTTP, nor of what runs the graph.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit_service.bundles.bundle import GRAPH, Bundle
+from plaudit_service.engine.runtimes import RUNTIMES, Input, Runtime
+from plaudit_service.errors import BundleError, SettingsError
+from plaudit_service.text.token_ids import Ids
+from plaudit_service.text.tokenization import TokenizedText
+
+Heads = npt.NDArray[np.float32]
+# By the names of the graph's inputs; keys and values of a prefix are where the runtime keeps them.
+Feeds = dict[str, Any]
+
+# A call whose longest row is one token takes another kernel and gives other last bits; two tokens do not.
+_MIN_TOKENS = 2
+
+# Numbers that a layer keeps of one token; far above any model's.
+_MAX_PAST_ENTRIES = 1 << 31
+
+_INPUTS = {
+    "causal": {"input_ids", "attention_mask", "position_ids", "prefix_index", "last_index"},
+    "encoder": {"input_ids", "attention_mask", "token_type_ids"},
+    "plain": {"input_ids", "attention_mask", "token_type_ids", "position_ids"},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The first tokens of a sequence, computed, so that sequences that begin with them continue from there.
+
+    Attributes:
+        num_tokens: P.
+        past: `past.{layer}.{key,value}`, each of shape (1, H, P, D), where the runtime keeps them.
+        num_bytes: Memory that they take.
+    """
+
+    num_tokens: int
+    past: Mapping[str, Any]
+    num_bytes: int
+
+
+class Engine(Protocol):
+    """What a model needs of an engine. Its methods are called from one thread at a time.
+
+    Attributes:
+        name: What computes the scores: runtime, device, precision.
+        tolerance: How far it may move a score, in standard deviations of the golden texts' scores; 0: not at all.
+        promises_bits: Whether a score's bits are to be the same in every batch.
+    """
+
+    name: str
+    tolerance: float
+    promises_bits: bool
+
+    def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
+        """Raw head values of every sequence, shape (B, heads), float32; raises whatever the runtime raises.
+
+        Every sequence is longer than the prefix and begins with its tokens.
+        """
+        ...
+
+    def compute_prefix(self, token_ids: Ids, base: Prefix | None = None) -> Prefix:
+        """Compute the prefix of a causal model; `token_ids` of shape (P,), which begin with those of `base`."""
+        ...
+
+
+def _is_past(tensor: Input) -> bool:
+    """Whether an input can hold the keys or values of a prefix: shape (N, H, P, D), H and D given."""
+    heads, size = tensor.shape[1::2] if len(tensor.shape) == 4 else (None, None)
+    return heads is not None and size is not None and 0 < heads * size < _MAX_PAST_ENTRIES
+
+
+def padded_tokens(lengths: Sequence[int]) -> int:
+    """Tokens that one call on sequences of these lengths computes, padding included."""
+    return len(lengths) * max(_MIN_TOKENS, *lengths)
+
+
+def open_engine(
+    bundle: Bundle, *, runtime: str = "onnxruntime", provider: str = "cpu", num_threads: int = 0
+) -> "GraphEngine":
+    """Load a bundle's graph.
+
+    Args:
+        bundle: A verified bundle.
+        runtime: `onnxruntime` or `openvino`.
+        provider: `cpu` or `cuda`.
+        num_threads: Threads of one call; 0: one per core that this process may use.
+
+    Raises:
+        BundleError: the graph cannot be loaded, or is not of the contract.
+        SettingsError: the runtime has no such provider.
+        ServiceError: the device is not there.
+    """
+    if (runtime, provider) not in RUNTIMES:
+        raise SettingsError(f"--runtime {runtime} has no provider {provider}; leave --provider at cpu")
+    return GraphEngine(bundle, RUNTIMES[runtime, provider](bundle.path / GRAPH, num_threads))
+
+
+class GraphEngine:
+    """Pads a batch, feeds the graph, and takes its outputs.
+
+    Args:
+        bundle: A verified bundle.
+        runtime: Its loaded graph.
+
+    Raises:
+        BundleError: the graph is not of the contract.
+    """
+
+    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
+        scoring = bundle.scoring
+        self.name = runtime.name if runtime.name.startswith("openvino") else f"{runtime.name}-{scoring.precision}"
+        self.tolerance, self.promises_bits = runtime.tolerance, runtime.promises_bits
+        self._pad_id = scoring.pad_token_id or 0
+        self._output = "logits" if scoring.kind == "plain" else "scores"
+        self._num_heads = len(scoring.heads)
+        self._runtime = runtime
+        self._check_graph(bundle.path, scoring.kind)
+        past = {
+            name: np.zeros([1, tensor.shape[1] or 0, 0, tensor.shape[3] or 0], dtype=tensor.dtype)
+            for name, tensor in runtime.inputs.items()
+            if name.startswith("past.")
+        }
+        self._no_prefix = Prefix(0, past, 0)
+        self._bytes_per_prefix_token = sum(
+            value.shape[1] * value.shape[3] * value.dtype.itemsize for value in past.values()
+        )
+
+    def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
+        """Raw head values of every sequence, shape (B, heads), float32."""
+        (scores,) = self._runtime.run([self._output], self.feeds(batch, prefix))
+        return np.asarray(scores, dtype=np.float32).reshape(len(batch), self._num_heads)
+
+    def compute_prefix(self, token_ids: Ids, base: Prefix | None = None) -> Prefix:
+        """Keys and values of the tokens, cut to their number where the call was padded."""
+        names = list(self._no_prefix.past)
+        text = TokenizedText(token_ids, None, len(token_ids), truncated=False)
+        outputs = [name.replace("past.", "present.") for name in names]
+        kept = self._runtime.run_kept(outputs, self.feeds([text], base))
+        past = {name: self._runtime.cut(value, len(token_ids)) for name, value in zip(names, kept, strict=True)}
+        return Prefix(len(token_ids), past, len(token_ids) * self._bytes_per_prefix_token)
+
+    def feeds(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Feeds:
+        """The graph's inputs for what follows the prefix, the rows padded on the right to one length."""
+        prefix = prefix or self._no_prefix
+        P = prefix.num_tokens
+        lengths = np.array([len(text.token_ids) - P for text in batch])
+        shape = len(batch), max(_MIN_TOKENS, int(lengths.max()))
+        input_ids = np.full(shape, self._pad_id, dtype=np.int64)
+        type_ids = np.zeros(shape, dtype=np.int64)
+        for row, text in enumerate(batch):
+            input_ids[row, : lengths[row]] = text.token_ids[P:]
+            if text.type_ids is not None:
+                type_ids[row, : lengths[row]] = text.type_ids[P:]
+        feeds = {
+            "input_ids": input_ids,
+            "attention_mask": (np.arange(P + shape[1]) < P + lengths[:, None]).astype(np.int64),
+            "token_type_ids": type_ids,
+            "position_ids": np.tile(np.arange(P, P + shape[1]), (len(batch), 1)),
+            "prefix_index": np.zeros(len(batch), dtype=np.int64),
+            "last_index": lengths - 1,
+            **prefix.past,
+        }
+        return {name: feeds[name] for name in self._runtime.inputs}
+
+    def _check_graph(self, path: Path, kind: str) -> None:
+        for name, tensor in self._runtime.inputs.items():
+            if name.startswith("past.") and not _is_past(tensor):
+                raise BundleError(f"bundle {path}: {GRAPH}: {name} is not of shape [N, H, P, D]; export it again")
+        unknown = {name for name in self._runtime.inputs if not name.startswith("past.")} - _INPUTS[kind]
+        if unknown or self._output not in self._runtime.outputs:
+            what = f"takes {sorted(unknown)}" if unknown else f"has no output {self._output!r}"
+            raise BundleError(f"bundle {path}: {GRAPH} {what}, which no {kind} graph does; export it again")

@@ -1,0 +1,151 @@
+"""A loaded reward model: sequences to raw head values to results, with every failure kept to its own sequence.
+
+Knows nothing of queues or HTTP.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from plaudit_service.bundles.bundle import Bundle
+from plaudit_service.engine.engines import Engine, Prefix, padded_tokens
+from plaudit_service.engine.prefixes import PrefixCache
+from plaudit_service.results import Identity, Result, Status
+from plaudit_service.text.token_ids import Ids, token_key
+from plaudit_service.text.tokenization import Tokenization, TokenizedText
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a sequence has no score."""
+
+    status: Status
+    detail: str
+
+
+# The raw value of each head, or why there are none.
+Outcome = tuple[float, ...] | Failure
+
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate|bad_alloc|bad allocation", re.IGNORECASE)
+
+
+class Model:
+    """A bundle with its tokenization and the engine that runs its graph.
+
+    Args:
+        bundle: A verified bundle.
+        engine: What runs its graph.
+        prefixes: Where computed prefixes are kept; None: every sequence is computed whole.
+
+    Attributes:
+        max_batch_tokens: Padded tokens of one call that fit into the memory of the device, as far as calls have shown.
+        num_engine_failures: Batches on which the engine raised.
+        num_computed_prefix_tokens: Tokens of prefixes that were computed.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, prefixes: PrefixCache | None = None) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.prefixes = prefixes if bundle.scoring.kind == "causal" else None
+        self.tokenization = Tokenization(bundle)
+        self.max_batch_tokens: float = float("inf")
+        self.num_engine_failures = 0
+        self.num_computed_prefix_tokens = 0
+
+    @property
+    def identity(self) -> Identity:
+        """What answers name and requests may pin."""
+        return Identity(self.bundle.name, self.bundle.fingerprint, self.engine.name)
+
+    @property
+    def longest_kept(self) -> Callable[[bytes], int] | None:
+        """What tells a backlog which prefixes are kept; None: sequences share nothing."""
+        return None if self.prefixes is None else self.prefixes.longest
+
+    def compute(self, batch: Sequence[TokenizedText], num_prefix_tokens: int = 0) -> list[Outcome]:
+        """Run the engine on a batch; where it raises, halve the batch until the culprit is alone.
+
+        A sequence without a finite score is computed once more, alone: no mate may be the reason.
+
+        Args:
+            batch: Sequences, all longer than the prefix.
+            num_prefix_tokens: How many first tokens they have in common, to be computed once.
+        """
+        if not batch:
+            return []
+        try:
+            prefix = self._prefix(batch[0].token_ids[:num_prefix_tokens]) if num_prefix_tokens else None
+            heads = self.engine.run(batch, prefix).astype(np.float64)
+        except Exception as error:  # noqa: BLE001  whatever one sequence makes an engine raise, its mates get their scores
+            self.num_engine_failures += 1
+            if num_prefix_tokens:
+                return self.compute(batch)
+            if len(batch) == 1:
+                return [_engine_failure(error)]
+            if _OUT_OF_MEMORY.search(str(error)) or isinstance(error, MemoryError):
+                self.max_batch_tokens = padded_tokens([len(text.token_ids) for text in batch]) // 2
+            half = len(batch) // 2
+            return self.compute(batch[:half]) + self.compute(batch[half:])
+        if len(batch) == 1 and num_prefix_tokens == 0:
+            return [_outcome(row) for row in heads]
+        return [
+            _outcome(row) if np.isfinite(row).all() else self.compute([text])[0]
+            for text, row in zip(batch, heads, strict=True)
+        ]
+
+    def _prefix(self, token_ids: Ids) -> Prefix:
+        """The computed prefix, kept from before, or continued from what is kept of its beginning."""
+        assert self.prefixes is not None
+        key = token_key(token_ids)
+        prefix = self.prefixes.get(key)
+        if prefix is None:
+            base = self.prefixes.get(token_key(token_ids[: self.prefixes.longest(key)]))
+            prefix = self.engine.compute_prefix(token_ids, base)
+            self.num_computed_prefix_tokens += len(token_ids) - (base.num_tokens if base else 0)
+            self.prefixes.put(key, prefix)
+        return prefix
+
+    def compute_continued(self, text: TokenizedText, num_prefix_tokens: int) -> Outcome:
+        """Compute a sequence of a causal model as the continuation of its own first tokens."""
+        try:
+            prefix = self.engine.compute_prefix(text.token_ids[:num_prefix_tokens])
+            (row,) = self.engine.run([text], prefix).astype(np.float64)
+        except Exception as error:  # noqa: BLE001  as in compute
+            return _engine_failure(error)
+        return _outcome(row)
+
+    def result(self, text: TokenizedText, outcome: Outcome, *, raw: bool) -> Result:
+        """Weigh the heads and normalize: score = (sum of weight x head - mean) / std, in float64."""
+        if isinstance(outcome, Failure):
+            return Result(outcome.status, None, text.num_tokens, text.truncated, outcome.detail)
+        scoring = self.bundle.scoring
+        score = 0.0
+        for head, value in zip(scoring.heads, outcome, strict=True):  # `sum` rounds otherwise from Python 3.12 on
+            score += head.weight * value
+        if scoring.normalization is not None and not raw:
+            score = (score - scoring.normalization.mean) / scoring.normalization.std
+        if not np.isfinite(score):
+            return Result(Status.NON_FINITE, None, text.num_tokens, text.truncated, "the weighted score is not finite")
+        heads = dict(zip((head.name for head in scoring.heads), outcome, strict=True)) if len(outcome) > 1 else None
+        return Result(Status.OK, score, text.num_tokens, text.truncated, heads=heads)
+
+    def results(
+        self, texts: Sequence[TokenizedText | Result], outcomes: Iterable[Outcome], *, raw: bool
+    ) -> list[Result]:
+        """The results of a request: those that stand already, and one for each computed sequence, in order."""
+        computed = iter(outcomes)
+        return [text if isinstance(text, Result) else self.result(text, next(computed), raw=raw) for text in texts]
+
+
+def _engine_failure(error: Exception) -> Failure:
+    return Failure(Status.FAILED, f"the engine failed: {type(error).__name__}")
+
+
+def _outcome(heads: npt.NDArray[np.float64]) -> Outcome:
+    if np.isfinite(heads).all():
+        return tuple(heads.tolist())
+    return Failure(Status.NON_FINITE, "the model's score is not a finite number")

@@ -1,0 +1,1 @@
+"""Everything that answers HTTP. Knows what a request is, not how it is scored."""

@@ -1,0 +1,139 @@
+"""The HTTP routes and the OpenAPI document. Alone in knowing FastAPI."""
+
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from plaudit_service.http.access import PROBES, Access
+from plaudit_service.http.asgi import INTERNAL_ERROR, PROBLEM_MEDIA_TYPE, App, Receive, Scope, Send, problem_document
+from plaudit_service.http.dialects.endpoint import DIALECTS, dialect_endpoints
+from plaudit_service.http.openapi import complete
+from plaudit_service.http.score_endpoint import ScoreEndpoint
+from plaudit_service.serving.service import Service
+
+_DOCS_ASSETS = "/docs-assets"
+_OPENED = frozenset({"/metrics", "/docs", f"{_DOCS_ASSETS}/", "/openapi.json"})  # by --open-metrics
+
+
+class Probe(BaseModel):
+    """The answer of a probe; `detail` says why it failed."""
+
+    status: str
+    detail: str | None = None
+
+
+def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
+    """The ASGI application of a service.
+
+    Args:
+        service: The loaded models; started and stopped with the application.
+        api_keys: Keys of which a request must carry one; none: no key is asked for.
+    """
+    settings = service.settings
+    open_routes = PROBES | (_OPENED if settings.open_metrics else frozenset())
+    app = build_routes(service, keys=bool(api_keys), open_routes=open_routes)
+    endpoints: dict[str, App] = {"/score": ScoreEndpoint(service), **dialect_endpoints(service)}
+    app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        # What is asked most goes past FastAPI's machinery (docs/decisions.md).
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        await (endpoints.get(scope["path"], app) if is_post else app)(scope, receive, send)
+
+    routes = {route.path for route in app.routes if hasattr(route, "path")}
+    return Access(dispatch, metrics=service.metrics, api_keys=api_keys, routes=routes, open_routes=open_routes)
+
+
+def build_routes(service: Service, *, keys: bool = False, open_routes: Collection[str] = PROBES) -> FastAPI:
+    """The routes that FastAPI answers, and the document of all; `build_app` answers POST /score and the dialects.
+
+    Args:
+        service: The loaded models.
+        keys: Whether requests must carry an API key; for the document.
+        open_routes: Paths that need none all the same; for the document.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPIOffline(
+        title="plaudit",
+        version=version("plaudit"),
+        summary="Scores language-model completions with a trained reward model.",
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        static_url=_DOCS_ASSETS,
+    )
+    _add_probes(app, service)
+    dialects = {name: DIALECTS[name] for name in service.settings.dialect_names}
+    _document(app, lambda document: complete(document, dialects, keys=keys, open_routes=open_routes))
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_bug)
+    return app
+
+
+def _add_probes(app: FastAPI, service: Service) -> None:
+    @app.get(
+        "/healthz",
+        summary="The process lives, and its engine does not hang",
+        response_model=Probe,
+        responses={503: {"model": Probe, "description": "The engine hangs"}},
+    )
+    async def healthz() -> Response:
+        if service.alive:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "failed", "detail": service.not_ready}, 503)
+
+    @app.get(
+        "/readyz",
+        summary="Every bundle is verified and the service is not draining",
+        response_model=Probe,
+        responses={503: {"model": Probe, "description": "Not ready or draining"}},
+    )
+    async def readyz() -> Response:
+        if service.not_ready is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "detail": service.not_ready}, 503, {"Retry-After": "1"})
+
+    @app.get("/info", summary="Models, fingerprints, parity measured at start, limits")
+    async def info() -> dict[str, Any]:
+        return service.info()
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _answer_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    document = problem_document(error.status_code, error.detail, error.detail)
+    return JSONResponse(document, error.status_code, dict(error.headers or {}), media_type=PROBLEM_MEDIA_TYPE)
+
+
+async def _answer_bug(_: Request, __: Exception) -> Response:
+    return JSONResponse(INTERNAL_ERROR, 500, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def _document(app: FastAPI, complete: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Have FastAPI's OpenAPI document completed when it is first asked for."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = complete(generate())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document

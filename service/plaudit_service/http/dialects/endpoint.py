@@ -1,0 +1,189 @@
+"""Mounts the dialects: one ASGI application for each, through the same queue, limits and metrics as `/score`.
+
+Their trainers cannot bear to be shed: a request that finds the queue full waits, in a room bounded in requests and
+bytes. Their answers hold bare numbers: where one sequence has no score, the whole call is an error.
+"""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import cast
+from urllib.parse import parse_qsl
+
+from plaudit_service.errors import AllExpired, InvalidRequest, ItemFailed, QueueFull, Unavailable
+from plaudit_service.http.asgi import Receive, Scope, Send, send_answer
+from plaudit_service.http.dialects import llamafactory, openrlhf, slime, vllm
+from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect
+from plaudit_service.http.dialects.special_tokens import find_foreign
+from plaudit_service.http.receiving import Room, Share, read_body, while_connected
+from plaudit_service.http.score_endpoint import check_sizes, request_timeout_s
+from plaudit_service.items import ScoreRequest, Truncation
+from plaudit_service.results import Result, Status
+from plaudit_service.serving.served_model import ServedModel
+from plaudit_service.serving.service import Service
+
+DIALECTS = {
+    "openrlhf": openrlhf.DIALECT,
+    "llamafactory": llamafactory.DIALECT,
+    "vllm": vllm.DIALECT,
+    "slime": slime.DIALECT,
+}
+
+
+def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
+    """The application of each path that the settings ask for."""
+    room = _WaitingRoom(service)
+    dialects = [DIALECTS[name] for name in service.settings.dialect_names]
+    return {dialect.path: DialectEndpoint(dialect, service, room) for dialect in dialects}
+
+
+class DialectEndpoint:
+    """The ASGI application of one dialect. Errors are raised; who wraps it answers them."""
+
+    def __init__(self, dialect: Dialect, service: Service, room: "_WaitingRoom") -> None:
+        self._dialect = dialect
+        self._service = service
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request.
+
+        Raises:
+            RequestError: it cannot be answered, or one of its sequences has no score; never 429.
+            ClientLeft: nobody waits for the answer any more.
+        """
+        self._service.require_ready()
+        try:
+            answer = await self._answer(scope, receive)
+        except (QueueFull, AllExpired) as error:
+            raise Unavailable(error.detail) from error
+        body = json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+        await send_answer(send, 200, b"application/json", body)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> object:
+        service, settings = self._service, self._service.settings
+        headers = dict(scope["headers"])
+        parameters = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
+        deadline = service.clock() + request_timeout_s(headers)
+        with ExitStack() as stack:
+            share = stack.enter_context(self._room.share())
+            body = await read_body(receive, headers, settings=settings, share=share)
+            async with while_connected(receive):
+                asked, model = await asyncio.to_thread(self._read, body, parameters)
+                request = ScoreRequest.model_construct(
+                    items=asked.items,
+                    truncation=cast("Truncation", settings.dialect_truncation),
+                    raw=settings.dialect_raw if asked.raw is None else asked.raw,
+                )
+                scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
+                share.grow(check_sizes(request, settings))
+                scored = await model.score(request, deadline=deadline, waits=True, on_admitted=stack.close)
+        num_tokens = [result.num_tokens for result in scored.results]
+        return asked.write(
+            Answered(model.name, _scores(scored.results), num_tokens, uuid.uuid4().hex, int(time.time()))
+        )
+
+    def _read(self, body: bytes, parameters: Mapping[str, str]) -> tuple[Asked, ServedModel]:
+        """What is asked, and of which model."""
+        asked = self._dialect.read(body, parameters)
+        model = self._model(asked, parameters)
+        if self._service.settings.dialect_check_tokens:
+            _refuse_foreign_tokens(asked, model)
+        return asked, model
+
+    def _model(self, asked: Asked, parameters: Mapping[str, str]) -> ServedModel:
+        """The model that body or URL name, or the only one; a body may name the checkpoint that it was made from."""
+        service = self._service
+        if asked.model in service.models:
+            return service.models[asked.model]
+        if asked.model is not None:
+            sources = {name: part.model.bundle.manifest.source.id for name, part in service.pipelines.items()}
+            return service.model(made_from(asked.model, sources) or asked.model)
+        name = parameters.get("model")
+        if name is None and len(service.models) > 1:
+            raise InvalidRequest(
+                f"several models are loaded: {', '.join(service.models)}; name one in the URL, as in "
+                f"{self._dialect.path}?model={next(iter(service.models))}"
+            )
+        return service.model(name)
+
+
+def made_from(checkpoint: str, sources: Mapping[str, str]) -> str | None:
+    """The one model that was made from a checkpoint, named by its hub id or by a path; None: it is none, or several.
+
+    A bundle's source is a hub id, or a directory's name without its path, so a path may end in either. `org/name` is a
+    hub id and no path: the `name` of another organization is another model.
+
+    Args:
+        checkpoint: What the request names.
+        sources: The source of each model, by the model's name.
+    """
+    fits = [name for name, source in sources.items() if source == checkpoint]
+    if not fits and checkpoint.startswith(("/", "./", "../", "~")):
+        fits = [name for name, source in sources.items() if checkpoint.rstrip("/").endswith(f"/{source}")]
+    return fits[0] if len(fits) == 1 else None
+
+
+class _WaitingRoom:
+    """What all requests hold from their first byte until they are admitted to the queue."""
+
+    def __init__(self, service: Service) -> None:
+        self._limit = service.settings.max_waiting_requests
+        self._bytes = Room(service.settings.max_pending_bytes)
+        self._waiting = service.metrics.waiting_requests
+        self._num_requests = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """The part of one request, given back at the end.
+
+        Raises:
+            Unavailable: there is no room for one more.
+        """
+        if self._num_requests >= self._limit:
+            raise Unavailable(f"{self._num_requests} requests wait, limit {self._limit}; try again later")
+        self._num_requests += 1
+        self._waiting.inc()
+        try:
+            with self._bytes.share() as share:
+                yield share
+        finally:
+            self._num_requests -= 1
+            self._waiting.dec()
+
+
+def _refuse_foreign_tokens(asked: Asked, model: ServedModel) -> None:
+    """Refuse a text of a policy with another tokenizer, which this model would take for words.
+
+    Raises:
+        InvalidRequest: it holds a special token that the tokenizer of the model, or of a part, does not know.
+    """
+    for part in model.parts:
+        found = find_foreign(asked.items, part.model.tokenization.has_token)
+        if found is not None:
+            number, token = found
+            raise InvalidRequest(
+                f"items[{number}]: the text holds the special token {token}, which the tokenizer of model "
+                f'"{part.model.bundle.name}" does not know: policy and reward model have different chat templates, and '
+                "the score would be of another text. Send chats instead of texts (docs/trainers), or, where this is "
+                "plain text to both, start the service with --no-dialect-check-tokens"
+            )
+
+
+def _scores(results: Sequence[Result]) -> list[float]:
+    """The score of each sequence.
+
+    Raises:
+        ItemFailed: one has none, and would have none again.
+        Unavailable: one has none yet.
+    """
+    failed = [(number, result) for number, result in enumerate(results) if result.score is None]
+    for number, result in sorted(failed, key=lambda pair: pair[1].status is Status.EXPIRED):
+        message = f"sequence {number} of {len(results)} has no score ({result.status}): {result.detail}"
+        if result.status is Status.EXPIRED:
+            raise Unavailable(message)
+        raise ItemFailed(message)
+    return [result.score for result in results if result.score is not None]

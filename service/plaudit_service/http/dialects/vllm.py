@@ -1,0 +1,88 @@
+"""vLLM's `POST /classify` of a reward model, which verl's DisRM and others speak."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from plaudit_service.errors import InvalidRequest
+from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect, Shape, parse
+from plaudit_service.items import MAX_ITEMS, ChatItem, Item, Message, TextItem, TokenItem
+
+_TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_Entry = TypeVar("_Entry")
+_Several = Annotated[list[_Entry], Field(fail_fast=True)]
+
+
+class _Body(Shape):
+    # Fields that are not here could change what vLLM would compute, so they are refused.
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    input: str | _Several[str] | _Several[_TokenId] | _Several[_Several[_TokenId]] | None = None
+    messages: list[Message] | None = Field(None, min_length=1, fail_fast=True)
+    use_activation: bool | None = None
+    user: str | None = None
+
+
+def read(body: bytes, _: Mapping[str, str]) -> Asked:
+    """Texts, token ids, or one chat; `use_activation` false: scores as the operator set them, else sigmoids."""
+    asked = parse(_Body, body)
+    if (asked.input is None) == (asked.messages is None):
+        raise InvalidRequest("body: give either input or messages")
+    items: list[Item] = [ChatItem(messages=asked.messages)] if asked.messages else _items(asked.input)
+    if asked.use_activation is False:
+        return Asked(items, lambda answered: write(answered, answered.scores), model=asked.model)
+    # vLLM's activation is of the model's own output: normalization has no place before it.
+    return Asked(items, lambda answered: write(answered, map(sigmoid, answered.scores)), model=asked.model, raw=True)
+
+
+def write(answered: Answered, values: Any) -> dict[str, Any]:
+    """One class, whose `probs` holds the score."""
+    tokens = sum(answered.num_tokens)
+    return {
+        "id": f"classify-{answered.id}",
+        "object": "list",
+        "created": answered.created_s,
+        "model": answered.model,
+        "data": [
+            {"index": index, "label": "LABEL_0", "probs": [value], "num_classes": 1}
+            for index, value in enumerate(values)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+    }
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + exp(-value)), for values of any size."""
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
+
+
+def _items(given: Any) -> list[Item]:
+    inputs = given if isinstance(given, list) and not (given and isinstance(given[0], int)) else [given]
+    if len(inputs) > MAX_ITEMS:
+        raise InvalidRequest(f"input: {len(inputs)} entries, limit {MAX_ITEMS}; split it")
+    return [
+        TextItem(text=entry, finished=False) if isinstance(entry, str) else TokenItem(token_ids=entry)
+        for entry in inputs
+    ]
+
+
+class _Class(BaseModel):
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: Literal[1]
+
+
+class _Answer(BaseModel):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[_Class]
+    usage: dict[str, int]
+
+
+DIALECT = Dialect("/classify", read, _Body, _Answer)

@@ -1,0 +1,119 @@
+"""`POST /score`: read and check a request, ask the service, write the answer. Plain ASGI: every request pays."""
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from plaudit_service.errors import AllExpired, InvalidRequest, TooLarge
+from plaudit_service.http.asgi import Receive, Scope, Send, send_answer
+from plaudit_service.http.receiving import Room, read_body, while_connected
+from plaudit_service.http.wire import parse_request, to_wire
+from plaudit_service.items import ChatItem, Item, PromptItem, ScoreRequest, TextItem, TokenItem
+from plaudit_service.serving.service import Service
+from plaudit_service.settings import Settings
+
+# A body up to this size is parsed on the event loop: handing it to a thread would cost more than parsing it.
+_INLINE_BODY_BYTES = 16_384
+
+
+class ScoreEndpoint:
+    """The ASGI application of one route. Errors are raised; who wraps it answers them."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._room = Room(service.settings.max_pending_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request.
+
+        Raises:
+            RequestError: it cannot be answered.
+            ClientLeft: nobody waits for the answer any more.
+        """
+        service, settings = self._service, self._service.settings
+        service.require_ready()
+        headers = dict(scope["headers"])
+        deadline = service.clock() + request_timeout_s(headers)
+        with self._room.share() as share:
+            body = await read_body(receive, headers, settings=settings, share=share)
+            async with while_connected(receive):
+                request = await _parse(body)
+                model = service.model(request.model)
+                scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
+                share.grow(check_sizes(request, settings))
+                scored = await model.score(request, deadline=deadline, on_admitted=share.release)
+        answer = {
+            "model": model.name,
+            "fingerprint": model.identity.fingerprint,
+            "engine": model.identity.engine,
+            "results": [to_wire(result) for result in scored.results],
+        }
+        times = {"queue": scored.queue_s, "tokenize": scored.tokenize_s, "infer": scored.infer_s}
+        timing = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in times.items())
+        await send_answer(send, 200, b"application/json", _json(answer), [(b"server-timing", timing.encode())])
+
+
+async def _parse(body: bytes) -> ScoreRequest:
+    if len(body) <= _INLINE_BODY_BYTES:
+        return parse_request(body)
+    return await asyncio.to_thread(parse_request, body)
+
+
+def _json(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+
+
+def request_timeout_s(headers: Mapping[bytes, bytes]) -> float:
+    """After how many seconds nobody wants the answer, as X-Request-Timeout-S says.
+
+    Raises:
+        InvalidRequest: it is no number.
+        AllExpired: that was before now.
+    """
+    header = headers.get(b"x-request-timeout-s")
+    if header is None:
+        return math.inf
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise InvalidRequest("header X-Request-Timeout-S: not a number of seconds")
+    if seconds <= 0:
+        raise AllExpired(f"header X-Request-Timeout-S: {seconds}, so the deadline has passed already")
+    return seconds
+
+
+def check_sizes(request: ScoreRequest, settings: Settings) -> int:
+    """Characters of all sequences together, where every size is within its limit."""
+    if request.num_sequences > settings.max_sequences_per_request:
+        limit = settings.max_sequences_per_request
+        raise TooLarge(f"the request has {request.num_sequences} sequences, limit {limit}; split it")
+    total = 0
+    for number, item in enumerate(request.items):
+        sizes = _num_chars(item)
+        if max(sizes) > settings.max_text_chars:
+            limit = settings.max_text_chars
+            raise TooLarge(f"items[{number}]: a text of {max(sizes)} characters, limit {limit}; shorten it")
+        total += sum(sizes)
+    if total > settings.max_request_chars:
+        limit = settings.max_request_chars
+        raise TooLarge(f"the sequences have {total} characters together, limit {limit}; split the request")
+    return total
+
+
+def _num_chars(item: Item) -> list[int]:
+    """Characters (or ids) of each of the item's sequences."""
+    match item:
+        case TextItem():
+            return [len(item.text)]
+        case TokenItem():
+            return [len(item.token_ids)]
+        case PromptItem():
+            completions = [item.completion or ""] if item.completions is None else item.completions
+            return [len(item.prompt) + len(completion) for completion in completions]
+        case ChatItem():
+            head = sum(len(message.role) + len(message.content) for message in item.messages)
+            return [head + len(completion) for completion in item.completions or [""]]

@@ -1,0 +1,152 @@
+"""What one call asks for: items in any of their forms, and how they shall be scored.
+
+Knows nothing of HTTP, models or tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
+
+Truncation = Literal["error", "left", "right"]
+
+# Far above any useful setting: it bounds what parsing a body can cost before the settings' limits are checked.
+MAX_ITEMS = 65_536
+
+
+class _Strict(BaseModel):
+    # Lists fail fast: a body of wrong entries must not make an error for each.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Item(_Strict):
+    finished: bool = Field(True, description="False: the completion was cut by length, so no EOS is appended.")
+
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences, and so results, this item makes."""
+        return 1
+
+
+class TextItem(_Item):
+    """One text, scored as it is."""
+
+    text: str
+
+
+class PromptItem(_Item):
+    """A prompt with one completion, or with several that share it; concatenated as they are."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["completion"], "properties": {"completion": {"type": "string"}}},
+                {"required": ["completions"], "properties": {"completions": {"type": "array"}}},
+            ]
+        }
+    )
+
+    prompt: str
+    completion: str | None = None
+    completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_completion(self) -> Self:
+        if (self.completion is None) == (self.completions is None):
+            raise ValueError("give either completion or completions beside prompt")
+        return self
+
+    @property
+    def num_sequences(self) -> int:
+        """One per completion."""
+        return 1 if self.completions is None else len(self.completions)
+
+
+class Message(_Strict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+class ChatItem(_Item):
+    """A chat that the model's template renders, or a chat with several completions, each an assistant's message."""
+
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
+
+    @property
+    def num_sequences(self) -> int:
+        """One per completion, one where there is none."""
+        return 1 if self.completions is None else len(self.completions)
+
+
+class TokenItem(_Item):
+    """Token ids of the reward model's own tokenizer, used as they are."""
+
+    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(fail_fast=True)
+
+
+_FORMS = ("text", "prompt", "messages", "token_ids")
+
+
+def _form_of(item: Any) -> str | None:
+    if isinstance(item, Mapping):
+        return next((form for form in _FORMS if form in item), None)
+    return next((form for form in _FORMS if hasattr(item, form)), None)
+
+
+Item = Annotated[
+    Annotated[TextItem, Tag("text")]
+    | Annotated[PromptItem, Tag("prompt")]
+    | Annotated[ChatItem, Tag("messages")]
+    | Annotated[TokenItem, Tag("token_ids")],
+    Discriminator(
+        _form_of,
+        custom_error_type="item_form",
+        custom_error_message="an item is an object with one of text, prompt, messages, token_ids",
+    ),
+]
+
+
+class ScoreRequest(_Strict):
+    """The body of `POST /score`."""
+
+    items: list[Item] = Field(max_length=MAX_ITEMS, fail_fast=True)
+    model: str | None = Field(None, description="Which loaded model; may be left out when there is only one.")
+    truncation: Truncation = "error"
+    fingerprint: str | None = Field(None, description="Refuse (409) unless this fingerprint computes the scores.")
+    engine: str | None = Field(None, description="Refuse (409) unless this engine computes the scores.")
+    raw: bool = Field(False, description="Skip the bundle's normalization.")
+
+    @property
+    def num_sequences(self) -> int:
+        """How many results the answer will hold."""
+        return sum(item.num_sequences for item in self.items)
+
+
+def check_request(content: Mapping[str, Any]) -> ScoreRequest:
+    """Check a request given as Python objects, as `parse_request` does a body.
+
+    Raises:
+        InvalidRequest: it has a wrong shape; the message says where.
+    """
+    try:
+        return ScoreRequest.model_validate(content)
+    except ValidationError as error:
+        raise as_request_error(error) from error
+
+
+def as_request_error(error: ValidationError) -> RequestError:
+    """The first thing that is wrong with a request, and where."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return NotJson(f"{first['msg']}; send a JSON object with items")
+    if first["type"] == "too_long" and first["loc"] == ("items",):
+        return TooLarge(f"the request has more than {MAX_ITEMS} items; split it")
+    # The tag of an item's form is no key of the document.
+    keys = [key for at, key in enumerate(first["loc"]) if not (at == 2 and first["loc"][0] == "items")]
+    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".") or "body"
+    return InvalidRequest(f"{where}: {first['msg']}")

@@ -1,0 +1,1 @@
+"""What waits for an engine, and what goes together. Knows no text and no HTTP."""

@@ -1,0 +1,243 @@
+"""Which waiting sequences make the next engine call: pure, without clock, event loop or engine.
+
+Sequences of close length go together. Where sequences begin with the same tokens, the tokens are computed once and the
+sequences continue from there, if that pays. Always one of the oldest is among the chosen, so nothing starves.
+"""
+
+import heapq
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from plaudit_service.text.token_ids import Ids, token_key
+
+# Sharing pays from here on, in tokens that need not be computed: the prefix is a call of its own, and batches become
+# smaller (docs/decisions.md has the figures).
+_MIN_SAVED_TOKENS = 64
+_MIN_SAVED_SHARE = 0.1
+# Shorter common beginnings are chance: BOS, a role, the first word.
+_MIN_PREFIX_TOKENS = 16
+# How many sequences one plan may put before the next oldest.
+_MAX_GROUP = 64
+# A call takes about as long as this many tokens take beyond its own (docs/decisions.md).
+_CALL_COST_TOKENS = 16
+# How many sequences, longer and shorter, are looked at to find the mates of one.
+_MAX_NEIGHBOURS = 32
+# Attending to a prefix token, whose keys and values are copied for every row, counts as this part of computing a token.
+_PREFIX_TOKEN_COST = 1 / 16
+
+
+class Waiting(Protocol):
+    """What the backlog holds; `arrival` numbers grow, and the sequences of one request have the same."""
+
+    @property
+    def arrival(self) -> int: ...  # noqa: D102
+    @property
+    def token_ids(self) -> Ids: ...  # noqa: D102
+
+
+T = TypeVar("T", bound=Waiting)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Generic[T]):
+    """One engine call: sequences, longest first, and how many first tokens of all of them are computed only once."""
+
+    sequences: Sequence[T]
+    num_prefix_tokens: int = 0
+
+
+def no_prefix_is_kept(_: bytes) -> int:
+    """The `longest_kept` of an engine that can continue from prefixes, and keeps none."""
+    return 0
+
+
+class Backlog(Generic[T]):
+    """The sequences that wait for one engine.
+
+    Args:
+        longest_kept: Number of first tokens of a sequence (given as `token_key`) whose computation the engine kept;
+            None: the engine cannot continue from a prefix.
+    """
+
+    def __init__(self, longest_kept: Callable[[bytes], int] | None = None) -> None:
+        self.num_tokens = 0
+        self._longest_kept = longest_kept
+        self._entries: dict[int, T] = {}
+        self._numbers: dict[T, int] = {}
+        self._next_number = 0
+        # A heap of (arrival, -length, number); what was taken out stays until it is on top.
+        self._by_age: list[tuple[int, int, int]] = []
+        # Sorted (length, -number), read from the end: of one length, the oldest first.
+        self._by_length: list[tuple[int, int]] = []
+        # Sorted (token_key, number).
+        self._by_tokens: list[tuple[bytes, int]] = []
+        # The rest of a group that was begun.
+        self._plan: deque[Batch[T]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._entries.values())
+
+    def add(self, entry: T) -> None:
+        """Put a sequence in."""
+        number, length = self._next_number, len(entry.token_ids)
+        self._next_number += 1
+        self._entries[number], self._numbers[entry] = entry, number
+        self.num_tokens += length
+        heapq.heappush(self._by_age, (entry.arrival, -length, number))
+        insort(self._by_length, (length, -number))
+        if self._longest_kept is not None:
+            insort(self._by_tokens, (token_key(entry.token_ids), number))
+
+    def discard(self, entry: T) -> None:
+        """Take a sequence out; one that is not in is no error."""
+        number = self._numbers.pop(entry, None)
+        if number is None:
+            return
+        del self._entries[number]
+        self.num_tokens -= len(entry.token_ids)
+        del self._by_length[bisect_left(self._by_length, (len(entry.token_ids), -number))]
+        if self._longest_kept is not None:
+            del self._by_tokens[bisect_left(self._by_tokens, (token_key(entry.token_ids), number))]
+
+    def take(self, *, max_padded_tokens: int) -> Batch[T] | None:
+        """Take the next batch out; None when nothing waits.
+
+        The anchor is the longest sequence of the oldest request. Its group shares a prefix, cut into batches that are
+        taken one after the other; without a group, it goes with the sequences closest in length.
+
+        Args:
+            max_padded_tokens: Limit of rows x longest row of one call; a sequence over it goes alone.
+        """
+        batch = self._next_planned()
+        if batch is None and (anchor := self._oldest()) is not None:
+            self._plan = self._plan_group(anchor, max_padded_tokens)
+            batch = self._next_planned() or self._of_close_length(anchor, max_padded_tokens)
+        for entry in batch.sequences if batch else ():
+            self.discard(entry)
+        return batch
+
+    def _next_planned(self) -> Batch[T] | None:
+        while self._plan:
+            planned = self._plan.popleft()
+            if left := [entry for entry in planned.sequences if entry in self._numbers]:
+                return Batch(left, planned.num_prefix_tokens)
+        return None
+
+    def _oldest(self) -> T | None:
+        while self._by_age and self._by_age[0][2] not in self._entries:
+            heapq.heappop(self._by_age)
+        return self._entries[self._by_age[0][2]] if self._by_age else None
+
+    def _of_close_length(self, anchor: T, max_padded_tokens: int) -> Batch[T]:
+        """The anchor's batch, where it and its neighbours in length are cut into batches at the least cost."""
+        at = bisect_left(self._by_length, (len(anchor.token_ids), -self._numbers[anchor]))
+        near = self._by_length[max(0, at - _MAX_NEIGHBOURS) : at + _MAX_NEIGHBOURS + 1][::-1]
+        entries = [self._entries[-number] for _, number in near]
+        batches = cut([length for length, _ in near], max_padded_tokens=max_padded_tokens)
+        place = entries.index(anchor)
+        start, stop = next(rows for rows in batches if place < rows[1])
+        return Batch(entries[start:stop])
+
+    def _plan_group(self, anchor: T, max_padded_tokens: int) -> deque[Batch[T]]:
+        """The batches of the sequences that share the anchor's beginning; none where sharing does not pay."""
+        if self._longest_kept is None:
+            return deque()
+        sharers = self._sharers(anchor)
+        num_prefix_tokens = best_prefix(
+            [(shared, len(entry.token_ids)) for shared, entry in sharers],
+            num_kept=self._longest_kept(token_key(anchor.token_ids)),
+        )
+        if num_prefix_tokens == 0:
+            return deque()
+        group = [entry for shared, entry in sharers if shared >= num_prefix_tokens]
+        group.sort(key=lambda entry: -len(entry.token_ids))
+        attended = num_prefix_tokens * (1 - _PREFIX_TOKEN_COST)
+        costs = [len(entry.token_ids) - attended for entry in group]
+        batches = [
+            Batch(group[start:stop], num_prefix_tokens)
+            for start, stop in cut(costs, max_padded_tokens=max_padded_tokens)
+        ]
+        return deque(sorted(batches, key=lambda batch: anchor not in batch.sequences))
+
+    def _sharers(self, anchor: T) -> list[tuple[int, T]]:
+        """Sequences that may share with the anchor, itself included, each with the most tokens that it could share.
+
+        A prefix is always shorter than its sequences: the last token of each is what is scored.
+        """
+        at = bisect_left(self._by_tokens, (token_key(anchor.token_ids), self._numbers[anchor]))
+        longest = len(anchor.token_ids) - 1
+        found = [(longest, anchor)]
+        for step in (-1, 1):
+            other, shared = at + step, longest
+            while 0 <= other < len(self._by_tokens) and len(found) < _MAX_GROUP:
+                entry = self._entries[self._by_tokens[other][1]]
+                shared = min(shared, num_common_tokens(anchor.token_ids, entry.token_ids))  # falls with the distance
+                if shared < _MIN_PREFIX_TOKENS:
+                    break
+                found.append((min(shared, len(entry.token_ids) - 1), entry))
+                other += step
+        return found
+
+
+def num_common_tokens(first: Ids, second: Ids) -> int:
+    """How many tokens two sequences have in common at their beginning."""
+    num = min(len(first), len(second))
+    differ = np.flatnonzero(first[:num] != second[:num])
+    return int(differ[0]) if len(differ) else num
+
+
+def best_prefix(sharers: Sequence[tuple[int, int]], *, num_kept: int) -> int:
+    """How many first tokens to compute once for those sequences that share them; 0 where sharing does not pay.
+
+    Tokens saved by a prefix of P tokens over n sequences: (n - 1) P, or n P where its computation was kept.
+
+    Args:
+        sharers: (tokens that it could share with the first one, length) of each sequence; the first is the anchor.
+        num_kept: First tokens of the anchor whose computation was kept.
+    """
+    best, best_saved = 0, 0
+    for prefix in {shared for shared, _ in sharers} | {min(num_kept, sharers[0][0])}:
+        if prefix < _MIN_PREFIX_TOKENS:
+            continue
+        lengths = [length for shared, length in sharers if shared >= prefix]
+        saved = (len(lengths) - (prefix > num_kept)) * prefix
+        if saved >= max(_MIN_SAVED_TOKENS, _MIN_SAVED_SHARE * sum(lengths)) and (saved, prefix) > (best_saved, best):
+            best, best_saved = prefix, saved
+    return best
+
+
+def cut(lengths: Sequence[float], *, max_padded_tokens: int) -> list[tuple[int, int]]:
+    """Cut sequences into batches so that all calls together cost the least.
+
+    A call costs rows x longest row, padding included, and as much as some tokens for itself. Dynamic programming over
+    the ends of batches, in the order of lengths.
+
+    Args:
+        lengths: Length of each sequence in tokens, falling.
+        max_padded_tokens: Limit of rows x longest row; a sequence over it goes alone.
+
+    Returns:
+        (start, stop) of each batch in `lengths`, in order.
+    """
+    least = [0.0] + [float("inf")] * len(lengths)  # of the first n sequences
+    starts = [0] * (len(lengths) + 1)  # of the last batch of the first n sequences
+    for start, longest in enumerate(lengths):
+        before = least[start] + _CALL_COST_TOKENS
+        for stop in range(start + 1, min(len(lengths), start + max(1, int(max_padded_tokens // longest))) + 1):
+            cost = before + (stop - start) * longest
+            if cost < least[stop]:
+                least[stop], starts[stop] = cost, start
+    batches = []
+    stop = len(lengths)
+    while stop > 0:
+        batches.append((starts[stop], stop))
+        stop = starts[stop]
+    return batches[::-1]

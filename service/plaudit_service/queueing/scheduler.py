@@ -1,0 +1,374 @@
+"""The queue of one model: admits, hands batches to the engine's thread, delivers.
+
+Policy (which sequences make a batch) is in `batching`; computation is in `model`. Knows nothing of HTTP.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from plaudit_service.engine.engine_thread import EngineThread
+from plaudit_service.engine.engines import padded_tokens
+from plaudit_service.engine.model import Failure, Model, Outcome
+from plaudit_service.errors import QueueFull, TooLarge, Unavailable
+from plaudit_service.metrics import Metrics
+from plaudit_service.queueing.batching import Backlog, Batch
+from plaudit_service.queueing.pace import Pace
+from plaudit_service.queueing.score_cache import ScoreCache
+from plaudit_service.results import Status
+from plaudit_service.settings import Settings
+from plaudit_service.text.token_ids import Ids
+from plaudit_service.text.tokenization import TokenizedText
+
+# One batch computes, and one full batch lies ready behind it.
+_MAX_HANDED_OVER = 2
+
+# Bounds of Retry-After, in seconds; clients obey up to a minute.
+_MIN_RETRY_AFTER_S, _MAX_RETRY_AFTER_S = 1, 60
+
+_EXPIRED = Failure(Status.EXPIRED, "the deadline passed before the sequence was computed")
+
+
+@dataclass(eq=False)
+class Ticket:
+    """The sequences of one request, on their way. Times are of the scheduler's clock, in seconds.
+
+    Await `done`; who cancels it takes what is not computed yet out of the queue. Unavailable: the engine hangs.
+    """
+
+    arrival: int
+    deadline: float
+    arrived: float
+    outcomes: list[Outcome]
+    done: asyncio.Future[None]
+    jobs: dict[int, "_Job"] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
+    started: float | None = None
+    finished: float = 0.0
+
+    @property
+    def queue_s(self) -> float:
+        """Time until the first of its batches started."""
+        return (self.finished if self.started is None else self.started) - self.arrived
+
+    @property
+    def infer_s(self) -> float:
+        """Time from the start of its first batch to the end of its last."""
+        return 0.0 if self.started is None else self.finished - self.started
+
+
+@dataclass(eq=False)
+class _Job:
+    """One sequence to compute, and all who wait for it: (ticket, place in its outcomes)."""
+
+    key: "_Key"
+    text: TokenizedText
+    arrival: int
+    waiters: set[tuple[Ticket, int]] = field(default_factory=set)
+
+    @property
+    def token_ids(self) -> Ids:
+        return self.text.token_ids
+
+
+# What a score is a function of: the bytes of token ids and of type ids.
+_Key = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What the engine's thread made of a batch, and when, on the scheduler's clock."""
+
+    outcomes: Sequence[Outcome]
+    started: float
+    finished: float
+    num_prefix_tokens: int
+
+
+class Scheduler:
+    """Batches the sequences of all requests to one model.
+
+    No timer: an idle engine takes what is there at once, and under load batches grow by themselves. While the engine
+    computes, the next batch is handed over as soon as it is full; until then it stays open to what arrives. Identical
+    sequences are computed once.
+
+    Args:
+        model: What computes.
+        settings: Limits of queue and batches.
+        metrics: Where it counts.
+        engine_thread: The device's thread, shared by all its models in turn.
+        clock: Seconds that only grow; deadlines are on it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: Settings,
+        metrics: Metrics,
+        engine_thread: EngineThread,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self.engine_thread = engine_thread
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._backlog: Backlog[_Job] = Backlog(model.longest_kept)
+        self._jobs: dict[_Key, _Job] = {}  # what waits or is computed
+        self._cache = ScoreCache(settings.score_cache_size)
+        self._pace = Pace()
+        self._last_finished = -math.inf
+        self._arrivals = 0
+        self._num_handed_over = 0
+        self._turn_to_wait = asyncio.Lock()
+        self._queue_changed = asyncio.Event()
+        self._failure: Unavailable | None = None
+        self._shown = (0, 0)  # sequences and tokens that this queue has in the gauges
+
+    def require_room(self, num_sequences: int, num_tokens: int = 0, *, deadline: float = math.inf) -> None:
+        """Refuse what `admit` would not admit now, before any work is done for it.
+
+        What waits already may take longer than the deadline leaves, by the pace of the last batches. Such a request
+        would only keep others out, so the queue is full for it. An empty queue refuses nobody, whatever the pace was.
+
+        Args:
+            num_sequences: Sequences of the request.
+            num_tokens: Tokens of all of them; 0 where they are not known yet.
+            deadline: Time of the scheduler's clock after which nobody wants them.
+
+        Raises:
+            QueueFull: there is no room now, or the deadline would pass first.
+            TooLarge: there could never be room.
+            Unavailable: the engine hangs.
+        """
+        if self._failure is not None:
+            raise Unavailable(self._failure.detail)
+        waiting, waiting_tokens = len(self._backlog), self._backlog.num_tokens
+        limits = (
+            ("sequences", num_sequences, waiting, self._settings.max_queued_sequences),
+            ("tokens", num_tokens, waiting_tokens, self._settings.max_queued_tokens),
+        )
+        for what, wanted, queued, limit in limits:
+            if wanted > limit:
+                raise TooLarge(f"the request has {wanted} {what}, the whole queue holds {limit}; send smaller requests")
+            if queued + wanted > limit:
+                raise self._full(f"{queued} {what} wait, the request has {wanted} more, limit {limit}; try again later")
+        wait_s, left_s = self._pace.seconds_for(waiting_tokens), deadline - self._clock()
+        if wait_s > left_s > 0:
+            raise self._full(
+                f"{waiting} sequences wait, which takes about {wait_s:.1f} s, and the request's deadline passes in "
+                f"{left_s:.1f} s; try again later or give it more time"
+            )
+
+    def _full(self, detail: str) -> QueueFull:
+        """Half of what waits should be worked off before the client comes back."""
+        half_s = math.ceil(self._pace.seconds_for(self._backlog.num_tokens) / 2)
+        return QueueFull(detail, retry_after_s=min(_MAX_RETRY_AFTER_S, max(_MIN_RETRY_AFTER_S, half_s)))
+
+    async def wait_for_room(self, texts: Sequence[TokenizedText], *, deadline: float = math.inf) -> None:
+        """Wait, in the order of arrival, until `admit` would admit these sequences; call it at once then.
+
+        A deadline that passes meanwhile ends nothing: what is late expires once it is admitted.
+
+        Raises:
+            TooLarge: there could never be room.
+            Unavailable: the engine hangs.
+        """
+        num_tokens = _count_tokens(texts)
+        async with self._turn_to_wait:
+            while True:
+                try:
+                    self.require_room(len(texts), num_tokens, deadline=deadline)
+                except QueueFull:
+                    self._queue_changed.clear()
+                    await self._queue_changed.wait()
+                else:
+                    return
+
+    def fail(self, error: Unavailable) -> None:
+        """Answer everything that waits or is computed with an error, and whatever may come."""
+        self._failure = error
+        self._queue_changed.set()
+        for ticket in {ticket for job in self._jobs.values() for ticket, _ in job.waiters}:
+            self._release(ticket)
+            if not ticket.done.done():
+                ticket.done.set_exception(error)
+
+    def submit(
+        self, texts: Sequence[TokenizedText], *, deadline: float = math.inf, may_be_known: bool = True
+    ) -> Ticket:
+        """Queue sequences, whether there is room or not; requests come through `admit`.
+
+        Args:
+            texts: The sequences.
+            deadline: Time of the scheduler's clock after which nobody wants them.
+            may_be_known: Whether the cache may answer.
+        """
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(self._arrivals, deadline, self._clock(), [_EXPIRED] * len(texts), loop.create_future())
+        self._arrivals += 1
+        for place, text in enumerate(texts):
+            self._enqueue(ticket, place, text, may_be_known=may_be_known)
+        ticket.done.add_done_callback(lambda _: self._leave(ticket))
+        if not ticket.jobs:
+            self._end(ticket)
+        elif deadline < math.inf:
+            ticket.timer = loop.call_later(deadline - ticket.arrived, self._expire, ticket)
+        self._hand_over()
+        return ticket
+
+    def _leave(self, ticket: Ticket) -> None:
+        """The wait has ended; where it was cancelled, sequences are left."""
+        if ticket.timer is not None:
+            ticket.timer.cancel()
+        if ticket.jobs:
+            self._metrics.cancelled.inc(len(ticket.jobs))
+            self._release(ticket)
+
+    def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText, *, may_be_known: bool) -> None:
+        """Wait for the computation of a sequence, which may be on its way for someone else, or known already."""
+        key = text.token_ids.tobytes(), b"" if text.type_ids is None else text.type_ids.tobytes()
+        if may_be_known and (known := self._cache.get(key)) is not None:
+            self._metrics.score_cache_hits.inc()
+            ticket.outcomes[place] = known
+            return
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = _Job(key, text, ticket.arrival)
+            self._backlog.add(job)
+        job.waiters.add((ticket, place))
+        ticket.jobs[place] = job
+
+    def _release(self, ticket: Ticket) -> None:
+        """Wait for nothing more; a sequence that nobody waits for is dropped."""
+        for place, job in ticket.jobs.items():
+            job.waiters.discard((ticket, place))
+            if not job.waiters:
+                self._drop(job)
+        ticket.jobs.clear()
+        self._show_queue()
+
+    def _drop(self, job: _Job) -> None:
+        """Out of the queue, if it is still there; nobody can join it any more."""
+        self._backlog.discard(job)
+        if self._jobs.get(job.key) is job:
+            del self._jobs[job.key]
+
+    def _expire(self, ticket: Ticket) -> None:
+        """End the wait at the deadline; the outcome of what is not computed yet stays `expired`."""
+        self._metrics.expired.inc(len(ticket.jobs))
+        self._release(ticket)
+        self._end(ticket)
+
+    def _end(self, ticket: Ticket) -> None:
+        ticket.finished = self._clock()
+        if not ticket.done.done():
+            ticket.done.set_result(None)
+
+    def _hand_over(self) -> None:
+        """Give the engine's thread its next batches: the first at once, the second when it is full."""
+        max_tokens = min(self._settings.max_batch_tokens, self.model.max_batch_tokens)
+        while self._num_handed_over < _MAX_HANDED_OVER:
+            is_full = self._backlog.num_tokens >= max_tokens
+            if self._num_handed_over and not is_full:
+                break
+            batch = self._backlog.take(max_padded_tokens=int(max_tokens))
+            if batch is None:
+                break
+            batch = self._without_expired(batch)
+            if batch.sequences:
+                self._start(batch)
+        self._show_queue()
+
+    def _without_expired(self, batch: Batch[_Job]) -> Batch[_Job]:
+        """The part of a batch that somebody wants still; timers may be late where the event loop is busy."""
+        now = self._clock()
+        for job in batch.sequences:
+            for ticket in {ticket for ticket, _ in job.waiters if ticket.deadline <= now}:
+                self._expire(ticket)
+        return Batch([job for job in batch.sequences if job.waiters], batch.num_prefix_tokens)
+
+    def _start(self, batch: Batch[_Job]) -> None:
+        loop, since = asyncio.get_running_loop(), self._clock()
+        self._num_handed_over += 1
+        self._metrics.running_sequences.inc(len(batch.sequences))
+        future = self.engine_thread.submit(lambda: self._compute(batch))
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, batch, done.result(), since))
+
+    def _compute(self, batch: Batch[_Job]) -> _Computed:
+        """In the engine's thread. Never raises: `Model.compute` makes failures of what the engine raises."""
+        model = self.model
+        started, before = self._clock(), model.num_computed_prefix_tokens
+        # Who waited may have left since the batch was handed over.
+        wanted = [job for job in batch.sequences if job.waiters]
+        computed = model.compute([job.text for job in wanted], batch.num_prefix_tokens)
+        outcomes = dict(zip(wanted, computed, strict=True))
+        return _Computed(
+            [outcomes.get(job, _EXPIRED) for job in batch.sequences],
+            started,
+            self._clock(),
+            model.num_computed_prefix_tokens - before,
+        )
+
+    def _finish(self, batch: Batch[_Job], computed: _Computed, handed_over: float) -> None:
+        """In the event loop again: deliver, and keep the engine busy."""
+        # Other models' batches, which the thread takes in turn, are part of what this queue waits for.
+        began = max(handed_over, self._last_finished)
+        self._pace.observe(sum(len(job.token_ids) for job in batch.sequences), computed.finished - began)
+        self._last_finished = computed.finished
+        self._num_handed_over -= 1
+        self._metrics.running_sequences.dec(len(batch.sequences))
+        self._hand_over()
+        self._observe(batch, computed)
+        for job, outcome in zip(batch.sequences, computed.outcomes, strict=True):
+            self._drop(job)
+            self._cache.put(job.key, outcome)
+            for ticket, place in job.waiters:
+                self._deliver(ticket, place, outcome, computed)
+
+    def _deliver(self, ticket: Ticket, place: int, outcome: Outcome, computed: _Computed) -> None:
+        self._metrics.queue_seconds.observe(max(0.0, computed.started - ticket.arrived))
+        if ticket.started is None:
+            ticket.started = max(ticket.arrived, computed.started)
+        ticket.outcomes[place] = outcome
+        del ticket.jobs[place]
+        if not ticket.jobs:
+            self._end(ticket)
+
+    def _observe(self, batch: Batch[_Job], computed: _Computed) -> None:
+        shared = batch.num_prefix_tokens
+        lengths = [len(job.token_ids) - shared for job in batch.sequences]
+        padded = padded_tokens(lengths)
+        self._metrics.infer_seconds.observe(computed.finished - computed.started)
+        self._metrics.batch_sequences.observe(len(lengths))
+        self._metrics.batch_tokens.observe(padded + computed.num_prefix_tokens)
+        self._metrics.computed_tokens.inc(sum(lengths) + computed.num_prefix_tokens)
+        self._metrics.padding_tokens.inc(padded - sum(lengths))
+        self._metrics.shared_tokens.inc(max(0, len(lengths) * shared - computed.num_prefix_tokens))
+
+    def _show_queue(self) -> None:
+        """The gauges add up the queues of all models."""
+        self._queue_changed.set()
+        shown, self._shown = self._shown, (len(self._backlog), self._backlog.num_tokens)
+        self._metrics.queued_sequences.inc(self._shown[0] - shown[0])
+        self._metrics.queued_tokens.inc(self._shown[1] - shown[1])
+
+
+def admit(requests: Sequence[tuple[Scheduler, Sequence[TokenizedText]]], *, deadline: float = math.inf) -> list[Ticket]:
+    """Queue the sequences of a request in one queue or several: in all of them, or where one has no room, in none.
+
+    Nothing is awaited between the first question and the last ticket: nobody can take the room meanwhile, and no engine
+    begins what another queue refuses.
+
+    Raises:
+        QueueFull, TooLarge, Unavailable: as `require_room` does.
+    """
+    for scheduler, texts in requests:
+        scheduler.require_room(len(texts), _count_tokens(texts), deadline=deadline)
+    return [scheduler.submit(texts, deadline=deadline) for scheduler, texts in requests]
+
+
+def _count_tokens(texts: Sequence[TokenizedText]) -> int:
+    return sum(len(text.token_ids) for text in texts)

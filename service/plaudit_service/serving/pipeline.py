@@ -1,0 +1,137 @@
+"""The path of every request to one bundle, and of the start-up check: tokenize, queue, compute, finish.
+
+Knows nothing of HTTP.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from plaudit_service.engine.model import Model
+from plaudit_service.errors import AllExpired
+from plaudit_service.items import Item, Truncation
+from plaudit_service.metrics import Metrics
+from plaudit_service.queueing.scheduler import Scheduler, Ticket
+from plaudit_service.results import Result
+from plaudit_service.serving.parity import ParityReport, compare, golden_items, mixed_batches, score_mixed, score_shared
+from plaudit_service.text.tokenization import TokenizedText
+
+# How long a request may keep a tokenizer thread before it goes to the back of the line.
+_TURN_S = 0.02
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A request's sequences, a result in place of each that cannot be computed, and the seconds that this took."""
+
+    texts: Sequence[TokenizedText | Result]
+    seconds: float
+
+    @cached_property
+    def sequences(self) -> list[TokenizedText]:
+        """What is to be computed."""
+        return [text for text in self.texts if isinstance(text, TokenizedText)]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The results of a request, one per sequence, and where its time went, in seconds."""
+
+    results: Sequence[Result]
+    queue_s: float
+    tokenize_s: float
+    infer_s: float
+
+
+class Pipeline:
+    """One bundle with its queue and the threads that it shares with others.
+
+    Args:
+        model: The loaded model.
+        scheduler: Its queue.
+        metrics: Where results are counted.
+        tokenizer_threads: Run tokenization off the event loop.
+        clock: Seconds that only grow; deadlines are on it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        tokenizer_threads: Executor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.model = model
+        self.scheduler = scheduler
+        self._metrics = metrics
+        self._tokenizer_threads = tokenizer_threads
+        self.clock = clock
+
+    async def tokenize(
+        self, items: Sequence[Item], truncation: Truncation = "error", *, deadline: float = float("inf")
+    ) -> Tokenized:
+        """Tokenize off the event loop, in turns, so that a large request does not keep small ones waiting.
+
+        Raises:
+            InvalidRequest: an item cannot be scored by this model.
+            AllExpired: the deadline passed before the end.
+        """
+        started = time.monotonic()
+        texts: list[TokenizedText | Result] = []
+        steps = self.model.tokenization.steps(items, truncation)
+        loop = asyncio.get_running_loop()
+        while await loop.run_in_executor(self._tokenizer_threads, _take_turn, steps, texts):
+            if self.clock() >= deadline:
+                raise AllExpired("the deadline of X-Request-Timeout-S passed while the request was tokenized")
+        seconds = time.monotonic() - started
+        self._metrics.tokenize_seconds.observe(seconds)
+        return Tokenized(texts, seconds)
+
+    def scored(self, tokenized: Tokenized, ticket: Ticket, *, raw: bool) -> Scored:
+        """The results of a request whose sequences were computed."""
+        results = self.model.results(tokenized.texts, ticket.outcomes, raw=raw)
+        return Scored(results, ticket.queue_s, tokenized.seconds, ticket.infer_s)
+
+    async def check_parity(self) -> ParityReport:
+        """Score the golden texts through this very path, alone and all at once; then mixed in length, and continued."""
+        items = golden_items(self.model.bundle)
+        alone = [(await self._check(await self.tokenize([item])))[0] for item in items]
+        tokenized = await self.tokenize(items)
+        batched = await self._check(tokenized)
+        model, texts, engine_thread = self.model, tokenized.texts, self.scheduler.engine_thread
+        mixed = score_mixed(model, texts, [])
+        shared: list[Result | None] = []
+        # A job for each call: the watchdog takes a long job for a hung one.
+        for batch in mixed_batches(texts):
+            mixed |= await asyncio.wrap_future(engine_thread.submit(partial(score_mixed, model, texts, [batch])))
+        for text in texts:
+            shared += await asyncio.wrap_future(engine_thread.submit(partial(score_shared, model, [text])))
+        return compare(
+            self.model,
+            tokenized.texts,
+            alone=alone,
+            batched=batched,
+            mixed=mixed,
+            shared=shared,
+            engine_failures=self.model.num_engine_failures,
+        )
+
+    async def _check(self, tokenized: Tokenized) -> Sequence[Result]:
+        """Raw results, whatever waits in the queue or is known already."""
+        ticket = self.scheduler.submit(tokenized.sequences, may_be_known=False)
+        await ticket.done
+        return self.scored(tokenized, ticket, raw=True).results
+
+
+def _take_turn(steps: Iterator[list[TokenizedText | Result]], texts: list[TokenizedText | Result]) -> bool:
+    """Take tokenization steps for a while; whether there are more."""
+    end = time.monotonic() + _TURN_S
+    for step in steps:
+        texts += step
+        if time.monotonic() >= end:
+            return True
+    return False

@@ -1,0 +1,190 @@
+"""In-process scoring: the same tokenization, batches and engine as the service, without HTTP and queue."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from plaudit_service.bundles.bundle import Bundle, load_bundle
+from plaudit_service.engine.engines import open_engine
+from plaudit_service.engine.model import Model, Outcome
+from plaudit_service.engine.prefixes import PrefixCache
+from plaudit_service.errors import UnknownModel
+from plaudit_service.items import ScoreRequest, Truncation, check_request
+from plaudit_service.queueing.batching import Backlog
+from plaudit_service.results import Identity, Result
+from plaudit_service.serving.combining import parse_combinations
+from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS, DEFAULT_PREFIX_CACHE_BYTES
+from plaudit_service.text.token_ids import Ids
+from plaudit_service.text.tokenization import TokenizedText
+
+
+class Scores(Sequence[Result]):
+    """The results of one call, one per sequence, in order."""
+
+    def __init__(self, results: Sequence[Result], *, model: str, fingerprint: str, engine: str) -> None:
+        self._results = tuple(results)
+        self.model = model
+        self.fingerprint = fingerprint
+        self.engine = engine
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Result]: ...
+    def __getitem__(self, index: int | slice) -> Result | Sequence[Result]:
+        return self._results[index]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self._results)
+
+    @property
+    def floats(self) -> list[float]:
+        """The scores, NaN where there is none."""
+        return [float("nan") if result.score is None else result.score for result in self._results]
+
+
+class _InProcess(ABC):
+    """What scores items in this process.
+
+    Attributes:
+        identity: What answers name and calls may pin.
+    """
+
+    identity: Identity
+
+    @abstractmethod
+    def results(self, request: ScoreRequest) -> list[Result]:
+        """One result per sequence, in order.
+
+        Raises:
+            InvalidRequest: an item cannot be scored.
+        """
+
+    def score(
+        self,
+        items: Sequence[Mapping[str, Any] | str],
+        *,
+        model: str | None = None,
+        truncation: Truncation = "error",
+        raw: bool = False,
+        fingerprint: str | None = None,
+        engine: str | None = None,
+    ) -> Scores:
+        """Score items in any form of the wire; a plain string is a text. The arguments are those of `/score`.
+
+        Raises:
+            InvalidRequest: an item has a wrong shape; the message says which.
+            UnknownModel, Mismatch: another model, fingerprint or engine is asked for.
+        """
+        wire = [{"text": item} if isinstance(item, str) else item for item in items]
+        fields = {"truncation": truncation, "raw": raw, "model": model, "fingerprint": fingerprint, "engine": engine}
+        request = check_request({"items": wire, **fields})
+        identity = self.identity
+        if model not in {None, identity.name}:
+            raise UnknownModel(f'model "{model}" is not loaded; here: {identity.name}')
+        identity.check_pins(request)
+        return Scores(
+            self.results(request), model=identity.name, fingerprint=identity.fingerprint, engine=identity.engine
+        )
+
+
+class Scorer(_InProcess):
+    """Scores items with a bundle in this process; `score` has the signature of the client's.
+
+    Args:
+        bundle: A bundle directory, or a loaded bundle.
+        num_threads: Threads of the engine; 0: one per core that this process may use.
+        max_batch_tokens: Limit of rows x longest row of one engine call.
+        share_prefixes: Whether tokens that causal sequences begin with in common are computed only once.
+        runtime: `onnxruntime` or `openvino`.
+        provider: `cpu` or `cuda`.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+    """
+
+    def __init__(
+        self,
+        bundle: Path | str | Bundle,
+        *,
+        num_threads: int = 0,
+        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+        share_prefixes: bool = True,
+        runtime: str = "onnxruntime",
+        provider: str = "cpu",
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        engine = open_engine(self.bundle, runtime=runtime, provider=provider, num_threads=num_threads)
+        self.model = Model(self.bundle, engine, PrefixCache(DEFAULT_PREFIX_CACHE_BYTES) if share_prefixes else None)
+        self.identity = self.model.identity
+        self._max_batch_tokens = max_batch_tokens
+
+    def results(self, request: ScoreRequest) -> list[Result]:
+        """One result per sequence, in order.
+
+        Raises:
+            InvalidRequest: an item cannot be scored by this model.
+        """
+        texts = self.model.tokenization.tokenize(request.items, request.truncation)
+        outcomes = self._compute([text for text in texts if isinstance(text, TokenizedText)])
+        return self.model.results(texts, outcomes, raw=request.raw)
+
+    def _compute(self, texts: Sequence[TokenizedText]) -> list[Outcome]:
+        model = self.model
+        backlog: Backlog[_Waiting] = Backlog(model.longest_kept)
+        for place, text in enumerate(texts):
+            backlog.add(_Waiting(place, text))
+        outcomes: dict[int, Outcome] = {}
+        while (batch := backlog.take(max_padded_tokens=self._max_batch_tokens)) is not None:
+            computed = model.compute([waiting.text for waiting in batch.sequences], batch.num_prefix_tokens)
+            for waiting, outcome in zip(batch.sequences, computed, strict=True):
+                outcomes[waiting.place] = outcome
+        return [outcomes[place] for place in range(len(texts))]
+
+
+class CombinedScorer(_InProcess):
+    """Scores items with a combination of bundles in this process, to the numbers of `plaudit-serve --combine`.
+
+    `CombinedScorer("safe=0.7*helpful+0.3*harmless", [Scorer("rm/helpful"), Scorer("rm/harmless")]).score(items)`
+
+    Args:
+        combination: NAME=FORMULA over the names of the bundles.
+        scorers: One for each part, in any order; others are not asked.
+
+    Raises:
+        SettingsError: it is no formula, its name is taken, a part has no scorer, or two bundles have one name.
+    """
+
+    def __init__(self, combination: str, scorers: Sequence[Scorer]) -> None:
+        (self.combination,) = parse_combinations([combination], [scorer.identity.name for scorer in scorers])
+        by_name = {scorer.identity.name: scorer for scorer in scorers}
+        self.parts = tuple(by_name[part] for part in self.combination.parts)
+        self.identity = self.combination.identity([part.identity for part in self.parts])
+
+    def results(self, request: ScoreRequest) -> list[Result]:
+        """One result per sequence, in order; `heads` has the score of each part.
+
+        Raises:
+            InvalidRequest: an item cannot be scored by a part, or is token ids for parts with different tokenizers.
+        """
+        self.combination.check_items(request.items, [part.bundle for part in self.parts])
+        rows = zip(*(part.results(request) for part in self.parts), strict=True)
+        return [self.combination.combine(row) for row in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A sequence of one call, which all arrived at once."""
+
+    place: int
+    text: TokenizedText
+    arrival: int = 0
+
+    @property
+    def token_ids(self) -> Ids:
+        return self.text.token_ids

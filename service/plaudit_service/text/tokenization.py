@@ -1,0 +1,341 @@
+"""Items to sequences of token ids, equal to what transformers gives for the same input.
+
+Knows nothing of batches, engines or HTTP. The rules and the one exception (no second BOS): docs/scoring.md.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer, models
+
+from plaudit_service.bundles.bundle import TOKENIZER, Bundle, Scoring
+from plaudit_service.errors import BundleError, InvalidRequest
+from plaudit_service.items import ChatItem, Item, PromptItem, TextItem, TokenItem, Truncation
+from plaudit_service.results import Result, Status
+from plaudit_service.text.chat_template import ChatTemplateError, compile_chat_template
+from plaudit_service.text.token_ids import Ids
+
+# A step of tokenization ends behind this many characters: tens of milliseconds.
+_STEP_CHARS = 65_536
+# What a sequence costs besides its text, in characters.
+_SOURCE_CHARS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedText:
+    """One sequence, ready for the engine.
+
+    Attributes:
+        token_ids: shape (T,), int64, 1 <= T <= max_tokens; of a causal model it ends with the pooled token.
+        type_ids: shape (T,), int64, or None where all are 0.
+        num_tokens: tokens of the whole text, before truncation.
+        truncated: whether tokens were left out.
+    """
+
+    token_ids: Ids
+    type_ids: Ids | None
+    num_tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one sequence is made from: text (or a pair of texts) to encode, or ids, or an error already."""
+
+    where: str
+    text: str | tuple[str, str] | None = None
+    token_ids: list[int] | None = None
+    error: str | None = None
+    add_special_tokens: bool = False
+    append_eos: bool = False
+
+    @property
+    def size(self) -> int:
+        """About what its tokenization costs, in characters."""
+        text = self.text or self.token_ids or ""
+        return _SOURCE_CHARS + (len(text) if not isinstance(text, tuple) else len(text[0]) + len(text[1]))
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What the tokenizer made of one text; `num_trailing` counts the special tokens that it added at the end."""
+
+    ids: list[int]
+    type_ids: list[int]
+    num_trailing: int
+
+
+class TokenizerPanic(Exception):  # noqa: N818  named as what Rust calls it
+    """The Rust library found a bug in itself, or was given a tokenizer that it did not check."""
+
+
+class Tokenization:
+    """The tokenizer and chat template of one bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._scoring = bundle.scoring
+        self._name = bundle.name
+        try:
+            self._tokenizer = _call(Tokenizer.from_file, str(bundle.path / TOKENIZER))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise BundleError(f"bundle {bundle.path}: {TOKENIZER} cannot be read ({error}); export it again") from error
+        if self._tokenizer.truncation is not None or self._tokenizer.padding is not None:
+            raise BundleError(
+                f"bundle {bundle.path}: {TOKENIZER} truncates or pads, so scores would be wrong; export again"
+            )
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {id_ for id_, token in added.items() if token.special} - self._unknown_ids()
+        self._special_ids = np.array(sorted(special), dtype=np.int64)
+        self._render = None
+        if bundle.chat_template is not None:
+            try:
+                self._render = compile_chat_template(bundle.chat_template, _template_tokens(self._scoring))
+            except ChatTemplateError as error:
+                raise BundleError(f"bundle {bundle.path}: {error}") from error
+
+    def has_token(self, text: str) -> bool:
+        """Whether the vocabulary has this text as one token."""
+        return self._tokenizer.token_to_id(text) is not None
+
+    def tokenize(self, items: Sequence[Item], truncation: Truncation = "error") -> list[TokenizedText | Result]:
+        """Make the sequences of all items, in order; a `Result` stands where there is nothing to compute.
+
+        Raises:
+            InvalidRequest: an item has a form that this bundle cannot score, or an id outside of the vocabulary.
+        """
+        return [text for step in self.steps(items, truncation) for text in step]
+
+    def steps(self, items: Sequence[Item], truncation: Truncation = "error") -> Iterator[list[TokenizedText | Result]]:
+        """What `tokenize` does, in steps of bounded work: the next sequences of each, in order.
+
+        Raises:
+            InvalidRequest: as there.
+        """
+        sources: list[_Source] = []
+        size = 0
+        for number, item in enumerate(items):
+            for source in self._sources(f"items[{number}]", item):
+                sources.append(source)
+                size += source.size
+                if size >= _STEP_CHARS:
+                    yield self._step(sources, truncation)
+                    sources, size = [], 0
+        if sources:
+            yield self._step(sources, truncation)
+
+    def _step(self, sources: Sequence[_Source], truncation: Truncation) -> list[TokenizedText | Result]:
+        encoded = self._encode(sources)
+        return [self._finish(source, ids, truncation) for source, ids in zip(sources, encoded, strict=True)]
+
+    def _sources(self, where: str, item: Item) -> Iterator[_Source]:
+        match item:
+            case TokenItem():
+                self._refuse_if_pair(where)
+                yield _Source(where, token_ids=item.token_ids)
+            case TextItem():
+                self._refuse_if_pair(where)
+                yield self._source(where, item.text, item.finished)
+            case PromptItem():
+                completions = [item.completion or ""] if item.completions is None else item.completions
+                for completion in completions:
+                    text = (item.prompt, completion) if self._scoring.pair else item.prompt + completion
+                    yield self._source(where, text, item.finished)
+            case ChatItem():
+                yield from self._chat(where, item)
+
+    def _refuse_if_pair(self, where: str) -> None:
+        if self._scoring.pair:
+            raise InvalidRequest(
+                f'{where}: model "{self._name}" was trained on pairs and scores prompt with completion only, '
+                "or one user and one assistant turn"
+            )
+
+    def _source(self, where: str, text: str | tuple[str, str], finished: bool) -> _Source:
+        return _Source(
+            where,
+            text=text,
+            add_special_tokens=self._scoring.add_special_tokens,
+            append_eos=self._scoring.append_eos and finished,
+        )
+
+    def _chat(self, where: str, item: ChatItem) -> Iterator[_Source]:
+        head = [message.model_dump() for message in item.messages]
+        tails = [[]] if item.completions is None else [[{"role": "assistant", "content": c}] for c in item.completions]
+        for tail in tails:
+            messages = head + tail
+            if self._scoring.pair:
+                if [message["role"] for message in messages] != ["user", "assistant"]:
+                    raise InvalidRequest(
+                        f'{where}: model "{self._name}" was trained on pairs and scores one user and one assistant '
+                        f"turn; this chat has {len(messages)} turns"
+                    )
+                yield self._source(where, (messages[0]["content"], messages[1]["content"]), item.finished)
+                continue
+            if self._render is None:
+                raise InvalidRequest(
+                    f'{where}: model "{self._name}" has no chat template; send prompt and completion, or export the '
+                    "bundle again with --chat-template FILE"
+                )
+            try:
+                text = self._render(messages)
+            except ChatTemplateError as error:
+                yield _Source(where, error=str(error))
+            else:
+                yield _Source(where, text=text, append_eos=self._scoring.append_eos and item.finished)
+
+    def _encode(self, sources: Sequence[_Source]) -> list[_Encoded | str]:
+        """The tokens of each source, or an error text."""
+        encoded: list[_Encoded | str] = [
+            _Encoded(source.token_ids or [], [], 0) if source.error is None else source.error for source in sources
+        ]
+        for add_special_tokens in (False, True):
+            places = [
+                at
+                for at, source in enumerate(sources)
+                if source.text is not None and source.add_special_tokens is add_special_tokens
+            ]
+            texts = [sources[at].text for at in places]
+            try:
+                encodings = _call(self._tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens)
+            except Exception:  # noqa: BLE001  one text that the tokenizer cannot take must not fail its mates
+                for at in places:
+                    encoded[at] = self._encode_alone(sources[at])
+            else:
+                for at, encoding in zip(places, encodings, strict=True):
+                    encoded[at] = _as_encoded(encoding)
+        return encoded
+
+    def _encode_alone(self, source: _Source) -> _Encoded | str:
+        try:
+            (encoding,) = _call(
+                self._tokenizer.encode_batch, [source.text], add_special_tokens=source.add_special_tokens
+            )
+        except Exception as error:  # noqa: BLE001  the Rust library raises plain Exception
+            return f"the tokenizer failed: {type(error).__name__}"
+        return _as_encoded(encoding)
+
+    def _finish(self, source: _Source, encoded: _Encoded | str, truncation: Truncation) -> TokenizedText | Result:
+        if isinstance(encoded, str):
+            return Result(Status.FAILED, None, 0, detail=f"{source.where}: {encoded}")
+        ids = np.array(encoded.ids, dtype=np.int64)
+        if self._is_empty(source, ids):
+            detail = f"{source.where}: there is no token besides special ones"
+            return Result(Status.EMPTY, None, len(ids), detail=detail)
+        if ids.max() >= self._scoring.vocab_size:
+            return self._outside_of_vocabulary(source, ids)
+        type_ids = np.array(encoded.type_ids, dtype=np.int64) if any(encoded.type_ids) else None
+        num_trailing = encoded.num_trailing
+        if self._has_second_bos(source, ids):
+            ids, type_ids = ids[1:], None if type_ids is None else type_ids[1:]
+        eos = self._scoring.eos
+        if source.append_eos and eos is not None and ids[-1] != eos.id:
+            ids = np.append(ids, eos.id)
+            type_ids = None if type_ids is None else np.append(type_ids, type_ids[-1])
+            num_trailing += 1
+        return self._fit(source, ids, type_ids, num_trailing, truncation)
+
+    def _outside_of_vocabulary(self, source: _Source, ids: Ids) -> Result:
+        """The caller's ids show another tokenizer, and that every item is wrong; a text's show a wrong bundle."""
+        detail = (
+            f'{source.where}: token id {ids.max()}, but the vocabulary of model "{self._name}" has '
+            f"{self._scoring.vocab_size} entries"
+        )
+        if source.token_ids is not None:
+            raise InvalidRequest(f"{detail}; send ids of its own tokenizer")
+        return Result(Status.FAILED, None, len(ids), detail=f"{detail}; its tokenizer has more than it knows")
+
+    def _fit(
+        self, source: _Source, ids: Ids, type_ids: Ids | None, num_trailing: int, truncation: Truncation
+    ) -> TokenizedText | Result:
+        """Bring a sequence to the model's positions, and a causal one to its pooled token."""
+        scoring, num_tokens = self._scoring, len(ids)
+        truncated = num_tokens > scoring.max_tokens
+        if truncated and truncation == "error":
+            detail = (
+                f'{source.where}: {num_tokens} tokens, limit {scoring.max_tokens} (model "{self._name}"); shorten it '
+                'or send truncation="left"'
+            )
+            return Result(Status.TOO_LONG, None, num_tokens, detail=detail)
+        if truncated:
+            kept = self._kept(ids, num_trailing, truncation)
+            ids, type_ids = ids[kept], None if type_ids is None else type_ids[kept]
+        if scoring.kind == "causal":
+            ids, type_ids = ids[: pooled_index(ids, scoring.pad_token_id) + 1], None
+        return TokenizedText(ids, type_ids, num_tokens, truncated)
+
+    def _is_empty(self, source: _Source, ids: Ids) -> bool:
+        """Ids are scored as they are, special or not; a text has to hold something besides special tokens."""
+        if source.token_ids is not None or len(ids) == 0:
+            return len(ids) == 0
+        return bool(np.isin(ids, self._special_ids).all())
+
+    def _has_second_bos(self, source: _Source, ids: Ids) -> bool:
+        """Whether the tokenizer put a BOS before a text that begins with one."""
+        bos = self._scoring.bos
+        if bos is None or source.text is None or not source.add_special_tokens:
+            return False
+        text = source.text if isinstance(source.text, str) else source.text[0]
+        return text.startswith(bos.text) and ids[:2].tolist() == [bos.id, bos.id]
+
+    def _kept(self, ids: Ids, num_trailing: int, truncation: Truncation) -> Ids:
+        """Positions that stay: the end and the leading special tokens, or the start and the added trailing ones."""
+        limit = self._scoring.max_tokens
+        at = np.arange(len(ids))
+        if truncation == "left":
+            num_leading = min(int(np.argmin(np.isin(ids, self._special_ids))), limit - 1)
+            return np.concatenate([at[:num_leading], at[len(ids) - (limit - num_leading) :]])
+        num_trailing = min(num_trailing, limit - 1)
+        return np.concatenate([at[: limit - num_trailing], at[len(ids) - num_trailing :]])
+
+    def _unknown_ids(self) -> set[int]:
+        """The id that stands for what the vocabulary lacks: it is content, though tokenizers flag it as special.
+
+        Not where the model uses one id for both, as GPT-2 does.
+        """
+        model = self._tokenizer.model
+        if isinstance(model, models.Unigram):
+            unknown = json.loads(self._tokenizer.to_str())["model"]["unk_id"]
+        else:
+            unknown = self._tokenizer.token_to_id(getattr(model, "unk_token", None) or "")
+        bos, eos = self._scoring.bos, self._scoring.eos
+        return {unknown} - {self._scoring.pad_token_id, bos and bos.id, eos and eos.id}
+
+
+def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call the Rust library. Its panic is no `Exception`, so it would end whole requests.
+
+    Raises:
+        TokenizerPanic: it panicked; the library itself has written why to standard error.
+    """
+    try:
+        return function(*arguments, **options)
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise TokenizerPanic from error
+        raise
+
+
+def _template_tokens(scoring: Scoring) -> dict[str, str | list[str]]:
+    """The special tokens that the chat template finds by name; as in transformers, one that is missing is undefined."""
+    named = {"bos_token": scoring.bos, "eos_token": scoring.eos}
+    return scoring.template_tokens | {name: token.text for name, token in named.items() if token is not None}
+
+
+def _as_encoded(encoding: Encoding) -> _Encoded:
+    added = encoding.special_tokens_mask[::-1]
+    return _Encoded(encoding.ids, encoding.type_ids, added.index(0) if 0 in added else 0)
+
+
+def pooled_index(token_ids: Ids, pad_token_id: int | None) -> int:
+    """Which token of a causal model's sequence is scored: the rightmost that is no padding.
+
+    transformers, `GenericForSequenceClassification.forward`: by id, whatever the mask, so that with pad == EOS a final
+    EOS is not pooled; no pad id: the last token; nothing but pads: index 0.
+    """
+    if pad_token_id is None:
+        return len(token_ids) - 1
+    real = np.flatnonzero(token_ids != pad_token_id)
+    return int(real[-1]) if len(real) else 0

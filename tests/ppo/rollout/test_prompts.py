@@ -1,0 +1,103 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+
+from plaudit_ppo.errors import PromptError
+from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left, read_prompts
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text):
+        path = tmp_path / "prompts.jsonl"
+        path.write_text(text)
+        return read_prompts(path)
+
+    return read
+
+
+def test_texts_and_chats_are_read_and_empty_lines_skipped(read):
+    prompts = read('{"prompt": "one", "id": 7}\n\n{"messages": [{"role": "user", "content": "two"}]}\n')
+    assert prompts == [Prompt(text="one"), Prompt(messages=({"role": "user", "content": "two"},))]
+    assert [prompt.where.rpartition("/")[2] for prompt in prompts] == ["prompts.jsonl line 1", "prompts.jsonl line 3"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{prompt}", "not JSON"),
+        ("3", "needs either prompt or messages, has neither"),
+        ("{}", "needs either prompt or messages, has neither"),
+        ('{"prompt": "a", "messages": []}', "needs either prompt or messages, has ['messages', 'prompt']"),
+        ('{"prompt": 3}', "prompt has the wrong shape"),
+        ('{"messages": []}', "messages has the wrong shape"),
+        ('{"messages": [{"role": "user"}]}', "messages has the wrong shape"),
+        ('{"messages": [{"role": "user", "content": "a", "name": "b"}]}', "messages has the wrong shape"),
+    ],
+)
+def test_a_line_that_is_no_prompt_is_named_by_its_number(read, line, says):
+    with pytest.raises(PromptError) as caught:
+        read('{"prompt": "good"}\n' + line)
+    assert "prompts.jsonl line 2: " in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_line_that_is_not_utf8_is_named_by_its_number(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"prompt": "good"}\n{"prompt": "\xff"}\n')
+    with pytest.raises(PromptError, match=r"line 2: not JSON"):
+        read_prompts(path)
+
+
+def test_a_missing_and_an_empty_file_are_refused(read, tmp_path):
+    with pytest.raises(PromptError, match=r"absent: cannot be read \(No such file or directory\)"):
+        read_prompts(tmp_path / "absent")
+    with pytest.raises(PromptError, match="holds no prompts"):
+        read("\n")
+
+
+def test_a_prompt_is_never_cut(tokenizer):
+    prompt = Prompt(text="w2 w3 w4", where="here")
+    assert encode_prompt(prompt, tokenizer, max_tokens=3) == [2, 3, 4]
+    with pytest.raises(PromptError, match=r"here: 3 tokens, limit 1 to 2 \(max_prompt_tokens\)"):
+        encode_prompt(prompt, tokenizer, max_tokens=2)
+    with pytest.raises(PromptError, match="here: 0 tokens"):
+        encode_prompt(Prompt(text="", where="here"), tokenizer, max_tokens=2)
+
+
+def test_a_text_gets_one_bos_also_when_it_begins_with_one(make_tokenizer):
+    tokenizer = make_tokenizer(bos_token="w9", eos_token="<eos>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="w9 $A", special_tokens=[("w9", 9)])
+    assert encode_prompt(Prompt(text="w2"), tokenizer, max_tokens=9) == [9, 2]
+    assert encode_prompt(Prompt(text="w9 w2"), tokenizer, max_tokens=9) == [9, 2]
+
+
+def test_a_chat_is_rendered_by_the_template(tokenizer):
+    chat = Prompt(messages=({"role": "user", "content": "w5"},), where="here")
+    with pytest.raises(PromptError, match="here: messages, but the policy's tokenizer has no chat template"):
+        encode_prompt(chat, tokenizer, max_tokens=9)
+    tokenizer.chat_template = (
+        "{% for m in messages %}w2 {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w3{% endif %}"
+    )
+    assert encode_prompt(chat, tokenizer, max_tokens=9) == [2, 5, 3]
+
+
+@given(num_prompts=st.integers(1, 7), start=st.integers(0, 30), count=st.integers(1, 30), seed=st.integers(0, 3))
+def test_the_order_of_prompts_does_not_depend_on_where_a_run_was_continued(num_prompts, start, count, seed):
+    whole = dealt_prompts(num_prompts, start=0, count=start + count, seed=seed)
+    assert whole[start:] == dealt_prompts(num_prompts, start=start, count=count, seed=seed)
+
+
+def test_every_pass_deals_every_prompt_once_in_another_order():
+    passes = torch.tensor(dealt_prompts(50, start=0, count=100, seed=0)).split(50)
+    assert [sorted(order.tolist()) for order in passes] == [list(range(50))] * 2
+    assert passes[0].tolist() != passes[1].tolist()
+
+
+def test_prompts_are_padded_on_the_left():
+    """Detail 1: prompts padded left."""
+    ids, mask = pad_left([[5], [6, 7, 8]], 1)
+    assert ids.tolist() == [[1, 1, 5], [6, 7, 8]]
+    assert mask.tolist() == [[False, False, True], [True, True, True]]

@@ -1,0 +1,267 @@
+"""Checkpoints of the trainer: stopping, going on, and what they leave. With real processes: tests/e2e/test_ppo_*.py."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from plaudit_client import Score, Scores
+from plaudit_ppo import Prompt, TrunkCritic
+from plaudit_ppo.errors import (
+    CheckpointError,
+    ConstantScoresError,
+    DivergenceError,
+    KLBudgetError,
+    MaskedShareError,
+    RatioError,
+    RewardModelError,
+)
+from plaudit_ppo.runs.log import read_log
+
+TIMES = ("time/", "scoring/call_s", "scoring/exposed_wait_s")
+
+
+def weights(*models):
+    return torch.cat([parameter.detach().flatten() for model in models for parameter in model.parameters()])
+
+
+def figures(path):
+    """The log without what a clock says."""
+    return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in read_log(path / "log.jsonl")]
+
+
+def checkpoints(path):
+    return sorted(entry.name for entry in (path / "checkpoints").iterdir())
+
+
+class KilledError(Exception):
+    """Ends a run in the way of a kill: nothing is tidied up."""
+
+
+def stop_after(iteration):
+    def on_iteration(metrics):
+        if metrics["iteration"] == iteration:
+            raise KilledError
+
+    return on_iteration
+
+
+SETTINGS = {
+    "iterations": 7,
+    "checkpoint_every": 2,
+    "num_minibatches": 2,
+    "sample_every": 3,
+    "kl_controller": "adaptive",
+}
+
+
+@pytest.fixture
+def undisturbed(make_trainer, make_policy, make_critic, tmp_path):
+    policy, critic = make_policy(), make_critic()
+    make_trainer(policy=policy, critic=critic, output=str(tmp_path / "whole"), **SETTINGS).train()
+    return weights(policy, critic)
+
+
+@pytest.mark.parametrize("stops", [[1], [2], [3], [5, 6]])
+def test_a_resumed_run_ends_in_the_bits_and_with_the_log_of_one_that_was_never_stopped(
+    make_trainer, make_policy, make_critic, tmp_path, undisturbed, stops
+):
+    """Before the first checkpoint, right at one, after one; and twice."""
+    for stop in stops:
+        with pytest.raises(KilledError):
+            make_trainer(**SETTINGS).train(on_iteration=stop_after(stop), resume=stop != stops[0])
+    policy, critic = make_policy(), make_critic()
+    trainer = make_trainer(policy=policy, critic=critic, reference=make_policy(), **SETTINGS)
+    summary = trainer.train(resume=True)
+    assert torch.equal(weights(policy, critic), undisturbed)
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+    assert (tmp_path / "run" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+    assert (summary.iterations, summary.episodes) == (7, 56)
+
+
+def test_a_run_with_the_critic_on_the_policys_network_is_resumed_in_the_same_bits(make_trainer, make_policy, tmp_path):
+    """Detail 19: O19's variant."""
+
+    def make(output, iterations):
+        policy = make_policy()
+        critic = TrunkCritic(policy, head_init="normal", generator=torch.Generator().manual_seed(0))
+        settings = {"output": str(tmp_path / output), "iterations": iterations, "lr_schedule": "constant"}
+        return make_trainer(policy=policy, critic=critic, reference=make_policy(), **settings), policy, critic
+
+    trainer, *whole = make("whole", 4)
+    trainer.train()
+    make("run", 2)[0].train()
+    trainer, *parts = make("run", 4)
+    trainer.train(resume=True)
+    assert torch.equal(weights(*whole), weights(*parts))
+    assert [path.name for path in (tmp_path / "run" / "critic").iterdir()] == ["value_head.safetensors"]
+
+
+def test_checkpoints_are_bounded_in_number_and_the_last_one_is_of_the_end(make_trainer, tmp_path):
+    make_trainer(**SETTINGS).train()
+    assert checkpoints(tmp_path / "run") == ["iteration-000006", "iteration-000007"]
+    make_trainer(output=str(tmp_path / "few"), iterations=3, checkpoint_every=0, max_checkpoints=5).train()
+    assert checkpoints(tmp_path / "few") == ["iteration-000003"]
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_iterations(make_trainer, tmp_path):
+    make_trainer(iterations=2).train()
+    assert make_trainer(iterations=4).train(resume=True).iterations == 4
+    assert [line["iteration"] for line in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_is_a_normal_transformers_model_and_holds_no_pickle(make_trainer, tmp_path):
+    make_trainer(iterations=2).train()
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoints" / "iteration-000002"
+    assert torch.equal(
+        weights(AutoModelForCausalLM.from_pretrained(checkpoint / "policy")),
+        weights(AutoModelForCausalLM.from_pretrained(run / "policy")),
+    )
+    assert AutoTokenizer.from_pretrained(checkpoint / "policy").eos_token == "<eos>"
+    names = {path.suffix for path in run.rglob("*") if path.is_file()}
+    assert names <= {".json", ".jsonl", ".lock", ".safetensors", ".toml", ".md"}
+
+
+def test_other_prompts_and_other_models_are_refused(make_trainer, make_policy, tmp_path):
+    make_trainer(iterations=1).train()
+    with pytest.raises(CheckpointError, match="the run had other prompts or another tokenizer"):
+        make_trainer(iterations=2, prompts=[Prompt(text="w9")]).train(resume=True)
+    smaller = type(make_policy())(
+        type(make_policy().config)(**make_policy().config.to_dict() | {"num_hidden_layers": 1})
+    )
+    with pytest.raises(CheckpointError, match="of other models than those given"):
+        make_trainer(iterations=2, policy=smaller).train(resume=True)
+
+
+def test_another_reward_model_than_before_the_resume_is_noticed(make_trainer, tmp_path):
+    def scored_by(fingerprint):
+        def scorer(items):
+            results = tuple(Score("ok", float(number)) for number, _ in enumerate(items))
+            return Scores(results, "rm", fingerprint, "engine")
+
+        return scorer
+
+    make_trainer(scored_by("sha256:one"), iterations=1).train()
+    with pytest.raises(RewardModelError, match="fingerprint sha256:two, before sha256:one"):
+        make_trainer(scored_by("sha256:two"), iterations=2).train(resume=True)
+    assert make_trainer(scored_by("sha256:one"), iterations=2).train(resume=True).iterations == 2
+
+
+def failing_from(iteration, results):
+    """A scorer that gives good scores until an iteration, then others; 8 rollouts in 2 calls per iteration."""
+    calls = []
+
+    def scorer(items):
+        calls.append(items)
+        if len(calls) > 2 * (iteration - 1):
+            return [results] * len(items)
+        return [Score("ok", float(number)) for number, _ in enumerate(items)]
+
+    return scorer
+
+
+def broken_policy(policy, kind):
+    """A policy whose training forward goes wrong from its third iteration on."""
+    forwards = []
+
+    def distort(module, args, kwargs, output):
+        if not kwargs["use_cache"]:
+            forwards.append(1)
+            if kind == "gradient" and len(forwards) > 24 and output.logits.requires_grad:
+                output.logits.register_hook(lambda gradient: gradient * float("nan"))
+            if kind == "ratio" and len(forwards) > 24 and output.logits.requires_grad:
+                output.logits = output.logits * 1.001
+        return output
+
+    policy.register_forward_hook(distort, with_kwargs=True)
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "scorer", "settings"),
+    [
+        (MaskedShareError, "look at the scorer", failing_from(3, Score("failed", None)), {}),
+        (
+            ConstantScoresError,
+            "look at samples.jsonl",
+            failing_from(2, Score("ok", 1.0)),
+            {"max_constant_iterations": 2},
+        ),
+        (
+            KLBudgetError,
+            "look at eval/scores",
+            None,
+            {"kl_budget": 0.3, "lr_schedule": "constant", "learning_rate": 3e-3},
+        ),
+    ],
+)
+def test_a_guard_stops_the_run_with_a_checkpoint_of_the_iterations_start(
+    make_trainer, tmp_path, error, says, scorer, settings
+):
+    trainer = make_trainer(*[scorer] if scorer else [], iterations=9, checkpoint_every=0, **settings)
+    with pytest.raises(error) as caught:
+        trainer.train()
+    done = len(read_log(tmp_path / "run" / "log.jsonl"))
+    assert done > 0
+    checkpoint = tmp_path / "run" / "checkpoints" / f"iteration-{done:06d}"
+    assert str(caught.value).endswith(f"; checkpoint: {checkpoint}")
+    assert says in str(caught.value)
+    assert json.loads((checkpoint / "state.json").read_text())["iteration"] == done
+    assert AutoModelForCausalLM.from_pretrained(checkpoint / "policy")
+
+
+def test_a_run_that_a_guard_stopped_ends_in_the_same_bits_once_its_cause_is_gone(
+    make_trainer, make_policy, make_critic, tmp_path, undisturbed, scorer
+):
+    """The scorer fails in the fourth iteration, between two checkpoints; on the resume it works again."""
+    calls = []
+
+    def sometimes(items):
+        calls.append(items)
+        return [Score("failed", None)] * len(items) if len(calls) > 6 else scorer(items)
+
+    with pytest.raises(MaskedShareError, match="iteration-000003"):
+        make_trainer(sometimes, **SETTINGS).train()
+    policy, critic = make_policy(), make_critic()
+    make_trainer(policy=policy, critic=critic, reference=make_policy(), **SETTINGS).train(resume=True)
+    assert torch.equal(weights(policy, critic), undisturbed)
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "says"),
+    [
+        ("gradient", DivergenceError, "look in log.jsonl"),
+        ("ratio", RatioError, "look for dropout"),
+    ],
+)
+def test_a_broken_update_stops_the_run_with_a_checkpoint(make_trainer, make_policy, tmp_path, kind, error, says):
+    policy = broken_policy(make_policy(), kind)
+    with pytest.raises(error, match=says) as caught:
+        make_trainer(policy=policy, iterations=9, sampling_tolerance=1.0, ratio_tolerance=1e-5).train()
+    done = len(read_log(tmp_path / "run" / "log.jsonl"))
+    checkpoint = tmp_path / "run" / "checkpoints" / f"iteration-{done:06d}"
+    assert str(caught.value).endswith(f"; checkpoint: {checkpoint}")
+    assert weights(AutoModelForCausalLM.from_pretrained(checkpoint / "policy")).isfinite().all()
+
+
+def test_the_model_card_and_the_summary_have_the_figures_of_the_run(make_trainer, tmp_path):
+    summary = make_trainer(iterations=3, kl_coef=0.125).train()
+    run = tmp_path / "run"
+    log = read_log(run / "log.jsonl")
+    written = json.loads((run / "summary.json").read_text())
+    assert written["final"] == log[-1]
+    assert written["iterations"] == summary.iterations == 3
+    assert written["call_s"] == pytest.approx(sum(line["scoring/call_s"] for line in log))
+    assert written["exposed_wait_share"] == pytest.approx(
+        sum(line["scoring/exposed_wait_s"] for line in log) / sum(line["time/iteration_s"] for line in log)
+    )
+    card = (run / "policy" / "README.md").read_text()
+    first, last = log[0]["scoring/score_mean"], log[-1]["scoring/score_mean"]
+    assert f"| score of the reward model | {first:.4g} | {last:.4g} |" in card
+    assert f"| KL from the start, nats per completion | {log[0]['objective/kl']:.4g} |" in card
+    assert "3 iterations, 24 rollouts" in card
+    assert "kl_coef = 0.125" in card
+    assert str(tmp_path) not in card  # no path of the machine

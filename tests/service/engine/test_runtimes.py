@@ -1,0 +1,85 @@
+"""The runtimes under the engines: what each promises, and what is refused."""
+
+import httpx2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from plaudit_service import Scorer
+from plaudit_service.engine.runtimes import OnnxRuntimeCuda, OnnxRuntimeTensorRt, OpenVino, refuse_attention_on_cpu
+from plaudit_service.errors import ServiceError
+from plaudit_service.serving.parity import check
+
+TEXTS = [f"the egg boils {'no ' * (number * 7 % 30)}{number}" for number in range(24)]
+
+
+@pytest.mark.parametrize("name", ["causal_bundle", "encoder_bundle"])
+def test_openvino_gives_the_scores_of_onnx_runtime_within_what_it_states(request, name):
+    bundle = request.getfixturevalue(name)
+    scorer = Scorer(bundle, runtime="openvino")
+    expected = Scorer(bundle).score(TEXTS).floats
+    limit = max(scorer.model.engine.tolerance * np.std(expected), 1e-5)
+    assert np.abs(np.array(scorer.score(TEXTS).floats) - expected).max() <= limit
+    report = check(scorer)
+    assert report.ok
+    assert not report.batch_invariant
+
+
+def test_openvino_continues_a_shared_prefix(causal_bundle):
+    group = {"prompt": "Wie geht es dir? the egg boils " * 6, "completions": [f" no {number}" for number in range(8)]}
+    scorer = Scorer(causal_bundle, runtime="openvino")
+    scores = scorer.score([group]).floats
+    assert scorer.model.num_computed_prefix_tokens > 64
+    assert np.abs(np.array(scores) - Scorer(causal_bundle).score([group]).floats).max() < 0.25
+
+
+def test_a_service_on_openvino_names_its_engine_and_publishes_its_differences(serve, encoder_bundle):
+    with serve(encoder_bundle, flags=["--runtime", "openvino"]) as service:
+        answer = httpx2.post(f"{service.url}/score", json={"items": [{"text": TEXTS[0]}]}).json()
+        assert answer["engine"].startswith("openvino-cpu-")
+        assert answer["results"][0]["status"] == "ok"
+        (model,) = httpx2.get(f"{service.url}/info").json()["models"]
+        assert model["runtime"] == "openvino"
+        assert model["parity"]["batch_invariant"] is False
+        assert model["parity"]["max_abs_diff"] >= 0
+
+
+def test_openvino_refuses_a_graph_that_is_none_in_one_line(tmp_path):
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"no graph")
+    with pytest.raises(ServiceError, match=r"model\.onnx cannot be loaded: ") as caught:
+        OpenVino(graph, 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="there is a CUDA provider")
+@pytest.mark.parametrize("runtime", [OnnxRuntimeCuda, OnnxRuntimeTensorRt])
+def test_a_device_is_refused_with_the_remedy_where_there_is_none(tiny_bundle, runtime):
+    with pytest.raises(ServiceError, match=r"no (CUDA|Tensorrt)ExecutionProvider; install 'plaudit\[service-gpu\]'"):
+        runtime(tiny_bundle() / "model.onnx", 0)
+
+
+def test_a_runtime_with_a_provider_that_it_does_not_have_is_refused(tiny_bundle):
+    for provider in ("cuda", "tensorrt"):
+        with pytest.raises(ServiceError, match=f"--runtime openvino has no provider {provider}"):
+            Scorer(tiny_bundle(), runtime="openvino", provider=provider)
+
+
+def test_attention_on_the_cpu_is_refused_beside_a_device(causal_bundle, tmp_path):
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+
+    def opened(path):
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    with pytest.raises(ServiceError, match="attention nodes would run on the CPU"):
+        refuse_attention_on_cpu(opened(causal_bundle / "model.onnx"))
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "no_attention", [value], [result])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "model.onnx"
+    )
+    refuse_attention_on_cpu(opened(tmp_path / "model.onnx"))

@@ -1,0 +1,122 @@
+"""What surrounds the routes: TLS, keys, trace ids, the documentation page."""
+
+import hmac
+import json
+import ssl
+import subprocess
+from html.parser import HTMLParser
+
+import httpx2
+import pytest
+
+from plaudit_service.errors import SettingsError, Unauthorized
+from plaudit_service.http import access
+from plaudit_service.http.access import Access
+from plaudit_service.metrics import Metrics
+from plaudit_service.settings import Settings
+
+BODY = json.dumps({"items": [{"text": "good"}]})
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Certificate and key files for 127.0.0.1; and the same key under a passphrase."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "2", "-subj", "/CN=plaudit"]
+    files = ["-keyout", "key.pem", "-out", "certificate.pem", "-nodes", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", "req", *made, *files], cwd=folder, check=True, capture_output=True)
+    locked = ["-in", "key.pem", "-aes256", "-passout", "pass:secret", "-out", "locked.pem"]
+    subprocess.run(["openssl", "ec", *locked], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_with_a_certificate_the_service_speaks_https_and_nothing_else(serve, tiny_bundle, certificate):
+    flags = ["--tls-certificate-file", str(certificate / "certificate.pem")]
+    env = {"PLAUDIT_TLS_KEY_FILE": str(certificate / "key.pem")}
+    with serve(tiny_bundle(), flags=flags, env=env) as service:
+        assert service.url.startswith("https://127.0.0.1:")
+        context = ssl.create_default_context(cafile=certificate / "certificate.pem")
+        answer = httpx2.post(f"{service.url}/score", content=BODY, verify=context)
+        assert answer.json()["results"][0]["score"] == 1.0
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(f"{service.url.replace('https', 'http')}/healthz")
+        assert service.stop() == 0
+
+
+def test_wrong_tls_files_are_named(certificate, tmp_path):
+    pem, key, locked = (str(certificate / name) for name in ("certificate.pem", "key.pem", "locked.pem"))
+    (tmp_path / "text").write_text("no PEM")
+    for files, expected in [
+        ((pem, ""), "have to be given together"),
+        (("", key), "have to be given together"),
+        (("/nowhere", key), "--tls-certificate-file /nowhere: cannot be read"),
+        ((pem, "/nowhere"), "--tls-key-file /nowhere: cannot be read"),
+        ((str(tmp_path / "text"), key), "they are not a PEM certificate and its key"),
+        ((key, pem), "they are not a PEM certificate and its key"),
+        ((pem, locked), "without a passphrase"),
+    ]:
+        with pytest.raises(SettingsError, match=expected):
+            Settings(tls_certificate_file=files[0], tls_key_file=files[1]).tls()
+    assert Settings().tls() is None
+
+
+def test_a_traceparent_is_in_the_log_line_and_a_strange_one_is_not(serve, tiny_bundle):
+    with serve(tiny_bundle()) as service:
+        for value in (TRACEPARENT, "00-xyz"):
+            httpx2.post(f"{service.url}/score", content=BODY, headers={"traceparent": value})
+        lines = service.events("request")
+        assert [line.get("traceparent") for line in lines] == [TRACEPARENT, None]
+
+
+@pytest.mark.parametrize("given", ["first-key", "first-ke", "first-keyy", "f", "", "third-key"])
+def test_every_key_is_compared_with_digests_of_one_length_in_constant_time(given, monkeypatch):
+    compared = []
+
+    def compare_digest(a, b):
+        compared.append((len(a), len(b)))
+        return hmac_compare(a, b)
+
+    hmac_compare = hmac.compare_digest
+    monkeypatch.setattr(access.hmac, "compare_digest", compare_digest)
+    layer = Access(None, metrics=Metrics(), api_keys=["first-key", "second-key"], routes=())
+    if given == "first-key":
+        layer._check_key("/score", b"Bearer first-key")
+    else:
+        with pytest.raises(Unauthorized):
+            layer._check_key("/score", f"Bearer {given}".encode())
+    assert compared == [(32, 32), (32, 32)]
+
+
+class Links(HTMLParser):
+    """Collects what a page loads."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in {"src", "href"}]
+
+
+def test_the_documentation_page_loads_nothing_from_elsewhere(serve, tiny_bundle):
+    with serve(tiny_bundle()) as service:
+        page = httpx2.get(f"{service.url}/docs").text
+        links = Links(page).found
+        assert len(links) == 3
+        for link in links:
+            assert link.startswith("/docs-assets/")
+            assert httpx2.get(service.url + link).status_code == 200
+        assert "url: '/openapi.json'" in page
+
+
+def test_keys_protect_metrics_and_documentation_unless_they_are_opened(serve, tiny_bundle):
+    paths = ("/metrics", "/docs", "/docs-assets/swagger-ui.css", "/openapi.json")
+    env = {"PLAUDIT_API_KEYS": "a-key"}
+    for flags, expected in (([], 401), (["--open-metrics"], 200)):
+        with serve(tiny_bundle(), flags=flags, env=env) as service:
+            assert [httpx2.get(service.url + path).status_code for path in paths] == [expected] * 4
+            assert httpx2.get(f"{service.url}/info").status_code == 401
+            assert httpx2.get(f"{service.url}/docs-assets/%2e%2e/info").status_code in {401, 404}
+            assert httpx2.post(f"{service.url}/score", content=BODY).status_code == 401

@@ -1,0 +1,158 @@
+"""Tokenization equals transformers' for the same input; the exceptions are those that docs/scoring.md names."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from plaudit_service.bundles.bundle import TOKENIZER, Scoring, SpecialToken, load_bundle, sha256_of
+from plaudit_service.errors import InvalidRequest
+from plaudit_service.items import PromptItem, TextItem, TokenItem
+from plaudit_service.results import Status
+from plaudit_service.testing import write_tiny_bundle
+from plaudit_service.text.tokenization import Tokenization, TokenizedText, pooled_index
+
+VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c", "d"]
+MAX_TOKENS = 8
+texts = st.lists(st.sampled_from(["a", "b", "c", "d", "zzz", "[SEP]", "[CLS]"]), max_size=12).map(" ".join)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("tokenization") / "bundle")
+
+
+def bert_like() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(VOCABULARY[:4])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def make(folder, tmp_path_factory):
+    """Tokenizations of a BERT-like tokenizer with other rules."""
+    path = tmp_path_factory.mktemp("bert-like")
+    bert_like().save(str(path / TOKENIZER))
+    bundle = load_bundle(folder)
+
+    def tokenization(**rules) -> Tokenization:
+        fields = {"max_tokens": MAX_TOKENS, "vocab_size": len(VOCABULARY), "bos": None, "eos": None} | rules
+        scoring = Scoring.model_validate(bundle.scoring.model_dump() | fields)
+        return Tokenization(
+            replace(bundle, path=path, manifest=bundle.manifest.model_copy(update={"scoring": scoring}))
+        )
+
+    return tokenization
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return PreTrainedTokenizerFast(tokenizer_object=bert_like(), pad_token="[PAD]", unk_token="[UNK]")
+
+
+def ids_of(result) -> list[int]:
+    assert isinstance(result, TokenizedText), result
+    return result.token_ids.tolist()
+
+
+@given(texts.filter(lambda text: set(text.split()) - {"[SEP]", "[CLS]"}))
+def test_ids_and_truncation_on_the_right_are_those_of_transformers(make, reference, text):
+    (result,) = make().tokenize([TextItem(text=text)], "right")
+    assert ids_of(result) == reference(text, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    assert result.truncated == (len(reference(text)["input_ids"]) > MAX_TOKENS)
+
+
+@given(texts, texts.filter(lambda text: set(text.split()) - {"[SEP]", "[CLS]"}))
+def test_a_pair_has_the_ids_and_types_of_transformers(make, reference, prompt, completion):
+    (result,) = make(pair=True, max_tokens=64).tokenize([PromptItem(prompt=prompt, completion=completion)])
+    expected = reference(prompt, completion, return_token_type_ids=True)
+    assert ids_of(result) == expected["input_ids"]
+    assert result.type_ids.tolist() == expected["token_type_ids"]
+
+
+def test_truncation_on_the_left_keeps_the_leading_special_token_and_the_end(make):
+    (result,) = make(max_tokens=5).tokenize([TextItem(text="a b c d a b")], "left")
+    assert ids_of(result) == [1, 7, 4, 5, 2]
+
+
+def test_an_appended_eos_survives_truncation_on_the_right(make):
+    rules = {"max_tokens": 5, "append_eos": True, "eos": SpecialToken(text="[PAD]", id=0)}
+    (result,) = make(**rules).tokenize([TextItem(text="a b c d a b")], "right")
+    assert ids_of(result) == [1, 4, 5, 2, 0]
+
+
+def test_an_appended_eos_survives_truncation_also_where_a_second_bos_was_dropped(make):
+    rules = {"max_tokens": 4, "append_eos": True, "eos": SpecialToken(text="[PAD]", id=0)}
+    tokenization = make(bos=SpecialToken(text="[CLS]", id=1), **rules)
+    (result,) = tokenization.tokenize([TextItem(text="[CLS] a b c d")], "right")
+    assert ids_of(result) == [1, 4, 2, 0]
+
+
+def test_token_ids_of_a_pair_model_are_refused_because_they_do_not_say_what_is_the_completion(make):
+    with pytest.raises(InvalidRequest, match="trained on pairs"):
+        make(pair=True).tokenize([TokenItem(token_ids=[1, 4, 2])])
+
+
+def test_a_text_with_an_id_that_the_model_lacks_fails_alone(make):
+    results = make(vocab_size=7).tokenize([TextItem(text="a d"), TextItem(text="a b")])
+    assert (results[0].status, results[0].detail) == (
+        "failed",
+        'items[0]: token id 7, but the vocabulary of model "tiny" has 7 entries; its tokenizer has more than it knows',
+    )
+    assert ids_of(results[1]) == [1, 4, 5, 2]
+
+
+def test_a_text_on_which_the_tokenizer_panics_fails_alone(tiny_bundle):
+    path = tiny_bundle()
+    content = json.loads((path / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"] = {}  # so its template names a token that is not there
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    manifest = json.loads((path / "bundle.json").read_text())
+    manifest["scoring"]["sha256"]["tokenizer.json"] = sha256_of(path / "tokenizer.json")
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    tokenization = Tokenization(load_bundle(path))
+    failed, ids = tokenization.tokenize([TextItem(text="good"), TokenItem(token_ids=[4])])
+    assert (failed.status, failed.detail) == (Status.FAILED, "items[0]: the tokenizer failed: TokenizerPanic")
+    assert ids.token_ids.tolist() == [4]
+
+
+def test_an_unknown_token_that_is_also_bos_counts_as_special(make):
+    unknown = SpecialToken(text="[UNK]", id=3)
+    assert [result.status for result in make(bos=unknown).tokenize([TextItem(text="zzz")])] == ["empty"]
+    assert ids_of(make().tokenize([TextItem(text="zzz")])[0]) == [1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "pad", "expected"),
+    [([5, 6, 0, 0], 0, 1), ([0, 5, 0], 0, 1), ([0, 0], 0, 0), ([5, 6], None, 1), ([5], 5, 0)],
+)
+def test_the_pooled_token_is_the_rightmost_that_is_no_pad(ids, pad, expected):
+    import numpy as np
+
+    assert pooled_index(np.array(ids), pad) == expected
+
+
+def test_tokenization_goes_in_steps_that_end_behind_a_bounded_text_and_change_nothing(make):
+    tokenization = make(max_tokens=10**6)
+    # A step ends behind 65,536 characters, where each text counts 64 more: 1,009 texts of one character.
+    items = [
+        PromptItem(prompt="a b ", completions=["c d " * 10_000] * 5),
+        TextItem(text="a"),
+        TextItem(text="b " * 100_000),
+        TokenItem(token_ids=[4] * 70_000),
+        *[TextItem(text="d")] * 3000,
+    ]
+    steps = list(tokenization.steps(items))
+    sizes = [sum(len(text.token_ids) for text in step) for step in steps]
+    assert [len(step) for step in steps] == [2, 2, 3, 1, 1009, 1009, 982]
+    assert max(sizes) <= 100_000 + 65_536
+    whole = tokenization.tokenize(items)
+    assert [ids_of(text) for step in steps for text in step] == [ids_of(text) for text in whole]

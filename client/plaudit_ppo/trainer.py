@@ -296,8 +296,6 @@ class PPOTrainer:
             "scoring/call_s": all_scored.call_s,
             "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
         }
-        if not everyone.rollouts.finished.any():
-            self._say_that_nothing_ended()
         next_state = self._next_state(metrics, all_scored)
         gained = _Gained(pending, experience, scores, all_scored, metrics, next_state, generate_s)
         try:
@@ -305,6 +303,8 @@ class PPOTrainer:
         except GuardError:
             self._write_samples(samples, gained)  # which it tells to look at
             raise
+        if metrics["val/eos_share"] == 0:
+            self._say_that_nothing_ended()
         return gained
 
     def _roll_out(self, iteration: int) -> list[_Pending]:
@@ -347,7 +347,7 @@ class PPOTrainer:
 
     def _say_that_nothing_ended(self) -> None:
         if not self._said_that_nothing_ended:
-            _log.warning("%s", no_ending(self._config, self._eos_ids, self._tokenizer))
+            _log.warning(no_ending(self._config, self._eos_ids, self._tokenizer))
         self._said_that_nothing_ended = True
 
     def _count_retries(self, before: int | None) -> int | None:

@@ -22,7 +22,8 @@ _EXPECTED = (
     "prompt or messages"
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_NO_CLOCK = jinja2.Undefined(name="strftime_now")  # as in the service: a template that tests for it names another date
+# Before a template: as in the service there is no clock, and a template that tests for one names another date.
+_WITHOUT_CLOCK = "{% set strftime_now = no_clock %}\n"
 
 
 class ChatTemplateError(ValueError):
@@ -149,15 +150,15 @@ def render_chat(
             [dict(message) for message in messages],
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
-            strftime_now=_NO_CLOCK,
+            chat_template=_WITHOUT_CLOCK + tokenizer.get_chat_template(),
         )
     except Exception as error:  # a template is a program from outside: it can raise anything
-        remedy = ""
-        if isinstance(error, jinja2.UndefinedError) and "strftime_now" in str(error):
-            remedy = (
-                "; there is no clock, because prompts must not change from one day to the next: write a date into it"
-            )
-        raise ChatTemplateError(f"the policy's chat template failed on it ({error}){remedy}") from error
+        if isinstance(error, jinja2.UndefinedError) and "no_clock" in str(error):
+            raise ChatTemplateError(
+                "the policy's chat template asks for today's date (strftime_now), and prompts must not change from one "
+                "day to the next; write a date into the template"
+            ) from error
+        raise ChatTemplateError(f"the policy's chat template failed on it ({error})") from error
     return str(text)
 
 

@@ -1,5 +1,6 @@
 import pytest
 
+from plaudit_ppo.errors import OutputError
 from plaudit_ppo.runs.whole_files import remove_directory, remove_unfinished, write_directory, write_file
 
 
@@ -37,7 +38,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         (directory / "half").touch()
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match=r"made: cannot be written \(disk full\); resume the run once it can"):
         write_directory(tmp_path / "made", fail)
     assert (tmp_path / "made" / "sub" / "file").read_text() == "one"
     assert not (tmp_path / "made" / "half").exists()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from plaudit_ppo.errors import PromptError
-from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left, read_prompts
+from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left, read_prompts, render_chat
 
 
 @pytest.fixture
@@ -101,3 +101,23 @@ def test_prompts_are_padded_on_the_left():
     ids, mask = pad_left([[5], [6, 7, 8]], 1)
     assert ids.tolist() == [[1, 1, 5], [6, 7, 8]]
     assert mask.tolist() == [[False, False, True], [True, True, True]]
+
+
+def test_a_template_that_reads_the_clock_gives_the_same_prompt_on_every_day(tokenizer):
+    """As in the service: no clock, so that a run can be resumed on another day in the same bits."""
+    chat = Prompt(messages=({"role": "user", "content": "w5"},), where="here")
+    tokenizer.chat_template = (
+        "\n{% if strftime_now is defined %}{{ strftime_now('w%d') }}{% else %}w31{% endif %} {{ messages[0].content }}"
+    )
+    assert encode_prompt(chat, tokenizer, max_tokens=9) == [31, 5]
+    assert render_chat(chat.messages, tokenizer, add_generation_prompt=True).startswith("\nw31")  # nothing else changes
+    tokenizer.chat_template = "{{ strftime_now('w%d') }} {{ messages[0].content }}"
+    with pytest.raises(PromptError, match=r"here: the policy's chat template asks for today's date \(strftime_now\)"):
+        encode_prompt(chat, tokenizer, max_tokens=9)
+
+
+def test_a_chat_that_the_template_refuses_is_named(tokenizer):
+    chat = Prompt(messages=({"role": "assistant", "content": "w5"},), where="chats.jsonl line 3")
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(PromptError, match=r"chats.jsonl line 3: .*template failed on it \(roles must alternate\)"):
+        encode_prompt(chat, tokenizer, max_tokens=9)

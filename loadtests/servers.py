@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 from urllib.request import urlopen
 
 from checkpoints import Subject
@@ -88,7 +88,7 @@ def end_on_sigterm() -> None:
 
 def missing_runtime(runtime: str) -> str | None:
     """Why the installed `plaudit-serve` cannot run with a runtime; None: it can."""
-    offered = {each.name: each.metadata.get("choices", ()) for each in fields(Settings)}["runtime"]
+    offered = get_args(get_type_hints(Settings)["runtime"])
     if runtime not in offered:
         return f"the installed plaudit-serve offers --runtime {', '.join(offered)} only"
     if importlib.util.find_spec(runtime) is None:

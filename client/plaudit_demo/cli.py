@@ -17,7 +17,17 @@ from plaudit_demo.settings import DemoSettings
 if TYPE_CHECKING:
     from plaudit_demo.report.results import Results
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "trl", "datasets", "accelerate", "matplotlib", "safetensors")
+_PACKAGES = (
+    "pydantic",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "trl",
+    "datasets",
+    "accelerate",
+    "matplotlib",
+    "safetensors",
+)
 _DEFAULT_OUTPUT = "runs/demo"
 
 Number = TypeVar("Number", int, float)
@@ -50,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _PACKAGES:
             raise
-        return _fail(f"{error.name} is not installed; pip install 'plaudit[train,export]'", 2)
+        return _fail(f"{error.name} is not installed; pip install 'plaudit[demo,export]'", 2)
     except OSError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:

@@ -100,7 +100,7 @@ def running(arguments: Sequence[str], log: Path, *, piped: bool = False) -> Iter
     except FileNotFoundError as error:
         if process is not None:
             raise
-        raise DemoError(f"{arguments[0]} is not installed; pip install 'plaudit[train,export]'") from error
+        raise DemoError(f"{arguments[0]} is not installed; pip install 'plaudit[demo,export]'") from error
     finally:
         if process is not None:
             stop(process, _TERMINATE_TIMEOUT_S)

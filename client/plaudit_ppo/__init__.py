@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from plaudit_ppo.config import PPOConfig, load_config
 from plaudit_ppo.errors import PPOError
 
 if TYPE_CHECKING:
+    from plaudit_ppo.config import PPOConfig, load_config
     from plaudit_ppo.models.critic import Critic, TrunkCritic, load_critic
     from plaudit_ppo.models.lora import add_lora
     from plaudit_ppo.models.policy import frozen_copy, load_policy
@@ -36,6 +36,7 @@ __all__ = [
 _MODULES = {
     "CombinedScorer": "scoring.combined",
     "Critic": "models.critic",
+    "PPOConfig": "config",
     "PPOTrainer": "trainer",
     "Prompt": "rollout.prompts",
     "RemoteScorer": "scoring.remote",
@@ -43,6 +44,7 @@ _MODULES = {
     "TrunkCritic": "models.critic",
     "add_lora": "models.lora",
     "frozen_copy": "models.policy",
+    "load_config": "config",
     "load_critic": "models.critic",
     "load_policy": "models.policy",
     "read_prompts": "rollout.prompts",
@@ -50,7 +52,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports torch and transformers only when something that needs them is asked for."""
+    """Imports pydantic, torch and transformers only when something that needs them is asked for."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

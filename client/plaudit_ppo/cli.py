@@ -9,16 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from plaudit_ppo.config import PPOConfig, changed_settings, load_config, settings_help
-from plaudit_ppo.distributed.deepspeed_settings import check_zero
 from plaudit_ppo.errors import ConfigError, PPOError
 from plaudit_ppo.terminal import prepare_terminal, say
 from plaudit_ppo.termination import Terminated, Termination
 
 if TYPE_CHECKING:
+    from plaudit_ppo.config import PPOConfig
     from plaudit_ppo.scoring.pool import Scorer
 
-_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "peft", "matplotlib", "prometheus_client")
+# Imported late, in functions: they may not be installed, and some take seconds.
+_TRAINING_PACKAGES = (
+    "pydantic",
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "peft",
+    "matplotlib",
+    "prometheus_client",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,7 +70,6 @@ def _run(argv: Sequence[str] | None, termination: Termination) -> int:
         say(str(write_report(Path(arguments.directory))))
         return 0
     config = _configure(arguments)
-    # Imported late: they take seconds, and may not be installed.
     from plaudit_ppo.distributed.processes import end_processes
     from plaudit_ppo.scoring.combined import CombinedScorer
     from plaudit_ppo.scoring.remote import RemoteScorer
@@ -83,6 +91,8 @@ def _run(argv: Sequence[str] | None, termination: Termination) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from plaudit_ppo.config import settings_help
+
     parser = _Parser(prog="plaudit-ppo", description="PPO for language models against a remote reward model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
@@ -116,8 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configure(arguments: argparse.Namespace) -> PPOConfig:
+def _configure(arguments: argparse.Namespace) -> "PPOConfig":
     """The settings of the file, with what flags and environment replace."""
+    from plaudit_ppo.config import load_config
+    from plaudit_ppo.distributed.deepspeed_settings import check_zero
+
     if arguments.config is None and arguments.resume is None:
         raise ConfigError("--config FILE or --resume DIR is needed; see plaudit-ppo train --help")
     file = arguments.config or _settings_of_run(Path(arguments.resume))
@@ -148,7 +161,9 @@ def _settings_of_run(directory: Path) -> Path:
     return file
 
 
-def _say_what_is_resumed(directory: Path, config: PPOConfig) -> None:
+def _say_what_is_resumed(directory: Path, config: "PPOConfig") -> None:
+    from plaudit_ppo.config import changed_settings, load_config
+
     file = directory / "config.toml"
     if file.exists():
         before = replace(load_config(file), output=config.output)  # DIR, however it is spelled
@@ -159,7 +174,7 @@ def _say_what_is_resumed(directory: Path, config: PPOConfig) -> None:
 
 
 def _train(
-    config: PPOConfig, scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool, termination: Termination
+    config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool, termination: Termination
 ) -> None:
     import torch
     from transformers.utils import logging

@@ -1,13 +1,17 @@
 """The settings of `plaudit-serve`, each by flag and by `PLAUDIT_*` environment variable; read once, at the edge."""
 
 import argparse
-import math
 import os
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 
 from plaudit_service.errors import SettingsError
 
@@ -18,100 +22,102 @@ DEFAULT_PREFIX_CACHE_BYTES = 256 << 20
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
-def _setting(
-    default: Any,
-    help_text: str,
-    *,
-    minimum: float | None = None,
-    choices: Sequence[str] = (),
-    several: bool = False,
-) -> Any:
-    about = {"help": help_text, "minimum": minimum, "choices": tuple(choices), "several": several}
-    return field(default=default, metadata=about)
+def _separated_by(separator: str) -> BeforeValidator:
+    """Reads several texts from one, as environment variables hold them, and from each one of a repeated flag."""
+
+    def split(given: Any) -> list[str]:
+        texts = given if isinstance(given, (list, tuple)) else [given]
+        parts = (part.strip() for text in texts for part in str(text).split(separator))
+        return [part for part in parts if part]
+
+    return BeforeValidator(split)
 
 
-@dataclass(frozen=True)
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Dialect = Literal["openrlhf", "llamafactory", "vllm", "slime"]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True))
 class Settings:
-    """What an operator can set; `max_body_bytes` by --max-body-bytes or PLAUDIT_MAX_BODY_BYTES."""
+    """What an operator can set; `max_body_bytes` by --max-body-bytes or PLAUDIT_MAX_BODY_BYTES.
 
-    host: str = _setting("127.0.0.1", "address to bind")
-    port: int = _setting(8000, "TCP port; 0: any free one, named in the log line `listening`", minimum=0)
-    runtime: str = _setting(
-        "onnxruntime", "inference runtime: onnxruntime or openvino", choices=["onnxruntime", "openvino"]
-    )
-    provider: str = _setting(
-        "cpu", "execution provider of onnxruntime: cpu, cuda or tensorrt", choices=["cpu", "cuda", "tensorrt"]
-    )
-    num_threads: int = _setting(
-        0, "threads of the engine; 0: one per core that affinity and CPU quota leave", minimum=0
-    )
-    max_batch_tokens: int = _setting(
-        DEFAULT_MAX_BATCH_TOKENS, "padded tokens of one engine call (rows x longest)", minimum=1
-    )
-    combine: tuple[str, ...] = _setting(
-        (),
-        "NAME=FORMULA, a model that combines the scores of others: safe=0.7*helpful+0.3*harmless, careful=min(a,b), "
-        "careful=mean-std(a,b); the flag may be repeated, the variable separates by semicolons",
-    )
-    share_prefixes: bool = _setting(True, "compute the tokens that causal sequences begin with in common only once")
-    prefix_cache_bytes: int = _setting(
-        DEFAULT_PREFIX_CACHE_BYTES,
-        "bytes of computed prefixes that are kept per model for sequences to come",
-        minimum=0,
-    )
-    score_cache_size: int = _setting(0, "sequences per model whose exact scores are kept; 0: none", minimum=0)
-    engine_timeout_s: float = _setting(
-        300.0,
-        "seconds after which a call of the engine counts as hung: open requests get 503, /healthz fails",
-        minimum=0.1,
-    )
-    max_queued_sequences: int = _setting(8192, "sequences that may wait; beyond: 429", minimum=1)
-    max_queued_tokens: int = _setting(16_777_216, "tokens that may wait; beyond: 429", minimum=1)
-    max_sequences_per_request: int = _setting(1024, "sequences of one request; beyond: 413", minimum=1)
-    max_body_bytes: int = _setting(33_554_432, "bytes of a request body; beyond: 413", minimum=1)
-    max_text_chars: int = _setting(1_000_000, "characters of one text or chat; beyond: 413", minimum=1)
-    max_request_chars: int = _setting(
-        33_554_432, "characters of all sequences of a request, prompts of groups repeated; beyond: 413", minimum=1
-    )
-    max_pending_bytes: int = _setting(
-        268_435_456, "bytes (and repeated characters) of all bodies being read and tokenized; beyond: 429", minimum=1
-    )
-    dialects: str = _setting(
-        "",
-        "other trainers' routes to answer, separated by commas: openrlhf, llamafactory, vllm, slime",
-        choices=["openrlhf", "llamafactory", "vllm", "slime"],
-        several=True,
-    )
-    dialect_raw: bool = _setting(False, "answer dialects with raw scores instead of normalized ones")
-    dialect_truncation: str = _setting(
-        "error",
-        "what dialects do with a text over the model's limit: error (422), or keep its end (left) or start (right)",
-        choices=["error", "left", "right"],
-    )
-    dialect_check_tokens: bool = _setting(
-        True, "refuse dialects' texts with special tokens that the reward model's tokenizer does not know"
-    )
-    max_waiting_requests: int = _setting(
-        1024, "requests of dialects that may wait for room in the queue; beyond: 503", minimum=1
-    )
-    max_connections: int = _setting(4096, "open connections; further ones are closed at once", minimum=1)
-    max_header_bytes: int = _setting(32_768, "bytes of a request's URL and headers; beyond: 431", minimum=1)
-    header_timeout_s: float = _setting(
-        10.0, "seconds from connecting, or from a request's first byte, to the end of its headers", minimum=0
-    )
-    body_timeout_s: float = _setting(60.0, "seconds in which a body has to arrive; beyond: 408", minimum=0)
-    keep_alive_s: float = _setting(75.0, "seconds that an idle connection is kept", minimum=0)
-    drain_timeout_s: float = _setting(30.0, "seconds that open requests get after SIGTERM", minimum=0)
-    api_key_file: str = _setting("", "file with one API key a line; requests then need Authorization: Bearer KEY")
-    allow_unauthenticated: bool = _setting(False, "bind another address than loopback without any API key")
-    open_metrics: bool = _setting(False, "answer /metrics, /docs and /openapi.json without an API key")
-    tls_certificate_file: str = _setting("", "PEM file of the certificate and its chain; then HTTPS is spoken")
-    tls_key_file: str = _setting("", "PEM file of the certificate's private key, without a passphrase")
+    A setting is one declaration: type with limits, default, and the text that `--help` shows. Text is converted.
+    """
 
-    @property
-    def dialect_names(self) -> tuple[str, ...]:
-        """The dialects to answer."""
-        return _split(self.dialects)
+    host: str = "127.0.0.1"
+    """address to bind"""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """TCP port; 0: any free one, named in the log line `listening`"""
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    """inference runtime: onnxruntime or openvino"""
+    provider: Literal["cpu", "cuda"] = "cpu"
+    """execution provider of onnxruntime: cpu or cuda"""
+    num_threads: CountOrZero = 0
+    """threads of the engine; 0: one per core that affinity and CPU quota leave"""
+    max_batch_tokens: Count = DEFAULT_MAX_BATCH_TOKENS
+    """padded tokens of one engine call (rows x longest)"""
+    combine: Annotated[tuple[str, ...], _separated_by(";")] = ()
+    """NAME=FORMULA, a model that combines the scores of others: safe=0.7*helpful+0.3*harmless, careful=min(a,b),
+    careful=mean-std(a,b); the flag may be repeated, the variable separates by semicolons"""
+    share_prefixes: bool = True
+    """compute the tokens that causal sequences begin with in common only once"""
+    prefix_cache_bytes: CountOrZero = DEFAULT_PREFIX_CACHE_BYTES
+    """bytes of computed prefixes that are kept per model for sequences to come"""
+    score_cache_size: CountOrZero = 0
+    """sequences per model whose exact scores are kept; 0: none"""
+    engine_timeout_s: Annotated[float, Field(ge=0.1)] = 300.0
+    """seconds after which a call of the engine counts as hung: open requests get 503, /healthz fails"""
+    max_queued_sequences: Count = 8192
+    """sequences that may wait; beyond: 429"""
+    max_queued_tokens: Count = 16_777_216
+    """tokens that may wait; beyond: 429"""
+    max_sequences_per_request: Count = 1024
+    """sequences of one request; beyond: 413"""
+    max_body_bytes: Count = 33_554_432
+    """bytes of a request body; beyond: 413"""
+    max_text_chars: Count = 1_000_000
+    """characters of one text or chat; beyond: 413"""
+    max_request_chars: Count = 33_554_432
+    """characters of all sequences of a request, prompts of groups repeated; beyond: 413"""
+    max_pending_bytes: Count = 268_435_456
+    """bytes (and repeated characters) of all bodies being read and tokenized; beyond: 429"""
+    dialects: Annotated[tuple[Dialect, ...], _separated_by(",")] = ()
+    """other trainers' routes to answer, separated by commas: openrlhf, llamafactory, vllm, slime; the flag may be
+    repeated"""
+    dialect_raw: bool = False
+    """answer dialects with raw scores instead of normalized ones"""
+    dialect_truncation: Literal["error", "left", "right"] = "error"
+    """what dialects do with a text over the model's limit: error (422), or keep its end (left) or start (right)"""
+    dialect_check_tokens: bool = True
+    """refuse dialects' texts with special tokens that the reward model's tokenizer does not know"""
+    policy_tokenizer: str = ""
+    """directory of the tokenizer of the dialects' policy, which says what its special tokens are; none: those of any"""
+    max_waiting_requests: Count = 1024
+    """requests of dialects that may wait for room in the queue; beyond: 503"""
+    max_connections: Count = 4096
+    """open connections; further ones are closed at once"""
+    max_header_bytes: Count = 32_768
+    """bytes of a request's URL and headers; beyond: 431"""
+    header_timeout_s: Seconds = 10.0
+    """seconds from connecting, or from a request's first byte, to the end of its headers"""
+    body_timeout_s: Seconds = 60.0
+    """seconds in which a body has to arrive; beyond: 408"""
+    keep_alive_s: Seconds = 75.0
+    """seconds that an idle connection is kept"""
+    drain_timeout_s: Seconds = 30.0
+    """seconds that open requests get after SIGTERM"""
+    api_key_file: str = ""
+    """file with one API key a line; requests then need Authorization: Bearer KEY"""
+    allow_unauthenticated: bool = False
+    """bind another address than loopback without any API key"""
+    open_metrics: bool = False
+    """answer /metrics, /docs and /openapi.json without an API key"""
+    tls_certificate_file: str = ""
+    """PEM file of the certificate and its chain; then HTTPS is spoken"""
+    tls_key_file: str = ""
+    """PEM file of the certificate's private key, without a passphrase"""
 
     def api_keys(self, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
         """Keys of the file and of PLAUDIT_API_KEYS (separated by commas).
@@ -178,14 +184,15 @@ def environment_variable(name: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each setting; the help names default and variable."""
     for setting in fields(Settings):
-        flag = f"--{setting.name.replace('_', '-')}"
-        shown = f"{setting.metadata['help']} (default: {setting.default!r}; {environment_variable(setting.name)})"
+        description = " ".join(_schemas()[setting.name]["description"].split())
+        shown = f"{description} (default: {setting.default!r}; {environment_variable(setting.name)})"
         if isinstance(setting.default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=shown)
+            kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         elif isinstance(setting.default, tuple):
-            parser.add_argument(flag, action="append", default=None, metavar=setting.name.upper(), help=shown)
+            kind = {"action": "append", "metavar": setting.name.upper()}
         else:
-            parser.add_argument(flag, default=None, metavar=setting.name.rsplit("_", 1)[-1].upper(), help=shown)
+            kind = {"metavar": setting.name.rsplit("_", 1)[-1].upper()}
+        parser.add_argument(_flag(setting.name), default=None, help=shown, **kind)
 
 
 def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -195,45 +202,47 @@ def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = o
         SettingsError: a value has the wrong type or is out of range.
     """
     values: dict[str, Any] = {}
+    places: dict[str, str] = {}
     for setting in fields(Settings):
-        assert setting.default is not MISSING
-        variable = environment_variable(setting.name)
-        flag = getattr(arguments, setting.name)
-        if flag is not None:
-            where, value = f"--{setting.name.replace('_', '-')}", flag
+        name, variable = setting.name, environment_variable(setting.name)
+        given = getattr(arguments, name)
+        if given is not None:
+            values[name], places[name] = given, _flag(name)
         elif environ.get(variable):
-            where, value = variable, environ[variable]
-        else:
-            continue
-        values[setting.name] = _convert(where, value, setting.default, setting.metadata)
-    return Settings(**values)
-
-
-def _convert(where: str, value: Any, default: Any, metadata: Mapping[str, Any]) -> Any:
-    kind = type(default)
-    if kind is tuple:
-        parts = value.split(";") if isinstance(value, str) else value
-        return tuple(part.strip() for part in parts if part.strip())
-    if kind is bool:
-        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        if isinstance(value, bool):
-            return value
-        if value.lower() not in words:
-            raise SettingsError(f"{where}: {value!r} is neither true nor false")
-        return words[value.lower()]
+            values[name], places[name] = environ[variable], variable
     try:
-        converted = kind(value)
-    except ValueError as error:
-        raise SettingsError(f"{where}: {value!r} is not a number ({kind.__name__})") from error
-    if kind is float and not math.isfinite(converted):
-        raise SettingsError(f"{where}: {value!r} is not a finite number")
-    if metadata["minimum"] is not None and not converted >= metadata["minimum"]:
-        raise SettingsError(f"{where}: {converted}, but the least is {metadata['minimum']}")
-    for choice in _split(converted) if metadata["several"] else (converted,):
-        if metadata["choices"] and choice not in metadata["choices"]:
-            raise SettingsError(f"{where}: {choice!r} is none of {', '.join(metadata['choices'])}")
-    return converted
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        raise SettingsError(f"{places[name]}: {_refusal(name, first)}") from error
 
 
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+@cache
+def _schemas() -> dict[str, dict[str, Any]]:
+    """The JSON Schema of each setting: choices, and its text as `description`."""
+    return dict(TypeAdapter(Settings).json_schema()["properties"])
+
+
+_PROBLEMS = {
+    "bool": "is neither true nor false",
+    "int": "is not a number (int)",
+    "float": "is not a number (float)",
+    "finite": "is not a finite number",
+}
+
+
+def _refusal(name: str, error: ErrorDetails) -> str:
+    """What pydantic refused: the value, and what it may be."""
+    value, kind = error["input"], error["type"].partition("_")[0]
+    if kind in ("greater", "less"):
+        (limit,) = error["ctx"].values()
+        return f"{value}, but the {'least' if kind == 'greater' else 'most'} is {limit:g}"
+    if kind == "literal":
+        schema = _schemas()[name]
+        return f"{value!r} is none of {', '.join(schema.get('items', schema)['enum'])}"
+    return f"{value!r} {_PROBLEMS.get(kind, 'cannot be used: ' + error['msg'])}"

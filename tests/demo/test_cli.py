@@ -152,7 +152,7 @@ def test_a_missing_package_is_named_with_what_installs_it(capsys, tmp_path, monk
     monkeypatch.setattr(builtins, "__import__", without_trl)
     assert main(["--output", str(tmp_path / "demo")]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "plaudit-demo: error: trl is not installed; pip install 'plaudit[train,export]'"
+    assert last == "plaudit-demo: error: trl is not installed; pip install 'plaudit[demo,export]'"
 
 
 @pytest.mark.parametrize("error", [DemoError("the disk\nis slow"), OSError("the disk\nis slow")])

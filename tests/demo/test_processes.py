@@ -49,7 +49,7 @@ def test_a_command_killed_by_a_signal_is_named_with_the_signal(tmp_path):
 
 
 def test_a_command_that_is_not_there_is_one_clear_error(tmp_path):
-    with pytest.raises(DemoError, match=r"plaudit-none is not installed; pip install 'plaudit\[train,export\]'"):
+    with pytest.raises(DemoError, match=r"plaudit-none is not installed; pip install 'plaudit\[demo,export\]'"):
         run_to_end([command("plaudit-none")], tmp_path / "log", on_poll=lambda: None)
 
 

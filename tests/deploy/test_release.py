@@ -78,7 +78,7 @@ def test_a_version_older_than_the_project_is_refused(copy):
 
 def wheel_of(path, leave_out=(), add=()):
     """As much of a wheel as is checked."""
-    packages = ("plaudit_client", "plaudit_export", "plaudit_ppo", "plaudit_service")
+    packages = ("plaudit_client", "plaudit_demo", "plaudit_export", "plaudit_ppo", "plaudit_service")
     scripts = "".join(f"{name} = {place}\n" for name, place in PROJECT["project"]["scripts"].items())
     files = {f"{package}/py.typed": "" for package in packages} | {
         "plaudit-1.0.0.dist-info/entry_points.txt": f"[console_scripts]\n{scripts}",
@@ -91,7 +91,7 @@ def wheel_of(path, leave_out=(), add=()):
     return Path(archive.filename)
 
 
-def test_a_wheel_of_the_four_packages_and_all_commands_passes(tmp_path):
+def test_a_wheel_of_the_five_packages_and_all_commands_passes(tmp_path):
     release.check_wheel(wheel_of(tmp_path), "1.0.0", PROJECT)
 
 

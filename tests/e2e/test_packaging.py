@@ -48,7 +48,7 @@ def absent(bin_folder, *modules):
 def test_the_wheel_holds_exactly_four_packages_each_typed(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert packages == {"plaudit_client", "plaudit_export", "plaudit_ppo", "plaudit_service"}
+    assert packages == {"plaudit_client", "plaudit_demo", "plaudit_export", "plaudit_ppo", "plaudit_service"}
     assert {f"{package}/py.typed" for package in packages} <= set(names)
 
 
@@ -62,7 +62,7 @@ def test_the_base_install_is_the_client_alone(environment, tmp_path):
         ("service", "plaudit-fetch", "bundle", "directory"),
         ("export", "plaudit-export", "checkpoint", "checkpoint", "bundle"),
         ("train", "plaudit-ppo", "train", "--config", "ppo.toml"),
-        ("train,export", "plaudit-demo"),
+        ("demo,export", "plaudit-demo"),
     ]
     for extra, command, *arguments in commands:
         done = subprocess.run([bin_folder / command, *arguments], cwd=tmp_path, capture_output=True, text=True)
@@ -99,7 +99,7 @@ def test_a_service_install_serves_a_bundle_without_torch_and_transformers(enviro
     ("extra", "command", "module", "foreign"),
     [
         ("[export]", "plaudit-export", "plaudit_export.exporter", ["trl", "accelerate"]),
-        ("[train]", "plaudit-ppo", "plaudit_ppo.trainer", ["onnxruntime", "fastapi"]),
+        ("[train]", "plaudit-ppo", "plaudit_ppo.trainer", ["onnxruntime", "fastapi", "trl", "httpx2"]),
     ],
 )
 def test_a_role_that_needs_torch_starts_and_brings_no_other_role(environment, extra, command, module, foreign):

@@ -84,8 +84,16 @@ def test_the_architecture_is_short_and_every_invariant_names_what_holds_it():
         assert "`tests/" in invariant.split("\n\n")[0]
 
 
-def test_every_module_of_the_service_is_in_the_code_map():
+PACKAGES = [*ROOT.glob("service/plaudit_*"), *ROOT.glob("client/plaudit_*"), *ROOT.glob("export/plaudit_*")]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_every_wing_of_a_package_is_in_the_code_map(package):
+    wings = [path.parent.relative_to(package) for path in package.rglob("__init__.py") if path.parent != package]
+    assert f"`{package.name}`" in ARCHITECTURE
+    assert [wing for wing in wings if f"`{wing}/`" not in ARCHITECTURE] == []
+
+
+def test_every_module_on_top_of_the_service_is_in_the_code_map():
     modules = {path.name for path in (ROOT / "service" / "plaudit_service").glob("*.py")} - {"__init__.py"}
-    assert {
-        module for module in modules if f"`{module}`" not in ARCHITECTURE and f"/{module}`" not in ARCHITECTURE
-    } == set()
+    assert {module for module in modules if f"`{module}`" not in ARCHITECTURE} == set()

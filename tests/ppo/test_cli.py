@@ -273,6 +273,15 @@ def test_without_torch_the_remedy_is_named(write_config):
     assert done.stderr == "plaudit-ppo: error: torch is not installed; pip install 'plaudit[train]'\n"
 
 
+def test_without_any_package_of_the_trainer_the_remedy_is_named(write_config):
+    code = "import sys; sys.modules['pydantic'] = None; from plaudit_ppo.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", "--config", write_config()], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "plaudit-ppo: error: pydantic is not installed; pip install 'plaudit[train]'\n"
+
+
 def test_the_help_names_settings_with_their_defaults_and_the_environment(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--help"])

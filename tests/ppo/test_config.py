@@ -1,4 +1,9 @@
+import copy
 import dataclasses
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +28,74 @@ def test_settings_left_out_have_their_default(load):
 def test_a_whole_number_may_stand_for_a_number(load):
     assert load("temperature = 1").temperature == 1.0
     assert type(load("temperature = 1").temperature) is float
+
+
+def test_a_list_stands_for_a_tuple_and_a_path_for_a_string():
+    config = PPOConfig(policy=Path("models") / "sft", scorer_urls=["http://a"], scorer_weights=[1])
+    assert (config.policy, config.scorer_urls, config.scorer_weights) == ("models/sft", ("http://a",), (1.0,))
+    assert [type(weight) for weight in config.scorer_weights] == [float]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"kl_coef": True}, "kl_coef = True: has to be a number; the default is 0.05"),
+        ({"kl_coef": "0.1"}, "kl_coef = '0.1': has to be a number; the default is 0.05"),
+        ({"kl_coef": None}, "kl_coef = None: has to be a number; the default is 0.05"),
+        ({"kl_budget": float("inf")}, "kl_budget = inf: has to be a number; the default is none"),
+        ({"seed": 3.0}, "seed = 3.0: has to be a whole number; the default is 0"),
+        ({"whiten_rewards": 1}, "whiten_rewards = 1: has to be true or false; the default is false"),
+        ({"output": 5}, 'output = 5: has to be a string; the default is "runs/ppo"'),
+        (
+            {"missing_eos": None},
+            'missing_eos = None: has to be one of replace, subtract, off; the default is "replace"',
+        ),
+        ({"metrics_port": 65536}, "metrics_port = 65536, limit at least 0 and at most 65535; the default is 0"),
+        ({"clip_range": 0}, "clip_range = 0.0, limit above 0 and at most 1; the default is 0.2"),
+        ({"kl_budget": -1}, "kl_budget = -1.0, limit above 0; the default is none"),
+        (
+            {"scorer_weights": (float("nan"),)},
+            "scorer_weights = (nan,): has to be a list of numbers; the default is []",
+        ),
+        ({"scorer_urls": {"http://a", "http://b"}}, ": has to be a list of strings; the default is []"),
+        ({"cliprange": 0.1}, 'unknown setting "cliprange"; did you mean "clip_range"?'),
+    ],
+)
+def test_nothing_else_is_converted_and_what_is_refused_is_one_line(settings, says):
+    with pytest.raises(ConfigError) as caught:
+        PPOConfig(**settings)
+    assert str(caught.value).endswith(says)
+    assert "\n" not in str(caught.value)
+    (name,) = settings
+    with pytest.raises(ConfigError):
+        dataclasses.replace(PPOConfig(), **{name: settings[name]})
+
+
+def test_settings_are_given_by_name():
+    with pytest.raises(TypeError, match="by name"):
+        PPOConfig("policy")
+
+
+def test_every_default_is_of_its_type_and_within_its_limits():
+    default = PPOConfig()
+    assert PPOConfig(**dataclasses.asdict(default)) == default
+
+
+def test_a_copy_is_equal_and_a_replaced_setting_is_the_only_one_that_differs():
+    config = PPOConfig(kl_coef=0.1, scorer_urls=("http://a",))
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config  # noqa: S301  our own bytes
+    assert dataclasses.asdict(dataclasses.replace(config, kl_coef=0.2)) == dataclasses.asdict(config) | {"kl_coef": 0.2}
+    assert hash(dataclasses.replace(config)) == hash(config)
+
+
+def test_settings_of_an_older_run_are_read_and_what_it_did_not_know_has_its_default(load):
+    older = [line for line in to_toml(PPOConfig(kl_coef=0.1)).splitlines() if "sharding" not in line]
+    assert load("\n".join(older)) == PPOConfig(kl_coef=0.1)
+
+
+def test_settings_are_read_without_torch():
+    code = "import plaudit_ppo.config as config, sys; config.settings_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_what_is_written_is_read_back_the_same(load):
@@ -88,4 +161,5 @@ def test_the_help_names_every_setting_with_its_default():
     text = settings_help()
     for field in dataclasses.fields(PPOConfig):
         assert f"  {field.name} = " in text
+    assert 'missing_pad = "add"\n      a tokenizer without a pad token, or with pad == EOS (one of add, refuse)' in text
     assert "learning_rate = 3e-06" in text

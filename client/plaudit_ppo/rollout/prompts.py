@@ -14,6 +14,8 @@ import jinja2
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from plaudit_client import InvalidArgument
+from plaudit_client.items import normalize_messages
 from plaudit_ppo.errors import PromptError
 from plaudit_ppo.rollout.seeding import seeded_generator
 
@@ -21,6 +23,8 @@ _EXPECTED = (
     'each line is {"prompt": "..."}, or {"messages": [{"role": "...", "content": "..."}]} with the messages under '
     "prompt or messages"
 )
+Message = Mapping[str, Any]
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Before a template: as in the service there is no clock, and a template that tests for one names another date.
 _WITHOUT_CLOCK = "{% set strftime_now = no_clock %}\n"
@@ -35,7 +39,7 @@ class Prompt:
     """What a completion answers: a text, or the messages of a chat (exactly one of the two)."""
 
     text: str | None = None
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[Message, ...] | None = None
     where: str = field(default="prompt", compare=False)  # file and line, for error messages
 
     def __post_init__(self) -> None:
@@ -65,7 +69,7 @@ def _parse(line: bytes, where: str) -> Prompt:
     except ValueError as error:
         raise PromptError(f"{where}: not JSON ({error}); {_EXPECTED}") from error
     if not isinstance(record, dict):
-        raise PromptError(f"{where}: a {type(record).__name__}, not an object; {_EXPECTED}")
+        raise PromptError(f"{where}: not an object ({type(record).__name__}); {_EXPECTED}")
     given = [key for key in ("prompt", "messages") if record.get(key) is not None]
     if len(given) != 1:
         keys = ", ".join(record) or "none"
@@ -73,37 +77,22 @@ def _parse(line: bytes, where: str) -> Prompt:
     (key,) = given
     value = record[key]
     if key == "prompt" and isinstance(value, str):
-        return Prompt(text=_text(value, f"{where}: prompt"), where=where)
-    if not isinstance(value, list) or not value:
-        kind = "an empty list" if value == [] else f"a {type(value).__name__}"
-        raise PromptError(f"{where}: {key} has the wrong shape ({kind}); {_EXPECTED}")
-    return Prompt(messages=tuple(_message(each, f"{where}: {key}[{at}]") for at, each in enumerate(value)), where=where)
+        if _SURROGATE.search(value):
+            raise PromptError(f"{where}: prompt has a lone surrogate, which is no character; mend the text")
+        return Prompt(text=value, where=where)
+    return Prompt(messages=_messages(value, f"{where}: {key}"), where=where)
 
 
-def _message(value: Any, where: str) -> dict[str, str]:  # any JSON value
-    """A message of a chat, without the fields that are null: a table has every field in every row."""
-    if not isinstance(value, dict):
-        raise PromptError(f"{where} has the wrong shape (a {type(value).__name__}); {_EXPECTED}")
-    message = {key: each for key, each in value.items() if each is not None}
-    for key in ("role", "content"):
-        if key not in message:
-            raise PromptError(f"{where} has the wrong shape (no {key}); {_EXPECTED}")
-    for key in message:
-        if key not in ("role", "content"):
-            raise PromptError(
-                f"{where} has the wrong shape ({key}, which policy and reward model cannot both be given); leave it "
-                f"out, or write it into content; {_EXPECTED}"
-            )
-    return {key: _text(each, f"{where}.{key}") for key, each in message.items()}
-
-
-def _text(value: Any, where: str) -> str:
-    """A text that can be encoded."""
-    if not isinstance(value, str):
-        raise PromptError(f"{where} has the wrong shape (a {type(value).__name__}, not a text); {_EXPECTED}")
-    if _SURROGATE.search(value):
-        raise PromptError(f"{where} has a lone surrogate, which is no character; mend the text")
-    return value
+def _messages(value: Any, where: str) -> tuple[Message, ...]:  # any JSON value
+    """A chat, as the scorer's client takes it; a text in parts becomes a text, which every template reads."""
+    try:
+        messages = normalize_messages(value, where)
+    except InvalidArgument as error:
+        raise PromptError(f"{error}; {_EXPECTED}") from error
+    for message in messages:
+        if isinstance(content := message.get("content"), list):
+            message["content"] = content[0]["text"]
+    return tuple(messages)
 
 
 def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[int]:
@@ -134,9 +123,7 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tok
     return list(ids)
 
 
-def render_chat(
-    messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
-) -> str:
+def render_chat(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool) -> str:
     """A chat as the tokenizer's template writes it.
 
     Deviation from transformers: there is no clock (`strftime_now`), or a run that is resumed on another day would have

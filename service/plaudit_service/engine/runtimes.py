@@ -111,16 +111,15 @@ class OnnxRuntimeCuda:
     name = "onnxruntime-cuda"
     tolerance = 0.0
     promises_bits = False
-    providers: Sequence[Any] = (("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider")
 
     def __init__(self, graph: Path, num_threads: int) -> None:
-        first = self.providers[0][0]
-        if first not in ort.get_available_providers():
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
             raise ServiceError(
-                f"--provider: this onnxruntime has no {first}; "
+                "--provider: this onnxruntime has no CUDAExecutionProvider; "
                 "install 'plaudit[service-gpu]' in an environment of its own"
             )
-        self._session = open_session(graph, num_threads, self.providers)
+        providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+        self._session = open_session(graph, num_threads, providers)
         refuse_attention_on_cpu(self._session)
         self.inputs, self.outputs = _describe(self._session)
 
@@ -149,13 +148,6 @@ class OnnxRuntimeCuda:
             binding.bind_output(name, device)
         self._session.run_with_iobinding(binding)
         return list(binding.get_outputs())
-
-
-class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
-    """ONNX Runtime with TensorRT where it takes a part of the graph, CUDA for the rest. Not run yet."""
-
-    name = "onnxruntime-tensorrt"
-    providers = (("TensorrtExecutionProvider", {}), *OnnxRuntimeCuda.providers)
 
 
 class OpenVino:
@@ -218,7 +210,6 @@ class OpenVino:
 RUNTIMES: dict[tuple[str, str], Callable[[Path, int], Runtime]] = {
     ("onnxruntime", "cpu"): OnnxRuntime,
     ("onnxruntime", "cuda"): OnnxRuntimeCuda,
-    ("onnxruntime", "tensorrt"): OnnxRuntimeTensorRt,
     ("openvino", "cpu"): OpenVino,
 }
 

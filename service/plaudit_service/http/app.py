@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from plaudit_service.http.access import PROBES, Access
 from plaudit_service.http.asgi import INTERNAL_ERROR, PROBLEM_MEDIA_TYPE, App, Receive, Scope, Send, problem_document
+from plaudit_service.http.dialects.dialect import Dialect
 from plaudit_service.http.dialects.endpoint import DIALECTS, dialect_endpoints
 from plaudit_service.http.openapi import complete
 from plaudit_service.http.score_endpoint import ScoreEndpoint
@@ -78,7 +79,7 @@ def build_routes(service: Service, *, keys: bool = False, open_routes: Collectio
         static_url=_DOCS_ASSETS,
     )
     _add_probes(app, service)
-    dialects = {name: DIALECTS[name] for name in service.settings.dialect_names}
+    dialects: dict[str, Dialect] = {name: DIALECTS[name] for name in service.settings.dialects}
     _document(app, lambda document: complete(document, dialects, keys=keys, open_routes=open_routes))
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)

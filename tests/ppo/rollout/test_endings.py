@@ -36,7 +36,7 @@ def test_every_eos_of_tokenizer_and_generation_config_counts_once(policy, tokeni
 
 
 def test_a_word_that_only_config_json_names_is_a_leftover_and_said(policy, tokenizer, caplog):
-    """Without a generation_config.json, transformers makes one of config.json, whose ids may be its class's defaults."""
+    """Without a generation_config.json, transformers makes one of config.json, which may have its class's defaults."""
     policy.config.eos_token_id = policy.generation_config.eos_token_id = 5
     assert eos_token_ids(policy, tokenizer, are_chats=False) == (0,)
     assert "config.json names token 5 as EOS, which is no special token of its tokenizer" in caplog.text

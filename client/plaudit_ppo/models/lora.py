@@ -27,7 +27,7 @@ def is_lora(policy: nn.Module) -> bool:
 
 
 def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
-    """The policy with a new adapter in every linear layer but the head; only the adapter is trained.
+    """The policy with a new adapter in every linear layer and expert but the head; only the adapter is trained.
 
     W + alpha / r * B A, B = 0 at first, so that the policy begins as the reference. Hu et al. 2021, arXiv 2106.09685.
     No dropout: all passes have to see the same policy.
@@ -47,6 +47,8 @@ def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21 asks
+        # Of fused parameters of experts, whose rank it has set itself; it looks among modules alone.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         torch.manual_seed(seeded_generator(torch.device("cpu"), config.seed, "lora").initial_seed())
         adapted: PreTrainedModel = get_peft_model(policy, settings)
     return adapted

@@ -1,5 +1,6 @@
 """What every network of a run has in common: loaded from a directory, always deterministic, made of layers."""
 
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +28,10 @@ def load_pretrained(auto: Any, path: str | Path, what: str, **options: Any) -> A
     try:
         return auto.from_pretrained(path, trust_remote_code=False, local_files_only=True, **options)
     except Exception as error:  # a checkpoint comes from outside; what reads it has exception types of its own
-        raise CheckpointError(
-            f"{what}: {path} cannot be loaded ({one_line(error)}); it needs config.json, *.safetensors and tokenizer "
-            "files"
-        ) from error
+        remedy = "it needs config.json, *.safetensors and tokenizer files"
+        if sys.flags.optimize > 1:
+            remedy = "transformers reads docstrings: run Python without -OO (PYTHONOPTIMIZE=2), which strips them"
+        raise CheckpointError(f"{what}: {path} cannot be loaded ({one_line(error)}); {remedy}") from error
 
 
 def disable_dropout(model: _Module) -> _Module:

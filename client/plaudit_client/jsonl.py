@@ -3,6 +3,7 @@
 Knows nothing of the network and of arguments.
 """
 
+import codecs
 import hashlib
 import json
 from collections import Counter
@@ -96,6 +97,8 @@ def parse_lines(lines: Iterable[bytes], file_name: str) -> Iterator[Line]:
     digest = hashlib.sha256()
     for number, line in enumerate(lines, start=1):
         digest.update(line)
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)  # noqa: PLW2901  # as editors on Windows write it
         if not line.isspace():
             copied, items, is_pair = _parse_line(line, f"{file_name}:{number}", number)
             yield Line(f"{file_name}:{number}", number, digest.hexdigest(), copied, items, len(line), is_pair)

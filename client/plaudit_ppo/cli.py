@@ -2,64 +2,37 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING
 
-from plaudit_ppo.errors import ConfigError, PPOError
-from plaudit_ppo.terminal import prepare_terminal, say
+from plaudit_client.command_line import Parser, run, say, tell
+from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.termination import Terminated, Termination
 
+# What plaudit[train] brings is imported in functions: it may not be installed, and some of it takes seconds.
 if TYPE_CHECKING:
     from plaudit_ppo.config import PPOConfig
     from plaudit_ppo.scoring.pool import Scorer
-
-# Imported late, in functions: they may not be installed, and some take seconds.
-_TRAINING_PACKAGES = (
-    "pydantic",
-    "torch",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "peft",
-    "matplotlib",
-    "prometheus_client",
-)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Prints an error as one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"plaudit-ppo: error: {message}; see plaudit-ppo --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-        0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT. 143: ended by SIGTERM.
+        0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
     """
-    prepare_terminal("plaudit-ppo", is_first_process=_is_first_process())
+    return run("plaudit-ppo", lambda: _run_until_terminated(argv), extra="train", quiet=not _is_first_process())
+
+
+def _run_until_terminated(argv: Sequence[str] | None) -> int:
     try:
         return _run(argv, Termination().listen())
-    except PPOError as error:
-        return _fail(str(error), error.exit_code)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _TRAINING_PACKAGES:
-            raise
-        return _fail(f"{error.name} is not installed; pip install 'plaudit[train]'", 2)
-    except OSError as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        say("plaudit-ppo: interrupted", sys.stderr)
-        return 130
     except Terminated as error:
-        _say(f"plaudit-ppo: terminated: {error}" if str(error) else "plaudit-ppo: terminated", file=sys.stderr)
-        return 143
+        _say(f"plaudit-ppo: terminated {error}; go on with --resume" if str(error) else "plaudit-ppo: terminated")
+        return 130
 
 
 def _run(argv: Sequence[str] | None, termination: Termination) -> int:
@@ -67,7 +40,7 @@ def _run(argv: Sequence[str] | None, termination: Termination) -> int:
     if arguments.command == "report":
         from plaudit_ppo.runs.report import write_report
 
-        say(str(write_report(Path(arguments.directory))))
+        tell(str(write_report(Path(arguments.directory))))
         return 0
     config = _configure(arguments)
     from plaudit_ppo.distributed.processes import end_processes
@@ -93,7 +66,7 @@ def _run(argv: Sequence[str] | None, termination: Termination) -> int:
 def _parser() -> argparse.ArgumentParser:
     from plaudit_ppo.config import settings_help
 
-    parser = _Parser(prog="plaudit-ppo", description="PPO for language models against a remote reward model.")
+    parser = Parser(prog="plaudit-ppo", description="PPO for language models against a remote reward model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
@@ -168,9 +141,9 @@ def _say_what_is_resumed(directory: Path, config: "PPOConfig") -> None:
     if file.exists():
         before = replace(load_config(file), output=config.output)  # DIR, however it is spelled
         for change in changed_settings(before, config):
-            _say(f"plaudit-ppo: changed since the run began: {change}", file=sys.stderr)
+            _say(f"plaudit-ppo: changed since the run began: {change}")
     elif not (directory / "checkpoints").exists():
-        _say(f"plaudit-ppo: {directory} holds no run yet; one begins there", file=sys.stderr)
+        _say(f"plaudit-ppo: {directory} holds no run yet; one begins there")
 
 
 def _train(
@@ -184,11 +157,12 @@ def _train(
     from plaudit_ppo.models.policy import frozen_copy, load_policy
     from plaudit_ppo.rollout.prompts import read_prompts
     from plaudit_ppo.rollout.seeding import seeded_generator
-    from plaudit_ppo.runs.progress import Progress
+    from plaudit_ppo.runs.progress import Progress, show_warnings
     from plaudit_ppo.trainer import PPOTrainer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    show_warnings("plaudit-ppo", is_first_process=_is_first_process())
     prompts = read_prompts(config.prompts or "")
     policy, tokenizer = load_policy(config.policy or "")
     generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
@@ -205,19 +179,16 @@ def _train(
     with Progress(config.iterations) as progress:
         on_iteration = progress if _is_first_process() else None
         summary = trainer.train(on_iteration=on_iteration, resume=resume, termination=termination)
-    _say(
+    line = (
         f"{summary.extent} ({summary.scoring}): score {_number(summary.final['scoring/score_mean'])}, "
         f"KL {_number(summary.final['objective/kl'])}; policy in {config.output}/policy"
     )
+    if _is_first_process():
+        tell(line)
 
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
-
-
-def _fail(message: str, exit_code: int) -> int:
-    _say(f"plaudit-ppo: error: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
 
 
 def _is_first_process() -> bool:
@@ -225,6 +196,6 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say(line: str, file: TextIO | None = None) -> None:
+def _say(line: str) -> None:
     if _is_first_process():
-        say(line, file)
+        say(line)

@@ -226,7 +226,7 @@ def load_config(path: str | Path) -> PPOConfig:
         ConfigError: the file is missing, is not TOML, or has an unknown or bad setting; the message names the file.
     """
     try:
-        settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        settings = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); --config takes a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

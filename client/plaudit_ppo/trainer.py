@@ -188,9 +188,8 @@ class PPOTrainer:
                     raise type(error)(f"{error}; {self._leave_checkpoint()}") from error
                 except Terminated as error:
                     log.force()
-                    raise Terminated(
-                        f"{self._state.iteration} iterations are done; {self._leave_checkpoint()}"
-                    ) from error
+                    done = f"after {self._state.iteration} iterations"
+                    raise Terminated(f"{done}; {self._leave_checkpoint()}") from error
                 log.write(metrics)
                 expose(metrics)
                 track(metrics)

@@ -128,7 +128,7 @@ class Settings:
         keys = [key.strip() for key in environ.get("PLAUDIT_API_KEYS", "").split(",")]
         if self.api_key_file:
             try:
-                lines = Path(self.api_key_file).read_text(encoding="utf-8").splitlines()
+                lines = Path(self.api_key_file).read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"--api-key-file {self.api_key_file}: cannot be read ({error})") from error
             if not any(line.strip() for line in lines):

@@ -11,7 +11,6 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -19,6 +18,7 @@ from transformers import (
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.models.networks import disable_dropout, load_pretrained
 from plaudit_ppo.models.sharding import load_whole_state
+from plaudit_ppo.models.tokenizer_file import load_tokenizer
 
 _VALUE_HEAD = "value_head.safetensors"
 _OTHER_CRITICS = (
@@ -146,7 +146,7 @@ def check_critic_tokens(path: str | Path, tokenizer: PreTrainedTokenizerBase) ->
     """
     if not (Path(path) / "tokenizer_config.json").is_file():
         return
-    own = load_pretrained(AutoTokenizer, path, "critic's tokenizer").get_vocab()
+    own = load_tokenizer(path, "critic's tokenizer").get_vocab()
     for number, token in sorted((number, token) for token, number in tokenizer.get_vocab().items()):
         if own.get(token, number) != number:
             raise CheckpointError(

@@ -6,10 +6,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.errors import one_line
 from plaudit_ppo.models.networks import disable_dropout, load_pretrained
+from plaudit_ppo.models.tokenizer_file import load_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         CheckpointError: the directory is missing or does not hold both.
     """
     model = load_pretrained(AutoModelForCausalLM, path, "policy", dtype=torch.float32, use_safetensors=True)
-    return disable_dropout(model), load_pretrained(AutoTokenizer, path, "policy's tokenizer")
+    return disable_dropout(model), load_tokenizer(path, "policy's tokenizer")
 
 
 def mend_generation_config(policy: PreTrainedModel) -> None:

@@ -3,6 +3,7 @@
 A prompt is a function of its file and of the tokenizer: it knows no clock.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         PromptError: the file is missing or empty, or a line is not a prompt; the message names the line.
     """
     try:
-        lines = Path(path).read_bytes().splitlines()
+        lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror}); prompts is a JSONL file, {_EXPECTED}") from error
     prompts = [_parse(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
@@ -98,7 +99,8 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:  # any JSON value
 def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[int]:
     """The prompt's token ids, as the policy reads them.
 
-    A text gets the tokenizer's special tokens, but no second BOS; a chat is rendered by the template and gets none.
+    A text gets the tokenizer's special tokens, but no second BOS, and none at its end, because the policy goes on from
+    there; a chat is rendered by the template and gets none.
 
     Raises:
         PromptError: it has no tokens or more than `max_tokens`, or is a chat and the tokenizer has no template.
@@ -116,11 +118,14 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tok
     else:
         text = prompt.text or ""
         special = tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
-    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    encoded = tokenizer(text, add_special_tokens=special, return_special_tokens_mask=True)
+    ids, added = list(encoded["input_ids"]), encoded["special_tokens_mask"]
+    while special and len(ids) > 1 and added[len(ids) - 1]:
+        ids.pop()
     if not 0 < len(ids) <= max_tokens:
         remedy = "raise max_prompt_tokens or leave the prompt out" if ids else "leave it out"
         raise PromptError(f"{prompt.where}: {len(ids)} tokens, limit 1 to {max_tokens} (max_prompt_tokens); {remedy}")
-    return list(ids)
+    return ids
 
 
 def render_chat(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool) -> str:

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plaudit_client.whole_files import remove_directory
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import is_lora, restore_adapter
 from plaudit_ppo.models.policy import load_policy
 from plaudit_ppo.models.sharding import load_whole_state
-from plaudit_ppo.runs.whole_files import remove_directory, write_directory
+from plaudit_ppo.runs.directories import left_directory
 
 _PREFIX = "iteration-"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
@@ -65,16 +66,16 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     path = checkpoint_path(folder, state.iteration)
-
-    def write(directory: Path) -> None:
-        write_models(directory)
-        save_file(dict(optimizer), directory / _OPTIMIZER)
-        (directory / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-
     if not path.exists():  # else it is of this iteration's start, and now may be in the middle of its update
-        write_directory(path, write)
+        with left_directory(path) as directory:
+            write_models(directory)
+            save_file(dict(optimizer), directory / _OPTIMIZER)
+            (directory / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     for old in _checkpoints(folder)[:-keep] if keep else ():
         remove_directory(old)
     return path

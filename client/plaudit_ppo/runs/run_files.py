@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plaudit_client.whole_files import remove_unfinished, write_file
 from plaudit_ppo.config import PPOConfig, to_toml
 from plaudit_ppo.distributed.learner import Learner
 from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError, PPOError
@@ -30,11 +31,11 @@ from plaudit_ppo.runs.checkpoints import (
     restore_weights,
     save_checkpoint,
 )
+from plaudit_ppo.runs.directories import left_directory, trial_directory
 from plaudit_ppo.runs.locks import locked
 from plaudit_ppo.runs.log import RunLog, read_log
 from plaudit_ppo.runs.model_card import model_card
 from plaudit_ppo.runs.summary import NOTHING_YET, TrainSummary, summarize
-from plaudit_ppo.runs.whole_files import remove_unfinished, try_directory, write_directory, write_file
 
 _State = dict[str, Tensor]
 
@@ -161,19 +162,17 @@ class RunFiles:
         """
         parts = self._result(state, NOTHING_YET, *self._whole_states())
 
-        def write(directory: Path) -> None:
-            for name, write_part in parts.items():
-                write_part(directory / name)
-
-        def try_it() -> None:
+        def write() -> None:
             try:
-                try_directory(self._output / "result", write)
+                with trial_directory(self._output / "result") as directory:
+                    for name, write_part in parts.items():
+                        write_part(directory / name)
             except OutputError as error:
                 raise CheckpointError(
                     f"what the run is to leave cannot be written, so it does not begin: {error}"
                 ) from error
 
-        self._in_first_process(try_it)
+        self._in_first_process(write)
 
     def finish(self, state: RunState) -> TrainSummary:
         """Writes policy/ (with its card), critic/, summary.json, and the adapter/ of a LoRA policy.
@@ -188,7 +187,8 @@ class RunFiles:
 
         def write() -> None:
             for name, write_part in self._result(state, summary[0], *weights).items():
-                write_directory(self._output / name, write_part)
+                with left_directory(self._output / name) as directory:
+                    write_part(directory)
             write_file(self._output / "summary.json", json.dumps(summary[0].to_json(), indent=2) + "\n")
 
         self._in_first_process(write)

@@ -182,7 +182,12 @@ class Tokenization:
             except ChatTemplateError as error:
                 yield _Source(where, error=str(error))
             else:
-                yield _Source(where, text=text, append_eos=self._scoring.append_eos and item.finished)
+                yield _Source(
+                    where,
+                    text=text,
+                    add_special_tokens=self._scoring.chat_special_tokens,
+                    append_eos=self._scoring.append_eos and item.finished,
+                )
 
     def _pair(self, where: str, messages: Sequence[Mapping[str, JsonValue]]) -> tuple[str, str]:
         """The two texts of a chat, for a model that was trained on pairs.

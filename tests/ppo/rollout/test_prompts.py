@@ -78,6 +78,11 @@ def test_a_line_that_is_not_utf8_is_named_by_its_number(tmp_path):
         read_prompts(path)
 
 
+@pytest.mark.parametrize("text", ['\ufeff{"prompt": "a"}', '\ufeff\n{"prompt": "a"}'])
+def test_a_file_may_begin_with_a_byte_order_mark(read, text):
+    assert read(text) == [Prompt(text="a")]
+
+
 def test_a_missing_and_an_empty_file_are_refused(read, tmp_path):
     with pytest.raises(PromptError, match=r"absent: cannot be read \(No such file or directory\)"):
         read_prompts(tmp_path / "absent")
@@ -99,6 +104,17 @@ def test_a_text_gets_one_bos_also_when_it_begins_with_one(make_tokenizer):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="w9 $A", special_tokens=[("w9", 9)])
     assert encode_prompt(Prompt(text="w2"), tokenizer, max_tokens=9) == [9, 2]
     assert encode_prompt(Prompt(text="w9 w2"), tokenizer, max_tokens=9) == [9, 2]
+
+
+def test_a_special_token_that_the_tokenizer_adds_at_the_end_is_taken_off_and_one_of_the_text_stays(make_tokenizer):
+    tokenizer = make_tokenizer(bos_token="w9", eos_token="<eos>")
+    ends = [("w9", 9), ("<eos>", 0)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="w9 $A <eos>", special_tokens=ends)
+    assert tokenizer("w2 w3")["input_ids"] == [9, 2, 3, 0]
+    assert encode_prompt(Prompt(text="w2 w3"), tokenizer, max_tokens=3) == [9, 2, 3]
+    assert encode_prompt(Prompt(text="w2 <eos>"), tokenizer, max_tokens=9) == [9, 2, 0]
+    assert encode_prompt(Prompt(text="w9 w2"), tokenizer, max_tokens=9) == [9, 2]
+    assert encode_prompt(Prompt(text=""), tokenizer, max_tokens=9) == [9]
 
 
 def test_a_chat_is_rendered_by_the_template(tokenizer):

@@ -21,7 +21,7 @@ class PPOError(Exception):
         ├── RewardModelError     another reward model than at the start gives the scores
         ├── KLBudgetError        the policy is farther from the reference than allowed
         ├── RatioError           the policy that samples is not the policy that trains
-        └── DivergenceError      a loss or a gradient is not finite
+        └── DivergenceError      a loss, a gradient or the policy's probabilities are not finite
     """
 
     exit_code = 1
@@ -74,4 +74,4 @@ class RatioError(GuardError):
 
 
 class DivergenceError(GuardError):
-    """A loss or a gradient is not finite, so the next step would destroy the model."""
+    """A loss, a gradient or the policy's probabilities are not finite, so the next step would destroy the model."""

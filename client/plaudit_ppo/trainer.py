@@ -25,6 +25,7 @@ from plaudit_ppo.distributed.processes import make_accelerator
 from plaudit_ppo.errors import ConfigError, DivergenceError, GuardError, PPOError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import AdapterOff, is_lora
+from plaudit_ppo.models.policy import check_cache
 from plaudit_ppo.rollout.endings import eos_token_ids, no_ending
 from plaudit_ppo.rollout.forward import evaluate_rollouts
 from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
@@ -115,6 +116,7 @@ class PPOTrainer:
         scorer: Scorer,
         eval_scorer: Scorer | None = None,
     ) -> None:
+        check_cache(policy)
         self._config = config
         self._tokenizer = tokenizer
         self._prompts = prompts
@@ -188,8 +190,8 @@ class PPOTrainer:
                     raise type(error)(f"{error}; {self._leave_checkpoint()}") from error
                 except Terminated as error:
                     log.force()
-                    done = f"after {self._state.iteration} iterations"
-                    raise Terminated(f"{done}; {self._leave_checkpoint()}") from error
+                    place = self._leave_checkpoint()
+                    raise Terminated(f"after {self._state.iteration} iterations; {place}") from error
                 log.write(metrics)
                 expose(metrics)
                 track(metrics)

@@ -1,6 +1,7 @@
 """The policy, and the frozen copy of it that is the reference."""
 
 import copy
+import inspect
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +9,8 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit_ppo.errors import one_line
+from plaudit_ppo.errors import ConfigError, one_line
+from plaudit_ppo.models.lora import is_lora
 from plaudit_ppo.models.networks import disable_dropout, load_pretrained
 from plaudit_ppo.models.tokenizer_file import load_tokenizer
 
@@ -23,6 +25,20 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     """
     model = load_pretrained(AutoModelForCausalLM, path, "policy", dtype=torch.float32, use_safetensors=True)
     return disable_dropout(model), load_tokenizer(path, "policy's tokenizer")
+
+
+def check_cache(policy: PreTrainedModel) -> None:
+    """Refuses a policy whose forward takes no key-value cache: the sampler goes on from one.
+
+    Raises:
+        ConfigError: names its class.
+    """
+    network = policy.get_base_model() if is_lora(policy) else policy
+    if "past_key_values" not in inspect.signature(network.forward).parameters:
+        raise ConfigError(
+            f"policy: {type(network).__name__} keeps no key-value cache (past_key_values), by which completions are "
+            "sampled; give a policy with attention"
+        )
 
 
 def mend_generation_config(policy: PreTrainedModel) -> None:

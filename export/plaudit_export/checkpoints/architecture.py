@@ -107,7 +107,9 @@ def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
     """
     try:
         fields = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return []
+    if not isinstance(fields, dict):  # the tokenizer's loading says what is wrong with it
         return []
     whole = (directory / "tokenizer.json").is_file()
     taken = "tokenizer.json" if whole else "transformers' own class"

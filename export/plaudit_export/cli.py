@@ -57,7 +57,7 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
         normalize_std=parsed.normalize != "mean",
         normalize_saved={"saved": True, "none": False}.get(parsed.normalize),
         pad_token=parsed.pad_token,
-        token_logits=[Head(name=name, weight=weight) for name, weight in parsed.token_logits or ()],
+        token_logits=tuple(Head(name=name, weight=weight) for name, weight in parsed.token_logits or ()),
     )
     return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
 

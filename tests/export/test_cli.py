@@ -43,6 +43,8 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
     files += ["--calibrate", str(tmp_path / "golden.jsonl"), "--normalize-on", str(tmp_path / "golden.jsonl")]
     flags = [
         "--append-eos",
+        "--strip-newlines",
+        "--space-before-eos",
         "--no-add-special-tokens",
         "--chat-special-tokens",
         "--pair",
@@ -53,7 +55,7 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
         "--builtin-class",
     ]
     values = ["--name", "rm", "--max-tokens", "99", "--heads", "a=0.5,b", "--tolerance", "1e-3", "--normalize", "mean"]
-    values += ["--golden-max-tokens", "77", "--pad-token", ""]
+    values += ["--golden-max-tokens", "77", "--pad-token", "", "--token-logits", "yes=1,id:0=-1"]
     texts = TextFile([{"text": "a"}], sha256_of(tmp_path / "golden.jsonl"))
     assert main(["checkpoint", "org/model", "bundle", *files, *flags, *values]) == 1
     assert (given["source"], given["bundle"], given["force"]) == ("org/model", Path("bundle"), True)
@@ -76,6 +78,9 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
         normalize_std=False,
         builtin_class=True,
         pad_token="",
+        strip_newlines=True,
+        space_before_eos=True,
+        token_logits=(Head(name="yes", weight=1.0), Head(name="id:0", weight=-1.0)),
     )
 
 
@@ -185,3 +190,19 @@ def test_help_names_units_and_defaults(capsys):
     assert raised.value.code == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("in tokens", "(default: fp32)", "(default: 1e-5)", "--no-append-eos"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--normalize", "mean"], "mean-std and mean need --normalize-on FILE; saved and none go without it"),
+        (["--token-logits", "id:x=1"], "'x' is not a token id"),
+    ],
+)
+def test_options_of_formats_that_make_no_sense_end_in_one_line(given, message, tmp_path, capsys):
+    try:
+        status = main(["checkpoint", str(tmp_path), str(tmp_path / "bundle"), *given])
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert message in capsys.readouterr().err

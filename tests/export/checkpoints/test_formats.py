@@ -23,7 +23,7 @@ from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.errors import SourceError
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.quiet import quiet
-from plaudit_export.testing import tiny_causal_checkpoint
+from plaudit_export.testing import CAUSAL_ARCHITECTURES, tiny_causal_checkpoint
 from plaudit_service.bundles.bundle import Head, Normalization, Scoring
 from plaudit_service.serving.scorer import Scorer
 
@@ -652,3 +652,46 @@ def test_a_normalization_that_nobody_kept_is_refused(decoders, tmp_path):
     path = write(CASES["UltraRM"], decoders("llama"), tmp_path / "it")
     with pytest.raises(SourceError, match="--normalize saved: it keeps no mean and deviation"):
         derive_rules(load_checkpoint(str(path)), Options(normalize_saved=True))
+
+
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "sliding_window": None},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 8},
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 8, "sliding_window": 64},
+    "phimoe": {"num_local_experts": 4, "sliding_window": None},
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 0,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+    },
+}
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 has no experts that can be traced")
+@pytest.mark.parametrize(
+    "architecture", [name if name == "qwen3_moe" else pytest.param(name, marks=pytest.mark.slow) for name in EXPERTS]
+)
+def test_a_mixture_of_experts_is_served_with_its_own_scores(architecture, tmp_path, monkeypatch):
+    monkeypatch.setitem(CAUSAL_ARCHITECTURES, architecture, {"num_experts_per_tok": 2} | EXPERTS[architecture])
+    path = tiny_causal_checkpoint(tmp_path / "it", architecture=architecture, num_hidden_layers=1)
+    exported = export_checkpoint(str(path), tmp_path / "bundle")
+    assert exported.parity.ok
+    # The sink of gpt-oss's attention is summed in another order in a padded batch.
+    assert exported.parity.batch_invariant or architecture == "gpt_oss"
+    with quiet():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(path, experts_implementation="eager")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    (result,) = Scorer(tmp_path / "bundle").score([TEXTS[0]])
+    with torch.no_grad():
+        reference = model.eval()(torch.tensor([tokenizer(TEXTS[0])["input_ids"]])).logits.item()
+    assert abs(result.score - reference) <= 1e-5 * max(1, abs(reference))

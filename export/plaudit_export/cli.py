@@ -73,7 +73,7 @@ def _note(line: str) -> None:
 def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Options` that every source has."""
     from plaudit_export.checkpoints.rules import DEFAULT_GOLDEN_MAX_TOKENS
-    from plaudit_export.checks.golden import read_items
+    from plaudit_export.checks.text_files import read_items
     from plaudit_service.bundles.bundle import Head
 
     return {
@@ -104,7 +104,7 @@ def _tell(exported: "Exported") -> int:
 
 def _text_file(option: str, path: Path | None) -> "TextFile | None":
     from plaudit_export.checkpoints.rules import TextFile
-    from plaudit_export.checks.golden import read_items
+    from plaudit_export.checks.text_files import read_items
     from plaudit_service.bundles.bundle import sha256_of
 
     return None if path is None else TextFile(read_items(option, path), sha256_of(path))

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from plaudit_ppo import PPOTrainer
+
+WORDS = ["<eos>", "<pad>", *(f"w{number}" for number in range(2, 32))]  # the word's number is its id
 
 
 @dataclass(frozen=True)
@@ -41,3 +45,10 @@ class TinyTrainer:
 def weights(*models: nn.Module) -> Tensor:
     """All weights of models in one row."""
     return torch.cat([parameter.detach().flatten() for model in models for parameter in model.parameters()])
+
+
+def tiny_tokenizer(**special) -> PreTrainedTokenizerFast:
+    """A word is a token; `special` names those that are special."""
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="w2"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)

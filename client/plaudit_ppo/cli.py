@@ -149,7 +149,7 @@ def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     prompts = read_prompts(config.prompts or "")
-    policy, tokenizer = load_policy(config.policy or "")
+    policy, tokenizer = load_policy(config.policy or "", builtin_class=config.builtin_class)
     generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
     critic: Critic | TrunkCritic
     if config.critic_trunk == "policy":
@@ -157,7 +157,9 @@ def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", 
     else:
         start = config.critic or config.policy or ""
         check_critic_tokens(start, tokenizer)
-        critic = load_critic(start, head_init=config.critic_head_init, generator=generator)
+        critic = load_critic(
+            start, head_init=config.critic_head_init, generator=generator, builtin_class=config.builtin_class
+        )
     reference = None if config.lora_rank else frozen_copy(policy)
     policy = add_lora(policy, config) if config.lora_rank else policy
     trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)

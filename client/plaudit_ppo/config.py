@@ -46,6 +46,8 @@ class PPOConfig:
     """directory of the causal LM to train (safetensors, with its tokenizer)"""
     critic: Text | None = None
     """directory that the critic starts from, such as a reward model's; none: the policy's weights and a new head"""
+    builtin_class: bool = False
+    """transformers' classes are right, also where the config of policy or critic names code of its own (auto_map)"""
     prompts: Text | None = None
     """JSONL file, one {"prompt": "..."} or {"messages": [...]} per line"""
     scorer_urls: tuple[str, ...] = ()

@@ -49,6 +49,7 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
         allow_loss=parsed.allow_loss,
         normalize_on=_text_file("--normalize-on", parsed.normalize_on),
         normalize_std=parsed.normalize == "mean-std",
+        pad_token=parsed.pad_token,
     )
     return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
 
@@ -88,6 +89,7 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
         "golden": read_items("--golden", parsed.golden) if parsed.golden else (),
         "golden_max_tokens": parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
         "tolerance": parsed.tolerance,
+        "builtin_class": parsed.builtin_class,
     }
 
 
@@ -198,6 +200,11 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         default="mean-std",
         help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std)",
     )
+    add(
+        "--pad-token",
+        metavar="TOKEN",
+        help="what the trainer padded with, '' for nothing (default: the config's; of an adapter, its tokenizer's)",
+    )
     _add_model_options(parser)
 
 
@@ -227,6 +234,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--chat-special-tokens",
         action=flag,
         help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS (default: no)",
+    )
+    add(
+        "--builtin-class",
+        action="store_true",
+        help="transformers' own class is right, also where the config's auto_map names code, which is never run",
     )
     add("--pair", action="store_true", help="the model was trained on (prompt, completion) pairs (default: no)")
     add("--max-tokens", type=_positive, metavar="N", help="longest text, in tokens (default: the usable positions)")

@@ -73,6 +73,8 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
         allow_loss=True,
         normalize_on=texts,
         normalize_std=False,
+        builtin_class=True,
+        pad_token="",
     )
 
 
@@ -167,7 +169,7 @@ def test_a_missing_library_names_the_extra(tmp_path):
 
 
 def test_an_interrupt_is_no_stack_trace(monkeypatch, encoder_checkpoint, tmp_path, capsys):
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exporter, "load_checkpoint", interrupt)

@@ -2,14 +2,11 @@
 
 import pytest
 import torch
-from tiny_trainer import TinyTrainer
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from tiny_trainer import TinyTrainer, tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from plaudit_client import Score
 from plaudit_ppo import Critic, PPOConfig, PPOTrainer, Prompt, frozen_copy
-
-WORDS = ["<eos>", "<pad>", *(f"w{number}" for number in range(2, 32))]  # the word's number is its id
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,20 +14,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def _tokenizer(**special):
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="w2"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
-
-
 @pytest.fixture
 def make_tokenizer():
-    return _tokenizer
+    return tiny_tokenizer
 
 
 @pytest.fixture
 def tokenizer():
-    return _tokenizer(eos_token="<eos>", pad_token="<pad>")
+    return tiny_tokenizer(eos_token="<eos>", pad_token="<pad>")
 
 
 def _config():

@@ -173,6 +173,19 @@ def test_scores_are_awaited_only_after_the_reference_and_the_critic(make_trainer
     assert summary.masked_share == 0.0
 
 
+def test_every_iteration_draws_random_numbers_of_its_own(make_trainer):
+    items = []
+
+    def scorer(batch):
+        items.extend(batch)
+        return [Score("ok", 1.0)] * len(batch)
+
+    make_trainer(scorer, scorer_concurrency=1, rollout_batch_size=3, learning_rate=1e-12).train()
+    first, second = items[:3], items[3:]
+    assert {item["prompt"] for item in first} == {item["prompt"] for item in second}  # all three, dealt once each
+    assert {item["completion"] for item in first}.isdisjoint(item["completion"] for item in second)
+
+
 def test_every_micro_batch_is_sent_for_on_its_own(make_trainer):
     sizes = []
 
@@ -246,6 +259,7 @@ def test_beta_follows_the_kl_only_where_it_is_adaptive(make_trainer):
         )
         assert after["objective/kl_coef"] == pytest.approx(expected)
         assert after["objective/kl_coef"] != before["objective/kl_coef"]
+        assert after["objective/non_score_reward"] == pytest.approx(-after["objective/kl_coef"] * after["objective/kl"])
     fixed = make_trainer(output="fixed", **settings)
     fixed.train()
     assert {line["objective/kl_coef"] for line in fixed.log()} == {0.2}

@@ -153,7 +153,7 @@ def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, check
         if is_lora(policy):
             restore_adapter(policy, checkpoint / "policy")
         else:
-            load_whole_state(policy, load_policy(checkpoint / "policy")[0].state_dict())
+            load_whole_state(policy, load_policy(checkpoint / "policy", builtin_class=True)[0].state_dict())
         critic.restore(checkpoint / "critic")
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error

@@ -98,7 +98,7 @@ def _cards(summary: TrainSummary) -> list[tuple[str, str]]:
     ]
 
 
-def _samples(samples: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, str]]]:
+def _samples(samples: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
     """The rows of each table, by the iteration."""
     if not samples:
         return {}
@@ -106,13 +106,12 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, s
     return {each: [_sample(row) for row in samples if row["iteration"] == each] for each in iterations}
 
 
-def _sample(row: Mapping[str, Any]) -> dict[str, str]:
+def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    length = f"{row['num_tokens']}{'' if row['finished'] else ', cut'}"
     return {
         "prompt": str(row.get("prompt_text", row["prompt"])),
         "completion": row["completion"] or "(empty)",
-        "tokens": f"{row['num_tokens']}{'' if row['finished'] else ', cut'}",
-        "score": _number(row["score"]),
-        "kl": _number(row["kl"]),
+        "figures": [length, _number(row["score"]), _number(row["kl"])],
     }
 
 

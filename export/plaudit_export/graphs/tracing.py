@@ -12,7 +12,7 @@ import torch
 import transformers
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from plaudit_export.checkpoints.checkpoint import Checkpoint
+from plaudit_export.checkpoints.checkpoint import Checkpoint, network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.quiet import quiet
 
@@ -31,7 +31,7 @@ class CausalGraph(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.base: Any = model.base_model
+        self.base = network(model)
         self.score: Any = model.score
 
     def forward(
@@ -90,7 +90,7 @@ def halve(model: torch.nn.Module) -> None:
 
     A head in half precision ties scores.
     """
-    base: Any = model.base_model
+    base = network(model)
     base.half()
     heads = [child for child in model.children() if child is not base]
     heads += [module for name, module in base.named_modules() if name.split(".")[-1] == "pooler"]
@@ -130,7 +130,7 @@ def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLIN
 def _trace_causal(checkpoint: Checkpoint) -> ir.Model:
     B, T, P, N = 2, 5, 7, 3  # any sizes do, if they are unequal and none is 0 or 1
     shapes = _key_value_shapes(checkpoint)
-    dtype = next(checkpoint.model.base_model.parameters()).dtype  # type: ignore[union-attr]
+    dtype = next(network(checkpoint.model).parameters()).dtype
     example = (
         torch.zeros(B, T, dtype=torch.int64),
         torch.ones(B, P + T, dtype=torch.int64),
@@ -176,7 +176,7 @@ def _trace_encoder(checkpoint: Checkpoint) -> ir.Model:
 def _key_value_shapes(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
     """Of each layer: heads, and the sizes of a key and of a value, learned by running the model once."""
     cache = _empty_cache()
-    base: Any = checkpoint.model.base_model
+    base = network(checkpoint.model)
     base(input_ids=torch.zeros(1, 2, dtype=torch.int64), past_key_values=cache, use_cache=True)
     layers = [(layer.keys, layer.values) for layer in cache.layers]
     if not layers or not all(isinstance(key, torch.Tensor) and key.dim() == 4 for key, _ in layers):

@@ -53,20 +53,24 @@ def cached_bundle(
     wanted = identify(source)
     folder = (_default_cache() if cache is None else cache.expanduser().absolute()) / _folder_name(wanted, options)
     bundle = folder / _BUNDLE
-    if _is_there(bundle):
-        return bundle
-    with _locked(folder, say):
-        if _is_there(bundle):  # the one that was waited for has made it
-            return bundle
-        for left in folder.iterdir():
-            if left.name != _LOCK:
-                shutil.rmtree(left)
-        aside = folder / "unfinished"
-        export(wanted.source, aside)
-        if identify(wanted.source).content != wanted.content:
-            raise ExportError(f"{source}: was changed while it was exported; export it again when it is whole")
-        aside.rename(bundle)
+    if not _is_there(bundle):
+        with _locked(folder, say):
+            if not _is_there(bundle):  # else the one that was waited for has made it
+                _make(bundle, wanted, export)
+                return bundle
+    say(f"taking {bundle}, which was exported before")
     return bundle
+
+
+def _make(bundle: Path, wanted: Identity, export: Callable[[str, Path], None]) -> None:
+    for left in bundle.parent.iterdir():
+        if left.name != _LOCK:
+            shutil.rmtree(left)
+    aside = bundle.with_name("unfinished")
+    export(wanted.source, aside)
+    if identify(wanted.source).content != wanted.content:
+        raise ExportError(f"{wanted.source}: was changed while it was exported; export it again when it is whole")
+    aside.rename(bundle)
 
 
 def _default_cache() -> Path:

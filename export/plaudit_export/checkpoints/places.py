@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from plaudit_export.checkpoints.adapter_config import CONFIG
 from plaudit_export.errors import SourceError
@@ -58,10 +58,18 @@ def _locate(source: str, download: Callable[[str, str | None], Path]) -> Place:
         raise SourceError(f"{source}: {what}; give the directory that holds config.json and model.safetensors")
     try:
         snapshot = download(match["repo"], match["revision"])
+    except LocalEntryNotFoundError as error:  # the hub was not reached
+        raise _not_to_be_had(source, error) from error
+    except EntryNotFoundError as error:
+        raise SourceError(f"{source}: has no config.json; give the id of a Hugging Face checkpoint") from error
     except Exception as error:  # the hub's client raises classes of its own and of its HTTP library
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SourceError(f"{source}: no such directory, and it cannot be had from the hub: {reason}") from error
+        raise _not_to_be_had(source, error) from error
     return Place(snapshot, match["repo"], snapshot.name)
+
+
+def _not_to_be_had(source: str, error: Exception) -> SourceError:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return SourceError(f"{source}: no such directory, and it cannot be had from the hub: {reason}")
 
 
 def _download(repo: str, revision: str | None) -> Path:

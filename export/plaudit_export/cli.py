@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _checkpoint(parsed: argparse.Namespace) -> int:
+    _require_docstrings()
     from plaudit_export.exporter import export_checkpoint
 
     options = _checkpoint_options(parsed)
@@ -45,17 +47,23 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
 
 def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
     from plaudit_export.checkpoints.rules import Options
+    from plaudit_service.bundles.bundle import Head
 
     if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
         raise SourceError("--calibrate and --allow-loss are for a reduced precision; give --precision int8 or fp16")
+    of_texts = parsed.normalize in {"mean-std", "mean"}
+    if parsed.normalize is not None and of_texts != (parsed.normalize_on is not None):
+        raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none go without it")
     return Options(
         **_model_options(parsed),
         precision=parsed.precision,
         calibrate=_text_file("--calibrate", parsed.calibrate),
         allow_loss=parsed.allow_loss,
         normalize_on=_text_file("--normalize-on", parsed.normalize_on),
-        normalize_std=parsed.normalize == "mean-std",
+        normalize_std=parsed.normalize != "mean",
+        normalize_saved={"saved": True, "none": False}.get(parsed.normalize),
         pad_token=parsed.pad_token,
+        token_logits=[Head(name=name, weight=weight) for name, weight in parsed.token_logits or ()],
     )
 
 
@@ -63,6 +71,7 @@ def _cache(parsed: argparse.Namespace) -> int:
     from plaudit_export.export_cache import cached_bundle
 
     def export(source: str, bundle: Path) -> None:
+        _require_docstrings()
         from plaudit_export.exporter import export_checkpoint
 
         exported = export_checkpoint(source, bundle, _checkpoint_options(parsed), step=_step, note=_note)
@@ -76,12 +85,18 @@ def _cache(parsed: argparse.Namespace) -> int:
 
 
 def _onnx(parsed: argparse.Namespace) -> int:
+    _require_docstrings()
     from plaudit_export.checkpoints.rules import Options
     from plaudit_export.exporter import export_onnx
 
     options = Options(**_model_options(parsed))
     arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
     return _tell(export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+
+
+def _require_docstrings() -> None:
+    if sys.flags.optimize > 1:
+        raise SourceError("transformers reads docstrings, which -OO strips; run without it (PYTHONOPTIMIZE=2)")
 
 
 def _step(line: str) -> None:
@@ -101,6 +116,8 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": parsed.name,
         "append_eos": parsed.append_eos,
+        "strip_newlines": parsed.strip_newlines,
+        "space_before_eos": parsed.space_before_eos,
         "add_special_tokens": parsed.add_special_tokens,
         "chat_special_tokens": parsed.chat_special_tokens,
         "pair": parsed.pair,
@@ -244,9 +261,16 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add("--normalize-on", type=Path, metavar="FILE", help="reference texts whose scores get mean 0 and deviation 1")
     add(
         "--normalize",
-        choices=["mean-std", "mean"],
-        default="mean-std",
-        help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std)",
+        choices=["mean-std", "mean", "saved", "none"],
+        help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std); "
+        "saved: by what the trainer kept in the checkpoint; none: not even so (default: as the trainer's class does)",
+    )
+    add(
+        "--token-logits",
+        type=_token_logits,
+        metavar="TOKEN[=WEIGHT],...",
+        help="SOURCE is a language model, whose score is the weighted sum of the logits of these tokens behind the "
+        "text; id:N for the token of id N",
     )
     add(
         "--pad-token",
@@ -274,6 +298,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     flag = argparse.BooleanOptionalAction
     add("--name", help="model name that requests use (default: the last part of SOURCE)")
     add("--append-eos", action=flag, help="the model was trained on texts that end with EOS (default: no)")
+    add("--strip-newlines", action=flag, help="newlines at the end of a finished text are left out (default: no)")
+    add("--space-before-eos", action=flag, help="EOS is appended behind a space (default: no)")
     add(
         "--add-special-tokens",
         action=flag,
@@ -328,6 +354,14 @@ def _tolerance(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def _token_logits(text: str) -> list[tuple[str, float]]:
+    heads = _heads(text)
+    for name, _ in heads:
+        if name.startswith("id:") and not name.removeprefix("id:").isdecimal():
+            raise argparse.ArgumentTypeError(f"{name!r}: {name.removeprefix('id:')!r} is not a token id")
+    return heads
 
 
 def _heads(text: str) -> list[tuple[str, float]]:

@@ -24,10 +24,13 @@ def local_directory(source: str) -> Path:
         NotExported: there is a checkpoint, or a repository of the hub that holds no bundle.
     """
     match = _HUB_ID.fullmatch(source)
-    if Path(source).exists() or match is None:
-        if _is_checkpoint(Path(source)):
-            raise _not_exported(source)
-        return Path(source)
+    try:
+        if Path(source).exists() or match is None:
+            if _is_checkpoint(Path(source)):
+                raise _not_exported(source)
+            return Path(source)
+    except OSError as error:  # its name is too long
+        raise BundleError(f"bundle {source}: cannot be read ({error.strerror})") from error
     try:
         return _download(match["repo"], match["revision"])
     except BundleError:

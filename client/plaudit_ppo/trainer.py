@@ -30,7 +30,7 @@ from plaudit_ppo.rollout.sampling import pad_token_id, sample_rollouts
 from plaudit_ppo.rollout.seeding import seeded_generator
 from plaudit_ppo.runs.checkpoints import RunState
 from plaudit_ppo.runs.log import Metrics, RunLog
-from plaudit_ppo.runs.metrics_server import exposition
+from plaudit_ppo.runs.metrics_server import serving_figures
 from plaudit_ppo.runs.run_files import RunFiles
 from plaudit_ppo.runs.summary import TrainSummary
 from plaudit_ppo.runs.trackers import check_trackers, tracking
@@ -132,7 +132,7 @@ class PPOTrainer:
     def _run_iterations(self, on_iteration: Callable[[Metrics], None] | None) -> None:
         done = self._state.iteration
         with (
-            exposition(self._config, is_first_process=self._accelerator.is_main_process) as expose,
+            serving_figures(self._config, is_first_process=self._accelerator.is_main_process) as expose,
             self._files.logs(done=done) as (log, samples),
             tracking(self._accelerator, self._config, done=done) as track,
         ):

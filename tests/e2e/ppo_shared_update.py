@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, load_critic, load_policy
-from plaudit_ppo.distributed import learner_setup as preparation
+from plaudit_ppo.distributed import learner_setup
 from plaudit_ppo.distributed.collectives import share
 from plaudit_ppo.distributed.learner import trained
 from plaudit_ppo.distributed.learner_setup import make_optimizer
@@ -72,9 +72,9 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
     )  # fmt: skip
     rows = torch.tensor(share(accelerator, range(len(whole))))
     rollouts, scores = whole.select(rows), torch.tensor(SCORES[case])[rows]
-    reference = preparation.prepare_reference(reference, config, accelerator)
-    preparation.make_optimizer = make_optimizer if case == "adamw" else make_sgd
-    learner = preparation.make_learner(policy, critic, config, accelerator)
+    reference = learner_setup.prepare_reference(reference, config, accelerator)
+    learner_setup.make_optimizer = make_optimizer if case == "adamw" else make_sgd
+    learner = learner_setup.make_learner(policy, critic, config, accelerator)
     if case == "adamw":
         set_learning_rates(learner.optimizers, config, 0)
     logprobs, ref_logprobs, values = evaluate_rollouts(

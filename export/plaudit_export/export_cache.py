@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from plaudit_export.checkpoints.identity import Identity, identify
 from plaudit_export.errors import ExportError, SourceError
+from plaudit_export.identity import Identity, identify
 from plaudit_export.versions import versions
 from plaudit_service.bundles.bundle import MANIFEST, sha256_of
 

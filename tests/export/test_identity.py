@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from local_hub import COMMIT, LocalHub, local_hub
 
-from plaudit_export.checkpoints.identity import identify
 from plaudit_export.errors import SourceError
+from plaudit_export.identity import identify
 
 IDENTIFY = """
 import json, sys
-from plaudit_export.checkpoints.identity import identify
+from plaudit_export.identity import identify
 identity = identify(sys.argv[1])
 assert not {"torch", "transformers", "peft"} & sys.modules.keys()
 print(json.dumps([identity.source, identity.name, identity.content]))

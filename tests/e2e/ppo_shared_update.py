@@ -67,7 +67,7 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
         critic = load_critic(policy_path, head_init="normal", generator=generator)
     policy = add_lora(policy, config) if config.lora_rank else policy
     whole = sample_rollouts(
-        policy, *pad_left(PROMPTS, 1), max_tokens=12, temperature=1.0, eos_id=0, pad_id=1,
+        policy, *pad_left(PROMPTS, 1), max_tokens=12, temperature=1.0, eos_ids=[0], pad_id=1,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     rows = torch.tensor(share(accelerator, range(len(whole))))

@@ -256,8 +256,9 @@ def recognize(source: str, config: Mapping[str, Any], stored: Collection[str], f
     """
     names = {name.removeprefix(WRAPPER) for name in stored}
     architectures = [str(name) for name in config.get("architectures") or ()]
-    refuse_unsupported(source, config, names)
-    if classifies(architectures) and {"score.weight", "classifier.weight"} & names:
+    is_classifier = classifies(architectures) and bool({"score.weight", "classifier.weight"} & names)
+    refuse_unsupported(source, config, () if is_classifier else names)
+    if is_classifier:
         return None  # a further head is a weight that transformers' class leaves out, and refused as one
     found = [
         Found(row, head)

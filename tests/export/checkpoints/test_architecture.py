@@ -144,10 +144,12 @@ def test_a_config_without_architectures_is_told_what_is_missing(copy):
     assert "no architectures, and transformers has no *ForSequenceClassification class" in refusal(copy)
 
 
-def test_a_language_model_with_llamafactorys_head_is_told_what_it_is(copy):
+def test_a_language_model_is_told_what_would_make_it_a_reward_model(copy):
     set_config(copy, architectures=["LlamaForCausalLM"])
+    assert "is a LlamaForCausalLM, a language model, and has no head" in refusal(copy)
+    assert "name them with --token-logits TOKEN=WEIGHT" in refusal(copy)
     (copy / "value_head.safetensors").write_bytes(b"")
-    assert "is a LlamaForCausalLM with the value head of LLaMA-Factory (value_head.safetensors)" in refusal(copy)
+    assert "score.weight is a weight of the head that transformers' LlamaModel leaves out" in refusal(copy)
 
 
 HYBRID = {

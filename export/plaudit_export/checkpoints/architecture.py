@@ -67,16 +67,19 @@ def check_config(source: str, config: Any, architecture: str, *, builtin_class: 
         raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
     _check_layers(source, config, architecture)
     _check_normalization(source, config)
-    check_pad(source, config)
+    check_numbers(source, config)
     return _check_own_code(source, config, architecture, builtin_class=builtin_class)
 
 
-def check_pad(source: str, config: Any) -> None:
-    """The pad token is one of the model's tokens, or there is none.
+def check_numbers(source: str, config: Any) -> None:
+    """The pad token is one of the model's tokens, or there is none; labels are numbered from 0.
 
     Raises:
-        SourceError: it is another number.
+        SourceError: one is another number.
     """
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        heads = ", ".join(map(str, config.id2label))
+        raise SourceError(f"{source}: id2label of its config.json names the heads {heads}; number them from 0 on")
     text_config = config.get_text_config()
     pad, vocab_size = getattr(text_config, "pad_token_id", None), getattr(text_config, "vocab_size", None)
     if pad is not None and vocab_size is not None and pad not in range(vocab_size):
@@ -92,7 +95,7 @@ def own_code(auto_map: Any) -> dict[str, str]:
     entries = auto_map if isinstance(auto_map, dict) else {}
     # Of a tokenizer: the slow class and the fast one, of which either may be missing.
     names = {auto: next(filter(None, name), "") if isinstance(name, list) else name for auto, name in entries.items()}
-    return {str(auto): str(name) for auto, name in sorted(names.items())}
+    return {str(auto): str(name) for auto, name in sorted(names.items()) if name}
 
 
 def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
@@ -103,12 +106,13 @@ def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
     """
     try:
         fields = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # what is wrong with it, the loading says
         return []
+    entries = own_code(fields.get("auto_map") if isinstance(fields, dict) else None)
     whole = (directory / "tokenizer.json").is_file()
     taken = "tokenizer.json" if whole else "transformers' own class"
     notes = []
-    for name in own_code(fields.get("auto_map")).values():
+    for name in entries.values():
         asked = f"auto_map of tokenizer_config.json names {name}"
         if not whole and not builtin_class:
             raise SourceError(

@@ -43,8 +43,8 @@ completions {"results": [...]}, for a pair {"chosen": {...}, "rejected": {...}}.
 histogram of their scores go to stderr. The scores are streamed into OUTPUT.part, which becomes OUTPUT at the end."""
 
 _EPILOG = """\
-Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself; where it
-is not set, the first of PLAUDIT_API_KEYS is sent, which a service takes all of.
+Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself; else
+the first key of PLAUDIT_API_KEYS is sent (a service accepts every key in it).
 
 exit status: 0 done; 1 right but failed (server unreachable, items failed); 2 what you gave is wrong; 130 interrupted"""
 

@@ -41,17 +41,23 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     _require_docstrings()
     from plaudit_export.checkpoints.rules import Options
     from plaudit_export.exporter import export_checkpoint
+    from plaudit_service.bundles.bundle import Head
 
     if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
         raise SourceError("--calibrate and --allow-loss are for a reduced precision; give --precision int8 or fp16")
+    of_texts = parsed.normalize in {"mean-std", "mean"}
+    if parsed.normalize is not None and of_texts != (parsed.normalize_on is not None):
+        raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none go without it")
     options = Options(
         **_model_options(parsed),
         precision=parsed.precision,
         calibrate=_text_file("--calibrate", parsed.calibrate),
         allow_loss=parsed.allow_loss,
         normalize_on=_text_file("--normalize-on", parsed.normalize_on),
-        normalize_std=parsed.normalize == "mean-std",
+        normalize_std=parsed.normalize != "mean",
+        normalize_saved={"saved": True, "none": False}.get(parsed.normalize),
         pad_token=parsed.pad_token,
+        token_logits=[Head(name=name, weight=weight) for name, weight in parsed.token_logits or ()],
     )
     return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
 
@@ -88,6 +94,8 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": parsed.name,
         "append_eos": parsed.append_eos,
+        "strip_newlines": parsed.strip_newlines,
+        "space_before_eos": parsed.space_before_eos,
         "add_special_tokens": parsed.add_special_tokens,
         "chat_special_tokens": parsed.chat_special_tokens,
         "pair": parsed.pair,
@@ -204,9 +212,16 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     add("--normalize-on", type=Path, metavar="FILE", help="reference texts whose scores get mean 0 and deviation 1")
     add(
         "--normalize",
-        choices=["mean-std", "mean"],
-        default="mean-std",
-        help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std)",
+        choices=["mean-std", "mean", "saved", "none"],
+        help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std); "
+        "saved: by what the trainer kept in the checkpoint; none: not even so (default: as the trainer's class does)",
+    )
+    add(
+        "--token-logits",
+        type=_token_logits,
+        metavar="TOKEN[=WEIGHT],...",
+        help="SOURCE is a language model, whose score is the weighted sum of the logits of these tokens behind the "
+        "text; id:N for the token of id N",
     )
     add(
         "--pad-token",
@@ -233,6 +248,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     flag = argparse.BooleanOptionalAction
     add("--name", help="model name that requests use (default: the last part of SOURCE)")
     add("--append-eos", action=flag, help="the model was trained on texts that end with EOS (default: no)")
+    add("--strip-newlines", action=flag, help="newlines at the end of a finished text are left out (default: no)")
+    add("--space-before-eos", action=flag, help="EOS is appended behind a space (default: no)")
     add(
         "--add-special-tokens",
         action=flag,
@@ -288,6 +305,14 @@ def _tolerance(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def _token_logits(text: str) -> list[tuple[str, float]]:
+    heads = _heads(text)
+    for name, _ in heads:
+        if name.startswith("id:") and not name.removeprefix("id:").isdecimal():
+            raise argparse.ArgumentTypeError(f"{name!r}: {name.removeprefix('id:')!r} is not a token id")
+    return heads
 
 
 def _heads(text: str) -> list[tuple[str, float]]:

@@ -33,7 +33,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     parser = Parser(
         prog="plaudit-serve",
-        description="Serve reward-model bundles behind POST /score. Not ready until the golden texts got their scores.",
+        description="Serve reward-model bundles behind POST /score. Ready once they give their reference scores.",
         epilog="Also read: PLAUDIT_API_KEYS, API keys separated by commas.",
     )
     parser.add_argument(

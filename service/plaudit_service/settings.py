@@ -54,7 +54,7 @@ class Settings:
     """inference runtime: onnxruntime or openvino"""
     provider: Literal["cpu", "cuda"] = "cpu"
     """execution provider of onnxruntime: cpu or cuda"""
-    num_threads: CountOrZero = 0
+    num_threads: Annotated[int, Field(ge=0, le=4096)] = 0
     """threads of the engine; 0: one per core that affinity and CPU quota leave"""
     max_batch_tokens: Count = DEFAULT_MAX_BATCH_TOKENS
     """padded tokens of one engine call (rows x longest)"""

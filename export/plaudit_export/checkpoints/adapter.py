@@ -1,4 +1,4 @@
-"""Reads a LoRA adapter (PEFT, for sequence classification) and puts it on its base model.
+"""Reads a LoRA adapter (PEFT, of a classifier or of a language model) and puts it on its base model.
 
 Knows nothing of tokenizers and of how the base is loaded. Needs peft, which is no part of plaudit's `export` extra.
 """
@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from plaudit_export.checkpoints.architecture import VALUE_HEADS
+from plaudit_export.checkpoints.formats import VALUE_HEAD
+from plaudit_export.checkpoints.weights import check_pickled_head, pickled
 from plaudit_export.errors import SourceError, first_line
 
 CONFIG = "adapter_config.json"
@@ -26,7 +27,10 @@ WEIGHTS = "adapter_model.safetensors"
 HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 _PREFIX = "base_model.model."
+_PICKLED = "pytorch_model.bin"  # where TRL's older wrapper keeps the head of a model with an adapter
 _HEAD_WEIGHT = re.compile(r"(^|\.)(score|classifier|classifier\.out_proj)\.weight$")
+# Of a value head that was saved among the weights of a language model's adapter.
+_VALUE_HEAD_WEIGHT = re.compile(r"^(base_model\.model\.)?(?P<name>v_head\..*)$")
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,19 @@ class Adapter:
         directory: where it is.
         base: directory or hub id of the model that it changes.
         revision: of the base on the hub, None where the adapter names none.
-        num_labels: heads of the saved head.
+        num_labels: heads of the saved head; None where it is an adapter of a language model.
         config: peft's.
         weights: by peft's names.
+        value_head: weights of a head that was saved among them, by the head's own names.
     """
 
     directory: Path
     base: str
     revision: str | None
-    num_labels: int
+    num_labels: int | None
     config: Any
     weights: dict[str, torch.Tensor]
+    value_head: dict[str, torch.Tensor]
 
     def brings(self, weight: str) -> bool:
         """Whether a weight of the model comes from the adapter, so that the base may lack it."""
@@ -65,7 +71,8 @@ class Adapter:
         """
         peft = _import_peft(self.directory)
         self._resize(model)
-        wrapped = peft.PeftModelForSequenceClassification(model, self.config)
+        wrapper = peft.PeftModelForCausalLM if self.num_labels is None else peft.PeftModelForSequenceClassification
+        wrapped = wrapper(model, self.config)
         needed = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
         # peft also saves embeddings that were trained or resized.
         _check_fit(self.directory, self.weights, needed, wrapped.state_dict() | needed)
@@ -96,19 +103,39 @@ def read_adapter(directory: Path) -> Adapter:
     fields = _read_fields(directory)
     _check_fields(directory, fields)
     weights = _read_weights(directory)
+    value_head = {
+        match["name"]: weights.pop(name) for name in list(weights) if (match := _VALUE_HEAD_WEIGHT.match(name))
+    }
+    return Adapter(
+        directory=directory,
+        base=_base(directory, fields["base_model_name_or_path"]),
+        revision=fields.get("revision"),
+        num_labels=_num_labels(directory, weights) if fields["task_type"] == "SEQ_CLS" else None,
+        config=_peft_config(directory, fields),
+        weights=weights,
+        value_head=value_head,
+    )
+
+
+def _num_labels(directory: Path, weights: Mapping[str, torch.Tensor]) -> int:
     heads = [weight for name, weight in weights.items() if _HEAD_WEIGHT.search(name)]
     if len(heads) != 1:
         raise SourceError(
             f"{directory}: {WEIGHTS} holds no head (score or classifier); train it with task_type SEQ_CLS, "
             "which saves the head beside the adapter"
         )
-    return Adapter(
-        directory=directory,
-        base=_base(directory, fields["base_model_name_or_path"]),
-        revision=fields.get("revision"),
-        num_labels=heads[0].shape[0],
-        config=_peft_config(directory, fields),
-        weights=weights,
+    return int(heads[0].shape[0])
+
+
+def refuse_headless(directory: Path) -> SourceError:
+    """What to say of a language model's adapter without a head."""
+    check_pickled_head(directory)
+    if (directory / _PICKLED).is_file():
+        return pickled(directory, _PICKLED, VALUE_HEAD)
+    return SourceError(
+        f"{directory}: is an adapter of a language model (task type CAUSAL_LM) without a head: a reward model is one "
+        "of SEQ_CLS, such as TRL's RewardTrainer makes, or has its value head beside it, as LLaMA-Factory saves it "
+        f"({VALUE_HEAD}); if its score is made of the logits of tokens, name them with --token-logits TOKEN=WEIGHT"
     )
 
 
@@ -125,14 +152,12 @@ def _read_fields(directory: Path) -> dict[str, Any]:
 def _check_fields(directory: Path, fields: dict[str, Any]) -> None:
     if fields.get("peft_type") != "LORA":
         raise SourceError(f"{directory}: is a PEFT adapter of type {fields.get('peft_type')}; only LORA can be merged")
-    if (task := fields.get("task_type")) != "SEQ_CLS":
+    if (task := fields.get("task_type")) not in {"SEQ_CLS", "CAUSAL_LM"}:
         what = f"is an adapter of task type {task}" if task else "is an adapter that names no task type"
-        what = "is an adapter of a language model (task type CAUSAL_LM)" if task == "CAUSAL_LM" else what
-        if any((directory / name).is_file() for name in VALUE_HEADS):
-            what += f" with the value head of LLaMA-Factory ({VALUE_HEADS[0]}), which is not read"
         raise SourceError(
             f"{directory}: {what}, not of SEQ_CLS: a reward model is an adapter with a head of its own (score) that "
-            "was trained on a *ForSequenceClassification model, such as by TRL's RewardTrainer"
+            "was trained on a *ForSequenceClassification model, such as by TRL's RewardTrainer; or one of CAUSAL_LM "
+            "with a value head"
         )
     if (start := fields.get("init_lora_weights", True)) not in HARMLESS_STARTS:
         raise SourceError(

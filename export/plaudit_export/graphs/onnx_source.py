@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from plaudit_export.checkpoints.architecture import check_numbers, own_code, sequence_classifier
-from plaudit_export.checkpoints.checkpoint import Checkpoint, load_config, load_tokenizer
+from plaudit_export.checkpoints.checkpoint import Checkpoint, load_tokenizer
+from plaudit_export.checkpoints.loading import load_config
 from plaudit_export.errors import SourceError, first_line
 from plaudit_export.graphs.tracing import save_graph, strip
 from plaudit_export.quiet import quiet

@@ -176,8 +176,7 @@ def test_without_peft_the_error_says_how_to_install_it(adapter, monkeypatch):
     [
         (
             {"task_type": "CAUSAL_LM"},
-            r"is an adapter of a language model \(task type CAUSAL_LM\), not of SEQ_CLS: a reward model is an adapter "
-            r"with a head of its own \(score\) that was trained on a \*ForSequenceClassification model",
+            r"of a language model \(task type CAUSAL_LM\) without a head: a reward model is one",
         ),
         ({"task_type": None}, "is an adapter that names no task type, not of SEQ_CLS: a reward model is"),
         ({"task_type": "TOKEN_CLS"}, "is an adapter of task type TOKEN_CLS, not of SEQ_CLS: a reward model is"),

@@ -70,17 +70,20 @@ def check_config(
     _check_layers(source, config, architecture)
     if row is None or row.normalizing is None:
         _check_normalization(source, config)
-    check_pad(source, config)
+    check_numbers(source, config)
     own_classes = () if row is None else row.own_classes
     return _check_own_code(source, config, architecture, own_classes, builtin_class=builtin_class)
 
 
-def check_pad(source: str, config: Any) -> None:
-    """The pad token is one of the model's tokens, or there is none.
+def check_numbers(source: str, config: Any) -> None:
+    """The pad token is one of the model's tokens, or there is none; labels are numbered from 0.
 
     Raises:
-        SourceError: it is another number.
+        SourceError: one is another number.
     """
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        heads = ", ".join(map(str, config.id2label))
+        raise SourceError(f"{source}: id2label of its config.json names the heads {heads}; number them from 0 on")
     text_config = config.get_text_config()
     pad, vocab_size = getattr(text_config, "pad_token_id", None), getattr(text_config, "vocab_size", None)
     if pad is not None and vocab_size is not None and pad not in range(vocab_size):
@@ -96,7 +99,7 @@ def own_code(auto_map: Any) -> dict[str, str]:
     entries = auto_map if isinstance(auto_map, dict) else {}
     # Of a tokenizer: the slow class and the fast one, of which either may be missing.
     names = {auto: next(filter(None, name), "") if isinstance(name, list) else name for auto, name in entries.items()}
-    return {str(auto): str(name) for auto, name in sorted(names.items())}
+    return {str(auto): str(name) for auto, name in sorted(names.items()) if name}
 
 
 def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:

@@ -132,6 +132,11 @@ def test_a_config_that_normalizes_scores_after_the_head_is_refused(copy, field):
     assert load_checkpoint(str(copy)).kind == "causal"
 
 
+def test_labels_that_are_not_numbered_from_0_are_refused(copy):
+    set_config(copy, id2label={"5": "score"})
+    assert "id2label of its config.json names the heads 5; number them from 0 on" in refusal(copy)
+
+
 def test_a_config_without_architectures_is_told_what_is_missing(copy):
     set_config(copy, architectures=None)
     expected = (

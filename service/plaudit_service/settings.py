@@ -50,6 +50,12 @@ class Settings:
     """address to bind"""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     """TCP port; 0: any free one, named in the log line `listening`"""
+    export_options: Annotated[tuple[str, ...], _separated_by(";")] = ()
+    """NAME or NAME=VALUE, an option of `plaudit-export checkpoint` for the checkpoints that are served: append-eos,
+    max-tokens=2048; the flag may be repeated, the variable separates by semicolons"""
+    export_cache: str = ""
+    """directory of the bundles that checkpoints were exported to; none: plaudit/bundles in $XDG_CACHE_HOME, or in
+    ~/.cache"""
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     """inference runtime: onnxruntime or openvino"""
     provider: Literal["cpu", "cuda"] = "cpu"

@@ -12,7 +12,8 @@ import torch
 import transformers
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from plaudit_export.checkpoints.checkpoint import Checkpoint, network
+from plaudit_export.checkpoints.checkpoint import Checkpoint
+from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.quiet import quiet
 
@@ -56,10 +57,15 @@ class CausalGraph(torch.nn.Module):
             use_cache=True,
         ).last_hidden_state
         pooled = hidden[torch.arange(hidden.shape[0]), last_index]
-        # A head in low precision ties scores.
+        return self._scores(pooled.float()), [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _scores(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Scores (B, heads) of hidden states (B, hidden). A head in low precision ties scores."""
+        if not isinstance(self.score, torch.nn.Linear):
+            scores: torch.Tensor = self.score(pooled)
+            return scores
         bias = None if self.score.bias is None else self.score.bias.float()
-        scores = torch.nn.functional.linear(pooled.float(), self.score.weight.float(), bias)
-        return scores, [(layer.keys, layer.values) for layer in cache.layers]
+        return torch.nn.functional.linear(pooled, self.score.weight.float(), bias)
 
 
 class EncoderGraph(torch.nn.Module):
@@ -92,7 +98,7 @@ def halve(model: torch.nn.Module) -> None:
     """
     base = network(model)
     base.half()
-    heads = [child for child in model.children() if child is not base]
+    heads = [child for child in model.children() if base not in child.modules()]
     heads += [module for name, module in base.named_modules() if name.split(".")[-1] == "pooler"]
     for head in heads:
         head.float()

@@ -1,6 +1,7 @@
 """The export from end to end: load, reference, trace, write aside, check through the serving path, put in place."""
 
 import gc
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from plaudit_export.checks.comparison import Comparison
 from plaudit_export.checks.readings import other_readings
 from plaudit_export.checks.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.checks.report import score_std
-from plaudit_export.errors import ExportError
+from plaudit_export.errors import ExportError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
 from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
 from plaudit_export.graphs.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
@@ -208,7 +209,13 @@ def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], ste
     step(f"scoring {len(cases)} golden texts with transformers")
     reference = Reference(checkpoint, rules)
     bar = tqdm(cases, unit="text", leave=False, disable=None)
-    return [reference.score(item, tokens) for item, tokens in bar]
+    records = [reference.score(item, tokens) for item, tokens in bar]
+    if lost := sum(not math.isfinite(record.score) for record in records):
+        raise SourceError(
+            f"{checkpoint.id}: {lost} of {len(records)} golden texts get a score from transformers that is not finite "
+            "(NaN or infinite); are the weights whole?"
+        )
+    return records
 
 
 def _reduce(

@@ -100,6 +100,11 @@ def read_adapter(directory: Path) -> Adapter:
     value_head = {
         match["name"]: weights.pop(name) for name in list(weights) if (match := _VALUE_HEAD_WEIGHT.match(name))
     }
+    if value_head and fields["task_type"] == "SEQ_CLS":
+        raise SourceError(
+            f"{directory}: {WEIGHTS} holds two heads, that of SEQ_CLS and v_head, and nothing says which one gives the "
+            "score; take the weights of the other one out"
+        )
     return Adapter(
         directory=directory,
         base=base_of(directory, fields["base_model_name_or_path"]),

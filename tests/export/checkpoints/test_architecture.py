@@ -67,6 +67,14 @@ def test_a_class_of_the_checkpoints_own_is_refused_also_where_it_has_the_name_of
     )
 
 
+@pytest.mark.parametrize(
+    "auto_map", ["modeling_own.LlamaForSequenceClassification", {"AutoModelForRewardModel": "own.RewardModel"}]
+)
+def test_code_for_an_auto_class_that_is_not_known_to_be_harmless_is_refused(copy, auto_map):
+    set_config(copy, auto_map=auto_map)
+    assert "code of the checkpoint's own, which is never run" in refusal(copy)
+
+
 def test_that_the_built_in_class_is_right_is_said_by_an_option_and_told(copy, tmp_path, capsys):
     ids = torch.tensor([[9, 8, 7]])
     with quiet(), torch.no_grad():

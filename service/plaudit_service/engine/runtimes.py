@@ -181,7 +181,7 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY",
         }
         try:
-            model = core.compile_model(core.read_model(str(graph)), "CPU", options)
+            model = core.compile_model(_with_repeated_heads(core.read_model(str(graph))), "CPU", options)
         except RuntimeError as error:
             raise _cannot_be_loaded(graph, error) from error
         self._request = model.create_infer_request()
@@ -204,6 +204,30 @@ class OpenVino:
     def cut(self, kept: Array, num_tokens: int) -> Array:
         """The first tokens of a kept result."""
         return np.ascontiguousarray(kept[:, :, :num_tokens])
+
+
+def _with_repeated_heads(model: Any) -> Any:
+    """Gives every attention as many heads of keys and values as of queries, in place.
+
+    OpenVINO 2026.4 reads grouped heads, and then refuses to run them: "Incompatible MatMul batch dimension".
+    """
+    from openvino import opset13 as ops
+
+    for attention in model.get_ordered_ops():
+        if attention.get_type_name() != "ScaledDotProductAttention":
+            continue
+        query, *grouped = (attention.input_value(place) for place in range(3))
+        heads = ops.gather(ops.shape_of(query), ops.constant([1]), ops.constant(0))  # (1,)
+        for place, value in enumerate(grouped, start=1):
+            batch, groups, tokens, size = (
+                ops.gather(ops.shape_of(value), ops.constant([axis]), ops.constant(0)) for axis in range(4)
+            )
+            wide = ops.concat([batch, groups, ops.divide(heads, groups), tokens, size], 0)
+            repeated = ops.broadcast(ops.unsqueeze(value, ops.constant([2])), wide)
+            flat = ops.reshape(repeated, ops.concat([batch, heads, tokens, size], 0), special_zero=False)
+            attention.input(place).replace_source_output(flat.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
 
 
 # By --runtime and --provider.

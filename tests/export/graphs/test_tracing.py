@@ -12,7 +12,7 @@ from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.errors import ExportError
 from plaudit_export.graphs.precision import GraphScorer
-from plaudit_export.graphs.tracing import OPSET, export_graph, save_graph
+from plaudit_export.graphs.tracing import OPSET, export_graph, needs_mask, save_graph
 from plaudit_export.testing import (
     CAUSAL_ARCHITECTURES,
     ENCODER_ARCHITECTURES,
@@ -76,7 +76,9 @@ class Graph:
     def past_of(self, prefixes: list[list[int]]) -> dict:
         """Keys and values of prefixes of one length."""
         present = self.run(prefixes)
-        return {name.replace("present", "past"): value for name, value in present.items() if name != "scores"}
+        return {
+            name.replace("present", "past"): value for name, value in present.items() if name.startswith("present.")
+        }
 
 
 def widen(model: torch.nn.Module) -> None:
@@ -111,7 +113,8 @@ def graph_of(
             directory = build(tmp_path_factory.mktemp(architecture), architecture=architecture)
             checkpoint = load_checkpoint(str(directory))
             widen(checkpoint.model)
-            export_graph(checkpoint, directory / "model.onnx")
+            has_mask = needs_mask(checkpoint, checkpoint.config.max_position_embeddings)
+            export_graph(checkpoint, directory / "model.onnx", has_mask=has_mask)
             graphs[architecture] = Graph(directory, directory / "model.onnx")
         return graphs[architecture]
 
@@ -185,7 +188,6 @@ def test_inputs_and_outputs_of_a_causal_graph_are_those_of_the_contract(graph_of
     shapes = {value.name: value.shape for value in [*graph.session.get_inputs(), *graph.session.get_outputs()]}
     assert shapes == {
         "input_ids": ["B", "T"],
-        "attention_mask": ["B", "P+T"],
         "position_ids": ["B", "T"],
         "prefix_index": ["B"],
         "last_index": ["B"],
@@ -194,6 +196,7 @@ def test_inputs_and_outputs_of_a_causal_graph_are_those_of_the_contract(graph_of
         "past.1.key": ["N", 2, "P", 8],
         "past.1.value": ["N", 2, "P", 8],
         "scores": ["B", 1],
+        "token_scores": ["B", "T", 1],
         "present.0.key": ["B", 2, "P+T", 8],
         "present.0.value": ["B", 2, "P+T", 8],
         "present.1.key": ["B", 2, "P+T", 8],

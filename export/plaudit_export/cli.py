@@ -87,6 +87,7 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
         "name": parsed.name,
         "append_eos": parsed.append_eos,
         "add_special_tokens": parsed.add_special_tokens,
+        "chat_special_tokens": parsed.chat_special_tokens,
         "pair": parsed.pair,
         "max_tokens": parsed.max_tokens,
         "heads": [Head(name=name, weight=weight) for name, weight in parsed.heads] if parsed.heads else None,
@@ -231,6 +232,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--add-special-tokens",
         action=flag,
         help="text and prompt + completion get the tokenizer's special tokens (default: yes)",
+    )
+    add(
+        "--chat-special-tokens",
+        action=flag,
+        help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS (default: no)",
     )
     add("--pair", action="store_true", help="the model was trained on (prompt, completion) pairs (default: no)")
     add("--max-tokens", type=_positive, metavar="N", help="longest text, in tokens (default: the usable positions)")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from plaudit_export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from plaudit_export.checkpoints.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
 from plaudit_export.checks.comparison import Comparison
+from plaudit_export.checks.readings import other_readings
 from plaudit_export.checks.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.checks.report import score_std
 from plaudit_export.errors import ExportError
@@ -81,6 +82,7 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
     rules = derive_rules(checkpoint, options)
     notes = list(rules.notes)
     cases = golden_cases(checkpoint, rules, options.golden, min(rules.max_tokens, options.golden_max_tokens), notes)
+    notes += other_readings(checkpoint, rules, options, cases)
     notes += _window_notes(checkpoint, rules, options)
     measured, normalized = (
         None if file is None else users_sequences(checkpoint, rules, option, file.items, notes)
@@ -150,6 +152,7 @@ def export_onnx(
         notes = list(rules.notes)
         longest = min(rules.max_tokens, options.golden_max_tokens)
         cases = golden_cases(original or foreign.checkpoint, rules, options.golden, longest, notes)
+        notes += other_readings(original or foreign.checkpoint, rules, options, cases)
         copy_graph(foreign, directory / GRAPH)
         write_tokenizer(foreign.checkpoint.tokenizer.backend_tokenizer, directory)
         if rules.chat_template is not None:

@@ -40,7 +40,16 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
     (tmp_path / "template.jinja").write_text("{{ messages }}")
     files = ["--golden", str(tmp_path / "golden.jsonl"), "--chat-template", str(tmp_path / "template.jinja")]
     files += ["--calibrate", str(tmp_path / "golden.jsonl"), "--normalize-on", str(tmp_path / "golden.jsonl")]
-    flags = ["--append-eos", "--no-add-special-tokens", "--pair", "--force", "--precision", "int8", "--allow-loss"]
+    flags = [
+        "--append-eos",
+        "--no-add-special-tokens",
+        "--chat-special-tokens",
+        "--pair",
+        "--force",
+        "--precision",
+        "int8",
+        "--allow-loss",
+    ]
     values = ["--name", "rm", "--max-tokens", "99", "--heads", "a=0.5,b", "--tolerance", "1e-3", "--normalize", "mean"]
     values += ["--golden-max-tokens", "77"]
     texts = TextFile([{"text": "a"}], sha256_of(tmp_path / "golden.jsonl"))
@@ -50,6 +59,7 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
         name="rm",
         append_eos=True,
         add_special_tokens=False,
+        chat_special_tokens=True,
         pair=True,
         max_tokens=99,
         heads=[Head(name="a", weight=0.5), Head(name="b", weight=1.0)],

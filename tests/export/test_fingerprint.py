@@ -34,6 +34,7 @@ SCORING: dict[str, st.SearchStrategy[Any]] = {
     "eos": special,
     "template_tokens": st.dictionaries(names, names | st.lists(names, max_size=2), max_size=2),
     "add_special_tokens": st.booleans(),
+    "chat_special_tokens": st.booleans(),
     "append_eos": st.booleans(),
     "pair": st.booleans(),
     "heads": heads.map(tuple),
@@ -78,7 +79,7 @@ def test_a_manifest_has_the_same_fingerprint_after_it_was_written_and_read(manif
     assert fingerprint(Manifest.model_validate(content).scoring) == fingerprint(manifest.scoring)
 
 
-def test_a_bundle_from_before_there_were_template_tokens_keeps_its_fingerprint():
+def test_a_bundle_from_before_there_were_template_tokens_and_special_tokens_of_chats_keeps_its_fingerprint():
     scoring = Scoring.model_validate(
         {
             "kind": "encoder",
@@ -88,5 +89,5 @@ def test_a_bundle_from_before_there_were_template_tokens_keeps_its_fingerprint()
             "sha256": {"model.onnx": "0" * 64, "tokenizer.json": "1" * 64},
         }
     )
-    # sha256 of the canonical JSON without `template_tokens`, from the release before the field.
+    # sha256 of the canonical JSON without those fields, from the release before the first of them.
     assert fingerprint(scoring) == "sha256:231fbf0dea3cf6b6133b0aac6896725513cf1824dd985adc1e55c398fc530532"

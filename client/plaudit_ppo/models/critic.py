@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.models.networks import disable_dropout, load_pretrained
 from plaudit_ppo.models.sharding import load_whole_state
+from plaudit_ppo.models.tokenizer_file import load_tokenizer
 
 _VALUE_HEAD = "value_head.safetensors"
 
@@ -130,7 +131,7 @@ def check_critic_tokens(path: str | Path, tokenizer: PreTrainedTokenizerBase) ->
     """
     if not (Path(path) / "tokenizer_config.json").is_file():
         return
-    own = load_pretrained(AutoTokenizer, path, "critic's tokenizer").get_vocab()
+    own = load_tokenizer(path, "critic's tokenizer").get_vocab()
     for number, token in sorted((number, token) for token, number in tokenizer.get_vocab().items()):
         if own.get(token, number) != number:
             raise CheckpointError(

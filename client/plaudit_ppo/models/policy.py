@@ -4,9 +4,10 @@ import copy
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.models.networks import disable_dropout, load_pretrained
+from plaudit_ppo.models.tokenizer_file import load_tokenizer
 
 
 def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -16,7 +17,7 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         CheckpointError: the directory is missing or does not hold both.
     """
     model = load_pretrained(AutoModelForCausalLM, path, "policy", dtype=torch.float32, use_safetensors=True)
-    return disable_dropout(model), load_pretrained(AutoTokenizer, path, "policy's tokenizer")
+    return disable_dropout(model), load_tokenizer(path, "policy's tokenizer")
 
 
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:

@@ -74,7 +74,8 @@ def _are_messages(messages: Any) -> bool:  # any JSON value
 def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[int]:
     """The prompt's token ids, as the policy reads them.
 
-    A text gets the tokenizer's special tokens, but no second BOS; a chat is rendered by the template and gets none.
+    A text gets the tokenizer's special tokens, but no second BOS, and none at its end, because the policy goes on from
+    there; a chat is rendered by the template and gets none.
 
     Raises:
         PromptError: it has no tokens or more than `max_tokens`, or is a chat and the tokenizer has no template.
@@ -89,11 +90,14 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tok
     else:
         text = prompt.text or ""
         special = tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
-    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    encoded = tokenizer(text, add_special_tokens=special, return_special_tokens_mask=True)
+    ids, added = list(encoded["input_ids"]), encoded["special_tokens_mask"]
+    while special and len(ids) > 1 and added[len(ids) - 1]:
+        ids.pop()
     if not 0 < len(ids) <= max_tokens:
         remedy = "raise max_prompt_tokens or leave the prompt out" if ids else "leave it out"
         raise PromptError(f"{prompt.where}: {len(ids)} tokens, limit 1 to {max_tokens} (max_prompt_tokens); {remedy}")
-    return list(ids)
+    return ids
 
 
 def dealt_prompts(num_prompts: int, *, start: int, count: int, seed: int) -> list[int]:

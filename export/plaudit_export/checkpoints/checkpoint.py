@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from plaudit_export.checkpoints.adapter import Adapter, is_adapter, read_adapter
+from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, load_from_files
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
 
@@ -51,7 +52,9 @@ class Checkpoint:
             that another exporter made.
         architecture: the transformers class.
         model: in float32 and evaluation mode.
-        tokenizer: a fast one, as transformers loads it.
+        tokenizer: a fast one; gives the ids of its `tokenizer.json`.
+        auto_tokenizer: what transformers' AutoTokenizer makes of the same files, where that is another one.
+        tokenizer_notes: what the files beside `tokenizer.json` change in it.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
     """
@@ -62,6 +65,8 @@ class Checkpoint:
     architecture: str
     model: torch.nn.Module
     tokenizer: Any
+    auto_tokenizer: Any = None
+    tokenizer_notes: tuple[str, ...] = ()
     adapter: Any = None
 
     @property
@@ -142,7 +147,9 @@ def _load_whole(place: _Place) -> Checkpoint:
         kind=_kind(model),
         architecture=architecture,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
     )
 
 
@@ -164,7 +171,9 @@ def _load_adapter(place: _Place, adapter: Adapter, base_directory: Path) -> Chec
         kind=kind,
         architecture=type(model).__name__,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
         adapter=_loading(str(directory), "adapter", lambda: adapter.put_on(model)),
     )
 
@@ -246,22 +255,18 @@ def _check_config(source: str, config: Any, architecture: str) -> None:
         raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
 
 
-def load_tokenizer(source: str) -> Any:
-    """The fast tokenizer of a directory.
+def load_tokenizer(source: str) -> LoadedTokenizer:
+    """The fast tokenizer of a directory: its `tokenizer.json`, whatever class transformers takes it for.
 
     Raises:
         SourceError: it has none.
     """
-    tokenizer = _loading(
-        source,
-        "tokenizer",
-        lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True),
-    )
-    if not getattr(tokenizer, "is_fast", False):
-        raise SourceError(f"{source}: its tokenizer ({type(tokenizer).__name__}) has no fast form (tokenizer.json)")
-    if tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
+    loaded = _loading(source, "tokenizer", lambda: load_from_files(Path(source)))
+    if not getattr(loaded.taken, "is_fast", False):
+        raise SourceError(f"{source}: its tokenizer ({type(loaded.taken).__name__}) has no fast form ({FILE})")
+    if loaded.taken.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
         raise SourceError(f"{source}: has no tokenizer; save it next to the model (tokenizer.save_pretrained)")
-    return tokenizer
+    return loaded
 
 
 def _load_model(source: str, **options: Any) -> tuple[torch.nn.Module, Any]:

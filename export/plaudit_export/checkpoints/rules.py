@@ -38,6 +38,7 @@ class Options:
         name: the model name that requests use.
         append_eos: it was trained on texts that end with EOS.
         add_special_tokens: it was trained on texts with the tokenizer's special tokens.
+        chat_special_tokens: chats get them too, as `tokenizer(rendered chat)` gives.
         pair: it was trained on (prompt, completion) pairs.
         max_tokens: longest text, in tokens.
         heads: name and weight of each head.
@@ -56,6 +57,7 @@ class Options:
     name: str | None = None
     append_eos: bool | None = None
     add_special_tokens: bool | None = None
+    chat_special_tokens: bool | None = None
     pair: bool = False
     max_tokens: int | None = None
     heads: Sequence[Head] | None = None
@@ -82,6 +84,7 @@ class Rules:
     eos: SpecialToken | None
     template_tokens: dict[str, str | list[str]]
     add_special_tokens: bool
+    chat_special_tokens: bool
     append_eos: bool
     pair: bool
     heads: tuple[Head, ...]
@@ -105,6 +108,7 @@ class Rules:
             eos=self.eos,
             template_tokens=self.template_tokens,
             add_special_tokens=self.add_special_tokens,
+            chat_special_tokens=self.chat_special_tokens,
             append_eos=self.append_eos,
             pair=self.pair,
             heads=self.heads,
@@ -137,6 +141,7 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
         eos=eos,
         template_tokens=_template_tokens(checkpoint, template),
         add_special_tokens=_add_special_tokens(options, notes),
+        chat_special_tokens=bool(options.chat_special_tokens),
         append_eos=_append_eos(checkpoint, options, eos, notes),
         pair=_pair(checkpoint, options, notes),
         heads=_heads(checkpoint, options, notes),

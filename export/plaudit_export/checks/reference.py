@@ -52,7 +52,8 @@ class Reference:
         if "token_ids" in item:
             return Tokens(list(item["token_ids"]))
         if "messages" in item and not self._rules.pair:
-            tokens = self._encode(self._render(item["messages"]), add_special_tokens=False)
+            rendered = self._render(item["messages"])
+            tokens = self._encode(rendered, add_special_tokens=self._rules.chat_special_tokens)
         else:
             tokens = self._encode(*self._texts(item), add_special_tokens=self._rules.add_special_tokens)
         return self._with_eos(tokens) if item.get("finished", True) else tokens

@@ -87,6 +87,7 @@ def describe_bundle(bundle: Bundle) -> str:
         "bos": _special(scoring.bos),
         "eos": _special(scoring.eos),
         "add_special_tokens": scoring.add_special_tokens,
+        "chat_special_tokens": scoring.chat_special_tokens,
         "append_eos": scoring.append_eos,
         "pair": scoring.pair,
         "heads": ", ".join(f"{head.name} x {head.weight:g}" for head in scoring.heads),

@@ -59,7 +59,9 @@ def load_onnx(directory: Path) -> OnnxSource:
         kind="plain",
         architecture=architecture,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
     )
     return OnnxSource(graph, checkpoint, _check_graph(graph))
 

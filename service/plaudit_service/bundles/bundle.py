@@ -75,8 +75,9 @@ class Scoring(_Frozen):
     """Everything that can change a score, and nothing else; the fingerprint is its hash.
 
     `max_tokens` counts usable positions. `pad_token_id` is the one of the *model* config, which decides what is pooled.
-    `template_tokens` are what the chat template reads by name besides `bos_token` and `eos_token`; a bundle without any
-    has the fingerprint that it had before there was this field.
+    `template_tokens` are what the chat template reads by name besides `bos_token` and `eos_token`;
+    `chat_special_tokens`: a rendered chat gets the tokenizer's special tokens too, but no second BOS. A bundle that
+    uses neither has the fingerprint that it had before there were these fields.
     """
 
     kind: Literal["causal", "encoder", "plain"]
@@ -87,6 +88,7 @@ class Scoring(_Frozen):
     eos: SpecialToken | None = None
     template_tokens: dict[str, str | list[str]] = Field(default_factory=dict)
     add_special_tokens: bool = True
+    chat_special_tokens: bool = False
     append_eos: bool = False
     pair: bool = False
     heads: tuple[Head, ...] = Field(min_length=1)
@@ -179,8 +181,8 @@ class Bundle:
 
 def fingerprint(scoring: Scoring) -> str:
     """Identity of everything that can change a score: sha256 of the canonical JSON of `scoring`."""
-    content = scoring.model_dump(mode="json", exclude=None if scoring.template_tokens else {"template_tokens"})
-    return canonical_sha256(content)
+    unused = {name for name in ("template_tokens", "chat_special_tokens") if not getattr(scoring, name)}
+    return canonical_sha256(scoring.model_dump(mode="json", exclude=unused))
 
 
 def canonical_sha256(content: Mapping[str, Any]) -> str:

@@ -184,7 +184,12 @@ class Tokenization:
             except ChatTemplateError as error:
                 yield _Source(where, error=str(error))
             else:
-                yield _Source(where, text=text, append_eos=self._scoring.append_eos and item.finished)
+                yield _Source(
+                    where,
+                    text=text,
+                    add_special_tokens=self._scoring.chat_special_tokens,
+                    append_eos=self._scoring.append_eos and item.finished,
+                )
 
     def _encode(self, sources: Sequence[_Source]) -> list[_Encoded | str]:
         """The tokens of each source, or an error text."""

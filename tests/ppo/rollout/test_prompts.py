@@ -74,6 +74,17 @@ def test_a_text_gets_one_bos_also_when_it_begins_with_one(make_tokenizer):
     assert encode_prompt(Prompt(text="w9 w2"), tokenizer, max_tokens=9) == [9, 2]
 
 
+def test_a_special_token_that_the_tokenizer_adds_at_the_end_is_taken_off_and_one_of_the_text_stays(make_tokenizer):
+    tokenizer = make_tokenizer(bos_token="w9", eos_token="<eos>")
+    ends = [("w9", 9), ("<eos>", 0)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="w9 $A <eos>", special_tokens=ends)
+    assert tokenizer("w2 w3")["input_ids"] == [9, 2, 3, 0]
+    assert encode_prompt(Prompt(text="w2 w3"), tokenizer, max_tokens=3) == [9, 2, 3]
+    assert encode_prompt(Prompt(text="w2 <eos>"), tokenizer, max_tokens=9) == [9, 2, 0]
+    assert encode_prompt(Prompt(text="w9 w2"), tokenizer, max_tokens=9) == [9, 2]
+    assert encode_prompt(Prompt(text=""), tokenizer, max_tokens=9) == [9]
+
+
 def test_a_chat_is_rendered_by_the_template(tokenizer):
     chat = Prompt(messages=({"role": "user", "content": "w5"},), where="here")
     with pytest.raises(PromptError, match="here: messages, but the policy's tokenizer has no chat template"):

@@ -134,6 +134,7 @@ def test_a_directory_that_is_not_there_is_refused_with_the_command_that_makes_on
         {"bos": None},
         {"eos": SpecialToken(text="[SEP]", id=2)},
         {"add_special_tokens": False},
+        {"chat_special_tokens": True},
         {"append_eos": True},
         {"pair": True},
         {"kind": "plain"},

@@ -47,24 +47,33 @@ class CausalGraph(torch.nn.Module):
         position_ids: torch.Tensor,  # (B, T)
         prefix_index: torch.Tensor,  # (B,)
         last_index: torch.Tensor,  # (B,)
+        token_index: torch.Tensor,  # (K,)
+        present_index: torch.Tensor,  # (M,)
         past: KeyValues,  # per layer (N, H, P, D)
     ) -> tuple[torch.Tensor, torch.Tensor, KeyValues]:
-        """Scores (B, heads), of every token (B, T, heads), and keys and values (B, H, P + T, D) of every layer."""
+        """Scores (B, heads), those of K tokens (B, K, heads), and M keys and values (B, H, M, D) of every layer.
+
+        Tokens that an index does not name are not computed by the head, or not kept until the end of the call.
+        """
         rows = [(key.index_select(0, prefix_index), value.index_select(0, prefix_index)) for key, value in past]
-        tokens = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": True}
+        given = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": True}
         if self.has_mask:
             # Built empty and filled: the one form that both majors of transformers trace.
             cache = _empty_cache()
             for layer, (key, value) in enumerate(rows):
                 cache.update(key, value, layer)
-            hidden = self.base(**tokens, attention_mask=attention_mask, past_key_values=cache).last_hidden_state
+            hidden = self.base(**given, attention_mask=attention_mask, past_key_values=cache).last_hidden_state
             present = [(layer.keys, layer.values) for layer in cache.layers]
         else:
             with maskless(self.base, rows) as layers:
-                hidden = self.base(**tokens, attention_mask=None, past_key_values=NewKeyValues()).last_hidden_state
+                hidden = self.base(**given, attention_mask=None, past_key_values=NewKeyValues()).last_hidden_state
             present = [layers.present[layer] for layer in range(len(rows))]
-        pooled = hidden[torch.arange(hidden.shape[0]), last_index]
-        return self._head(pooled), self._head(hidden), present
+        B, K = hidden.shape[0], token_index.shape[0]
+        pooled = hidden[torch.arange(B), last_index]
+        # In rows, so that it is the same product of the same weights.
+        tokens = self._head(hidden.index_select(1, token_index).reshape(B * K, hidden.shape[-1]))
+        kept = [(key.index_select(2, present_index), value.index_select(2, present_index)) for key, value in present]
+        return self._head(pooled), tokens.reshape(B, K, tokens.shape[-1]), kept
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         """In float32, since a head in low precision ties scores."""
@@ -160,7 +169,7 @@ def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLIN
 
 
 def _trace_causal(checkpoint: Checkpoint, *, has_mask: bool) -> ir.Model:
-    B, T, P, N = 2, 5, 7, 3  # any sizes do, if they are unequal and none is 0 or 1
+    B, T, P, N, K, M = 2, 5, 7, 3, 4, 6  # any sizes do, if they are unequal and none is 0 or 1
     shapes = _key_value_shapes(checkpoint)
     base: Any = checkpoint.model.base_model
     dtype = next(base.parameters()).dtype
@@ -170,6 +179,8 @@ def _trace_causal(checkpoint: Checkpoint, *, has_mask: bool) -> ir.Model:
         torch.arange(P, P + T).repeat(B, 1),
         torch.tensor([2, 0]),
         torch.tensor([T - 1, 1]),
+        torch.arange(K),
+        torch.arange(M),
         [
             (torch.zeros(N, heads, P, size, dtype=dtype), torch.zeros(N, heads, P, value, dtype=dtype))
             for heads, size, value in shapes
@@ -182,16 +193,18 @@ def _trace_causal(checkpoint: Checkpoint, *, has_mask: bool) -> ir.Model:
         "position_ids": ("B", "T"),
         "prefix_index": ("B",),
         "last_index": ("B",),
+        "token_index": ("K",),
+        "present_index": ("M",),
     }
     pasts: Axes = {f"past.{layer}": ("N", None, "P", None) for layer in layers}
-    presents: Axes = {f"present.{layer}": ("B", None, "P+T", None) for layer in layers}
+    presents: Axes = {f"present.{layer}": ("B", None, "M", None) for layer in layers}
     dynamic = _dynamic(pasts)
     model = _trace(
         CausalGraph(checkpoint.model, has_mask=has_mask),
         example,
         (*_dynamic(inputs), list(zip(dynamic[::2], dynamic[1::2], strict=True))),
         inputs | pasts,
-        {"scores": ("B", None), "token_scores": ("B", "T", None)} | presents,
+        {"scores": ("B", None), "token_scores": ("B", "K", None)} | presents,
     )
     if not has_mask:
         model.graph.inputs.remove(next(value for value in model.graph.inputs if value.name == "attention_mask"))

@@ -28,7 +28,15 @@ _MIN_TOKENS = 2
 _MAX_PAST_ENTRIES = 1 << 31
 
 _INPUTS = {
-    "causal": {"input_ids", "attention_mask", "position_ids", "prefix_index", "last_index"},
+    "causal": {
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "prefix_index",
+        "last_index",
+        "token_index",
+        "present_index",
+    },
     "encoder": {"input_ids", "attention_mask", "token_type_ids"},
     "plain": {"input_ids", "attention_mask", "token_type_ids", "position_ids"},
 }
@@ -146,12 +154,18 @@ class GraphEngine:
         names = list(self._no_prefix.past)
         text = TokenizedText(token_ids, None, len(token_ids), truncated=False)
         outputs = [name.replace("past.", "present.") for name in names]
-        kept = self._runtime.run_kept(outputs, self.feeds([text], base))
+        kept = self._runtime.run_kept(outputs, self.feeds([text], base, num_present=len(token_ids)))
         past = {name: self._runtime.cut(value, len(token_ids)) for name, value in zip(names, kept, strict=True)}
         return Prefix(len(token_ids), past, len(token_ids) * self._bytes_per_prefix_token)
 
-    def feeds(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Feeds:
-        """The graph's inputs for what follows the prefix, the rows padded on the right to one length."""
+    def feeds(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None, *, num_present: int = 0) -> Feeds:
+        """The graph's inputs for what follows the prefix, the rows padded on the right to one length.
+
+        Args:
+            batch: Sequences.
+            prefix: What they all begin with.
+            num_present: Of how many first tokens, those of the prefix included, keys and values are asked for.
+        """
         prefix = prefix or self._no_prefix
         P = prefix.num_tokens
         lengths = np.array([len(text.token_ids) - P for text in batch])
@@ -169,6 +183,8 @@ class GraphEngine:
             "position_ids": np.tile(np.arange(P, P + shape[1]), (len(batch), 1)),
             "prefix_index": np.zeros(len(batch), dtype=np.int64),
             "last_index": lengths - 1,
+            "token_index": np.zeros(0, dtype=np.int64),
+            "present_index": np.arange(num_present),
             **prefix.past,
         }
         return {name: feeds[name] for name in self._runtime.inputs}

@@ -62,6 +62,8 @@ class Graph:
                 "position_ids": np.tile(np.arange(P, P + length), (len(rows), 1)),
                 "prefix_index": np.array(prefix_index or [0] * len(rows)),
                 "last_index": np.array([len(row) - 1 for row in rows]),
+                "token_index": np.arange(length),
+                "present_index": np.arange(P + length),
             }
         values = self.session.run(None, {name: feeds[name] for name in self.inputs})
         return dict(zip(self.outputs, values, strict=True))
@@ -191,16 +193,18 @@ def test_inputs_and_outputs_of_a_causal_graph_are_those_of_the_contract(graph_of
         "position_ids": ["B", "T"],
         "prefix_index": ["B"],
         "last_index": ["B"],
+        "token_index": ["K"],
+        "present_index": ["M"],
         "past.0.key": ["N", 2, "P", 8],
         "past.0.value": ["N", 2, "P", 8],
         "past.1.key": ["N", 2, "P", 8],
         "past.1.value": ["N", 2, "P", 8],
         "scores": ["B", 1],
-        "token_scores": ["B", "T", 1],
-        "present.0.key": ["B", 2, "P+T", 8],
-        "present.0.value": ["B", 2, "P+T", 8],
-        "present.1.key": ["B", 2, "P+T", 8],
-        "present.1.value": ["B", 2, "P+T", 8],
+        "token_scores": ["B", "K", 1],
+        "present.0.key": ["B", 2, "M", 8],
+        "present.0.value": ["B", 2, "M", 8],
+        "present.1.key": ["B", 2, "M", 8],
+        "present.1.value": ["B", 2, "M", 8],
     }
 
 

@@ -51,6 +51,8 @@ LABEL org.opencontainers.image.title="plaudit" \
       org.opencontainers.image.revision="${REVISION}"
 ENV PATH=/opt/plaudit/bin:$PATH \
     HOME=/tmp \
+    ORT_DISABLE_TELEMETRY=1 \
+    HF_HUB_DISABLE_TELEMETRY=1 \
     PYTHONUNBUFFERED=1
 # A number, so that Kubernetes can see that it is not root (runAsNonRoot).
 USER 10001:10001

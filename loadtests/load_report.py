@@ -10,8 +10,6 @@ of its peak, or after it not everything is scored in time.
 
 import argparse
 import asyncio
-import html
-import io
 import math
 import random
 import sys
@@ -24,15 +22,21 @@ from checkpoints import WORK, minilm_bundle
 from figures import percentile
 from http_load import Client, closed_loop, poisson_arrivals, post
 from load_policy import backoff_s
+from markupsafe import Markup
+from matplotlib.figure import Figure
 from servers import Server, end_on_sigterm, service
 from texts import read_texts
 from tqdm import tqdm
+
+from plaudit_ppo.runs.charts import to_svg
+from plaudit_ppo.runs.page import render_page
 
 LOADS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 LEAST_GOODPUT = 0.9
 RECOVERY_LOAD = 0.5
 RETRIED = {0, 429, 503}
 NUM_TEXTS = 512
+PAGE = Path(__file__).with_suffix(".html")
 
 
 @dataclass(frozen=True)
@@ -198,32 +202,16 @@ def as_text(steps: Sequence[Step]) -> str:
 
 def page(steps: Sequence[Step], capacity: float, setting: str, verdict: str) -> str:
     """The page: one file without anything from elsewhere."""
-    rows = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells(step)) + "</tr>" for step in steps)
-    head = "".join(f"<th>{name}</th>" for name in HEADINGS)
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>plaudit: latency against offered load</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ddd}}
-svg{{max-width:100%;height:auto}}</style>
-<h1>Latency against offered load</h1>
-<p>{html.escape(verdict)}.</p>
-<p>{html.escape(setting)}. Single texts at random times; clients retry 429 and 503 with backoff until the deadline.
-Goodput: scores per second that came in time. Latencies count from when a request was due.</p>
-{plot(steps, capacity)}
-<table><tr>{head}</tr>
-{rows}</table></html>
-"""
+    chart = plot(steps, capacity)
+    rows = map(cells, steps)
+    return render_page(PAGE, verdict=verdict, setting=setting, chart=chart, headings=HEADINGS, rows=rows)
 
 
-def plot(steps: Sequence[Step], capacity: float) -> str:
+def plot(steps: Sequence[Step], capacity: float) -> Markup:
     """Goodput and latencies over offered load, as SVG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     offered = [step.offered for step in steps]
-    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), sharex=True)
+    figure = Figure(figsize=(8, 7))
+    above, below = figure.subplots(2, 1, sharex=True)
     above.plot(offered, [step.goodput for step in steps], "o-", label="goodput")
     above.plot(offered, [min(step.offered, capacity) for step in steps], ":", color="grey", label="what could be")
     above.set_ylabel("requests/s")
@@ -235,10 +223,7 @@ def plot(steps: Sequence[Step], capacity: float) -> str:
         panel.legend()
         panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    plt.close(figure)
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    return to_svg(figure)
 
 
 if __name__ == "__main__":

@@ -197,14 +197,14 @@ def singles(url: str, connections: int) -> Way:
 
 def plain_one_request(url: str) -> Way:
     """All texts in one request to the plain handler."""
-    return lambda items: [score for answer in _send(url, [{"texts": _texts(items)}], 1) for score in answer["scores"]]
+    return lambda items: [score for answer in _send(url, [{"texts": texts_of(items)}], 1) for score in answer["scores"]]
 
 
 def plain_singles(url: str, connections: int) -> Way:
     """A request to the plain handler for each text."""
 
     def run(items: Items) -> list[float]:
-        answers = _send(url, [{"texts": [text]} for text in _texts(items)], connections)
+        answers = _send(url, [{"texts": [text]} for text in texts_of(items)], connections)
         return [score for answer in answers for score in answer["scores"]]
 
     return run
@@ -227,7 +227,7 @@ def _wire(items: Items) -> list[Any]:
     return [{"text": item} if isinstance(item, str) else item for item in items]
 
 
-def _texts(items: Items) -> list[str]:
+def texts_of(items: Items) -> list[str]:
     """What a plain handler is sent: it knows no groups."""
     texts: list[str] = []
     for item in items:

@@ -1,6 +1,38 @@
-"""The pages of the documentation: where their links lead."""
+"""The pages of the documentation: what their tables state, and where their links lead."""
 
 import re
+
+
+def rows(markdown, *columns):
+    """The rows of all tables that have these columns, each as {column: cell}; there is at least one."""
+    found = []
+    for table in re.findall(r"(?:^\|.*\n?)+", markdown, re.MULTILINE):
+        header, *lines = (_cells(line) for line in table.splitlines())
+        if set(columns) <= set(header):
+            assert all(len(line) == len(header) for line in lines), f"a cell too many or too few below {header}"
+            found += [dict(zip(header, line, strict=True)) for line in lines[1:]]
+    assert found, f"no table has the columns {', '.join(columns)}"
+    return found
+
+
+def names_in(text):
+    """What a cell, or a page, names in code font."""
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def name_in(cell):
+    """The one name in a cell that stands for its row: what it names first."""
+    assert names_in(cell), f"no name in code font: {cell}"
+    return names_in(cell)[0]
+
+
+def stated(value):
+    """A value as a setting's default is compared: 1024, `1024`, 1,024 and 1024.0 are one."""
+    text = value.replace("`", "").strip()
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return text
 
 
 def anchors(markdown):
@@ -15,3 +47,7 @@ def assert_leads_somewhere(page, link):
     target = page.parent / path if path else page
     assert target.exists()
     assert not anchor or anchor in anchors(target.read_text())
+
+
+def _cells(line):
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]

@@ -61,6 +61,18 @@ class RunningApp:
         for engine in self.engines.values():
             engine.gate.set()
 
+    def watch_for_room(self):
+        """A list of the bundles in whose queues room is asked for, which grows as it happens."""
+        asked = []
+        for name, pipeline in self.service.pipelines.items():
+
+            async def recorded(*args, name=name, wait=pipeline.scheduler.wait_for_room, **options):
+                asked.append(name)
+                await wait(*args, **options)
+
+            pipeline.scheduler.wait_for_room = recorded
+        return asked
+
     async def score(self, *texts, **fields):
         """POST /score of texts."""
         headers = fields.pop("headers", {})

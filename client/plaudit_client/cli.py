@@ -1,6 +1,6 @@
 """`plaudit-score`: scores a JSONL file through a scoring service.
 
-Exit 0: done. 1: right but failed. 2: what the user gave is wrong. 130: interrupted.
+Exit 0: done. 1: right but failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import contextlib
 import gzip
 import logging
 import os
+import signal
 import sys
 import warnings
 import zlib
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from plaudit_client import jsonl, settings
 from plaudit_client.client import RewardClient
+from plaudit_client.command_line import Parser, describe_bug, drop_output, fail, say
 from plaudit_client.errors import FingerprintMismatch, InvalidArgument, PlauditError, RequestRejected
 from plaudit_client.jsonl import Line, Summary
 from plaudit_client.output import Output, Progress
@@ -35,13 +37,14 @@ _DESCRIPTION = """\
 Score a JSONL file through a scoring service.
 
 Each input line is an item as POST /score takes it, a JSON string (a text), or a preference pair
-{"chosen": "...", "rejected": "..."}; an "id" is copied. Each output line is {"line": n, "id": ..., and the result},
-in the order of the input; for an item with completions {"results": [...]}, for a pair {"chosen": {...},
-"rejected": {...}}. After pairs, their accuracy and a histogram of their scores go to stderr. The scores are streamed
-into OUTPUT.part, which becomes OUTPUT at the end."""
+{"chosen": "...", "rejected": "..."}, of texts or chats, with a "prompt" if it is apart; an "id" is copied.
+Each output line is {"line": n, "id": ..., and the result}, in the order of the input; for an item with
+completions {"results": [...]}, for a pair {"chosen": {...}, "rejected": {...}}. After pairs, their accuracy and a
+histogram of their scores go to stderr. The scores are streamed into OUTPUT.part, which becomes OUTPUT at the end."""
 
 _EPILOG = """\
-Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself.
+Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself; where it
+is not set, the first of PLAUDIT_API_KEYS is sent, which a service takes all of.
 
 exit status: 0 done; 1 right but failed (server unreachable, items failed); 2 what you gave is wrong; 130 interrupted"""
 
@@ -52,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also as process 1, which gets no other signals
     if not sys.warnoptions:  # an error is one line: no library adds another
         warnings.simplefilter("ignore")
     try:
@@ -60,18 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except PlauditError as error:
         refused = isinstance(error, InvalidArgument | RequestRejected)
-        return _fail(str(error), 2 if refused and not isinstance(error, FingerprintMismatch) else 1)
+        return fail(PROGRAM, str(error), 2 if refused and not isinstance(error, FingerprintMismatch) else 1)
     except OSError as error:
-        # What is still buffered must not fail once more when Python flushes it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _fail(f"output: {error.strerror or error}", 1)
+        drop_output()
+        return fail(PROGRAM, f"output: {error.strerror or error}", 1)
     except Exception as error:  # noqa: BLE001  a user of the command never sees a stack trace
-        return _fail(f"internal error: {type(error).__name__}: {error}", 1)
-
-
-def _fail(message: str, exit_status: int) -> int:
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
-    return exit_status
+        return fail(PROGRAM, describe_bug(error), 1)
 
 
 def _score_file(options: argparse.Namespace) -> int:
@@ -84,14 +82,15 @@ def _score_file(options: argparse.Namespace) -> int:
             summary = _score_lines(client, jsonl.require_groups(lines) if options.best_of else lines, output, options)
         except BaseException:
             if output.can_be_resumed:
-                print(f"{PROGRAM}: what is scored so far is kept; continue with --resume", file=sys.stderr)
+                say(f"{PROGRAM}: what is scored so far is kept; continue with --resume")
             raise
     if summary.pairs and not options.quiet:
-        print(*summary.histogram.render(), sep="\n", file=sys.stderr)
+        say("\n".join(summary.histogram.render()))
     if summary.pairs:
-        print(f"{PROGRAM}: {summary.describe_pairs()}", file=sys.stderr)
+        say(f"{PROGRAM}: {summary.describe_pairs()}")
     if summary.failures and not options.allow_failures:
-        return _fail(
+        return fail(
+            PROGRAM,
             f"{summary.failures.total()} of {summary.sequences} sequences have no score: "
             f"{jsonl.describe_counts(summary.failures)}; accept this with --allow-failures",
             1,
@@ -174,9 +173,9 @@ def _score_chunks(
             while in_flight:
                 scored, future = in_flight.popleft()
                 yield scored, future.result()
-        finally:
-            if in_flight:  # the pool's end waits for its threads
-                client.close()
+        except BaseException:
+            client.close()  # else the pool's end would wait for requests that nobody wants any more
+            raise
 
 
 def _deal_out(chunk: list[Line], scores: Scores) -> Iterator[tuple[Line, Sequence[Score]]]:
@@ -222,21 +221,18 @@ def _read_api_key(name: str | None) -> str | None:
     if name is None:
         return None
     try:
-        key = Path(name).read_text(encoding="utf-8").strip()
+        lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"{name}: API key cannot be read: {error}") from error
-    if not key:
-        raise InvalidArgument(f"{name}: holds no API key; write the key into it")
-    return key
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InvalidArgument(f"{message}; see {PROGRAM} --help")
+    # The same file may be the service's, which takes every key in it.
+    for line in lines:
+        if key := line.strip():
+            return key
+    raise InvalidArgument(f"{name}: holds no API key; write the key into it")
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM, description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
@@ -261,7 +257,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="takes its name at the end, as a whole; - is stdout (default)",
     )
     add("--url", "base URL of the service, or of its replicas, separated by commas", metavar="URL[,URL...]")
-    add("--api-key-file", "file with the API key", metavar="FILE")
+    add("--api-key-file", "file with one API key a line, of which the first is sent", metavar="FILE")
     add("--model", "which of the service's models; needed only if it has several", metavar="NAME")
     add(
         "--truncation",

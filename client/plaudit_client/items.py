@@ -5,16 +5,21 @@ Checks keys and types, so that a mistake is named by its index in the caller's l
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 from plaudit_client.errors import InvalidArgument
 
 
-class Message(TypedDict):
-    """One turn of a chat."""
+class Message(TypedDict, total=False):
+    """One turn of a chat, with what chat templates read of it; a field that is None counts as not there."""
 
-    role: str
-    content: str
+    role: Required[str]
+    content: str | list[dict[str, Any]] | None  # or one part, {"type": "text", "text": ...}; None beside tool_calls
+    reasoning_content: str | None
+    thinking: str | None
+    tool_calls: list[dict[str, Any]] | None
+    tool_call_id: str | None
+    name: str | None
 
 
 class _Finished(TypedDict, total=False):
@@ -73,6 +78,8 @@ FORMS = (
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
 WIRE_FIELDS = frozenset({"finished"}).union(*FORMS)
+MESSAGE_FIELDS = frozenset(Message.__annotations__)
+_CHARS_OF_NUMBER = 8
 
 
 def normalize_items(items: Sequence[ItemLike]) -> list[dict[str, Any]]:
@@ -105,7 +112,43 @@ def normalize_item(item: ItemLike, where: str) -> dict[str, Any]:
         expected, is_right = _CHECKS[key]
         if not is_right(value):
             raise InvalidArgument(f"{where}.{key}: got {_describe(value)}; give {expected}")
-    return dict(item)
+    wire = dict(item)
+    if "messages" in wire:
+        wire["messages"] = normalize_messages(wire["messages"], f"{where}.messages")
+    return wire
+
+
+def normalize_messages(messages: object, where: str) -> list[dict[str, Any]]:
+    """Bring a chat into its wire form: without the fields that are None.
+
+    Args:
+        messages: A list of at least one message.
+        where: Begins the message of an error.
+
+    Raises:
+        InvalidArgument: It is something else; the message names the field.
+    """
+    expected, is_right = _CHECKS["messages"]
+    if not is_right(messages):
+        raise InvalidArgument(f"{where}: got {_describe(messages)}; give {expected}")
+    assert isinstance(messages, list)
+    return [_normalize_message(message, f"{where}[{index}]") for index, message in enumerate(messages)]
+
+
+def _normalize_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    wire = {key: value for key, value in message.items() if value is not None}
+    for key, value in wire.items():
+        if key not in MESSAGE_FIELDS:
+            known = ", ".join(sorted(MESSAGE_FIELDS))
+            raise InvalidArgument(f"{where}.{key}: no field of a message; leave it out, or give one of {known}")
+        expected, is_right = _MESSAGE_CHECKS.get(key, ("a str", _is_str))
+        if not is_right(value):
+            raise InvalidArgument(f"{where}.{key}: got {_describe(value)}; give {expected}")
+    if missing := {"role", "content"} - wire.keys():
+        key = max(missing)
+        if key == "role" or not wire.get("tool_calls"):
+            raise InvalidArgument(f"{where}.{key}: missing; give {_MESSAGE_CHECKS.get(key, ('a str',))[0]}")
+    return wire
 
 
 def num_sequences(item: Mapping[str, Any]) -> int:
@@ -116,17 +159,26 @@ def num_sequences(item: Mapping[str, Any]) -> int:
 def num_chars(item: Mapping[str, Any]) -> int:
     """Characters (or ids) of all sequences of a normalized item, a group's prompt counted for each of them."""
     shared = len(item.get("prompt", "")) + len(item.get("token_ids", ()))
-    shared += sum(len(message["role"]) + len(message["content"]) for message in item.get("messages", ()))
+    shared += sum(_num_chars(value) for message in item.get("messages", ()) for value in message.values())
     own = [item.get("text", ""), item.get("completion", ""), *item.get("completions", ())]
     return shared * num_sequences(item) + sum(map(len, own))
 
 
-def _is_message(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"role", "content"}
-        and all(isinstance(text, str) for text in value.values())
-    )
+def _num_chars(value: object) -> int:
+    """About the characters of a JSON value, as the service counts them."""
+    if isinstance(value, dict):
+        return sum(len(key) + _num_chars(inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return sum(map(_num_chars, value))
+    return len(value) if isinstance(value, str) else _CHARS_OF_NUMBER
+
+
+def _is_content(value: object) -> bool:
+    if not isinstance(value, list):
+        return _is_str(value)
+    parts = [part for part in value if isinstance(part, dict)]
+    known = [{key: entry for key, entry in part.items() if entry is not None} for part in parts]
+    return len(value) == len(known) == 1 and known[0].keys() == {"type", "text"} and known[0]["type"] == "text"
 
 
 def _is_token_id(value: object) -> bool:
@@ -149,10 +201,18 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "completions": ("a list of at least one str", lambda value: _is_filled_list(value, _is_str)),
     "messages": (
         'a list of at least one {"role": str, "content": str}',
-        lambda value: _is_filled_list(value, _is_message),
+        lambda value: _is_filled_list(value, lambda entry: isinstance(entry, Mapping)),
     ),
     "token_ids": ("a list of int, none negative", lambda value: value == [] or _is_filled_list(value, _is_token_id)),
     "finished": ("true or false", lambda value: isinstance(value, bool)),
+}
+
+_MESSAGE_CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "content": ('a str, or a list of one {"type": "text", "text": str}', _is_content),
+    "tool_calls": (
+        "a list of dicts",
+        lambda value: isinstance(value, list) and all(isinstance(entry, dict) for entry in value),
+    ),
 }
 
 

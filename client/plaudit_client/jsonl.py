@@ -3,6 +3,7 @@
 Knows nothing of the network and of arguments.
 """
 
+import codecs
 import hashlib
 import json
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 from plaudit_client.errors import InvalidArgument
 from plaudit_client.histogram import Histogram
-from plaudit_client.items import WIRE_FIELDS, normalize_item, num_sequences
+from plaudit_client.items import WIRE_FIELDS, normalize_item, normalize_messages, num_sequences
 from plaudit_client.scores import Score, best_of
 
 _MAX_CHUNK_BYTES = 4 * 1024 * 1024
@@ -96,6 +97,8 @@ def parse_lines(lines: Iterable[bytes], file_name: str) -> Iterator[Line]:
     digest = hashlib.sha256()
     for number, line in enumerate(lines, start=1):
         digest.update(line)
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)  # noqa: PLW2901  # as editors on Windows write it
         if not line.isspace():
             copied, items, is_pair = _parse_line(line, f"{file_name}:{number}", number)
             yield Line(f"{file_name}:{number}", number, digest.hexdigest(), copied, items, len(line), is_pair)
@@ -179,17 +182,59 @@ def _parse_line(line: bytes, where: str, number: int) -> tuple[dict[str, Any], l
         copied["id"] = value.pop("id")
     if "chosen" in value or "rejected" in value:
         return copied, _parse_pair(value, where), True
+    if isinstance(value.get("prompt"), list) and value.keys() - {"finished"} == {"prompt", "completion"}:
+        answer = value.pop("completion")
+        value = _completed(value.pop("prompt"), answer, f"{where}.completion", where) | value
     if unknown := value.keys() - WIRE_FIELDS:
         _refuse(where, f"unknown keys {', '.join(sorted(unknown))}; leave only the item's keys and id")
     return copied, [normalize_item(value, where)], False
 
 
 def _parse_pair(value: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    if value.keys() != {"chosen", "rejected"}:
-        _refuse(where, f"keys {', '.join(sorted(value))}; a preference pair has chosen and rejected, and id if wanted")
-    if not all(isinstance(text, str) for text in value.values()):
-        _refuse(where, "chosen and rejected are not both texts; give two strings")
-    return [{"text": value["chosen"]}, {"text": value["rejected"]}]
+    """The items of a pair in TRL's preference formats: texts or chats, with the prompt apart or inside of both."""
+    if not {"chosen", "rejected"} <= value.keys() <= {"prompt", "chosen", "rejected"}:
+        _refuse(
+            where,
+            f"keys {', '.join(sorted(value))}; a preference pair has chosen and rejected, and prompt and id if wanted",
+        )
+    answers = {name: value[name] for name in ("chosen", "rejected")}
+    if {type(answer) for answer in answers.values()} not in ({str}, {list}):
+        _refuse(
+            where, "chosen and rejected are not both texts or both chats; give two strings or two lists of messages"
+        )
+    return [_completed(value.get("prompt"), answer, f"{where}.{name}", where) for name, answer in answers.items()]
+
+
+def _completed(prompt: object, answer: object, place: str, where: str) -> dict[str, Any]:
+    """The item of a prompt and what follows it, each a text or a chat, and the prompt perhaps inside of what follows.
+
+    Args:
+        prompt: None: it is inside.
+        answer: A text, or messages.
+        place: Of the answer, for messages of an error.
+        where: Of the line.
+
+    Raises:
+        InvalidArgument: They do not fit together.
+    """
+    if prompt is None and isinstance(answer, str):
+        return {"text": answer}
+    if isinstance(prompt, str) and isinstance(answer, str):
+        return {"prompt": prompt, "completion": answer}
+    if isinstance(answer, str):
+        return {"messages": normalize_messages(prompt, f"{where}.prompt"), "completions": [answer]}
+    chat = normalize_messages(answer, place)
+    if prompt is None:
+        return {"messages": chat}
+    if isinstance(prompt, str):
+        # Data sets with whole chats keep the question apart as well, for people to read.
+        if not any(message.get("content") == prompt for message in chat):
+            _refuse(place, "a chat without the prompt, which is a text; give the prompt as a list of messages")
+        return {"messages": chat}
+    before = normalize_messages(prompt, f"{where}.prompt")
+    if chat[: len(before)] == before:
+        _refuse(place, "begins with the prompt, which would be read twice; leave prompt out, or take it off here")
+    return {"messages": before + chat}
 
 
 def _to_json(score: Score) -> dict[str, Any]:

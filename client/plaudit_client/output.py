@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from plaudit_client.errors import InvalidArgument
+from plaudit_client.whole_files import put_in_place
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Output:
             return
         self._journal.close()
         if error is None:
-            self._part.replace(self._target)
+            put_in_place(self._part, self._target)
         elif not self._wrote_anything:
             self._part.unlink(missing_ok=True)
         if not self._part.exists():

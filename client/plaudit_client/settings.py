@@ -1,4 +1,4 @@
-"""What a client is set up with: arguments first, PLAUDIT_URL and PLAUDIT_API_KEY where there is none."""
+"""What a client is set up with: arguments first, PLAUDIT_URL, PLAUDIT_API_KEY and _KEYS where there is none."""
 
 import math
 import os
@@ -45,14 +45,18 @@ def _check_url(text: str) -> str:
 
 
 def resolve_headers(api_key: str | None) -> dict[str, str]:
-    """The headers of every request; `api_key` None means PLAUDIT_API_KEY, and no key where that is not set.
+    """The headers of every request.
+
+    Args:
+        api_key: None for PLAUDIT_API_KEY, else the first of PLAUDIT_API_KEYS, which a service takes all of; no key
+            where neither is set.
 
     Raises:
         InvalidArgument: The key cannot stand in a header.
     """
     # The answer's size is checked while it is read, and a compressed one could hide a huge one.
     headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "plaudit-client"}
-    given = os.environ.get("PLAUDIT_API_KEY", "") if api_key is None else api_key
+    given = _key_of_environment() if api_key is None else api_key
     if not isinstance(given, str):
         raise InvalidArgument(f"api_key: got {type(given).__name__}; give a str")
     key = given.strip()
@@ -61,6 +65,11 @@ def resolve_headers(api_key: str | None) -> dict[str, str]:
     if key:
         headers["Authorization"] = f"Bearer {key}"
     return headers
+
+
+def _key_of_environment() -> str:
+    keys = [os.environ.get("PLAUDIT_API_KEY", ""), *os.environ.get("PLAUDIT_API_KEYS", "").split(",")]
+    return next((key for key in keys if key.strip()), "")
 
 
 def check_positive(name: str, value: float) -> None:

@@ -188,7 +188,8 @@ def _count_words(sequence: Mapping[str, Any]) -> int:
     """A number of tokens as a fake tokenizer would have it: one per word."""
     if "token_ids" in sequence:
         return len(sequence["token_ids"])
-    texts = [message["content"] for message in sequence.get("messages", [])]
+    contents = [message.get("content", "") for message in sequence.get("messages", [])]
+    texts = [content if isinstance(content, str) else content[0]["text"] for content in contents]
     texts += [sequence.get(key, "") for key in ("text", "prompt", "completion")]
     return sum(len(text.split()) for text in texts)
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from plaudit_demo.errors import DemoError
+from plaudit_client.command_line import Parser, run, say, tell
 from plaudit_demo.output import prepare_output
 from plaudit_demo.processes import ENVIRONMENT, interrupt_on_signals
 from plaudit_demo.settings import DemoSettings
@@ -17,27 +17,9 @@ from plaudit_demo.settings import DemoSettings
 if TYPE_CHECKING:
     from plaudit_demo.report.results import Results
 
-_PACKAGES = (
-    "pydantic",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "trl",
-    "datasets",
-    "accelerate",
-    "matplotlib",
-    "safetensors",
-)
 _DEFAULT_OUTPUT = "runs/demo"
 
 Number = TypeVar("Number", int, float)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Prints an error as one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"plaudit-demo: error: {message}; see plaudit-demo --help\n")
 
 
 def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = None) -> int:
@@ -50,25 +32,17 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
     Returns:
         0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
     """
-    default = default or DemoSettings()
-    parsed = _parser(default).parse_args(arguments)
+    return run("plaudit-demo", lambda: _main(arguments, default or DemoSettings()), extra="demo,export")
+
+
+def _main(arguments: Sequence[str] | None, default: DemoSettings) -> int:
     interrupt_on_signals()
-    try:
-        return _run(parsed.output, replace(default, seed=parsed.seed, kl_coef=parsed.kl_coef))
-    except DemoError as error:
-        return _fail(str(error), error.exit_code)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _PACKAGES:
-            raise
-        return _fail(f"{error.name} is not installed; pip install 'plaudit[demo,export]'", 2)
-    except OSError as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    parsed = _parser(default).parse_args(arguments)
+    return _run(parsed.output, replace(default, seed=parsed.seed, kl_coef=parsed.kl_coef))
 
 
 def _parser(default: DemoSettings) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="plaudit-demo",
         description="The whole loop in minutes on two cores, without any download: warm up a small policy, draw noisy "
         "preferences from a gold reward, train a reward model on them, export it, serve it, and train the policy "
@@ -113,13 +87,13 @@ def _at_least_0(kind: type[Number]) -> Callable[[str], Number]:
 
 def _run(path: Path, settings: DemoSettings) -> int:
     output = prepare_output(path)
-    print("loading torch, transformers and TRL", file=sys.stderr, flush=True)
+    say("loading torch, transformers and TRL")
     os.environ.update(ENVIRONMENT)
     from plaudit_demo.progress import Progress
     from plaudit_demo.run import NUM_STAGES, run_demo
 
     results = run_demo(settings, output, Progress(sys.stderr, NUM_STAGES))
-    print(_report(results, path))
+    tell(_report(results, path))
     return 0
 
 
@@ -136,8 +110,3 @@ def _report(results: "Results", path: Path) -> str:
             f"page          {path / 'index.html'}",
         ]
     )
-
-
-def _fail(message: str, exit_code: int) -> int:
-    print(f"plaudit-demo: error: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code

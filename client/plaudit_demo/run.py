@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from plaudit_client import RewardClient
+from plaudit_client.whole_files import write_file
 from plaudit_demo.data.corpus import make_corpus, make_prompts
 from plaudit_demo.data.gold import gold_reward
 from plaudit_demo.data.preferences import Pair, best_accuracy, draw_pairs
@@ -86,7 +87,7 @@ def run_demo(settings: DemoSettings, output: Path, progress: Progress) -> Result
         stage_seconds=progress.seconds,
     )
     write_json(output / "summary.json", results.summary())
-    (output / "index.html").write_text(make_page(results), encoding="utf-8")
+    write_file(output / "index.html", make_page(results))
     return results
 
 

@@ -1,5 +1,6 @@
 """PPO for language models against a remote reward model."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from plaudit_ppo.errors import PPOError
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from plaudit_ppo.scoring.combined import CombinedScorer
     from plaudit_ppo.scoring.remote import RemoteScorer
     from plaudit_ppo.trainer import PPOTrainer
+
+# Nothing leaves the machine. huggingface_hub reads this when it is imported.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 __all__ = [
     "CombinedScorer",

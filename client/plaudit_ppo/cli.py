@@ -7,49 +7,20 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from plaudit_ppo.errors import ConfigError, PPOError
+from plaudit_client.command_line import Parser, run, tell
+from plaudit_ppo.errors import ConfigError
 
+# What plaudit[train] brings is imported in functions: it may not be installed, and some of it takes seconds.
 if TYPE_CHECKING:
     from plaudit_ppo.config import PPOConfig
     from plaudit_ppo.scoring.pool import Scorer
 
-# Imported late, in functions: they may not be installed, and some take seconds.
-_TRAINING_PACKAGES = (
-    "pydantic",
-    "torch",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "peft",
-    "matplotlib",
-    "prometheus_client",
-)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Prints an error as one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"plaudit-ppo: error: {message}; see plaudit-ppo --help\n")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0: done, 1: it failed, 2: what the user gave is wrong, 130: interrupted."""
-    try:
-        return _run(argv)
-    except PPOError as error:
-        return _fail(str(error), error.exit_code)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _TRAINING_PACKAGES:
-            raise
-        return _fail(f"{error.name} is not installed; pip install 'plaudit[train]'", 2)
-    except OSError as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        print("plaudit-ppo: interrupted", file=sys.stderr)
-        return 130
+    return run("plaudit-ppo", lambda: _run(argv), extra="train", quiet=not _is_first_process())
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -57,7 +28,7 @@ def _run(argv: Sequence[str] | None) -> int:
     if arguments.command == "report":
         from plaudit_ppo.runs.report import write_report
 
-        print(write_report(Path(arguments.directory)))
+        tell(str(write_report(Path(arguments.directory))))
         return 0
     config = _configure(arguments)
     from plaudit_ppo.distributed.processes import end_processes
@@ -83,7 +54,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from plaudit_ppo.config import settings_help
 
-    parser = _Parser(prog="plaudit-ppo", description="PPO for language models against a remote reward model.")
+    parser = Parser(prog="plaudit-ppo", description="PPO for language models against a remote reward model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
@@ -178,7 +149,7 @@ def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     prompts = read_prompts(config.prompts or "")
-    policy, tokenizer = load_policy(config.policy or "")
+    policy, tokenizer = load_policy(config.policy or "", builtin_class=config.builtin_class)
     generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
     critic: Critic | TrunkCritic
     if config.critic_trunk == "policy":
@@ -186,7 +157,9 @@ def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", 
     else:
         start = config.critic or config.policy or ""
         check_critic_tokens(start, tokenizer)
-        critic = load_critic(start, head_init=config.critic_head_init, generator=generator)
+        critic = load_critic(
+            start, head_init=config.critic_head_init, generator=generator, builtin_class=config.builtin_class
+        )
     reference = None if config.lora_rank else frozen_copy(policy)
     policy = add_lora(policy, config) if config.lora_rank else policy
     trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)
@@ -200,11 +173,6 @@ def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", 
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
-
-
-def _fail(message: str, exit_code: int) -> int:
-    _say(f"plaudit-ppo: error: {' '.join(message.split())}", file=sys.stderr)
-    return exit_code
 
 
 def _is_first_process() -> bool:

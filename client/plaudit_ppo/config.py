@@ -46,6 +46,8 @@ class PPOConfig:
     """directory of the causal LM to train (safetensors, with its tokenizer)"""
     critic: Text | None = None
     """directory that the critic starts from, such as a reward model's; none: the policy's weights and a new head"""
+    builtin_class: bool = False
+    """transformers' classes are right, also where the config of policy or critic names code of its own (auto_map)"""
     prompts: Text | None = None
     """JSONL file, one {"prompt": "..."} or {"messages": [...]} per line"""
     scorer_urls: tuple[str, ...] = ()
@@ -226,7 +228,7 @@ def load_config(path: str | Path) -> PPOConfig:
         ConfigError: the file is missing, is not TOML, or has an unknown or bad setting; the message names the file.
     """
     try:
-        settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        settings = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); --config takes a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -2,12 +2,12 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
+from plaudit_service.command_line import Parser, run, say, tell
 
 if TYPE_CHECKING:
     from plaudit_export.checkpoints.rules import TextFile
@@ -21,26 +21,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0: done. 2: what the user gave is wrong. 1: it was right but failed. 130: interrupted.
+        0: done. 2: what the user gave is wrong. 1: it was right but failed. 130: interrupted by SIGINT or SIGTERM.
     """
+    return run(PROG, lambda: _run(arguments), extra="export")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
-        status: int = parsed.run(parsed)
+        exit_code: int = parsed.run(parsed)
     except ParityError as error:
-        print(error.table)
-        return _fail(str(error), error.exit_status)
-    except ExportError as error:
-        return _fail(str(error), error.exit_status)
-    except ModuleNotFoundError as error:
-        return _fail(f"{error.name} is not installed; install what export needs: pip install 'plaudit[export]'", 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    return status
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"{PROG}: error: {message}", file=sys.stderr)
-    return status
+        tell(error.table)
+        raise
+    return exit_code
 
 
 def _checkpoint(parsed: argparse.Namespace) -> int:
@@ -56,6 +49,7 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
         allow_loss=parsed.allow_loss,
         normalize_on=_text_file("--normalize-on", parsed.normalize_on),
         normalize_std=parsed.normalize == "mean-std",
+        pad_token=parsed.pad_token,
     )
     return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
 
@@ -70,11 +64,11 @@ def _onnx(parsed: argparse.Namespace) -> int:
 
 
 def _step(line: str) -> None:
-    print(f"{PROG}: {line} ...", file=sys.stderr)
+    say(f"{PROG}: {line} ...")
 
 
 def _note(line: str) -> None:
-    print(f"{PROG}: note: {line}", file=sys.stderr)
+    say(f"{PROG}: note: {line}")
 
 
 def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -95,16 +89,17 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
         "golden": read_items("--golden", parsed.golden) if parsed.golden else (),
         "golden_max_tokens": parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
         "tolerance": parsed.tolerance,
+        "builtin_class": parsed.builtin_class,
     }
 
 
 def _tell(exported: "Exported") -> int:
     from plaudit_export.checks.report import describe_parity
 
-    print(describe_parity(exported.parity))
+    tell(describe_parity(exported.parity))
     if exported.comparison is not None:
-        print(exported.comparison.describe())
-    print(f"{exported.bundle.path}: {exported.bundle.name} {exported.bundle.fingerprint}")
+        tell(exported.comparison.describe())
+    tell(f"{exported.bundle.path}: {exported.bundle.name} {exported.bundle.fingerprint}")
     _warn_of_unchecked(exported.bundle)
     return 0
 
@@ -155,24 +150,21 @@ def _warn_of_unchecked(bundle: "Bundle") -> None:
     from plaudit_export.checks.report import describe_unchecked
 
     if unchecked := describe_unchecked(bundle):
-        print(f"{PROG}: warning: {unchecked}", file=sys.stderr)
+        say(f"{PROG}: warning: {unchecked}")
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read ({error})") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROG}: error: {message} (see {self.prog} --help)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROG, description=__doc__.split(": ", 1)[1])
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    parser = Parser(
+        prog=PROG, description="Turn a reward-model checkpoint into a verified bundle, and look at bundles."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
     _add_onnx(commands.add_parser("onnx", help="a directory made by `optimum-cli export onnx` -> bundle"))
     inspect = commands.add_parser("inspect", help="what a bundle is; checks every hash")
@@ -208,6 +200,11 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         default="mean-std",
         help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std)",
     )
+    add(
+        "--pad-token",
+        metavar="TOKEN",
+        help="what the trainer padded with, '' for nothing (default: the config's; of an adapter, its tokenizer's)",
+    )
     _add_model_options(parser)
 
 
@@ -237,6 +234,11 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--chat-special-tokens",
         action=flag,
         help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS (default: no)",
+    )
+    add(
+        "--builtin-class",
+        action="store_true",
+        help="transformers' own class is right, also where the config's auto_map names code, which is never run",
     )
     add("--pair", action="store_true", help="the model was trained on (prompt, completion) pairs (default: no)")
     add("--max-tokens", type=_positive, metavar="N", help="longest text, in tokens (default: the usable positions)")

@@ -1,4 +1,4 @@
-"""What can go wrong in an export; the class owns the exit status of the command.
+"""What can go wrong in an export; the class owns the exit code of the command.
 
 ExportError             what the user gave was right, but the export failed    exit 1
 ├── ParityError         a served score is not the checkpoint's own             exit 1
@@ -11,7 +11,7 @@ from typing import ClassVar
 class ExportError(Exception):
     """The export failed; the text is one clear line for the user."""
 
-    exit_status: ClassVar[int] = 1
+    exit_code: ClassVar[int] = 1
 
 
 class ParityError(ExportError):
@@ -28,7 +28,7 @@ class ParityError(ExportError):
 class SourceError(ExportError):
     """What the user gave is missing, malformed or not allowed."""
 
-    exit_status: ClassVar[int] = 2
+    exit_code: ClassVar[int] = 2
 
 
 def first_line(error: BaseException) -> str:

@@ -78,7 +78,7 @@ def export_checkpoint(
 def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> Draft:
     """Write the float32 graph, that of float16, the tokenizer, the template and the golden texts."""
     step(f"loading {source}")
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source, builtin_class=options.builtin_class, pad_token=options.pad_token)
     rules = derive_rules(checkpoint, options)
     notes = list(rules.notes)
     cases = golden_cases(checkpoint, rules, options.golden, min(rules.max_tokens, options.golden_max_tokens), notes)
@@ -147,9 +147,9 @@ def export_onnx(
     with staged(bundle, force=force) as directory:
         step(f"reading {source}")
         foreign = load_onnx(source)
-        original = None if checkpoint is None else load_checkpoint(checkpoint)
+        original = None if checkpoint is None else load_checkpoint(checkpoint, builtin_class=options.builtin_class)
         rules = derive_rules(foreign.checkpoint, options)
-        notes = list(rules.notes)
+        notes = [*rules.notes, *(original.notes if original else ())]
         longest = min(rules.max_tokens, options.golden_max_tokens)
         cases = golden_cases(original or foreign.checkpoint, rules, options.golden, longest, notes)
         notes += other_readings(original or foreign.checkpoint, rules, options, cases)

@@ -4,8 +4,6 @@ Knows nothing of models.
 """
 
 import json
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from plaudit_service.bundles.bundle import (
     ScoringFile,
     sha256_of,
 )
+from plaudit_service.whole_files import whole_directory
 
 
 @contextmanager
@@ -40,18 +39,14 @@ def staged(bundle: Path, *, force: bool) -> Iterator[Path]:
     """
     bundle = bundle.expanduser().resolve()
     _check_target(bundle, force=force)
-    aside = bundle.with_name(f".{bundle.name}.{secrets.token_hex(4)}.partial")
+    aside = None
     try:
-        aside.mkdir(parents=True)
+        with whole_directory(bundle, replace=True) as aside:
+            yield aside
     except OSError as error:
-        raise SourceError(f"{bundle}: cannot be written ({error.strerror})") from error
-    try:
-        yield aside
-        _put_in_place(aside, bundle)
-    except OSError as error:
+        if aside is None:
+            raise SourceError(f"{bundle}: cannot be written ({error.strerror})") from error
         raise ExportError(f"{bundle}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_target(bundle: Path, *, force: bool) -> None:
@@ -61,14 +56,6 @@ def _check_target(bundle: Path, *, force: bool) -> None:
         raise SourceError(f"{bundle}: exists and is no bundle; choose another path")
     if (bundle / MANIFEST).is_file() and not force:
         raise SourceError(f"{bundle}: exists; choose another path, or replace it with --force")
-
-
-def _put_in_place(aside: Path, bundle: Path) -> None:
-    old = aside.with_suffix(".old")
-    if bundle.exists():
-        bundle.rename(old)
-    aside.rename(bundle)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_tokenizer(backend: Tokenizer, directory: Path) -> None:

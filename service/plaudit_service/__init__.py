@@ -3,6 +3,7 @@
 `Scorer` is the same path in this process, without HTTP, and `CombinedScorer` that of a combination.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from plaudit_service.errors import BundleError, RequestError, ServiceError
@@ -10,6 +11,9 @@ from plaudit_service.errors import BundleError, RequestError, ServiceError
 if TYPE_CHECKING:
     from plaudit_service.results import Result, Status
     from plaudit_service.serving.scorer import CombinedScorer, Scorer, Scores
+
+# Nothing leaves the machine. ONNX Runtime and huggingface_hub read this when they are imported.
+os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 __all__ = ["BundleError", "CombinedScorer", "RequestError", "Result", "Scorer", "Scores", "ServiceError", "Status"]
 

@@ -1,51 +1,37 @@
 """`plaudit-serve`: bind, verify the bundles, serve until a signal. `plaudit-fetch`: bring a bundle and verify it."""
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
+
+from plaudit_service.command_line import Parser, run
 
 if TYPE_CHECKING:
     from plaudit_service.settings import Settings
 
 
-class _Parser(argparse.ArgumentParser):
-    """Prints an error as one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 stopped by a signal, 1 failed, 2 what the user gave is wrong."""
-    return _run("plaudit-serve", lambda: _main(arguments))
+    return run("plaudit-serve", lambda: _main(arguments), extra="service")
 
 
 def fetch_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `plaudit-fetch`; returns the exit code: 0 verified and in place, 2 what the user gave is wrong."""
-    return _run("plaudit-fetch", lambda: _fetch_main(arguments))
+    """Run `plaudit-fetch`; returns 0: verified and in place, 2: what the user gave is wrong, 130: interrupted."""
+    return run("plaudit-fetch", lambda: _fetch_main(arguments), extra="service")
 
 
-def _run(command: str, body: Callable[[], int]) -> int:
-    from plaudit_service.errors import BundleError, ServiceError, SettingsError
-
-    try:
-        return body()
-    except ModuleNotFoundError as error:
-        return _fail(2, command, f"{error.name} is not installed; pip install 'plaudit[service]'")
-    except (SettingsError, BundleError) as error:
-        return _fail(2, command, str(error))
-    except ServiceError as error:
-        return _fail(1, command, str(error))
-    except KeyboardInterrupt:  # before the server took over the signal
-        return 130
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Before the server took over the signal, nothing is open that would have to be finished."""
+    raise SystemExit(0)
 
 
 def _main(arguments: Sequence[str] | None) -> int:
+    signal.signal(signal.SIGTERM, _stop)
     from plaudit_service import settings
 
-    parser = _Parser(
+    parser = Parser(
         prog="plaudit-serve",
         description="Serve reward-model bundles behind POST /score. Not ready until the golden texts got their scores.",
         epilog="Also read: PLAUDIT_API_KEYS, API keys separated by commas.",
@@ -82,7 +68,7 @@ def _serve(paths: Sequence[str], settings: "Settings") -> int:
 def _fetch_main(arguments: Sequence[str] | None) -> int:
     from plaudit_service.bundles.fetch import fetch
 
-    parser = _Parser(
+    parser = Parser(
         prog="plaudit-fetch",
         description="Bring a bundle to DIRECTORY, verify the hash of every file, and print its fingerprint. DIRECTORY "
         "is there as a whole or not at all; one that is there already is verified and left as it is.",
@@ -94,8 +80,3 @@ def _fetch_main(arguments: Sequence[str] | None) -> int:
     parsed = parser.parse_args(arguments)
     print(fetch(parsed.source, parsed.directory, parsed.fingerprint))
     return 0
-
-
-def _fail(code: int, command: str, message: str) -> int:
-    print(f"{command}: error: {message}", file=sys.stderr)
-    return code

@@ -10,6 +10,7 @@ ServiceError
     ├── BodyTimeout          408
     ├── Mismatch             409  another fingerprint or engine is loaded
     ├── TooLarge             413
+    ├── CompressedBody       415
     ├── InvalidRequest       422
     ├── ItemFailed           422  of a dialect, whose answers have no place for a failure
     ├── QueueFull            429  Retry-After
@@ -29,6 +30,8 @@ class ServiceError(Exception):
     Texts quote what strangers send or put into a bundle: control characters and what is too long are taken out.
     """
 
+    exit_code: ClassVar[int] = 1  # of a command that it ends
+
     def __init__(self, text: str) -> None:
         if len(text) > _MAX_START_CHARS + _MAX_END_CHARS:
             text = f"{text[:_MAX_START_CHARS]} ... {text[-_MAX_END_CHARS:]}"
@@ -38,9 +41,13 @@ class ServiceError(Exception):
 class SettingsError(ServiceError):
     """A flag or environment variable has a value that cannot be used."""
 
+    exit_code = 2
+
 
 class BundleError(ServiceError):
     """A bundle is missing, damaged, of another format, or not allowed."""
+
+    exit_code = 2
 
 
 class RequestError(ServiceError):
@@ -99,6 +106,12 @@ class TooLarge(RequestError):  # noqa: N818
     """The request is over a limit and could never be admitted."""
 
     status, slug, title = 413, "too-large", "The request is over a limit"
+
+
+class CompressedBody(RequestError):  # noqa: N818
+    """The body is compressed, which nothing here reads: a small one could hide a huge one."""
+
+    status, slug, title = 415, "compressed-body", "The body is compressed"
 
 
 class InvalidRequest(RequestError):  # noqa: N818

@@ -3,10 +3,22 @@
 Knows nothing of HTTP, models or tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
 
@@ -14,6 +26,7 @@ Truncation = Literal["error", "left", "right"]
 
 # Far above any useful setting: it bounds what parsing a body can cost before the settings' limits are checked.
 MAX_ITEMS = 65_536
+_CHARS_OF_NUMBER = 8
 
 
 class _Strict(BaseModel):
@@ -64,11 +77,69 @@ class PromptItem(_Item):
         return 1 if self.completions is None else len(self.completions)
 
 
-class Message(_Strict):
-    """One turn of a chat."""
+class TextPart(_Strict):
+    """A text, as one of the parts of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _as_text(content: Any, info: ValidationInfo) -> Any:
+    """The text of a message's content, which may be a list of one text part."""
+    if isinstance(content, str):
+        return content
+    if content is None and info.data.get("tool_calls"):
+        return None
+    match content:
+        case [{"type": "text", "text": str() as text, **others}] if all(value is None for value in others.values()):
+            return text
+        case None:
+            what = "there is none, as only a message with tool_calls may have it"
+        case [_, _, *_]:
+            what = f"{len(content)} parts, and templates join parts in different ways; join them into one text"
+        case _:
+            what = "neither a text nor a list of one text part"
+    raise PydanticCustomError("content", "{what}", {"what": what})
+
+
+def _refuse_unknown(value: Any) -> Any:
+    if value is not None:
+        raise PydanticCustomError(
+            "unknown_field",
+            "no field of a message that chat templates read ({known})",
+            {"known": ", ".join(MESSAGE_FIELDS)},
+        )
+    return value
+
+
+# What chat templates read of a message, in the order in which they get it.
+MESSAGE_FIELDS = ("role", "content", "reasoning_content", "thinking", "tool_calls", "tool_call_id", "name")
+
+
+class Message(BaseModel):
+    """One turn of a chat. Fields that are null count as not there, whatever their names."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        frozen=True,
+        json_schema_extra={"anyOf": [{"required": ["content"]}, {"required": ["tool_calls"]}]},
+    )
+    __pydantic_extra__: dict[str, Annotated[None, BeforeValidator(_refuse_unknown)]]
 
     role: str
-    content: str
+    tool_calls: list[dict[str, JsonValue]] | None = None
+    content: Annotated[str | None, BeforeValidator(_as_text, json_schema_input_type=str | list[TextPart] | None)] = (
+        Field(None, validate_default=True, description="May be left out only where there are tool_calls.")
+    )
+    reasoning_content: str | None = None
+    thinking: str | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    def to_template(self) -> dict[str, JsonValue]:
+        """What a chat template gets: the fields that are there."""
+        return {name: value for name in MESSAGE_FIELDS if (value := getattr(self, name)) is not None}
 
 
 class ChatItem(_Item):
@@ -148,5 +219,22 @@ def as_request_error(error: ValidationError) -> RequestError:
         return TooLarge(f"the request has more than {MAX_ITEMS} items; split it")
     # The tag of an item's form is no key of the document.
     keys = [key for at, key in enumerate(first["loc"]) if not (at == 2 and first["loc"][0] == "items")]
-    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".") or "body"
-    return InvalidRequest(f"{where}: {first['msg']}")
+    return InvalidRequest(f"{place(keys) or 'body'}: {first['msg']}")
+
+
+def place(keys: Iterable[int | str]) -> str:
+    """Where in a JSON document: `items[0].messages[1].id`; empty for the document itself."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+
+
+def num_chars(value: JsonValue) -> int:
+    """About the characters of a JSON value that a template writes; of a text exactly."""
+    match value:
+        case str():
+            return len(value)
+        case list():
+            return sum(map(num_chars, value))
+        case dict():
+            return sum(len(key) + num_chars(inner) for key, inner in value.items())
+        case _:
+            return _CHARS_OF_NUMBER

@@ -92,6 +92,8 @@ class Settings:
     """what dialects do with a text over the model's limit: error (422), or keep its end (left) or start (right)"""
     dialect_check_tokens: bool = True
     """refuse dialects' texts with special tokens that the reward model's tokenizer does not know"""
+    policy_tokenizer: str = ""
+    """directory of the tokenizer of the dialects' policy, which says what its special tokens are; none: those of any"""
     max_waiting_requests: Count = 1024
     """requests of dialects that may wait for room in the queue; beyond: 503"""
     max_connections: Count = 4096
@@ -126,7 +128,7 @@ class Settings:
         keys = [key.strip() for key in environ.get("PLAUDIT_API_KEYS", "").split(",")]
         if self.api_key_file:
             try:
-                lines = Path(self.api_key_file).read_text(encoding="utf-8").splitlines()
+                lines = Path(self.api_key_file).read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"--api-key-file {self.api_key_file}: cannot be read ({error})") from error
             if not any(line.strip() for line in lines):

@@ -189,15 +189,16 @@ class Interruptible(FakeService):
         super().__init__(self.score)
         self.limit = limit
         self.scored = []
+        self.answer_whole, self.answer = self.answer, self.answer_or_interrupt
 
     def score(self, item):
         self.scored.append(item["text"])
         return length(item)
 
-    def _answer(self, request):
+    def answer_or_interrupt(self, request):
         if request.method == "POST" and len(self.scored) >= self.limit:
             return json_response({"detail": "interrupted"}, 422)
-        return super()._answer(request)
+        return self.answer_whole(request)
 
 
 TEXTS = [f"{number:03} {'a' * (number % 9)}" for number in range(300)]
@@ -244,10 +245,10 @@ def test_a_run_that_was_killed_scores_at_most_the_requests_in_flight_again(serve
     class Deadly(Interruptible):
         process = None
 
-        def _answer(self, request):
+        def answer_or_interrupt(self, request):
             if self.process and len(self.scored) >= self.limit:
                 self.process.kill()
-            return FakeService._answer(self, request)
+            return self.answer_whole(request)
 
     service = Deadly(limit=200)
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -334,7 +335,7 @@ def test_failed_sequences_are_written_and_are_exit_1_unless_allowed(url, tmp_pat
 
 def test_options_reach_the_service_from_flags_and_from_the_environment(url, service, tmp_path):
     key_file = tmp_path / "key"
-    key_file.write_text("secret\n")
+    key_file.write_text("\nsecret\nanother of the service's\n", encoding="utf-8-sig")
     flags = ["--url", url, "--model", "fake", "--truncation", "left", "--raw", "--timeout-s", "9"]
     run(*flags, "--api-key-file", str(key_file), stdin=jsonl("a"), PLAUDIT_API_KEY="other", PLAUDIT_MODEL="other")
     settings = {"URL": url, "MODEL": "fake", "TRUNCATION": "left", "RAW": "true", "TIMEOUT_S": "9", "API_KEY": "secret"}
@@ -345,6 +346,12 @@ def test_options_reach_the_service_from_flags_and_from_the_environment(url, serv
         assert json.loads(request.body) == {"items": [{"text": "a"}]} | options
         assert request.headers["Authorization"] == "Bearer secret"
         assert 8.0 < float(request.headers["X-Request-Timeout-S"]) <= 9.0
+
+
+@pytest.mark.parametrize("lines", [jsonl("a"), b"\n" + jsonl("a")])
+def test_an_input_may_begin_with_a_byte_order_mark(url, lines):
+    done = run("--url", url, stdin=b"\xef\xbb\xbf" + lines)
+    assert (done.returncode, [answer["score"] for answer in read(done.stdout)]) == (0, [1.0])
 
 
 def test_an_empty_input_is_an_empty_output_and_no_request(url, service):

@@ -336,13 +336,13 @@ class Hosts(FakeTransport):
     """A fake service per host name; `faults` maps a host to what answers its score requests instead."""
 
     def __init__(self, **faults):
-        super().__init__(self._choose)
+        super().__init__(self.choose)
         self.faults = faults
         self.seen = []
         self.not_ready = set()
         self.service = FakeService(lambda item: float(len(item.get("completion", item.get("text")))))
 
-    def _choose(self, request):
+    def choose(self, request):
         host = urlsplit(request.url).netloc
         self.seen.append((host, request.path, request.body))
         if request.path == "/readyz" and host in self.not_ready:
@@ -468,8 +468,8 @@ def test_a_silent_replica_is_asked_whether_it_lives_and_left_for_another(score):
         await asyncio.Event().wait()
 
     class Silent(Hosts):
-        def _choose(self, request):
-            answer = super()._choose(request)
+        def choose(self, request):
+            answer = super().choose(request)
             return never(request) if request.url.startswith("http://a") else answer
 
     hosts = Silent()

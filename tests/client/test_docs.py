@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pages import name_in, rows
+
 from plaudit_client import errors
 from plaudit_client.testing import FakeService
 
@@ -12,23 +14,21 @@ DOC = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 
 
 def test_every_error_is_documented_and_no_other():
-    names = {
-        name for name, kind in vars(errors).items() if isinstance(kind, type) and kind.__module__ == errors.__name__
-    }
-    table = DOC.split("| error |")[1].split("\n\n")[0]
-    assert {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")} == names
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind.__module__ == errors.__name__]
+    names = {kind.__name__ for kind in kinds}
+    assert {name_in(row["error"]) for row in rows(DOC, "error", "when")} == names
 
 
-def test_every_option_of_plaudit_score_is_documented_with_its_variable():
+def test_every_option_of_plaudit_score_is_documented_with_its_variable_and_no_other():
     command = [sys.executable, "-m", "plaudit_client.cli", "--help"]
     text = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     shown = set(re.findall(r"\[(PLAUDIT_\w+)", text))
-    documented = {
-        f"`{option}` | `PLAUDIT_{option[2:].replace('-', '_').upper()}`"
+    options = {
+        (option, f"PLAUDIT_{option[2:].replace('-', '_').upper()}")
         for option in set(re.findall(r"(--[a-z-]+) ?", text)) - {"--help", "--output"}
     }
-    assert all(row in DOC for row in documented)
-    assert shown == {row.split("`")[-2] for row in documented}
+    assert {(name_in(row["option"]), name_in(row["variable"])) for row in rows(DOC, "option", "variable")} == options
+    assert shown == {variable for _, variable in options}
 
 
 def test_the_block_about_fakes_runs():

@@ -4,6 +4,8 @@ from plaudit_client.errors import InvalidArgument
 from plaudit_client.items import normalize_items, num_chars, num_sequences
 
 CHAT = [{"role": "user", "content": "Hi"}]
+PART = {"type": "text", "text": "Hi"}
+CALLS = [{"function": {"name": "add", "arguments": {"a": 1, "b": None}}}]
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,34 @@ def test_every_wire_form_passes_unchanged_and_its_sequences_are_counted(item, se
     assert num_sequences(item) == sequences
 
 
+@pytest.mark.parametrize(
+    ("message", "wire"),
+    [
+        ({"role": "user", "content": "Hi", "name": None, "refusal": None}, {"role": "user", "content": "Hi"}),
+        ({"role": "user", "content": [PART]}, {"role": "user", "content": [PART]}),
+        ({"role": "user", "content": "Hi", "name": "Ann"}, {"role": "user", "content": "Hi", "name": "Ann"}),
+        (
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": CALLS,
+                "reasoning_content": "I add.",
+                "thinking": None,
+            },
+            {"role": "assistant", "tool_calls": CALLS, "reasoning_content": "I add."},
+        ),
+        (
+            {"role": "tool", "content": "3", "tool_call_id": "x"},
+            {"role": "tool", "content": "3", "tool_call_id": "x"},
+        ),
+    ],
+)
+def test_a_message_is_sent_with_what_chat_templates_read_and_without_what_is_none(message, wire):
+    item = {"messages": [message]}
+    assert normalize_items([item]) == [{"messages": [wire]}]
+    assert num_chars({"messages": [wire]}) > 0
+
+
 def test_a_plain_string_is_a_text():
     assert normalize_items(["abc"]) == [{"text": "abc"}]
 
@@ -40,8 +70,35 @@ def test_a_plain_string_is_a_text():
         ({"text": None}, r"items\[1\]\.text: got NoneType; give a str"),
         ({"prompt": "a", "completions": []}, r"items\[1\]\.completions: got an empty list; give a list of at least"),
         ({"prompt": "a", "completions": ["b", 3]}, r"items\[1\]\.completions: got a list of int, str;"),
-        ({"messages": [{"role": "user"}]}, r"items\[1\]\.messages: got a list of dict; give"),
-        ({"messages": [{"role": "user", "content": 1}]}, r"items\[1\]\.messages: "),
+        ({"messages": []}, r"items\[1\]\.messages: got an empty list; give a list of at least one"),
+        ({"messages": ["a"]}, r"items\[1\]\.messages: got a list of str; give a list of at least one"),
+        (
+            {"messages": [{"role": "user"}]},
+            r"items\[1\]\.messages\[0\]\.content: missing; give a str, or a list of one",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\]\.content: missing"),
+        ({"messages": [{"content": "a"}]}, r"messages\[0\]\.role: missing; give a str"),
+        (
+            {"messages": [{"role": "user", "content": 1}]},
+            r"items\[1\]\.messages\[0\]\.content: got int; give a str, or",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [PART, PART]}]},
+            r"messages\[0\]\.content: got a list of dict; give a",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            r"messages\[0\]\.content: got a list of dict",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "id": 7}]},
+            r"messages\[0\]\.id: no field of a message; leave it",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "tool_calls": "f"}]},
+            r"messages\[0\]\.tool_calls: got str; give",
+        ),
+        ({"messages": [{"role": "user", "content": "a", "name": 3}]}, r"messages\[0\]\.name: got int; give a str"),
         ({"token_ids": [1, True]}, r"items\[1\]\.token_ids: got a list of bool, int; give a list of int"),
         ({"token_ids": [-1]}, r"items\[1\]\.token_ids: "),
         ({"text": "a", "finished": "yes"}, r"items\[1\]\.finished: got str; give true or false"),

@@ -7,6 +7,14 @@ from plaudit_client.errors import InvalidArgument
 from plaudit_client.jsonl import Summary, form_chunks, parse_lines, render
 from plaudit_client.scores import Score
 
+USER = [{"role": "user", "content": "p"}]
+SAYS_C = [{"role": "assistant", "content": "c"}]
+SAYS_D = [{"role": "assistant", "content": "d", "name": None}]
+
+
+def line(**value):
+    return json.dumps(value).encode()
+
 
 def parse(*values):
     return list(parse_lines([json.dumps(value).encode() + b"\n" for value in values], "in.jsonl"))
@@ -22,13 +30,44 @@ def test_a_line_is_a_text_an_item_or_a_pair():
     assert (pair.items, pair.is_pair) == ([{"text": "e"}, {"text": "f"}], True)
 
 
+D = [{"role": "assistant", "content": "d"}]
+
+
+@pytest.mark.parametrize(
+    ("value", "chosen", "rejected"),
+    [
+        ({"prompt": "p", "chosen": " c", "rejected": " d"}, *({"prompt": "p", "completion": f" {x}"} for x in "cd")),
+        ({"prompt": None, "chosen": "c", "rejected": "d"}, {"text": "c"}, {"text": "d"}),
+        ({"prompt": USER, "chosen": SAYS_C, "rejected": SAYS_D}, *({"messages": USER + x} for x in (SAYS_C, D))),
+        ({"chosen": USER + SAYS_C, "rejected": USER + SAYS_D}, *({"messages": USER + x} for x in (SAYS_C, D))),
+        (
+            {"prompt": "p", "chosen": USER + SAYS_C, "rejected": USER + SAYS_D},  # as UltraFeedback has them
+            *({"messages": USER + x} for x in (SAYS_C, D)),
+        ),
+        (
+            {"prompt": USER, "chosen": "c", "rejected": "d"},
+            *({"messages": USER, "completions": [x]} for x in "cd"),
+        ),
+    ],
+)
+def test_a_pair_is_taken_in_each_of_trls_preference_formats(value, chosen, rejected):
+    (pair,) = parse({**value, "id": 5})
+    assert (pair.items, pair.is_pair, pair.num_sequences) == ([chosen, rejected], True, 2)
+    assert pair.copied == {"line": 1, "id": 5}
+
+
+def test_a_conversational_prompt_with_its_completion_is_a_chat():
+    (item,) = parse({"prompt": USER, "completion": SAYS_D, "finished": False})
+    assert (item.items, item.is_pair) == ([{"messages": USER + D, "finished": False}], False)
+
+
 def test_blank_lines_are_left_out_but_counted():
     lines = [b"\n", b'"a"\n', b"  \r\n", b'"b"']
     assert [line.copied["line"] for line in parse_lines(lines, "in.jsonl")] == [2, 4]
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("text", "message"),
     [
         (b"{", "in.jsonl:2: not JSON: "),
         (b"NaN", "in.jsonl:2: not JSON: NaN"),
@@ -40,13 +79,26 @@ def test_blank_lines_are_left_out_but_counted():
         (b'{"text": "a", "prompt": "b"}', "in.jsonl:2: keys prompt, text; give one of"),
         (b'{"text": 3}', r"in.jsonl:2\.text: got int"),
         (b'{"chosen": "a"}', "in.jsonl:2: keys chosen; a preference pair has"),
-        (b'{"chosen": "a", "rejected": "b", "prompt": "c"}', "in.jsonl:2: keys chosen, prompt, rejected;"),
-        (b'{"chosen": [], "rejected": "b"}', "in.jsonl:2: chosen and rejected are not both texts"),
+        (
+            b'{"chosen": "a", "rejected": "b", "margin": 1}',
+            "in.jsonl:2: keys chosen, margin, rejected; a preference pair",
+        ),
+        (b'{"chosen": [], "rejected": "b"}', "in.jsonl:2: chosen and rejected are not both texts or both chats"),
+        (b'{"chosen": null, "rejected": null}', "in.jsonl:2: chosen and rejected are not both texts or both chats"),
+        (b'{"chosen": [], "rejected": []}', r"in.jsonl:2\.chosen: got an empty list; give a list of at least one"),
+        (b'{"prompt": 3, "chosen": "a", "rejected": "b"}', r"in.jsonl:2\.prompt: got int; give a list of at least one"),
+        (line(prompt=USER, chosen=[{"content": "a"}], rejected=SAYS_D), r"in.jsonl:2\.chosen\[0\]\.role: missing"),
+        (line(prompt=USER, chosen=SAYS_C, rejected=[*USER, *SAYS_D]), r"in.jsonl:2\.rejected: begins with the prompt"),
+        (
+            line(prompt="p", chosen=SAYS_C, rejected=SAYS_D),
+            r"in.jsonl:2\.chosen: a chat without the prompt, which is a",
+        ),
+        (line(prompt=USER, completion=[3]), r"in.jsonl:2\.completion: got a list of int"),
     ],
 )
-def test_a_wrong_line_is_named_by_file_and_number(line, message):
+def test_a_wrong_line_is_named_by_file_and_number(text, message):
     with pytest.raises(InvalidArgument, match=message):
-        list(parse_lines([b'"fine"', line], "in.jsonl"))
+        list(parse_lines([b'"fine"', text], "in.jsonl"))
 
 
 def test_chunks_hold_at_most_so_many_sequences_and_never_split_a_line():

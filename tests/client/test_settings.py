@@ -45,8 +45,25 @@ def test_the_environment_is_used_where_no_argument_is_given(monkeypatch):
     assert settings.resolve_headers("given")["Authorization"] == "Bearer given"
 
 
-def test_without_a_key_there_is_no_authorization_header():
+@pytest.mark.parametrize(
+    ("environment", "sent"),
+    [
+        ({"PLAUDIT_API_KEYS": "first, second"}, "first"),
+        ({"PLAUDIT_API_KEYS": " ,second"}, "second"),
+        ({"PLAUDIT_API_KEYS": "first", "PLAUDIT_API_KEY": "mine"}, "mine"),
+        ({"PLAUDIT_API_KEYS": "first", "PLAUDIT_API_KEY": ""}, "first"),
+    ],
+)
+def test_of_the_keys_that_a_service_takes_the_first_is_sent_unless_one_is_named(environment, sent, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert settings.resolve_headers(None)["Authorization"] == f"Bearer {sent}"
+
+
+def test_without_a_key_there_is_no_authorization_header(monkeypatch):
     assert "Authorization" not in settings.resolve_headers(None)
+    monkeypatch.setenv("PLAUDIT_API_KEYS", "a-key")
+    assert "Authorization" not in settings.resolve_headers("")
 
 
 @pytest.mark.parametrize("key", ["a\nb", "schlüssel"])

@@ -10,10 +10,13 @@ from typing import get_args
 
 import pytest
 
-from plaudit_client.items import FORMS, WIRE_FIELDS, normalize_items
+from plaudit_client.errors import InvalidArgument
+from plaudit_client.items import FORMS, MESSAGE_FIELDS, WIRE_FIELDS, normalize_items, num_chars
 from plaudit_client.protocol import Limits, Options, Reply, parse_answer, split_items
 from plaudit_client.scores import Status
+from plaudit_service import items
 from plaudit_service.bundles.bundle import load_bundle
+from plaudit_service.errors import InvalidRequest
 from plaudit_service.http.app import build_routes
 from plaudit_service.http.wire import parse_request, to_wire
 from plaudit_service.results import Result
@@ -45,6 +48,47 @@ VALUES = {
 
 def test_the_client_sends_no_field_that_the_contract_lacks_and_lacks_none():
     assert frozenset().union(*(SCHEMAS[name]["properties"] for name in ITEMS)) == WIRE_FIELDS
+
+
+def test_client_and_service_know_the_same_fields_of_a_message():
+    assert set(SCHEMAS["Message"]["properties"]) == set(items.MESSAGE_FIELDS) == MESSAGE_FIELDS
+    assert SCHEMAS["Message"]["additionalProperties"] == {"type": "null"}
+
+
+MESSAGES = [
+    {"role": "user", "content": "a", "name": None, "id": None},
+    {"role": "user", "content": [{"type": "text", "text": "a", "image": None}]},
+    {"role": "assistant", "tool_calls": [{"a": [1, None, {"b": 2.5}]}]},
+    {"role": "assistant", "content": "a", "reasoning_content": "b", "thinking": "c", "name": "d", "tool_call_id": "e"},
+    {"role": "assistant", "content": "a", "tool_calls": []},
+]
+WRONG_MESSAGES = [
+    {"role": "assistant", "content": None, "tool_calls": []},
+    {"role": "user"},
+    {"content": "a"},
+    {"role": "user", "content": "a", "id": 7},
+    {"role": "user", "content": [{"type": "text", "text": "a"}] * 2},
+    {"role": "user", "content": [{"type": "text", "text": "a", "cache": 1}]},
+    {"role": "user", "content": "a", "name": 3},
+    {"role": "user", "content": "a", "tool_calls": ["f"]},
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_message_that_the_client_sends_is_one_that_the_service_reads_alike(message):
+    (sent,) = normalize_items([{"messages": [message]}])
+    (asked,) = parse_request(json.dumps({"items": [sent]})).items
+    (alike,) = parse_request(json.dumps({"items": [{"messages": [message]}]})).items
+    assert asked.messages[0].to_template() == alike.messages[0].to_template()
+    assert sum(map(items.num_chars, asked.messages[0].to_template().values())) <= num_chars(sent)
+
+
+@pytest.mark.parametrize("message", WRONG_MESSAGES)
+def test_a_message_that_the_service_refuses_is_one_that_the_client_does_not_send(message):
+    with pytest.raises(InvalidRequest):
+        parse_request(json.dumps({"items": [{"messages": [message]}]}))
+    with pytest.raises(InvalidArgument):
+        normalize_items([{"messages": [message]}])
 
 
 @pytest.mark.parametrize("form", FORMS, ids="+".join)

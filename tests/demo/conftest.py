@@ -1,12 +1,24 @@
 """Made-up results of a run, for the tests of what is drawn and written."""
 
 import pytest
+import torch
+from tiny_trainer import tiny_tokenizer
 
 from plaudit_demo.data.sampling import Completion
 from plaudit_demo.report.evaluation import Evaluation
 from plaudit_demo.report.results import Results
 from plaudit_demo.service import Latency
 from plaudit_demo.settings import DemoSettings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer(eos_token="<eos>", pad_token="<pad>")
 
 
 def _evaluation(gold, scores, kl):

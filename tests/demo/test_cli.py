@@ -94,7 +94,7 @@ def test_an_interrupted_demo_exits_130_and_leaves_no_process_behind(tmp_path):
         demo.send_signal(signal.SIGTERM)
         _, errors = demo.communicate(timeout=60)
     assert demo.returncode == 130
-    assert errors.splitlines()[-1] == "plaudit-demo: error: interrupted"
+    assert errors.splitlines()[-1] == "plaudit-demo: interrupted"
     assert "Traceback" not in errors
     assert processes_of(output) == []
 

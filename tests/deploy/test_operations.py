@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pages import assert_leads_somewhere
+from pages import assert_leads_somewhere, names_in, rows
+from scraped import service_metrics
 
 from plaudit_client import cli as score_command
 from plaudit_export import cli as export_command
 from plaudit_ppo import errors as ppo_errors
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.training.metrics import METRICS
-from plaudit_service.metrics import SECONDS, Metrics
+from plaudit_service.metrics import SECONDS
 from plaudit_service.results import Status
 from plaudit_service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.md"
 TEXT = PAGE.read_text()
-CODE = re.findall(r"`([^`\n]+)`", TEXT)
+CODE = names_in(TEXT)
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "plaudit.json").read_text())
 
 
@@ -39,9 +40,7 @@ def test_every_flag_exists(flag):
 
 
 def test_every_metric_is_one_that_is_made():
-    metrics = [metric for name, metric in vars(Metrics()).items() if name != "registry"]
-    service = {metric._name + ("_total" if metric._type == "counter" else "") for metric in metrics}
-    assert set(re.findall(r"(?<![:\w])plaudit_[a-z_]+", TEXT)) <= service
+    assert set(re.findall(r"(?<![:\w])plaudit_[a-z_]+", TEXT)) <= service_metrics().keys()
     assert set(named(r"(?:objective|policy|loss|val|scoring|eval|tokens|time)/\w+")) <= METRICS.keys()
 
 
@@ -79,19 +78,16 @@ def test_the_edges_for_the_latency_objective_are_those_of_the_histogram():
     assert records == ["job:plaudit_requests_slow:rate5m"]
 
 
+def figures(page, *columns):
+    """The numbers that the cells of some columns begin with, row by row."""
+    return [[float(row[column].split()[0]) for column in columns] for row in rows(page, *columns)]
+
+
 def test_the_figures_for_sizing_are_half_of_the_readmes():
     readme = (ROOT / "README.md").read_text().partition("## What it costs")[2].partition("\n## ")[0]
-    on_two_cores = [
-        [float(line.split("|")[column].split()[0]) for column in (3, 4)]
-        for line in readme.splitlines()
-        if line.startswith("| ") and line.split("|")[3].split()[0][0].isdigit()
-    ]
+    on_two_cores = figures(readme, "service, float32", "service, OpenVINO bfloat16")
     sizing = TEXT.partition("## Sizing")[2].partition("\n## ")[0]
-    per_core = [
-        [float(cell) for cell in line.split("|")[2:4]]
-        for line in sizing.splitlines()
-        if re.match(r"\| .* \| [\d.]+ \|", line)
-    ]
+    per_core = figures(sizing, "ONNX Runtime float32", "OpenVINO bfloat16")
     assert len(per_core) == 3
     for measured, stated in zip(on_two_cores, per_core, strict=True):
         assert stated == pytest.approx([figure / 2 for figure in measured], abs=0.051)

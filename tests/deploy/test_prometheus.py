@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 from prometheus_process import FASTER, faster
+from scraped import service_metrics
 
 from plaudit_service import errors
 from plaudit_service.http.dialects.endpoint import DIALECTS
-from plaudit_service.metrics import SECONDS, Metrics
+from plaudit_service.metrics import SECONDS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -77,7 +78,7 @@ def test_rules_ask_for_metrics_that_the_service_or_a_rule_makes():
     recorded = {rule["record"] for rule in RULES if "record" in rule}
     for rule in RULES:
         asked = set(re.findall(r"[\w:]*plaudit_\w+(?::\w+)?", re.sub(r'"[^"]*"', "", rule["expr"])))
-        assert asked <= recorded | service_metrics(), rule
+        assert asked <= recorded | service_series(), rule
 
 
 def test_the_routes_of_the_objectives_are_all_that_score():
@@ -120,8 +121,7 @@ def test_the_end_to_end_test_changes_durations_and_nothing_else(path):
     assert after == pytest.approx([one / FASTER for one in before])
 
 
-def service_metrics():
+def service_series():
     """All names under which the service's metrics are scraped."""
-    suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
-    metrics = [metric for name, metric in vars(Metrics()).items() if name != "registry"]
-    return {metric._name + suffix for metric in metrics for suffix in suffixes[metric._type]}
+    suffixes = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
+    return {name + suffix for name, kind in service_metrics().items() for suffix in suffixes[kind]}

@@ -42,6 +42,38 @@ def test_every_form_of_line_is_scored_as_by_hand(tiny_bundle):
     assert done.stderr.splitlines()[-1] == "plaudit-score: pairs: 2, scored: 2, pair accuracy: 0.5000"
 
 
+USER = [{"role": "user", "content": "fine", "name": None}]
+GOOD, BAD = ([{"role": "assistant", "content": word, "tool_calls": None}] for word in ("good", "bad"))
+
+
+def test_pairs_in_trls_preference_formats_are_scored_and_their_accuracy_is_told(tiny_bundle):
+    lines = [
+        {"prompt": "fine", "chosen": " good", "rejected": " bad"},
+        {"prompt": USER, "chosen": GOOD, "rejected": BAD},
+        {"chosen": USER + GOOD, "rejected": USER + BAD},
+        {"prompt": "fine", "chosen": USER + GOOD, "rejected": USER + BAD},
+        {"prompt": USER, "chosen": "bad", "rejected": "good"},
+    ]
+    with ReplicaProcess(tiny_bundle()) as replica:
+        done, answers = run([replica], lines=lines)
+        refused, _ = run([replica], lines=[{"prompt": USER, "chosen": USER + GOOD, "rejected": USER + BAD}])
+    assert done.returncode == 0
+    scores = [(answer["chosen"]["score"], answer["rejected"]["score"]) for answer in answers]
+    assert scores == [(1.5, -0.5)] * 4 + [(-0.5, 1.5)]
+    assert done.stderr.splitlines()[-1] == "plaudit-score: pairs: 5, scored: 5, pair accuracy: 0.8000"
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "stdin:1.chosen: begins with the prompt, which would be read twice" in refused.stderr
+
+
+def test_a_field_that_no_template_reads_is_named_and_one_that_is_none_changes_nothing(tiny_bundle):
+    with ReplicaProcess(tiny_bundle()) as replica:
+        done, (answer,) = run([replica], lines=[{"messages": USER + GOOD}])
+        refused, _ = run([replica], lines=[{"messages": [{"role": "user", "content": "fine", "id": 7}]}])
+    assert (done.returncode, answer["score"]) == (0, 1.5)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "stdin:1.messages[0].id: no field of a message; leave it out" in refused.stderr
+
+
 def test_the_best_of_each_group_is_written(tiny_bundle):
     with ReplicaProcess(tiny_bundle()) as replica:
         done, (best,) = run([replica], "--best-of", lines=[{"prompt": "fine", "completions": [" bad", " good", " ok"]}])

@@ -52,6 +52,12 @@ def test_the_wheel_holds_exactly_four_packages_each_typed(wheel):
     assert {f"{package}/py.typed" for package in packages} <= set(names)
 
 
+def test_the_wheel_holds_the_template_of_every_page(wheel):
+    templates = {str(path.relative_to(ROOT / "client")) for path in (ROOT / "client").rglob("*.html")}
+    assert templates
+    assert templates <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_the_base_install_is_the_client_alone(environment, tmp_path):
     bin_folder = environment("")
     subprocess.run([bin_folder / "python", "-c", "import plaudit_client"], check=True)

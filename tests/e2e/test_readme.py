@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import assert_leads_somewhere
+from pages import assert_leads_somewhere, names_in, rows
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -71,29 +71,31 @@ def test_every_link_of_the_readme_leads_somewhere(link):
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 
 
-@pytest.mark.parametrize("named", sorted(set(re.findall(r"`(tests/[^`]+)`", ARCHITECTURE))))
-def test_every_test_that_the_architecture_names_exists(named):
-    path, _, name = named.partition("::")
-    assert (ROOT / path).exists()
-    assert not name or f"def {name}(" in (ROOT / path).read_text()
-
-
 def test_the_architecture_is_short_and_every_invariant_names_what_holds_it():
     assert len(ARCHITECTURE.splitlines()) <= 150
     for invariant in ARCHITECTURE.split("**Invariant:**")[1:]:
         assert "`tests/" in invariant.split("\n\n")[0]
 
 
-PACKAGES = [*ROOT.glob("service/plaudit_*"), *ROOT.glob("client/plaudit_*"), *ROOT.glob("export/plaudit_*")]
+PACKAGES = sorted(path.parent for path in ROOT.glob("*/plaudit_*/__init__.py"))
+
+
+def mapped(package):
+    """What the rows of a package in the code map name."""
+    names, current = [], None
+    for row in rows(ARCHITECTURE, "where"):
+        named = names_in(" ".join(row.values()))
+        current = next((name for name in named if name.startswith("plaudit_")), current)
+        names += named if current == package else []
+    return names
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_every_wing_of_a_package_is_in_the_code_map(package):
-    wings = [path.parent.relative_to(package) for path in package.rglob("__init__.py") if path.parent != package]
-    assert f"`{package.name}`" in ARCHITECTURE
-    assert [wing for wing in wings if f"`{wing}/`" not in ARCHITECTURE] == []
+    wings = {f"{path.parent.relative_to(package)}/" for path in package.rglob("__init__.py") if path.parent != package}
+    assert wings - set(mapped(package.name)) == set()
 
 
 def test_every_module_on_top_of_the_service_is_in_the_code_map():
     modules = {path.name for path in (ROOT / "service" / "plaudit_service").glob("*.py")} - {"__init__.py"}
-    assert {module for module in modules if f"`{module}`" not in ARCHITECTURE} == set()
+    assert modules - set(mapped("plaudit_service")) == set()

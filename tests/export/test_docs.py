@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from pages import name_in, names_in, rows
+
 from plaudit_service.bundles import bundle
 
 DOC = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
@@ -17,10 +19,9 @@ def test_every_option_is_documented_and_no_other():
     for source in ("checkpoint", "onnx"):
         text = subprocess.run([command, source, "--help"], capture_output=True, text=True, check=True).stdout
         options |= set(re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE))
-    table = DOC.split("| option |")[1].split("\n\n")[0]
-    assert {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")} == options
+    assert {name_in(row["option"]) for row in rows(DOC, "option", "guess")} == options
 
 
-def test_every_file_of_a_bundle_is_documented():
-    names = {bundle.MANIFEST, *get_args(bundle.ScoringFile), *get_args(bundle.OtherFile)}
-    assert all(f"`{name}`" in DOC for name in names)
+def test_every_file_of_a_bundle_is_documented_and_no_other():
+    documented = {file for row in rows(DOC, "file", "content") for file in names_in(row["file"])}
+    assert documented == {bundle.MANIFEST, *get_args(bundle.ScoringFile), *get_args(bundle.OtherFile)}

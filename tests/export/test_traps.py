@@ -95,8 +95,8 @@ def add_bias(model: Any) -> None:
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Trap:
     """Sharded, byte fallback, left padding, added tokens, BOS in the chat template, and a head with bias."""
 
-    def load_with_bias(source: str) -> Checkpoint:
-        checkpoint = load_checkpoint(source)
+    def load_with_bias(source: str, **options: Any) -> Checkpoint:
+        checkpoint = load_checkpoint(source, **options)
         add_bias(checkpoint.model)
         return checkpoint
 
@@ -113,7 +113,9 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Trap:
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Trap:
     """Sharded, left padding, added tokens, absolute positions, and two heads with bias."""
     directory = tmp_path_factory.mktemp("encoder")
-    path = tiny_encoder_checkpoint(directory / "it", num_labels=2, num_hidden_layers=1)
+    path = tiny_encoder_checkpoint(
+        directory / "it", num_labels=2, num_hidden_layers=1, problem_type="multi_label_classification"
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left")
     tokenizer.add_tokens(["<verdict>", "</verdict>"])
     save_again(path, tokenizer, bias=[0.75, -2.0])
@@ -207,6 +209,57 @@ def test_a_chat_template_gets_the_special_tokens_that_it_names_and_no_others(dec
     tokenization = decoder.scorer.model.tokenization
     (served,) = tokenization.tokenize(check_request({"items": [{"messages": chat}]}).items)
     assert served.token_ids.tolist() == expected
+
+
+def test_the_soft_cap_of_attention_is_computed_whatever_transformers_computes_by_default(tmp_path):
+    """sdpa leaves it out in transformers 4; in 5 these models take eager attention by themselves."""
+    path = tiny_causal_checkpoint(tmp_path / "it", architecture="gemma2", attn_logit_softcapping=1.0)
+    exported = export_checkpoint(str(path), tmp_path / "bundle")
+    assert exported.bundle.manifest.source.attention == "eager"
+    with quiet():
+        model, other = (
+            transformers.AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, attn_implementation="eager", attn_logit_softcapping=cap
+            ).eval()
+            for cap in (1.0, None)
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    with torch.no_grad():
+        ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in TEXTS]
+        expected, uncapped = ([each(one).logits.item() for one in ids] for each in (model, other))
+    assert Scorer(exported.bundle).score(TEXTS).floats == pytest.approx(expected, abs=1e-5)
+    assert max(abs(one - two) for one, two in zip(expected, uncapped, strict=True)) > 0.1
+
+
+def test_gemma_3_with_its_images_wrapper_has_the_scores_of_the_wrapper(tmp_path):
+    text = tiny_causal_checkpoint(tmp_path / "text", architecture="gemma3_text")
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with quiet(), torch.no_grad():
+        inner = transformers.AutoModelForSequenceClassification.from_pretrained(text)
+        config = transformers.Gemma3Config(
+            text_config=inner.config.to_dict(),
+            vision_config=vision | {"image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+            num_labels=1,
+            id2label={0: "helpful"},
+            boi_token_index=320,
+            eoi_token_index=321,
+            image_token_index=322,
+        )
+        model = transformers.Gemma3ForSequenceClassification(config).eval()
+        model.model.language_model.load_state_dict(inner.model.state_dict())
+        model.score.load_state_dict(inner.score.state_dict())
+        model.save_pretrained(tmp_path / "it")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(text)
+        tokenizer.save_pretrained(tmp_path / "it")
+        ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in TEXTS]
+        expected = [model(one).logits.item() for one in ids]
+    exported = export_checkpoint(str(tmp_path / "it"), tmp_path / "bundle")
+    assert exported.bundle.manifest.source.architecture == "Gemma3ForSequenceClassification"
+    assert [head.name for head in exported.bundle.scoring.heads] == ["helpful"]
+    assert Scorer(exported.bundle).score(TEXTS).floats == pytest.approx(expected, abs=1e-5)
+    # The images' weights stay out of the graph.
+    assert (tmp_path / "bundle" / "model.onnx").stat().st_size < (tmp_path / "it" / "model.safetensors").stat().st_size
 
 
 def served_ids(trap: Trap, text: str) -> list[int]:

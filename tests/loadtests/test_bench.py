@@ -63,7 +63,7 @@ def test_service_and_in_process_give_the_same_scores_over_a_real_socket(serve, c
         assert throughput.one_request(service.url)(items) == expected
         assert throughput.singles(service.url, 2)(items) == expected
         assert throughput.singles(service.url, 2)(texts) == expected
-    assert throughput._texts(items) == texts
+    assert throughput.texts_of(items) == texts
 
 
 def test_a_runtime_that_plaudit_serve_does_not_offer_is_left_out_with_a_reason():

@@ -94,9 +94,10 @@ def test_nothing_is_sent_after_the_deadline():
 
 def test_the_page_has_a_row_for_each_step_and_loads_nothing():
     steps = [Step(5.0, 5.0, 0.02, 0.05, 0.0, 1.0), Step(30.0, 9.5, 1.0, 4.9, 2.5, 0.4)]
-    page = load_report.page(steps, 10.0, "capacity <10>", "goodput is fine")
+    page = load_report.page(steps, 10.0, "capacity <10>", "<b>goodput</b> & fine")
     assert page.count("<tr>") == 3
     assert "capacity &lt;10&gt;" in page
+    assert "&lt;b&gt;goodput&lt;/b&gt; &amp; fine." in page
     assert page.count("<svg") == 1
     assert "<td>40.0%</td>" in page
     assert 'src="' not in page

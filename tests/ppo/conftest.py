@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from tiny_trainer import TinyTrainer, tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from plaudit_client import Score
 from plaudit_ppo import Critic, PPOConfig, PPOTrainer, Prompt, frozen_copy
-
-WORDS = ["<eos>", "<pad>", *(f"w{number}" for number in range(2, 32))]  # the word's number is its id
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,20 +14,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def _tokenizer(**special):
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="w2"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
-
-
 @pytest.fixture
 def make_tokenizer():
-    return _tokenizer
+    return tiny_tokenizer
 
 
 @pytest.fixture
 def tokenizer():
-    return _tokenizer(eos_token="<eos>", pad_token="<pad>")
+    return tiny_tokenizer(eos_token="<eos>", pad_token="<pad>")
 
 
 def _config():
@@ -96,12 +88,12 @@ def scorer():
 
 @pytest.fixture
 def make_trainer(make_policy, make_critic, tokenizer, prompts, tmp_path):
-    """A trainer with small defaults; settings and parts can be replaced."""
+    """A trainer with small defaults; settings and parts can be replaced. `output` is a folder of `tmp_path`."""
 
     def make(scorer=share_of_w3, *, policy=None, critic=None, reference=None, tokenizer=tokenizer, prompts=prompts,
-             eval_scorer=None, **settings):  # fmt: skip
+             eval_scorer=None, output="run", **settings):  # fmt: skip
         small = {
-            "output": str(tmp_path / "run"),
+            "output": str(tmp_path / output),
             "iterations": 2,
             "rollout_batch_size": 8,
             "rollout_micro_batch_size": 4,
@@ -109,16 +101,10 @@ def make_trainer(make_policy, make_critic, tokenizer, prompts, tmp_path):
             "learning_rate": 1e-3,
             "temperature": 1.0,
         }
-        policy = policy or make_policy()
-        return PPOTrainer(
-            PPOConfig(**small | settings),
-            policy,
-            None if reference is False else reference or frozen_copy(policy),
-            critic or make_critic(),
-            tokenizer,
-            prompts,
-            scorer,
-            eval_scorer,
-        )
+        policy, critic = policy or make_policy(), critic or make_critic()
+        reference = None if reference is False else reference or frozen_copy(policy)
+        config = PPOConfig(**small | settings)
+        trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)
+        return TinyTrainer(trainer, policy, reference, critic, tmp_path / output)
 
     return make

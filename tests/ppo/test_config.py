@@ -25,6 +25,10 @@ def test_settings_left_out_have_their_default(load):
     assert load("kl_coef = 0.1") == PPOConfig(kl_coef=0.1)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(load):
+    assert load("\ufeffkl_coef = 0.1") == PPOConfig(kl_coef=0.1)
+
+
 def test_a_whole_number_may_stand_for_a_number(load):
     assert load("temperature = 1").temperature == 1.0
     assert type(load("temperature = 1").temperature) is float

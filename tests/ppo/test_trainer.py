@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tiny_trainer import weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from plaudit_client import Score
@@ -13,32 +14,16 @@ from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.errors import ConfigError, MaskedShareError, PromptError, RatioError
 from plaudit_ppo.training.metrics import METRICS
 
-LINE_25 = {
-    *("objective/kl", "objective/kl_coef", "objective/entropy", "objective/non_score_reward", "objective/scores"),
-    *("objective/rlhf_reward", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg"),
-    *("loss/policy_avg", "loss/value_avg", "val/clipfrac_avg", "val/ratio", "val/ratio_var", "val/num_eos_tokens"),
-    *("val/explained_variance", "lr", "episode"),
-}
-
-
-LINE_26 = {
-    *(
-        "tokens/completion_mean",
-        "tokens/completion_p95",
-        "val/eos_share",
-        "scoring/score_std",
-        "scoring/exposed_wait_s",
-    ),
-    *("scoring/call_s", "scoring/masked_share", "scoring/retries"),
-}
-
-
-def weights(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-def read_log(tmp_path, name="run"):
-    return [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+# What details 25 and 26 of docs/ppo.md name.
+METRICS_OF_THE_FIELD = """
+    objective/kl objective/kl_coef objective/entropy objective/non_score_reward objective/scores objective/rlhf_reward
+    policy/approxkl_avg policy/clipfrac_avg policy/entropy_avg loss/policy_avg loss/value_avg
+    val/clipfrac_avg val/ratio val/ratio_var val/num_eos_tokens val/explained_variance lr episode
+"""
+METRICS_OF_SCORING = """
+    tokens/completion_mean tokens/completion_p95 val/eos_share
+    scoring/score_std scoring/exposed_wait_s scoring/call_s scoring/masked_share scoring/retries
+"""
 
 
 def failing(share):
@@ -58,7 +43,7 @@ def failing(share):
     return scorer
 
 
-def test_ppo_raises_a_simple_reward(make_trainer, tmp_path):
+def test_ppo_raises_a_simple_reward(make_trainer):
     """The whole loop: the share of one word in the completions goes from a few percent to most of them."""
     trainer = make_trainer(
         iterations=25,
@@ -71,7 +56,7 @@ def test_ppo_raises_a_simple_reward(make_trainer, tmp_path):
         kl_coef=0.01,
     )
     summary = trainer.train()
-    scores = [line["objective/scores"] for line in read_log(tmp_path)]
+    scores = [line["objective/scores"] for line in trainer.log()]
     assert sum(scores[:3]) / 3 < 0.15
     assert sum(scores[-3:]) / 3 > 0.6
     assert summary.final["objective/kl"] > 1.0
@@ -79,37 +64,37 @@ def test_ppo_raises_a_simple_reward(make_trainer, tmp_path):
     assert 0 <= summary.exposed_wait_share < 1
 
 
-def test_two_runs_with_one_seed_end_in_the_same_bits(make_trainer, make_policy, make_critic, tmp_path):
+def test_two_runs_with_one_seed_end_in_the_same_bits(make_trainer):
     """Detail 22: all randomness comes from the seed, and torch's own state is not touched."""
     runs = {}
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         torch.manual_seed(hash(name) % 1000)
-        policy, critic = make_policy(), make_critic()
-        make_trainer(policy=policy, critic=critic, output=str(tmp_path / name), seed=seed, num_minibatches=2).train()
-        lines = [{k: v for k, v in line.items() if not k.endswith("_s")} for line in read_log(tmp_path, name)]
-        runs[name] = torch.cat([weights(policy), weights(critic)]), lines
-    assert torch.equal(runs["a"][0], runs["b"][0])
-    assert runs["a"][1] == runs["b"][1]
-    assert not torch.equal(runs["a"][0], runs["c"][0])
+        runs[name] = make_trainer(output=name, seed=seed, num_minibatches=2)
+        runs[name].train()
+    assert torch.equal(runs["a"].trained(), runs["b"].trained())
+    assert runs["a"].log_without_times() == runs["b"].log_without_times()
+    assert not torch.equal(runs["a"].trained(), runs["c"].trained())
 
 
-def test_every_metric_is_logged_under_its_name(make_trainer, scorer, tmp_path):
+def test_every_metric_is_logged_under_its_name(make_trainer, scorer):
     """Details 25 and 26, and ours: time/*, tokens/*."""
     seen = []
-    make_trainer(eval_scorer=scorer).train(on_iteration=seen.append)
-    lines = read_log(tmp_path)
+    trainer = make_trainer(eval_scorer=scorer)
+    trainer.train(on_iteration=seen.append)
+    lines = trainer.log()
     assert lines == seen
     for line in lines:
         assert set(line) == set(METRICS)
-    assert set(METRICS) >= LINE_25 | LINE_26
+    assert METRICS.keys() >= set((METRICS_OF_THE_FIELD + METRICS_OF_SCORING).split())
     assert [line["episode"] for line in lines] == [8, 16]
     assert [line["lr"] for line in lines] == [1e-3, 5e-4]
 
 
-def test_before_the_first_update_the_policy_is_the_reference(make_trainer, tmp_path):
+def test_before_the_first_update_the_policy_is_the_reference(make_trainer):
     """Details 4, 11 and 25: KL 0 in the first iteration, at any temperature, and not in the second."""
-    make_trainer(lr_schedule="constant", temperature=0.7).train()
-    first, second = read_log(tmp_path)
+    trainer = make_trainer(lr_schedule="constant", temperature=0.7)
+    trainer.train()
+    first, second = trainer.log()
     assert first["objective/kl"] == pytest.approx(0.0, abs=1e-5)
     assert first["val/sampling_ratio_error"] < 1e-4
     assert abs(second["objective/kl"]) > 1e-3
@@ -117,18 +102,18 @@ def test_before_the_first_update_the_policy_is_the_reference(make_trainer, tmp_p
 
 def test_policy_and_critic_are_trained_and_the_reference_is_not(make_trainer, make_policy, make_critic):
     """Detail 19: a separate critic."""
-    policy, reference, critic = make_policy(), make_policy(), make_critic()
-    before = [weights(model).clone() for model in (policy, reference, critic)]
-    make_trainer(policy=policy, reference=reference, critic=critic).train()
-    after = [weights(model) for model in (policy, reference, critic)]
-    assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [False, True, False]
+    trainer = make_trainer(reference=make_policy())
+    trainer.train()
+    assert not torch.equal(weights(trainer.policy), weights(make_policy()))
+    assert not torch.equal(weights(trainer.critic), weights(make_critic()))
+    assert torch.equal(weights(trainer.reference), weights(make_policy()))
 
 
-def test_what_is_left_is_what_transformers_reads(make_trainer, make_policy, tmp_path):
-    policy = make_policy()
-    make_trainer(policy=policy, kl_coef=0.2).train()
-    run = tmp_path / "run"
-    assert torch.equal(weights(AutoModelForCausalLM.from_pretrained(run / "policy")), weights(policy))
+def test_what_is_left_is_what_transformers_reads(make_trainer):
+    trainer = make_trainer(kl_coef=0.2)
+    trainer.train()
+    run = trainer.output
+    assert torch.equal(weights(AutoModelForCausalLM.from_pretrained(run / "policy")), weights(trainer.policy))
     assert AutoTokenizer.from_pretrained(run / "policy").eos_token == "<eos>"
     assert AutoModelForSequenceClassification.from_pretrained(run / "critic").num_labels == 1
     assert load_config(run / "config.toml").kl_coef == 0.2
@@ -136,7 +121,7 @@ def test_what_is_left_is_what_transformers_reads(make_trainer, make_policy, tmp_
     assert not list(run.rglob("*.bin"))
 
 
-def test_the_scorer_gets_the_kept_text_and_whether_it_ended(make_trainer, prompts, tmp_path):
+def test_the_scorer_gets_the_kept_text_and_whether_it_ended(make_trainer, prompts):
     """Details 3 and 6: text through the EOS, which is named only on demand."""
     texts = {prompt.text for prompt in prompts}
     for send_eos_text in (False, True):
@@ -146,8 +131,7 @@ def test_the_scorer_gets_the_kept_text_and_whether_it_ended(make_trainer, prompt
             items.extend(batch)
             return [Score("ok", 0.0)] * len(batch)
 
-        output = str(tmp_path / str(send_eos_text))
-        make_trainer(scorer, output=output, iterations=1, send_eos_text=send_eos_text).train()
+        make_trainer(scorer, output=f"eos-{send_eos_text}", iterations=1, send_eos_text=send_eos_text).train()
         assert len(items) == 8
         assert all(item["prompt"] in texts for item in items)
         assert {item["finished"] for item in items} == {True, False}
@@ -189,6 +173,19 @@ def test_scores_are_awaited_only_after_the_reference_and_the_critic(make_trainer
     assert summary.masked_share == 0.0
 
 
+def test_every_iteration_draws_random_numbers_of_its_own(make_trainer):
+    items = []
+
+    def scorer(batch):
+        items.extend(batch)
+        return [Score("ok", 1.0)] * len(batch)
+
+    make_trainer(scorer, scorer_concurrency=1, rollout_batch_size=3, learning_rate=1e-12).train()
+    first, second = items[:3], items[3:]
+    assert {item["prompt"] for item in first} == {item["prompt"] for item in second}  # all three, dealt once each
+    assert {item["completion"] for item in first}.isdisjoint(item["completion"] for item in second)
+
+
 def test_every_micro_batch_is_sent_for_on_its_own(make_trainer):
     sizes = []
 
@@ -200,60 +197,61 @@ def test_every_micro_batch_is_sent_for_on_its_own(make_trainer):
     assert sorted(sizes) == [2, 3, 3]
 
 
-def test_failed_rollouts_are_masked_and_their_share_is_logged(make_trainer, tmp_path):
+def test_failed_rollouts_are_masked_and_their_share_is_logged(make_trainer):
     """Detail 10."""
-    summary = make_trainer(failing(0.25), max_masked_share=0.25).train()
-    assert [line["scoring/masked_share"] for line in read_log(tmp_path)] == [0.25, 0.25]
-    assert [line["scoring/score_mean"] for line in read_log(tmp_path)] == [1.0, 1.0]
+    trainer = make_trainer(failing(0.25), max_masked_share=0.25)
+    summary = trainer.train()
+    assert [line["scoring/masked_share"] for line in trainer.log()] == [0.25, 0.25]
+    assert [line["scoring/score_mean"] for line in trainer.log()] == [1.0, 1.0]
     assert summary.masked_share == 0.25
 
 
-def test_a_step_without_a_single_score_is_skipped(make_trainer, make_policy, tmp_path):
+def test_a_step_without_a_single_score_is_skipped(make_trainer, make_policy):
     """Detail 10: all masked."""
-    policy = make_policy()
-    before = weights(policy).clone()
-    make_trainer(failing(1.0), policy=policy, max_masked_share=1.0).train()
-    assert torch.equal(weights(policy), before)
-    for line in read_log(tmp_path):
+    trainer = make_trainer(failing(1.0), max_masked_share=1.0)
+    trainer.train()
+    assert torch.equal(weights(trainer.policy), weights(make_policy()))
+    for line in trainer.log():
         assert line["scoring/masked_share"] == 1.0
         assert line["objective/scores"] is None
         assert "loss/policy_avg" not in line
 
 
-def test_too_many_failures_stop_the_run_with_a_reason_and_a_saved_policy(make_trainer, make_policy, tmp_path):
+def test_too_many_failures_stop_the_run_with_a_reason_and_a_saved_policy(make_trainer):
     """Detail 10: above the limit."""
-    policy = make_policy()
+    trainer = make_trainer(failing(0.5), max_masked_share=0.25)
     with pytest.raises(MaskedShareError) as caught:
-        make_trainer(failing(0.5), policy=policy, max_masked_share=0.25).train()
+        trainer.train()
     assert "50% of the rollouts got no score, limit 25% (max_masked_share)" in str(caught.value)
     assert "first failure: failed (no memory)" in str(caught.value)
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoints" / "iteration-000000" / "policy")
-    assert torch.equal(weights(saved), weights(policy))
+    saved = AutoModelForCausalLM.from_pretrained(trainer.output / "checkpoints" / "iteration-000000" / "policy")
+    assert torch.equal(weights(saved), weights(trainer.policy))
 
 
-def test_an_evaluation_scorer_is_logged_and_never_trained_on(make_trainer, make_policy, tmp_path):
+def test_an_evaluation_scorer_is_logged_and_never_trained_on(make_trainer):
     """Detail 27."""
-    final = []
-    for name, eval_scorer in (("with", lambda items: [Score("ok", 7.0)] * len(items)), ("without", None)):
-        policy = make_policy()
-        make_trainer(policy=policy, eval_scorer=eval_scorer, output=str(tmp_path / name)).train()
-        final.append(weights(policy))
-    assert torch.equal(*final)
-    assert [line["eval/scores"] for line in read_log(tmp_path, "with")] == [7.0, 7.0]
-    assert "eval/scores" not in read_log(tmp_path, "without")[0]
+    evaluated = make_trainer(eval_scorer=lambda items: [Score("ok", 7.0)] * len(items), output="evaluated")
+    plain = make_trainer(output="plain")
+    evaluated.train()
+    plain.train()
+    assert torch.equal(weights(evaluated.policy), weights(plain.policy))
+    assert [line["eval/scores"] for line in evaluated.log()] == [7.0, 7.0]
+    assert "eval/scores" not in plain.log()[0]
 
 
-def test_a_failing_evaluation_scorer_masks_no_rollout(make_trainer, tmp_path):
-    make_trainer(eval_scorer=failing(1.0)).train()
-    assert read_log(tmp_path)[0]["eval/scores"] is None
-    assert read_log(tmp_path)[0]["scoring/masked_share"] == 0.0
+def test_a_failing_evaluation_scorer_masks_no_rollout(make_trainer):
+    trainer = make_trainer(eval_scorer=failing(1.0))
+    trainer.train()
+    assert trainer.log()[0]["eval/scores"] is None
+    assert trainer.log()[0]["scoring/masked_share"] == 0.0
 
 
-def test_beta_follows_the_kl_only_where_it_is_adaptive(make_trainer, tmp_path):
+def test_beta_follows_the_kl_only_where_it_is_adaptive(make_trainer):
     """Detail 13: after the step, by what the last iteration's KL was."""
     settings = {"iterations": 3, "kl_coef": 0.2, "kl_target": 0.5, "kl_horizon": 100, "lr_schedule": "constant"}
-    make_trainer(output=str(tmp_path / "adaptive"), kl_controller="adaptive", **settings).train()
-    lines = read_log(tmp_path, "adaptive")
+    adaptive = make_trainer(output="adaptive", kl_controller="adaptive", **settings)
+    adaptive.train()
+    lines = adaptive.log()
     assert lines[0]["objective/kl_coef"] == 0.2
     for before, after in pairwise(lines):
         expected = next_kl_coef(
@@ -261,11 +259,13 @@ def test_beta_follows_the_kl_only_where_it_is_adaptive(make_trainer, tmp_path):
         )
         assert after["objective/kl_coef"] == pytest.approx(expected)
         assert after["objective/kl_coef"] != before["objective/kl_coef"]
-    make_trainer(output=str(tmp_path / "fixed"), **settings).train()
-    assert {line["objective/kl_coef"] for line in read_log(tmp_path, "fixed")} == {0.2}
+        assert after["objective/non_score_reward"] == pytest.approx(-after["objective/kl_coef"] * after["objective/kl"])
+    fixed = make_trainer(output="fixed", **settings)
+    fixed.train()
+    assert {line["objective/kl_coef"] for line in fixed.log()} == {0.2}
 
 
-def test_the_waits_for_both_scorers_and_the_retries_are_logged(make_trainer, tmp_path):
+def test_the_waits_for_both_scorers_and_the_retries_are_logged(make_trainer):
     """Detail 26: retries are what a scorer with such an attribute counts; without one they are null."""
 
     class Retrying:
@@ -275,11 +275,11 @@ def test_the_waits_for_both_scorers_and_the_retries_are_logged(make_trainer, tmp
             self.retries += 1
             return [Score("ok", float(number)) for number, _ in enumerate(items)]
 
-    summary = make_trainer(Retrying(), output=str(tmp_path / "counted")).train()
-    assert [line["scoring/retries"] for line in read_log(tmp_path, "counted")] == [2, 2]  # one per micro-batch
-    assert summary.retries == 4
-    assert make_trainer(output=str(tmp_path / "open")).train().retries is None
-    assert read_log(tmp_path, "open")[0]["scoring/retries"] is None
+    counted, uncounted = make_trainer(Retrying(), output="counted"), make_trainer(output="uncounted")
+    assert counted.train().retries == 4
+    assert [line["scoring/retries"] for line in counted.log()] == [2, 2]  # one per micro-batch
+    assert uncounted.train().retries is None
+    assert uncounted.log()[0]["scoring/retries"] is None
 
 
 def test_samples_are_kept_every_few_iterations_and_of_the_last(make_trainer, scorer, tmp_path):
@@ -308,17 +308,18 @@ def test_a_generating_forward_that_is_another_model_stops_the_run(make_trainer, 
 
 def test_dropout_of_a_given_model_is_turned_off(make_trainer, make_policy, make_critic):
     """Detail 5: in policy, reference and critic."""
-    policy, reference, critic = make_policy().train(), make_policy().train(), make_critic().train()
-    make_trainer(policy=policy, reference=reference, critic=critic, iterations=1).train()
-    assert not any(module.training for model in (policy, reference, critic) for module in model.modules())
+    parts = {"policy": make_policy().train(), "reference": make_policy().train(), "critic": make_critic().train()}
+    make_trainer(**parts, iterations=1).train()
+    assert not any(module.training for model in parts.values() for module in model.modules())
 
 
-def test_a_tokenizer_whose_pad_is_eos_trains_on_the_eos(make_trainer, make_tokenizer, tmp_path):
+def test_a_tokenizer_whose_pad_is_eos_trains_on_the_eos(make_trainer, make_tokenizer):
     """Detail 2: every EOS is a real token, and the saved tokenizer is the one given."""
     tokenizer = make_tokenizer(eos_token="<eos>", pad_token="<eos>")
-    make_trainer(tokenizer=tokenizer).train()
-    assert read_log(tmp_path)[0]["val/num_eos_tokens"] > 0
-    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "policy").pad_token == "<eos>"
+    trainer = make_trainer(tokenizer=tokenizer)
+    trainer.train()
+    assert trainer.log()[0]["val/num_eos_tokens"] > 0
+    assert AutoTokenizer.from_pretrained(trainer.output / "policy").pad_token == "<eos>"
     with pytest.raises(ConfigError, match="pad == EOS"):
         make_trainer(tokenizer=tokenizer, missing_pad="refuse")
 

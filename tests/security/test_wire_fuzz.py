@@ -13,12 +13,17 @@ from hypothesis import strategies as st
 
 from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
 from plaudit_service.http.dialects.endpoint import DIALECTS
+from plaudit_service.http.dialects.known_tokens import KnownTokens
 from plaudit_service.http.score_endpoint import check_sizes
 from plaudit_service.http.wire import parse_request
 from plaudit_service.items import ScoreRequest
 from plaudit_service.settings import Settings
 
-CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "fine"}]
+CALLS = [{"function": {"name": "f", "arguments": {"a": [1, None]}}}]
+CHAT = [
+    {"role": "user", "content": "hi", "name": None},
+    {"role": "assistant", "content": "fine", "reasoning_content": "well", "tool_calls": CALLS},
+]
 SCORE = {
     "items": [
         {"text": "good"},
@@ -35,13 +40,14 @@ SCORE = {
     "raw": True,
 }
 ASKED = {
-    "openrlhf": [{"query": ["ab", "c"], "prompts": ["a", "c"], "labels": [CHAT, None]}],
+    "openrlhf": [{"query": ["ab", "c"], "prompts": ["a", "c"], "labels": [CHAT, json.dumps(CHAT)]}],
     "llamafactory": [{"model": "m", "messages": ["a", "b"]}],
     "vllm": [{"model": "m", "input": [[1, 2], [3]]}, {"messages": CHAT, "use_activation": False}],
     "slime": [{"prompt": CHAT, "response": "b"}, {"prompt": "a", "response": "b", "label": 1}],
 }
 
 KEYS = ["items", "text", "prompt", "completion", "completions", "messages", "role", "content", "token_ids", "finished"]
+KEYS += ["name", "tool_calls", "type"]
 NUMBERS = [math.nan, math.inf, -math.inf, 5e-324, -0.0, 1.0, 2**31, 2**63, -(2**64), 10**4000]
 TEXTS = ["", "\ud800", "\x00", "\ufeff", "a" * 70_000, "NaN", "1"]
 ODD = st.sampled_from([*NUMBERS, *TEXTS, True, None, [], {}, [[]], [None], {"": None}])
@@ -141,7 +147,7 @@ def test_a_body_becomes_a_request_or_a_typed_problem(source, num_examples):
 def test_a_body_of_a_dialect_becomes_items_or_a_typed_problem(dialect, source, num_examples):
     def check(body):
         try:
-            asked = DIALECTS[dialect].read(body, {})
+            asked = DIALECTS[dialect].read(body, {}, KnownTokens())
         except (NotJson, InvalidRequest, TooLarge) as error:
             assert_is_one_line(error)
             return

@@ -1,17 +1,19 @@
 """The figures of the demo's page.
 
-Knows nothing of HTML.
+Knows nothing of the page.
 """
 
 import math
 from collections.abc import Sequence
+
+from markupsafe import Markup
 
 from plaudit_demo.report.results import Results
 from plaudit_demo.service import Latency
 from plaudit_ppo.runs.charts import GOLD, INK, KL, MEAN_OF, SCORE, TIME, add_legend, new_axes, running_mean, to_svg
 
 
-def reward_figure(values: Sequence[float], *, label: str, color: str, start: float, start_std: float) -> str:
+def reward_figure(values: Sequence[float], *, label: str, color: str, start: float, start_std: float) -> Markup:
     """One reward per iteration, its running mean, and what the warmed-up policy had."""
     figure, axes = new_axes("iteration", label)
     iterations = range(1, len(values) + 1)
@@ -23,7 +25,7 @@ def reward_figure(values: Sequence[float], *, label: str, color: str, start: flo
     return to_svg(figure)
 
 
-def kl_figure(values: Sequence[float]) -> str:
+def kl_figure(values: Sequence[float]) -> Markup:
     """KL from the warmed-up policy per iteration."""
     figure, axes = new_axes("iteration", "KL, nats per completion")
     iterations = range(1, len(values) + 1)
@@ -34,7 +36,7 @@ def kl_figure(values: Sequence[float]) -> str:
     return to_svg(figure)
 
 
-def over_optimization_figure(results: Results) -> str:
+def over_optimization_figure(results: Results) -> Markup:
     """Proxy and gold, both in standard deviations of the warmed-up policy, over the distance from it."""
     figure, axes = new_axes("distance from the warmed-up policy, √KL (√nat)", "improvement, in std of the start")
     before = results.before
@@ -51,7 +53,7 @@ def over_optimization_figure(results: Results) -> str:
     return to_svg(figure)
 
 
-def wait_figure(results: Results) -> str:
+def wait_figure(results: Results) -> Markup:
     """Per iteration, how long the calls took and how much of that training stood still."""
     figure, axes = new_axes("iteration", "milliseconds per iteration")
     iterations = range(1, len(results.log) + 1)
@@ -65,7 +67,7 @@ def wait_figure(results: Results) -> str:
     return to_svg(figure)
 
 
-def latency_figure(latency: Latency) -> str:
+def latency_figure(latency: Latency) -> Markup:
     """The service's own histogram of request times."""
     figure, axes = new_axes("time of a request, milliseconds", "requests")
     used = [index for index, requests in enumerate(latency.counts) if requests]

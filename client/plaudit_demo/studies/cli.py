@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from plaudit_demo.errors import DemoError, UsageError
+from plaudit_client.command_line import Parser, run
+from plaudit_demo.errors import UsageError
 from plaudit_demo.processes import ENVIRONMENT, interrupt_on_signals
 from plaudit_demo.settings import DemoSettings
 
@@ -26,20 +27,16 @@ def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = No
     options = _parser().parse_args(arguments)
     os.environ.update(ENVIRONMENT)
     interrupt_on_signals()
-    try:
-        return _run(options, sizes or DemoSettings())
-    except DemoError as error:
-        print(f"plaudit_demo.studies: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(
-            "plaudit_demo.studies: interrupted; the same command goes on after the runs that are done", file=sys.stderr
-        )
-        return 130
+    return run(
+        "plaudit_demo.studies",
+        lambda: _run(options, sizes or DemoSettings()),
+        extra="demo,export",
+        interrupted="interrupted; the same command goes on after the runs that are done",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m plaudit_demo.studies",
         description="Studies of PPO on the demo's ground. Each trains what it needs, keeps it, and prints one table; "
         "what is there from an earlier call, or from another study, is not trained again. Leaves NAME.jsonl and "

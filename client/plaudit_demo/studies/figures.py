@@ -1,7 +1,9 @@
-"""The figures of the studies. Knows nothing of HTML."""
+"""The figures of the studies. Knows nothing of the page."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+
+from markupsafe import Markup
 
 from plaudit_demo.studies.curves import Evaluation
 from plaudit_ppo.runs.charts import GOLD, KL, SCORE, TIME, add_legend, new_axes, to_svg
@@ -10,19 +12,19 @@ Curves = Mapping[str, Sequence[Sequence[Evaluation]]]
 _COLORS = (GOLD, SCORE, KL, TIME)
 
 
-def against_distance(curves: Curves, name: str, label: str) -> str:
+def against_distance(curves: Curves, name: str, label: str) -> Markup:
     """A figure of each way over √KL, one line per seed."""
     return _lines(
         curves, "distance from the SFT policy, √KL (√nat)", label, lambda point: math.sqrt(max(0.0, point["kl"])), name
     )
 
 
-def against_iterations(curves: Curves, name: str, label: str) -> str:
+def against_iterations(curves: Curves, name: str, label: str) -> Markup:
     """A figure of each way over the iterations, one line per seed."""
     return _lines(curves, "iteration", label, lambda point: point["iteration"], name)
 
 
-def _lines(curves: Curves, x_label: str, y_label: str, x: Callable[[Evaluation], float], name: str) -> str:
+def _lines(curves: Curves, x_label: str, y_label: str, x: Callable[[Evaluation], float], name: str) -> Markup:
     figure, axes = new_axes(x_label, y_label)
     for (way, seeds), color in zip(curves.items(), _COLORS, strict=False):
         for number, curve in enumerate(seeds):

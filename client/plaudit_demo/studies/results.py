@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from plaudit_client.whole_files import write_file
 from plaudit_demo.output import write_jsonl
-from plaudit_ppo.runs.page import make_document, make_figure
+from plaudit_ppo.runs.page import render_page
+
+_PAGE = Path(__file__).with_name("study.html")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Result:
     method: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    figures: Sequence[tuple[str, str, str]]
+    figures: Sequence[tuple[str, Markup, str]]
     records: Sequence[Mapping[str, Any]]
 
     def table(self) -> str:
@@ -40,18 +44,6 @@ class Result:
     def write(self, directory: Path) -> Path:
         """Write `NAME.jsonl` and `NAME.html`; returns the page's path."""
         write_jsonl(directory / f"{self.name}.jsonl", self.records)
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.header)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows)
-        figures = "".join(make_figure(*figure) for figure in self.figures)
         page = directory / f"{self.name}.html"
-        page.write_text(
-            make_document(
-                title=f"plaudit study: {self.name}",
-                heading=self.title,
-                subtitle=self.method,
-                body=f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-                f'<div class="figures">{figures}</div>',
-            ),
-            encoding="utf-8",
-        )
+        write_file(page, render_page(_PAGE, study=self))
         return page

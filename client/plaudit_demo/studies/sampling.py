@@ -70,6 +70,4 @@ def ensure_samples(settings: StudySettings, seed: int, progress: Progress) -> No
         {**item, "gold": gold_reward(item["prompt"], item["completion"]), "score": score, "logprob": logprob}
         for item, score, logprob in zip(items, scores, logprobs, strict=True)
     ]
-    partial = path.with_suffix(".partial")
-    write_jsonl(partial, rows)
-    partial.replace(path)
+    write_jsonl(path, rows)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from markupsafe import Markup
+
 from plaudit_demo.output import read_jsonl
 from plaudit_demo.studies.best_of_n import best_of_n_weights, kl_at_least, kl_bound
 from plaudit_demo.studies.curves import Evaluation, best_gold, best_within, mean_and_std, mixed_at
@@ -222,14 +224,14 @@ def _records(settings: StudySettings, variant: Variant) -> list[dict[str, Any]]:
     ]
 
 
-def _distance_figures(curves: Curves) -> list[tuple[str, str, str]]:
+def _distance_figures(curves: Curves) -> list[tuple[str, Markup, str]]:
     return [
         ("Gold reward and distance", against_distance(curves, "gold", "gold reward"), "One line per seed."),
         ("RM score and distance", against_distance(curves, "score", "RM score"), "What is maximized."),
     ]
 
 
-def _iteration_figures(curves: Curves) -> list[tuple[str, str, str]]:
+def _iteration_figures(curves: Curves) -> list[tuple[str, Markup, str]]:
     return [
         ("Gold reward", against_iterations(curves, "gold", "gold reward"), "One line per seed."),
         ("RM score", against_iterations(curves, "score", "RM score"), "What PPO maximizes."),

@@ -81,7 +81,7 @@ def _check_zero_optimization(zero: Mapping[str, Any], where: str) -> None:
 
 def _read(file: str) -> dict[str, Any]:
     try:
-        given = json.loads(Path(file).read_text(encoding="utf-8"))
+        given = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"deepspeed_config: {file} cannot be read ({error.strerror}); give a JSON file") from error
     except ValueError as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.errors import CheckpointError
-from plaudit_ppo.models.networks import disable_dropout, load_pretrained
+from plaudit_ppo.models.networks import disable_dropout, load_pretrained, refuse_own_code
 from plaudit_ppo.models.sharding import load_whole_state
 from plaudit_ppo.models.tokenizer_file import load_tokenizer
 
@@ -58,7 +58,7 @@ class Critic(nn.Module):
 
     def restore(self, directory: Path) -> None:
         """Takes the weights that `save_pretrained` wrote."""
-        saved = load_critic(directory, head_init="zero", generator=torch.Generator())
+        saved = load_critic(directory, head_init="zero", generator=torch.Generator(), builtin_class=True)
         load_whole_state(self, saved.state_dict())
 
 
@@ -98,12 +98,20 @@ class TrunkCritic(nn.Module):
         self.load_state_dict(load_file(directory / _VALUE_HEAD))
 
 
-def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator) -> Critic:
+def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator, builtin_class: bool = False) -> Critic:
     """A critic from a reward model's directory, whose head it keeps, or from a causal LM's, with a new head.
 
+    Args:
+        path: the directory.
+        head_init: "normal" or "zero", of a new head.
+        generator: for "normal".
+        builtin_class: transformers' class is right, also where the config names code of the checkpoint's own.
+
     Raises:
-        CheckpointError: the directory is missing, or holds neither.
+        CheckpointError: the directory is missing, holds neither, or names code of its own for a reward model.
     """
+    if not builtin_class:
+        refuse_own_code(AutoModelForSequenceClassification, path, "critic")
     model, info = load_pretrained(
         AutoModelForSequenceClassification,
         path,

@@ -1,5 +1,6 @@
 """What every network of a run has in common: loaded from a directory, always deterministic, made of layers."""
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,27 @@ def load_pretrained(auto: Any, path: str | Path, what: str, **options: Any) -> A
         raise CheckpointError(
             f"{what}: {path} cannot be loaded ({reason}); it needs config.json, *.safetensors and tokenizer files"
         ) from error
+
+
+def refuse_own_code(auto: Any, path: str | Path, what: str) -> None:
+    """Refuses a checkpoint whose config names code of its own for a class: transformers' class would take its place.
+
+    Args:
+        auto: the class by which it is loaded.
+        path: the checkpoint's directory.
+        what: how messages name it.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    try:
+        named = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["auto_map"][auto.__name__]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # names none, or the loading says what is wrong
+    raise CheckpointError(
+        f"{what}: {path}: auto_map of its config names {named} for {auto.__name__}: code of its own, which "
+        "is never run; if transformers' own class computes the same, say so with builtin_class = true"
+    )
 
 
 def disable_dropout(model: _Module) -> _Module:

@@ -1,5 +1,6 @@
 """Prompts: read from a JSONL file, encoded for the policy, and dealt out in a shuffled order."""
 
+import codecs
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         PromptError: the file is missing or empty, or a line is not a prompt; the message names the line.
     """
     try:
-        lines = Path(path).read_bytes().splitlines()
+        lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror}); prompts is a JSONL file, {_EXPECTED}") from error
     prompts = [_parse(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]

@@ -1,6 +1,6 @@
 """Charts as inline SVG, readable on light and on dark ground.
 
-Knows nothing of HTML.
+Knows nothing of the pages that show them.
 """
 
 import io
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -26,7 +27,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts, start=1)]
 
 
-def series_figure(values: Sequence[float | None], *, label: str, color: str, least_top: float | None = None) -> str:
+def series_figure(values: Sequence[float | None], *, label: str, color: str, least_top: float | None = None) -> Markup:
     """One value per iteration; where it is undefined there is a gap.
 
     Args:
@@ -71,12 +72,12 @@ def add_legend(axes: Axes) -> None:
     axes.legend(loc="best", fontsize=9, frameon=False, labelcolor=INK)
 
 
-def to_svg(figure: Figure) -> str:
-    """The figure as one <svg> element; the same bytes for the same figure."""
+def to_svg(figure: Figure) -> Markup:
+    """The figure as one <svg> element, safe in a page; the same bytes for the same figure."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "plaudit", "font.size": 10.5}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return svg.replace(INK, "currentColor")
+    return Markup(svg.replace(INK, "currentColor"))  # noqa: S704  matplotlib escapes every text in it

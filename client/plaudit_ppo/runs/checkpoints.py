@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plaudit_client.whole_files import remove_directory, whole_directory
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import is_lora, restore_adapter
 from plaudit_ppo.models.policy import load_policy
 from plaudit_ppo.models.sharding import load_whole_state
-from plaudit_ppo.runs.whole_files import remove_directory, write_directory
 
 _PREFIX = "iteration-"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
@@ -67,14 +67,11 @@ def save_checkpoint(
         The checkpoint's directory.
     """
     path = checkpoint_path(folder, state.iteration)
-
-    def write(directory: Path) -> None:
-        write_models(directory)
-        save_file(dict(optimizer), directory / _OPTIMIZER)
-        (directory / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-
     if not path.exists():  # else it is of this iteration's start, and now may be in the middle of its update
-        write_directory(path, write)
+        with whole_directory(path) as directory:
+            write_models(directory)
+            save_file(dict(optimizer), directory / _OPTIMIZER)
+            (directory / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     for old in _checkpoints(folder)[:-keep]:
         remove_directory(old)
     return path
@@ -156,7 +153,7 @@ def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, check
         if is_lora(policy):
             restore_adapter(policy, checkpoint / "policy")
         else:
-            load_whole_state(policy, load_policy(checkpoint / "policy")[0].state_dict())
+            load_whole_state(policy, load_policy(checkpoint / "policy", builtin_class=True)[0].state_dict())
         critic.restore(checkpoint / "critic")
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from plaudit_client.whole_files import write_file
 from plaudit_ppo.errors import CheckpointError
-from plaudit_ppo.runs.whole_files import write_file
 
 Metrics = Mapping[str, float | None]
 

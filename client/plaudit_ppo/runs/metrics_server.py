@@ -17,6 +17,7 @@ from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.runs.log import Metrics
 from plaudit_ppo.training.metrics import METRICS
 
+_SILENT_S = 10.0  # that a silent client keeps its thread
 _SECONDS = (0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800)
 # What adds up over iterations, where gauges would lose those that end between two scrapes.
 _HISTOGRAMS = {
@@ -92,11 +93,13 @@ def exposition(config: PPOConfig, *, is_first_process: bool) -> Iterator[Callabl
 
 
 class _Server(ThreadingTCPServer):
+    """What `prometheus_client.start_http_server` lacks: deadlines, and silence about clients (docs/decisions.md)."""
+
     allow_reuse_address = True  # at once after a run that was killed
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], handler: Any) -> None:
-        handler.timeout = 10  # seconds that a silent client keeps its thread
+        handler.timeout = _SILENT_S
         self.address_family = AF_INET6 if ":" in address[0] else AF_INET
         super().__init__(address, handler)
 

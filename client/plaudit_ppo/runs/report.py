@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from plaudit_client.whole_files import write_file
 from plaudit_ppo.config import PPOConfig, load_config, shown
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.runs.charts import GOLD, KL, SCORE, TIME, series_figure
 from plaudit_ppo.runs.log import read_log
-from plaudit_ppo.runs.page import make_card, make_document, make_figure, make_rows
+from plaudit_ppo.runs.page import render_page
 from plaudit_ppo.runs.summary import TrainSummary, summarize
 
+_PAGE = Path(__file__).with_suffix(".html")
 _FIGURES = (
     ("Score", "scoring/score_mean", SCORE, "What PPO maximizes, as the scorer answered it; mean over rollouts."),
     ("Evaluation score", "eval/scores", GOLD, "Of the scorer that is never trained on."),
@@ -44,7 +47,7 @@ def write_report(directory: Path) -> Path:
     settings = load_config(directory / "config.toml")
     page = make_report(directory.resolve().name, log, read_log(directory / "samples.jsonl"), settings)
     path = directory / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page)
     return path
 
 
@@ -63,24 +66,23 @@ def make_report(
         settings: of the run.
     """
     summary = summarize(log)
-    figures = [
-        make_figure(title, _chart(log, metric, color), caption)
-        for title, metric, color, caption in _FIGURES
-        if any(line.get(metric) is not None for line in log)
-    ]
-    rows = [(spec.name, shown(getattr(settings, spec.name))) for spec in fields(settings)]
-    body = (
-        f'<div class="cards">{"".join(make_card(*card) for card in _cards(summary))}</div>\n'
-        f'<h2>Training</h2>\n<div class="figures">{"".join(figures)}</div>\n'
-        f"<h2>Samples</h2>\n{_samples(samples)}"
-        f'<h2>Settings</h2>\n<div class="scroll"><table class="narrow">{make_rows(rows)}</table></div>\n'
-    )
     missing = settings.iterations - summary.iterations
-    subtitle = f"{summary.extent}; {f'{missing} to go; ' if missing > 0 else ''}{summary.scoring}"
-    return make_document(title=f"{name}: PPO", heading=name, subtitle=subtitle, body=body)
+    return render_page(
+        _PAGE,
+        name=name,
+        subtitle=f"{summary.extent}; {f'{missing} to go; ' if missing > 0 else ''}{summary.scoring}",
+        cards=_cards(summary),
+        figures=[
+            (title, _chart(log, metric, color), caption)
+            for title, metric, color, caption in _FIGURES
+            if any(line.get(metric) is not None for line in log)
+        ],
+        samples=_samples(samples),
+        settings=[(spec.name, shown(getattr(settings, spec.name))) for spec in fields(settings)],
+    )
 
 
-def _chart(log: Sequence[Mapping[str, Any]], metric: str, color: str) -> str:
+def _chart(log: Sequence[Mapping[str, Any]], metric: str, color: str) -> Markup:
     values = [line.get(metric) for line in log]
     return series_figure(values, label=metric, color=color, least_top=_LEAST_TOP.get(metric))
 
@@ -96,28 +98,21 @@ def _cards(summary: TrainSummary) -> list[tuple[str, str]]:
     ]
 
 
-def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+def _samples(samples: Sequence[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    """The rows of each table, by the iteration."""
     if not samples:
-        return "<p>None were kept (sample_every).</p>\n"
+        return {}
     iterations = dict.fromkeys((samples[0]["iteration"], samples[-1]["iteration"]))
-    return "".join(_sample_table(samples, iteration) for iteration in iterations)
+    return {each: [_sample(row) for row in samples if row["iteration"] == each] for each in iterations}
 
 
-def _sample_table(samples: Sequence[Mapping[str, Any]], iteration: int) -> str:
-    numbers = "".join(f'<th class="number">{name}</th>' for name in ("tokens", "score", "KL, nats"))
-    rows = [
-        f'<tr><td class="text soft"><bdi>{escape(str(row.get("prompt_text", row["prompt"])))}</bdi></td>'
-        f'<td class="text"><bdi>{escape(row["completion"]) or "(empty)"}</bdi></td>'
-        f'<td class="number">{row["num_tokens"]}{"" if row["finished"] else ", cut"}</td>'
-        f'<td class="number">{_number(row["score"])}</td><td class="number">{_number(row["kl"])}</td></tr>'
-        for row in samples
-        if row["iteration"] == iteration
-    ]
-    return (
-        f"<h3>Iteration {iteration}</h3>\n"
-        f'<div class="scroll"><table><thead><tr><th>prompt</th><th>completion</th>{numbers}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>\n"
-    )
+def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    length = f"{row['num_tokens']}{'' if row['finished'] else ', cut'}"
+    return {
+        "prompt": str(row.get("prompt_text", row["prompt"])),
+        "completion": row["completion"] or "(empty)",
+        "figures": [length, _number(row["score"]), _number(row["kl"])],
+    }
 
 
 def _change(summary: TrainSummary, metric: str) -> str:

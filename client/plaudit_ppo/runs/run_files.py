@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plaudit_client.whole_files import remove_unfinished, whole_directory, write_file
 from plaudit_ppo.config import PPOConfig, to_toml
 from plaudit_ppo.distributed.learner import Learner
 from plaudit_ppo.errors import CheckpointError, ConfigError
@@ -30,7 +31,6 @@ from plaudit_ppo.runs.locks import locked
 from plaudit_ppo.runs.log import RunLog, read_log
 from plaudit_ppo.runs.model_card import model_card
 from plaudit_ppo.runs.summary import TrainSummary, summarize
-from plaudit_ppo.runs.whole_files import remove_unfinished, write_directory, write_file
 
 _State = dict[str, Tensor]
 
@@ -149,16 +149,15 @@ class RunFiles:
 
     def _write_result(self, state: RunState, policy: _State, critic: _State) -> TrainSummary:
         summary = summarize(read_log(self._output / "log.jsonl"))
-
-        def write_policy(directory: Path) -> None:
+        with whole_directory(self._output / "policy") as directory:
             self._write_policy(directory, policy, save_merged)
             card = model_card(self._config, summary, fingerprint=state.fingerprint)
             (directory / "README.md").write_text(card, encoding="utf-8")
-
-        write_directory(self._output / "policy", write_policy)
         if is_lora(self._policy):
-            write_directory(self._output / "adapter", lambda directory: save_adapter(self._policy, directory, policy))
-        write_directory(self._output / "critic", lambda directory: self._critic.save_pretrained(directory, critic))
+            with whole_directory(self._output / "adapter") as directory:
+                save_adapter(self._policy, directory, policy)
+        with whole_directory(self._output / "critic") as directory:
+            self._critic.save_pretrained(directory, critic)
         write_file(self._output / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
         return summary
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from plaudit_export.checkpoints.architecture import VALUE_HEADS
 from plaudit_export.errors import SourceError, first_line
 
 CONFIG = "adapter_config.json"
@@ -52,6 +53,10 @@ class Adapter:
         """Whether a weight of the model comes from the adapter, so that the base may lack it."""
         return f"{_PREFIX}{weight}" in self.weights
 
+    def replaces(self, weight: str) -> bool:
+        """Whether a weight of the base's belongs to a layer that the adapter brings whole."""
+        return self.brings(f"{weight.rpartition('.')[0]}.weight")
+
     def put_on(self, model: torch.nn.Module) -> Any:
         """Wrap the model's layers, in place, in layers that add the adapter; returns peft's model around it.
 
@@ -59,12 +64,22 @@ class Adapter:
             SourceError: the adapter was not made for this model.
         """
         peft = _import_peft(self.directory)
+        self._resize(model)
         wrapped = peft.PeftModelForSequenceClassification(model, self.config)
         needed = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
         # peft also saves embeddings that were trained or resized.
         _check_fit(self.directory, self.weights, needed, wrapped.state_dict() | needed)
         peft.set_peft_model_state_dict(wrapped, self.weights)
         return wrapped.eval()
+
+    def _resize(self, model: Any) -> None:
+        """As many tokens as the adapter was trained with: peft saves embeddings that were resized whole."""
+        embeddings = model.get_input_embeddings()
+        name = next(name for name, module in model.named_modules() if module is embeddings)
+        places = (f"{_PREFIX}{name}.{layer}weight" for layer in ("", "base_layer."))
+        saved = next((self.weights[place] for place in places if place in self.weights), None)
+        if saved is not None and saved.shape[0] != embeddings.weight.shape[0]:
+            model.resize_token_embeddings(saved.shape[0], mean_resizing=False)
 
 
 def is_adapter(directory: Path) -> bool:
@@ -110,9 +125,14 @@ def _read_fields(directory: Path) -> dict[str, Any]:
 def _check_fields(directory: Path, fields: dict[str, Any]) -> None:
     if fields.get("peft_type") != "LORA":
         raise SourceError(f"{directory}: is a PEFT adapter of type {fields.get('peft_type')}; only LORA can be merged")
-    if fields.get("task_type") != "SEQ_CLS":
+    if (task := fields.get("task_type")) != "SEQ_CLS":
+        what = f"is an adapter of task type {task}" if task else "is an adapter that names no task type"
+        what = "is an adapter of a language model (task type CAUSAL_LM)" if task == "CAUSAL_LM" else what
+        if any((directory / name).is_file() for name in VALUE_HEADS):
+            what += f" with the value head of LLaMA-Factory ({VALUE_HEADS[0]}), which is not read"
         raise SourceError(
-            f"{directory}: was trained for task type {fields.get('task_type')}, not SEQ_CLS: it is no reward model"
+            f"{directory}: {what}, not of SEQ_CLS: a reward model is an adapter with a head of its own (score) that "
+            "was trained on a *ForSequenceClassification model, such as by TRL's RewardTrainer"
         )
     if (start := fields.get("init_lora_weights", True)) not in HARMLESS_STARTS:
         raise SourceError(
@@ -136,7 +156,13 @@ def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
         weights: dict[str, torch.Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise SourceError(f"{directory}: its {WEIGHTS} cannot be loaded: {first_line(error)}") from error
-    return weights
+    return {name: weight for name, weight in weights.items() if not _is_twin(name, weights)}
+
+
+def _is_twin(name: str, weights: Mapping[str, torch.Tensor]) -> bool:
+    """Embeddings that were resized and trained are saved by two names, of which peft reads the shorter."""
+    short = name.replace(".modules_to_save.", ".")
+    return short != name and short in weights and torch.equal(weights[short], weights[name])
 
 
 def _base(directory: Path, base: str) -> str:

@@ -4,7 +4,6 @@ Knows nothing of graphs and bundles.
 """
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,20 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from plaudit_export.checkpoints.adapter import Adapter, is_adapter, read_adapter
+from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, read_adapter
+from plaudit_export.checkpoints.architecture import (
+    check_config,
+    classifier_of,
+    normalizes_not,
+    sequence_classifier,
+    tokenizer_notes,
+)
+from plaudit_export.checkpoints.places import Place, check_directory, locate
+from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
 from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, load_from_files
+from plaudit_export.checkpoints.weights import check_adapter_files, check_complete, check_stored
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
 
@@ -35,11 +43,6 @@ LOADING_ERRORS = (
     SafetensorError,
 )
 
-_HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
-_CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-
-_HEAD = re.compile(r"(^|\.)(score|classifier)\.")
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -57,6 +60,7 @@ class Checkpoint:
         tokenizer_notes: what the files beside `tokenizer.json` change in it.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
+        notes: what was decided by loading it, for the user.
     """
 
     id: str
@@ -68,6 +72,13 @@ class Checkpoint:
     auto_tokenizer: Any = None
     tokenizer_notes: tuple[str, ...] = ()
     adapter: Any = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each head. A wrapper around a text model has them in its own config."""
+        config: Any = self.model.config
+        return [str(config.id2label[index]) for index in range(config.num_labels)]
 
     @property
     def config(self) -> Any:
@@ -106,41 +117,52 @@ class Checkpoint:
             raise ExportError(f"{self.id}: its adapter cannot be merged: {first_line(error)}") from error
 
 
-def load_checkpoint(source: str) -> Checkpoint:
+def load_checkpoint(source: str, *, builtin_class: bool = False, pad_token: str | None = None) -> Checkpoint:
     """Load a directory or a hub id in float32; of an adapter's directory, the base model with the adapter on it.
+
+    Args:
+        source: a directory, or a hub id.
+        builtin_class: transformers' class is right, also where the config names code of the checkpoint's own.
+        pad_token: what the trainer padded with, "" for nothing; None: as the checkpoint tells.
 
     Raises:
         SourceError: one line that says what is wrong with it.
     """
-    place = _locate(source)
+    place = locate(source)
     if not is_adapter(place.directory):
         with quiet():
-            return _load_whole(place)
-    with quiet():
-        adapter = read_adapter(place.directory)
-    base = _locate(adapter.base if adapter.revision is None else f"{adapter.base}@{adapter.revision}")
-    with quiet():
-        return _load_adapter(place, adapter, base.directory)
+            checkpoint = _load_whole(place, builtin_class=builtin_class)
+    else:
+        with quiet():
+            adapter = read_adapter(place.directory)
+        base = locate(adapter.base if adapter.revision is None else f"{adapter.base}@{adapter.revision}")
+        with quiet():
+            checkpoint = _load_adapter(place, adapter, base.directory, builtin_class=builtin_class)
+    if pad_token is not None:
+        if checkpoint.kind != "causal":
+            raise SourceError(f"--pad-token: {source} is no decoder; an encoder does not pool by it")
+        say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
+    return checkpoint
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a checkpoint is: its directory, its id, and the commit of the hub that it was downloaded from."""
-
-    directory: Path
-    id: str
-    revision: str | None = None
-
-
-def _load_whole(place: _Place) -> Checkpoint:
+def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     source = str(place.directory)
-    _check_directory(place.directory)
+    check_directory(place.directory)
     config = load_config(source)
     architecture = sequence_classifier(source, config)
-    _check_config(source, config, architecture)
+    notes = check_config(source, config, architecture, builtin_class=builtin_class)
+    notes += tokenizer_notes(place.directory, builtin_class=builtin_class)
     tokenizer = load_tokenizer(source)
     model, info = _load_model(source)
-    _check_complete(source, info)
+    check_complete(source, info, model.config.num_labels)
+    unused = normalizes_not(config)
+    notes += check_stored(
+        place.directory,
+        architecture,
+        _names_in(model),
+        info["unexpected_keys"],
+        lambda name: unused and name.startswith("normalizer."),
+    )
     return Checkpoint(
         id=place.id,
         revision=place.revision,
@@ -150,69 +172,53 @@ def _load_whole(place: _Place) -> Checkpoint:
         tokenizer=tokenizer.taken,
         auto_tokenizer=tokenizer.auto,
         tokenizer_notes=tokenizer.notes,
+        notes=(*notes, *_heed_soft_cap(model)),
     )
 
 
-def _load_adapter(place: _Place, adapter: Adapter, base_directory: Path) -> Checkpoint:
+def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, builtin_class: bool) -> Checkpoint:
     directory, base = place.directory, str(base_directory)
-    _check_directory(base_directory)
+    check_directory(base_directory)
     config = load_config(base)
-    _check_config(base, config, next(iter(getattr(config, "architectures", None) or ["its model"])))
+    architecture = classifier_of(config)
+    if architecture is None:
+        raise SourceError(f"{base}: transformers has no *ForSequenceClassification class for its {config.model_type}")
+    notes = check_config(base, config, architecture, builtin_class=builtin_class)
+    notes += check_adapter_files(directory, WEIGHTS)
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    tokenizer = load_tokenizer(str(directory)) if has_tokenizer else load_tokenizer(base)
+    of_tokenizer = directory if has_tokenizer else base_directory
+    notes += tokenizer_notes(of_tokenizer, builtin_class=builtin_class)
+    tokenizer = load_tokenizer(str(of_tokenizer))
     # A language model has no head yet, or one of another size: the adapter brings its own.
     heads = {} if config.num_labels == adapter.num_labels else {"num_labels": adapter.num_labels}
-    model, info = _load_model(base, ignore_mismatched_sizes=True, **heads)
-    _check_complete(base, info, adapter)
-    kind = _kind(model)
+    model, info = _load_model(base, **heads)
+    check_complete(base, info, adapter.num_labels, adapter.brings)
+    unexpected = info["unexpected_keys"]
+    pretrained = _names_of(config) if unexpected else set()
+    notes += check_stored(
+        base_directory,
+        architecture,
+        _names_in(model),
+        unexpected,
+        lambda name: name in pretrained or adapter.replaces(name),
+    )
+    notes += _heed_soft_cap(model)
+    kind = _kind(model)  # before the adapter wraps the head
+    wrapped = _loading(str(directory), "adapter", lambda: adapter.put_on(model))
+    if kind == "causal":
+        notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=has_tokenizer)
     return Checkpoint(
         id=place.id,
         revision=place.revision,
         kind=kind,
-        architecture=type(model).__name__,
+        architecture=architecture,
         model=model,
         tokenizer=tokenizer.taken,
         auto_tokenizer=tokenizer.auto,
         tokenizer_notes=tokenizer.notes,
-        adapter=_loading(str(directory), "adapter", lambda: adapter.put_on(model)),
+        adapter=wrapped,
+        notes=tuple(notes),
     )
-
-
-def _locate(source: str) -> _Place:
-    """A directory as it is; `org/name` or `org/name@revision` downloaded from the hub."""
-    directory = Path(source).expanduser()
-    if directory.is_dir():
-        return _Place(directory, directory.resolve().name)
-    match = _HUB_ID.fullmatch(source)
-    if directory.exists() or match is None:
-        what = "is not a directory" if directory.exists() else "no such directory"
-        raise SourceError(f"{source}: {what}; give the directory that holds config.json and model.safetensors")
-    snapshot = _download(source, match["repo"], match["revision"])
-    return _Place(snapshot, match["repo"], snapshot.name)
-
-
-def _download(source: str, repo: str, revision: str | None) -> Path:
-    """All that a checkpoint is made of, of one commit; no pickles, no code, no other formats of the weights."""
-    try:
-        snapshot = snapshot_download(repo, revision=revision, allow_patterns=_CHECKPOINT_FILES, ignore_patterns=["*/*"])
-    except Exception as error:  # the hub's client raises classes of its own and of its HTTP library
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SourceError(f"{source}: no such directory, and it cannot be had from the hub: {reason}") from error
-    return Path(snapshot)
-
-
-def _check_directory(directory: Path) -> None:
-    """Names the usual mistakes before transformers words them."""
-    if not (directory / "config.json").is_file():
-        raise SourceError(f"{directory}: has no config.json; give the directory of a Hugging Face checkpoint")
-    if any(directory.glob("*.safetensors")):
-        return
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
-        raise SourceError(
-            f"{directory}: holds pickled weights only, which are never loaded because a pickle can run code; "
-            "save it again with save_pretrained(..., safe_serialization=True)"
-        )
-    raise SourceError(f"{directory}: has no *.safetensors file")
 
 
 def _loading(source: str, what: str, load: Callable[[], T]) -> T:
@@ -233,28 +239,6 @@ def load_config(source: str) -> Any:
     return _loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 
-def sequence_classifier(source: str, config: Any) -> str:
-    """The class of transformers that the config names.
-
-    Raises:
-        SourceError: it is no reward model of transformers.
-    """
-    names = list(getattr(config, "architectures", None) or [])
-    known = [name for name in names if name.endswith("ForSequenceClassification") and hasattr(transformers, name)]
-    if not known:
-        remote = ", and its code is in its repository, which is never run" if hasattr(config, "auto_map") else ""
-        what = f"is a {names[0]}" if names else "names no architecture"
-        raise SourceError(f"{source}: {what}, not a *ForSequenceClassification model of transformers{remote}")
-    return str(known[0])
-
-
-def _check_config(source: str, config: Any, architecture: str) -> None:
-    if getattr(config, "quantization_config", None) is not None:
-        raise SourceError(f"{source}: its weights are quantized; give the checkpoint before quantization")
-    if getattr(config, "is_encoder_decoder", False):
-        raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
-
-
 def load_tokenizer(source: str) -> LoadedTokenizer:
     """The fast tokenizer of a directory: its `tokenizer.json`, whatever class transformers takes it for.
 
@@ -269,8 +253,8 @@ def load_tokenizer(source: str) -> LoadedTokenizer:
     return loaded
 
 
-def _load_model(source: str, **options: Any) -> tuple[torch.nn.Module, Any]:
-    """The model, and what transformers says of its weights."""
+def _load_model(source: str, **options: Any) -> tuple[Any, Any]:
+    """The model, and what transformers says of its weights: which are missing, of another shape, not used."""
     model, info = _loading(
         source,
         "model",
@@ -280,32 +264,47 @@ def _load_model(source: str, **options: Any) -> tuple[torch.nn.Module, Any]:
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **options,
         ),
     )
     return model.eval(), info
 
 
-def _check_complete(source: str, info: Any, adapter: Adapter | None = None) -> None:
-    """No weight of the model may be missing, and none of its head left out, unless an adapter brings the head."""
-    for problem in ("missing_keys", "mismatched_keys"):
-        # A mismatched weight comes with both of its shapes.
-        names = sorted(name if isinstance(name, str) else name[0] for name in info[problem])
-        if names := [name for name in names if adapter is None or not adapter.brings(name)]:
-            word = problem.split("_")[0]
-            raise SourceError(
-                f"{source}: {len(names)} {word} weights, such as {names[0]}; they would be random numbers. "
-                "Is it a reward model's checkpoint, saved whole?"
-            )
-    if left_out := sorted(name for name in info["unexpected_keys"] if _HEAD.search(name) and adapter is None):
-        raise SourceError(
-            f"{source}: {left_out[0]} is a weight of the head that transformers' class of this model leaves out, "
-            "so the scores would not be the trained ones"
-        )
+def _names_in(model: Any) -> set[str]:
+    """The model's weights by their names, which may be stored with or without the base model's prefix."""
+    prefix = f"{model.base_model_prefix}."
+    names = set(model.state_dict())
+    return names | {f"{prefix}{name}" for name in names} | {name.removeprefix(prefix) for name in names}
+
+
+def _names_of(config: Any) -> set[str]:
+    """The weights of the class that a base model's config names: its head has no part in an adapter's score."""
+    own = getattr(transformers, next(iter(config.architectures or ()), ""), None)
+    if own is None:
+        return set()
+    with torch.device("meta"):
+        return set(own(config).state_dict())
+
+
+def _heed_soft_cap(model: Any) -> list[str]:
+    """Take the attention that computes the config's soft cap: transformers 4's default leaves it out (Gemma 2)."""
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if not capped or model.config._attn_implementation != "sdpa":
+        return []
+    model.set_attn_implementation("eager")
+    return [
+        "attention is computed by transformers' eager implementation: sdpa leaves out the config's "
+        "attn_logit_softcapping"
+    ]
+
+
+def network(model: Any) -> Any:
+    """What is below the head. Gemma 3's wrapper does not name it as its base in transformers 4."""
+    return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
 
 
 def _kind(model: torch.nn.Module) -> Kind:
     """A decoder's classification head is called `score` and sits on a base model that takes past keys and values."""
-    base: Any = model.base_model
-    takes_past = "past_key_values" in inspect.signature(base.forward).parameters
+    takes_past = "past_key_values" in inspect.signature(network(model).forward).parameters
     return "causal" if takes_past and isinstance(getattr(model, "score", None), torch.nn.Linear) else "encoder"

@@ -52,6 +52,8 @@ class Options:
         allow_loss: accept a precision that ranks too many pairs of texts otherwise than float32 does.
         normalize_on: texts whose scores get mean 0.
         normalize_std: and standard deviation 1.
+        builtin_class: the class of transformers is right, also where the checkpoint has code of its own.
+        pad_token: what the trainer padded with; "" for nothing.
     """
 
     name: str | None = None
@@ -70,6 +72,8 @@ class Options:
     allow_loss: bool = False
     normalize_on: TextFile | None = None
     normalize_std: bool = True
+    builtin_class: bool = False
+    pad_token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
     Raises:
         SourceError: an option does not fit the checkpoint.
     """
-    notes: list[str] = []
+    notes = list(checkpoint.notes)
     if options.pair and checkpoint.kind == "causal":
         raise SourceError(f"--pair: {checkpoint.architecture} is a decoder; pairs are for encoders")
     eos = _special(checkpoint, "eos_token")
@@ -227,18 +231,38 @@ def _pair(checkpoint: Checkpoint, options: Options, notes: list[str]) -> bool:
 
 
 def _heads(checkpoint: Checkpoint, options: Options, notes: list[str]) -> tuple[Head, ...]:
-    labels = [str(checkpoint.config.id2label[index]) for index in range(checkpoint.config.num_labels)]
+    labels = checkpoint.labels
     if options.heads is not None:
         if len(options.heads) != len(labels):
             raise SourceError(f"--heads names {len(options.heads)} heads, {checkpoint.id} has {len(labels)}")
         return tuple(options.heads)
     if len(labels) == 1:
         return (Head(name="score" if labels[0] == "LABEL_0" else labels[0]),)
+    _check_sum(checkpoint, labels)
     notes.append(
         f"{len(labels)} heads ({', '.join(labels)}): the score is their plain sum; "
         "say what they mean with --heads NAME=WEIGHT,..."
     )
     return tuple(Head(name=label) for label in labels)
+
+
+def _check_sum(checkpoint: Checkpoint, labels: Sequence[str]) -> None:
+    """Heads that a softmax was trained on mean nothing one by one, and two of them may be such a pair.
+
+    Raises:
+        SourceError: the sum of the heads is no guess to make.
+    """
+    problem: Any = getattr(checkpoint.model.config, "problem_type", None)
+    if problem != "single_label_classification" and (len(labels) > 2 or problem is not None):
+        return
+    first, *rest = labels
+    odds = ",".join([f"{first}=-1", *(f"{label}=1" for label in rest)])
+    why = f"whose problem_type is {problem}" if problem else "of a classifier, or two scores"
+    which = f"--heads {odds} for the log odds of {rest[0]}" if len(labels) == 2 else "--heads NAME=WEIGHT,..."
+    raise SourceError(
+        f"{checkpoint.id}: {len(labels)} heads ({', '.join(labels)}) {why}: the config does not say what the score is; "
+        f"say it with {which}, or --heads {','.join(f'{label}=1' for label in labels)} for the sum"
+    )
 
 
 def _pooling_notes(pad_token_id: int | None, eos: SpecialToken | None) -> list[str]:

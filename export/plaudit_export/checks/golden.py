@@ -12,7 +12,7 @@ from typing import Any
 
 from plaudit_export.errors import SourceError
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.items import check_request
+from plaudit_service.items import ChatItem, Message, check_request
 
 Item = dict[str, Any]
 
@@ -122,7 +122,7 @@ def read_items(option: str, path: Path) -> list[Item]:
         SourceError: says which line, and why.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON keeps other line ends in its strings
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON keeps other line ends in its strings
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{option} {path}: cannot be read ({error})") from error
     items = []
@@ -131,13 +131,21 @@ def read_items(option: str, path: Path) -> list[Item]:
             continue
         try:
             item = json.loads(line)
-            check_request({"items": [item]})
+            (checked,) = check_request({"items": [item]}).items
         except (ValueError, InvalidRequest) as error:
             raise SourceError(f"{option} {path} line {number}: {error}; give one item of POST /score") from error
+        if isinstance(checked, ChatItem):
+            item["messages"] = [_as_read(*pair) for pair in zip(item["messages"], checked.messages, strict=True)]
         items += _one_by_one(item)
     if not items:
         raise SourceError(f"{option} {path}: holds no items; give one item of POST /score per line")
     return items
+
+
+def _as_read(given: Mapping[str, Any], message: Message) -> dict[str, Any]:
+    """What a chat template gets of a message, in the file's order of keys."""
+    read = message.to_template()
+    return {name: read[name] for name in given if name in read}
 
 
 def _one_by_one(item: Item) -> list[Item]:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 import torch
 import transformers
 
-from plaudit_export.checkpoints.checkpoint import Checkpoint, load_config, load_tokenizer, sequence_classifier
+from plaudit_export.checkpoints.architecture import check_pad, own_code, sequence_classifier
+from plaudit_export.checkpoints.checkpoint import Checkpoint, load_config, load_tokenizer
 from plaudit_export.errors import SourceError, first_line
 from plaudit_export.graphs.tracing import save_graph, strip
 from plaudit_export.quiet import quiet
@@ -50,6 +51,7 @@ def load_onnx(directory: Path) -> OnnxSource:
     with quiet():
         config = load_config(home)
         architecture = sequence_classifier(home, config)
+        check_pad(home, config)
         with torch.device("meta"):
             model = getattr(transformers, architecture)(config).eval()
         tokenizer = load_tokenizer(home)
@@ -62,6 +64,10 @@ def load_onnx(directory: Path) -> OnnxSource:
         tokenizer=tokenizer.taken,
         auto_tokenizer=tokenizer.auto,
         tokenizer_notes=tokenizer.notes,
+        notes=tuple(
+            f"auto_map of the config names {name} for {auto}; that code is not run, the graph is taken as it is"
+            for auto, name in own_code(getattr(config, "auto_map", None)).items()
+        ),
     )
     return OnnxSource(graph, checkpoint, _check_graph(graph))
 

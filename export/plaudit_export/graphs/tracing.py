@@ -12,7 +12,7 @@ import torch
 import transformers
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from plaudit_export.checkpoints.checkpoint import Checkpoint
+from plaudit_export.checkpoints.checkpoint import Checkpoint, network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.graphs.causal_attention import KeyValues, NewKeyValues, is_maskless, maskless
 from plaudit_export.quiet import quiet
@@ -36,7 +36,7 @@ class CausalGraph(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module, *, has_mask: bool) -> None:
         super().__init__()
-        self.base: Any = model.base_model
+        self.base = network(model)
         self.score: Any = model.score
         self.has_mask = has_mask
 
@@ -109,7 +109,7 @@ def halve(model: torch.nn.Module) -> None:
 
     A head in half precision ties scores.
     """
-    base: Any = model.base_model
+    base = network(model)
     base.half()
     heads = [child for child in model.children() if child is not base]
     heads += [module for name, module in base.named_modules() if name.split(".")[-1] == "pooler"]
@@ -128,7 +128,7 @@ def needs_mask(checkpoint: Checkpoint, max_tokens: int) -> bool:
     if checkpoint.kind != "causal":
         return True
     with quiet(), torch.no_grad():
-        return not is_maskless(checkpoint.model.base_model, _key_value_shapes(checkpoint), max_tokens)
+        return not is_maskless(network(checkpoint.model), _key_value_shapes(checkpoint), max_tokens)
 
 
 def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -> None:
@@ -171,8 +171,7 @@ def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLIN
 def _trace_causal(checkpoint: Checkpoint, *, has_mask: bool) -> ir.Model:
     B, T, P, N, K, M = 2, 5, 7, 3, 4, 6  # any sizes do, if they are unequal and none is 0 or 1
     shapes = _key_value_shapes(checkpoint)
-    base: Any = checkpoint.model.base_model
-    dtype = next(base.parameters()).dtype
+    dtype = next(network(checkpoint.model).parameters()).dtype
     example = (
         torch.zeros(B, T, dtype=torch.int64),
         torch.ones(B, P + T, dtype=torch.int64),
@@ -225,7 +224,7 @@ def _trace_encoder(checkpoint: Checkpoint) -> ir.Model:
 def _key_value_shapes(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
     """Of each layer: heads, and the sizes of a key and of a value, learned by running the model once."""
     cache = _empty_cache()
-    base: Any = checkpoint.model.base_model
+    base = network(checkpoint.model)
     base(input_ids=torch.zeros(1, 2, dtype=torch.int64), past_key_values=cache, use_cache=True)
     layers = [(layer.keys, layer.values) for layer in cache.layers]
     if not layers or not all(isinstance(key, torch.Tensor) and key.dim() == 4 for key, _ in layers):

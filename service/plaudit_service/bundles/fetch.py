@@ -1,12 +1,12 @@
 """Bring a bundle to a directory and verify it, before a service is started on it. Knows nothing of engines or HTTP."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from plaudit_service.bundles import hub
 from plaudit_service.bundles.bundle import load_bundle
 from plaudit_service.errors import BundleError
+from plaudit_service.whole_files import whole_directory
 
 
 def fetch(source: str, directory: Path, fingerprint: str | None) -> str:
@@ -25,22 +25,16 @@ def fetch(source: str, directory: Path, fingerprint: str | None) -> str:
     if directory.exists():
         return _verify(directory, fingerprint)
     found = hub.local_directory(source)
+    aside = None
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=directory.parent))
+        with whole_directory(directory) as aside:
+            for file in found.iterdir():
+                shutil.copyfile(file, aside / file.name)  # also of a link: a bundle holds plain files only
+            return _verify(aside, fingerprint)
     except OSError as error:
-        raise BundleError(f"{directory}: cannot be made ({error.strerror})") from error
-    try:
-        for file in found.iterdir():
-            shutil.copyfile(file, aside / file.name)  # also of a link: a bundle holds plain files only
-        actual = _verify(aside, fingerprint)
-        aside.chmod(0o755)  # it was made for its owner alone
-        aside.rename(directory)
-    except OSError as error:
+        if aside is None:
+            raise BundleError(f"{directory}: cannot be made ({error.strerror})") from error
         raise BundleError(f"bundle {source}: cannot be copied to {directory} ({error})") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return actual
 
 
 def _verify(directory: Path, fingerprint: str | None) -> str:

@@ -3,11 +3,11 @@
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from plaudit_service.bundles.bundle import MANIFEST, read_manifest
 from plaudit_service.errors import BundleError
+from plaudit_service.whole_files import whole_directory
 
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 
@@ -49,15 +49,13 @@ def _download(repo: str, revision: str | None) -> Path:
         return directory
     names = [*manifest.scoring.sha256, *manifest.sha256]
     files = [cached, *(Path(hf_hub_download(repo, name, revision=commit)) for name in names)]
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=directory.parent))
     try:
-        for file in files:
-            _put(file.resolve(), aside / file.name)
-        if not directory.is_dir():
-            aside.rename(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with whole_directory(directory) as aside:
+            for file in files:
+                _put(file.resolve(), aside / file.name)
+    except OSError:
+        if not directory.is_dir():  # else another process was quicker
+            raise
     return directory
 
 

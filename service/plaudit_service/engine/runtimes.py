@@ -3,6 +3,7 @@
 A runtime takes and gives tensors by name. Knows nothing of sequences, batches or scores.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,8 @@ class OpenVino:
     promises_bits = False
 
     def __init__(self, graph: Path, num_threads: int) -> None:
+        # A package that reports each import of openvino to Google Analytics; openvino goes on without it.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to hide a module
         try:
             import openvino
         except ModuleNotFoundError as error:

@@ -32,7 +32,7 @@ from plaudit_service.metrics import Metrics
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, version 00
-PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/health", "/healthz", "/readyz"})
 
 
 class Access:

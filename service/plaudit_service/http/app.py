@@ -6,7 +6,8 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
@@ -46,9 +47,11 @@ def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
     app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope["method"] if scope["type"] == "http" else None
+        if method == "HEAD":  # GET's answer; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         # What is asked most goes past FastAPI's machinery (docs/decisions.md).
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        await (endpoints.get(scope["path"], app) if is_post else app)(scope, receive, send)
+        await (endpoints.get(scope["path"], app) if method == "POST" else app)(scope, receive, send)
 
     routes = {route.path for route in app.routes if hasattr(route, "path")}
     return Access(dispatch, metrics=service.metrics, api_keys=api_keys, routes=routes, open_routes=open_routes)
@@ -74,11 +77,15 @@ def build_routes(service: Service, *, keys: bool = False, open_routes: Collectio
         version=version("plaudit"),
         summary="Scores language-model completions with a trained reward model.",
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         static_url=_DOCS_ASSETS,
+        servers=[{"url": "."}],
+        # A redirect would be to http://, also behind a proxy that ends TLS, with key and prompts in it.
+        redirect_slashes=False,
     )
     _add_probes(app, service)
+    _add_docs(app)
     dialects: dict[str, Dialect] = {name: DIALECTS[name] for name in service.settings.dialects}
     _document(app, lambda document: complete(document, dialects, keys=keys, open_routes=open_routes))
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -87,6 +94,12 @@ def build_routes(service: Service, *, keys: bool = False, open_routes: Collectio
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:
+    @app.get(
+        "/health",
+        summary="As /healthz, by the name that load balancers ask for",
+        response_model=Probe,
+        responses={503: {"model": Probe, "description": "The engine hangs"}},
+    )
     @app.get(
         "/healthz",
         summary="The process lives, and its engine does not hang",
@@ -116,6 +129,21 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_docs(app: FastAPI) -> None:
+    """The page of the routes. Its links are relative: a proxy may strip a prefix from the path."""
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        assets = _DOCS_ASSETS.removeprefix("/")
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url=f"{assets}/swagger-ui-bundle.js",
+            swagger_css_url=f"{assets}/swagger-ui.css",
+            swagger_favicon_url=f"{assets}/favicon.png",
+        )
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:

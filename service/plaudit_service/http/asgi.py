@@ -34,6 +34,8 @@ async def send_problem(send: Send, error: RequestError) -> None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if error.status == 415:
+        headers.append((b"accept-encoding", b"identity"))
     if isinstance(error, BodyTimeout):  # the rest of the body would be taken for the next request
         headers.append((b"connection", b"close"))
     document = problem_document(error.status, error.title, error.detail, error.type)

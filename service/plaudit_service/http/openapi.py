@@ -22,6 +22,7 @@ _PROBLEMS = {
     408: "The body did not arrive in time",
     409: "Another fingerprint or engine is loaded",
     413: "The body, the number of sequences or a text is over the limit",
+    415: "The body is compressed",
     422: "The request has a wrong shape",
     429: "The queue is full",
     431: "The URL and headers are over the limit",
@@ -29,13 +30,14 @@ _PROBLEMS = {
     504: "Every sequence expired",
 }
 _DIALECT_PROBLEMS = {
-    **{status: _PROBLEMS[status] for status in (400, 401, 404, 408, 413, 431)},
+    **{status: _PROBLEMS[status] for status in (400, 401, 404, 408, 413, 415, 431)},
     422: "The request has a wrong shape, or a sequence has no score",
     503: "Not ready, draining, or too many requests wait",
 }
 
 _REQUEST_ID = {"description": "The request's id, as sent or made; it is in the log line.", "schema": {"type": "string"}}
 _RETRY_AFTER = {"description": "Seconds", "required": True, "schema": {"type": "integer"}}
+_UNCOMPRESSED = {"required": True, "schema": {"type": "string", "const": "identity"}}
 _CHALLENGE = {"required": True, "schema": {"type": "string", "const": "Bearer"}}
 _SERVER_TIMING = {
     "description": "Milliseconds: queue;dur=, tokenize;dur=, infer;dur=",
@@ -83,7 +85,18 @@ def complete(document: Schema, dialects: Mapping[str, Dialect], *, keys: bool, o
             operation["responses"] = {**_problems(problems), **operation["responses"]}
             for response in operation["responses"].values():
                 response.setdefault("headers", {})["X-Request-Id"] = _REQUEST_ID
+        if "get" in operations:
+            operations["head"] = _head(operations["get"])
     return document
+
+
+def _head(get: Schema) -> Schema:
+    """The same answers, without their bodies."""
+    responses = {
+        status: {key: value for key, value in response.items() if key != "content"}
+        for status, response in get["responses"].items()
+    }
+    return {**get, "operationId": f"head_{get['operationId']}", "responses": responses}
 
 
 def _score() -> Schema:
@@ -127,6 +140,7 @@ def _problems(statuses: Mapping[int, str]) -> Schema:
         429: {"Retry-After": _RETRY_AFTER},
         503: {"Retry-After": _RETRY_AFTER},
         401: {"WWW-Authenticate": _CHALLENGE},
+        415: {"Accept-Encoding": _UNCOMPRESSED},
     }
     content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {

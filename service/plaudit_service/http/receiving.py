@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
-from plaudit_service.errors import BodyTimeout, QueueFull, TooLarge
+from plaudit_service.errors import BodyTimeout, CompressedBody, QueueFull, TooLarge
 from plaudit_service.http.asgi import ClientLeft, Receive
 from plaudit_service.settings import Settings
 
@@ -64,10 +64,14 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], *, setting
         share: Grows with what is held.
 
     Raises:
+        CompressedBody: it is not sent as it is.
         TooLarge, QueueFull: there is no room for it, ever or now.
         BodyTimeout: it did not arrive in time.
         ClientLeft: the client closed the connection.
     """
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+    if encoding not in ("", "identity"):
+        raise CompressedBody(f"the body has Content-Encoding {encoding}; send it without, as plain JSON")
     limit, timeout_s = settings.max_body_bytes, settings.body_timeout_s
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:

@@ -10,7 +10,7 @@ from plaudit_service.errors import AllExpired, InvalidRequest, TooLarge
 from plaudit_service.http.asgi import Receive, Scope, Send, send_answer
 from plaudit_service.http.receiving import Room, read_body, while_connected
 from plaudit_service.http.wire import parse_request, to_wire
-from plaudit_service.items import ChatItem, Item, PromptItem, ScoreRequest, TextItem, TokenItem
+from plaudit_service.items import ChatItem, Item, PromptItem, ScoreRequest, TextItem, TokenItem, num_chars
 from plaudit_service.serving.service import Service
 from plaudit_service.settings import Settings
 
@@ -115,5 +115,5 @@ def _num_chars(item: Item) -> list[int]:
             completions = [item.completion or ""] if item.completions is None else item.completions
             return [len(item.prompt) + len(completion) for completion in completions]
         case ChatItem():
-            head = sum(len(message.role) + len(message.content) for message in item.messages)
+            head = sum(num_chars(value) for message in item.messages for value in message.to_template().values())
             return [head + len(completion) for completion in item.completions or [""]]

@@ -7,9 +7,12 @@ has to be a function of the text alone; templates that test for the clock fall b
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pydantic import JsonValue
+
+from plaudit_service.items import num_chars
 from plaudit_service.text.chat_sandbox import Sandbox, render
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, JsonValue]]
 
 # The text of a chat may have this many characters for each of its messages' characters, for each message, and besides.
 _CHARS_PER_CHAR, _CHARS_PER_MESSAGE, _CHARS_BESIDES = 4, 1024, 65_536
@@ -47,12 +50,11 @@ def compile_chat_template(source: str, special_tokens: Mapping[str, Any]) -> Cal
             )
         except Exception as error:
             raise ChatTemplateError(f"the chat template refused the messages: {error}") from error
-        num_chars = sum(len(value) for message in messages for value in message.values())
-        limit = _CHARS_BESIDES + _CHARS_PER_MESSAGE * len(messages) + _CHARS_PER_CHAR * num_chars
+        given = sum(num_chars(value) for message in messages for value in message.values())
+        limit = _CHARS_BESIDES + _CHARS_PER_MESSAGE * len(messages) + _CHARS_PER_CHAR * given
         if len(text) > limit:
             raise ChatTemplateError(
-                f"the chat template wrote {len(text)} characters for {len(messages)} messages of {num_chars}, "
-                f"limit {limit}"
+                f"the chat template wrote {len(text)} characters for {len(messages)} messages of {given}, limit {limit}"
             )
         return text
 

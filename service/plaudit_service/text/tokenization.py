@@ -4,11 +4,12 @@ Knows nothing of batches, engines or HTTP. The rules and the one exception (no s
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 from tokenizers import Encoding, Tokenizer, models
 
 from plaudit_service.bundles.bundle import TOKENIZER, Bundle, Scoring
@@ -162,17 +163,14 @@ class Tokenization:
         )
 
     def _chat(self, where: str, item: ChatItem) -> Iterator[_Source]:
-        head = [message.model_dump() for message in item.messages]
-        tails = [[]] if item.completions is None else [[{"role": "assistant", "content": c}] for c in item.completions]
+        head = [message.to_template() for message in item.messages]
+        tails: list[list[dict[str, JsonValue]]] = [[]]
+        if item.completions is not None:
+            tails = [[{"role": "assistant", "content": completion}] for completion in item.completions]
         for tail in tails:
             messages = head + tail
             if self._scoring.pair:
-                if [message["role"] for message in messages] != ["user", "assistant"]:
-                    raise InvalidRequest(
-                        f'{where}: model "{self._name}" was trained on pairs and scores one user and one assistant '
-                        f"turn; this chat has {len(messages)} turns"
-                    )
-                yield self._source(where, (messages[0]["content"], messages[1]["content"]), item.finished)
+                yield self._source(where, self._pair(where, messages), item.finished)
                 continue
             if self._render is None:
                 raise InvalidRequest(
@@ -190,6 +188,22 @@ class Tokenization:
                     add_special_tokens=self._scoring.chat_special_tokens,
                     append_eos=self._scoring.append_eos and item.finished,
                 )
+
+    def _pair(self, where: str, messages: Sequence[Mapping[str, JsonValue]]) -> tuple[str, str]:
+        """The two texts of a chat, for a model that was trained on pairs.
+
+        Raises:
+            InvalidRequest: it is not one text of a user and one of an assistant, and nothing else.
+        """
+        model = f'{where}: model "{self._name}" was trained on pairs and scores'
+        if [message["role"] for message in messages] != ["user", "assistant"]:
+            raise InvalidRequest(f"{model} one user and one assistant turn; this chat has {len(messages)} turns")
+        if others := {key for message in messages for key in message} - {"role", "content"}:
+            raise InvalidRequest(f"{model} texts alone; leave {', '.join(sorted(others))} out")
+        prompt, completion = (message["content"] for message in messages)
+        assert isinstance(prompt, str)
+        assert isinstance(completion, str)
+        return prompt, completion
 
     def _encode(self, sources: Sequence[_Source]) -> list[_Encoded | str]:
         """The tokens of each source, or an error text."""

@@ -113,7 +113,7 @@ def test_another_reward_model_behind_the_url_is_raised():
     services = [FakeService(by_length), FakeService(by_length, fingerprint="sha256:other")]
 
     def answer(request):
-        return services[0]._answer(request)
+        return services[0].answer(request)
 
     with RewardClient("http://fake", transport=FakeTransport(answer)) as client:
         reward = reward_function(client=client)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from plaudit_export.checkpoints import checkpoint as checkpoint_module
+from plaudit_export.checkpoints import places
 from plaudit_export.checkpoints.adapter import CONFIG, WEIGHTS
 from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.errors import ExportError, SourceError
@@ -137,7 +137,7 @@ def test_a_base_on_the_hub_is_loaded_at_the_revision_that_the_adapter_names(copy
     def refuse(repo: str, **options: object) -> None:
         raise OSError(f"{repo} at {options['revision']}")
 
-    monkeypatch.setattr(checkpoint_module, "snapshot_download", refuse)
+    monkeypatch.setattr(places, "snapshot_download", refuse)
     set_adapter_config(copy, base_model_name_or_path="org/base", revision="abc")
     with pytest.raises(SourceError, match=r"org/base@abc: .* cannot be had from the hub: org/base at abc"):
         load_checkpoint(str(copy))
@@ -174,7 +174,13 @@ def test_without_peft_the_error_says_how_to_install_it(adapter, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"task_type": "CAUSAL_LM"}, "task type CAUSAL_LM, not SEQ_CLS"),
+        (
+            {"task_type": "CAUSAL_LM"},
+            r"is an adapter of a language model \(task type CAUSAL_LM\), not of SEQ_CLS: a reward model is an adapter "
+            r"with a head of its own \(score\) that was trained on a \*ForSequenceClassification model",
+        ),
+        ({"task_type": None}, "is an adapter that names no task type, not of SEQ_CLS: a reward model is"),
+        ({"task_type": "TOKEN_CLS"}, "is an adapter of task type TOKEN_CLS, not of SEQ_CLS: a reward model is"),
         ({"peft_type": "IA3"}, "of type IA3; only LORA"),
         ({"init_lora_weights": "pissa"}, "'pissa' changed the base model's weights"),
         ({"base_model_name_or_path": None}, "names no base model"),
@@ -240,3 +246,96 @@ def test_an_adapter_with_numbers_that_are_none_is_not_merged(copy):
     save_file(weights | {name: weights[name] * float("nan")}, copy / WEIGHTS)
     with pytest.raises(ExportError, match="copy: its adapter cannot be merged: "):
         load_checkpoint(str(copy)).merge_adapter()
+
+
+def test_a_reward_model_of_llamafactory_is_told_what_it_is(copy):
+    set_adapter_config(copy, task_type="CAUSAL_LM")
+    save_file({"v_head.summary.weight": torch.ones(1, 32)}, copy / "value_head.safetensors")
+    with pytest.raises(
+        SourceError, match=r"with the value head of LLaMA-Factory \(value_head\.safetensors\), which is not"
+    ):
+        load_checkpoint(str(copy))
+
+
+def test_a_head_in_a_file_beside_the_adapter_is_refused(copy):
+    save_file({"v_head.summary.weight": torch.ones(1, 32)}, copy / "value_head.safetensors")
+    with pytest.raises(
+        SourceError, match=r"value_head\.safetensors lies beside the adapter, and peft does not read it"
+    ):
+        load_checkpoint(str(copy))
+
+
+def test_a_whole_model_beside_the_adapter_is_told_and_the_adapter_is_taken(base, adapter, copy):
+    shutil.copy(base / "model.safetensors", copy)
+    checkpoint = load_checkpoint(str(copy))
+    with torch.no_grad():
+        assert checkpoint.model(IDS).logits.item() == peft_score(base, adapter)
+    assert checkpoint.notes == (
+        "model.safetensors beside the adapter is not read: the model is the adapter on its base (for the other, give a "
+        "directory without adapter_config.json)",
+    )
+
+
+def test_what_a_base_has_for_its_own_task_has_no_part_in_an_adapters_score(base, copy, tmp_path):
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    replaced = {"lm_head.weight": torch.ones(328, 32), "score.bias": torch.ones(1)}
+    save_file(weights | replaced, other / "model.safetensors", {"format": "pt"})
+    set_adapter_config(copy, base_model_name_or_path=str(other))
+    assert load_checkpoint(str(copy)).notes == ()
+    save_file(weights | {"gating.weight": torch.ones(1)}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=r"other: gating\.weight is a weight of the head that"):
+        load_checkpoint(str(copy))
+
+
+def test_an_adapter_on_a_question_answering_model_leaves_out_the_head_of_that(tmp_path):
+    base = tiny_encoder_checkpoint(tmp_path / "base", architecture="roberta")
+    with quiet():
+        transformers.AutoModelForQuestionAnswering.from_pretrained(base).save_pretrained(base)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["query"])
+    checkpoint = load_checkpoint(str(adapter))
+    with torch.no_grad():
+        assert checkpoint.model(IDS).logits.item() == peft_score(base, adapter)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"target_modules": ["q_proj", "embed_tokens"]}, {"modules_to_save": ["embed_tokens"]}]
+)
+@pytest.mark.parametrize("num_tokens", [329, 300])
+def test_an_adapter_whose_embeddings_were_resized_is_put_on_a_base_of_its_size(base, tmp_path, config, num_tokens):
+    with quiet(), torch.no_grad():
+        torch.manual_seed(6)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
+        lora = peft.LoraConfig(task_type="SEQ_CLS", **{"target_modules": ["q_proj"]} | config)
+        tuned = peft.get_peft_model(model, lora).eval()
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name or "lora_embedding_B" in name:
+                parameter.normal_(std=0.2)
+        tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+        ids = torch.tensor([[9, 8, num_tokens - 1, 50, 60]])
+        expected = tuned(ids).logits.item()
+    checkpoint = load_checkpoint(str(tmp_path / "adapter"))
+    with torch.no_grad():
+        assert checkpoint.model(ids).logits.item() == pytest.approx(expected, abs=1e-5)
+        checkpoint.merge_adapter()
+        assert checkpoint.model(ids).logits.item() == pytest.approx(expected, abs=1e-5)
+    assert checkpoint.model.get_input_embeddings().weight.shape[0] == num_tokens
+
+
+def test_an_adapter_with_an_added_pad_token_is_served_with_the_scores_of_its_training(base, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "<|new|>"})
+    with quiet(), torch.no_grad():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])).eval()
+        tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+        tokenizer.save_pretrained(tmp_path / "adapter")
+    exported = export_checkpoint(str(tmp_path / "adapter"), tmp_path / "bundle")
+    assert exported.bundle.scoring.pad_token_id == tokenizer.pad_token_id
+    assert exported.bundle.scoring.vocab_size == len(tokenizer)
+    for record in exported.bundle.golden:
+        with torch.no_grad():
+            assert record.score == pytest.approx(tuned(torch.tensor([record.token_ids])).logits.item(), abs=1e-5)

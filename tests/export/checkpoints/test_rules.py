@@ -6,7 +6,7 @@ import pytest
 from plaudit_export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.errors import SourceError
-from plaudit_export.testing import CHATML_TEMPLATE, tiny_causal_checkpoint
+from plaudit_export.testing import CHATML_TEMPLATE, tiny_causal_checkpoint, tiny_encoder_checkpoint
 from plaudit_service.bundles.bundle import Head, SpecialToken
 
 
@@ -54,7 +54,8 @@ def test_a_missing_pad_token_and_pad_equal_to_eos_are_told(tmp_path):
 
 def test_several_heads_take_their_names_from_the_config_or_the_user(tmp_path):
     labels = {0: "helpful", 1: "harmless"}
-    checkpoint = load_checkpoint(str(tiny_causal_checkpoint(tmp_path, num_labels=2, id2label=labels)))
+    scores = {"id2label": labels, "problem_type": "multi_label_classification"}
+    checkpoint = load_checkpoint(str(tiny_causal_checkpoint(tmp_path, num_labels=2, **scores)))
     guessed = derive_rules(checkpoint, Options())
     assert [head.name for head in guessed.heads] == ["helpful", "harmless"]
     assert any("plain sum" in note for note in guessed.notes)
@@ -62,6 +63,33 @@ def test_several_heads_take_their_names_from_the_config_or_the_user(tmp_path):
     assert derive_rules(checkpoint, Options(heads=heads)).heads == heads
     with pytest.raises(SourceError, match=r"names 1 heads, .* has 2"):
         derive_rules(checkpoint, Options(heads=heads[:1]))
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "config", "message"),
+    [
+        (2, {}, "2 heads (LABEL_0, LABEL_1) of a classifier, or two scores: the config does not say what the score"),
+        (
+            2,
+            {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}},
+            "--heads NEGATIVE=-1,POSITIVE=1 for the log odds of POSITIVE",
+        ),
+        (2, {"problem_type": "single_label_classification"}, "whose problem_type is single_label_classification"),
+        (3, {"problem_type": "single_label_classification"}, "--heads LABEL_0=1,LABEL_1=1,LABEL_2=1 for the sum"),
+        (3, {}, None),
+        (2, {"problem_type": "regression"}, None),
+    ],
+)
+def test_the_heads_of_a_classifier_are_not_summed_by_a_guess(tmp_path, num_labels, config, message):
+    checkpoint = load_checkpoint(str(tiny_encoder_checkpoint(tmp_path, num_labels=num_labels, **config)))
+    if message is None:
+        assert any("plain sum" in note for note in derive_rules(checkpoint, Options()).notes)
+        return
+    with pytest.raises(SourceError) as raised:
+        derive_rules(checkpoint, Options())
+    assert message in str(raised.value)
+    said = tuple(Head(name=f"h{index}", weight=(-1.0) ** index) for index in range(num_labels))
+    assert derive_rules(checkpoint, Options(heads=said)).heads == said
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,15 @@ def test_a_decoder_with_a_pad_token_is_asked_for_padding_at_the_end_and_nothing_
     assert [item["token_ids"] for item in golden.token_items([5, 6, 7], 10, 9)][-2:] == [[5, 6, 7, 9, 9], [9, 9]]
 
 
+def test_a_chat_is_read_as_the_service_hands_it_to_the_template(tmp_path):
+    message = {"content": [{"type": "text", "text": "a"}], "role": "user", "name": None, "reasoning_content": "b"}
+    path = tmp_path / "golden.jsonl"
+    path.write_text(json.dumps({"messages": [message], "completions": ["c"]}))
+    (item,) = golden.read_items("--golden", path)
+    assert list(item["messages"][0].items()) == [("content", "a"), ("role", "user"), ("reasoning_content", "b")]
+    assert item["messages"][1] == {"role": "assistant", "content": "c"}
+
+
 def test_users_items_are_read_one_per_line(tmp_path):
     items = [{"text": "grün"}, {"prompt": "a", "completion": "b", "finished": False}]
     path = tmp_path / "golden.jsonl"

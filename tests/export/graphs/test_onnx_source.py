@@ -86,6 +86,34 @@ def test_external_weights_of_any_name_come_into_the_bundle(foreign, tmp_path):
         export_onnx(foreign, tmp_path / "other")
 
 
+def set_config(directory: Path, **fields: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_graph_is_taken_as_it_is_but_its_checkpoint_is_asked_for_the_class(foreign, encoder_checkpoint, tmp_path):
+    own = {"AutoModelForSequenceClassification": "modeling_own.BertForSequenceClassification"}
+    set_config(foreign, auto_map=own)
+    checkpoint = Path(shutil.copytree(encoder_checkpoint, tmp_path / "checkpoint"))
+    set_config(checkpoint, auto_map=own)
+    with pytest.raises(SourceError, match="say so with --builtin-class"):
+        export_onnx(foreign, tmp_path / "bundle", checkpoint=str(checkpoint))
+    notes: list[str] = []
+    options = Options(builtin_class=True)
+    export_onnx(foreign, tmp_path / "bundle", options, checkpoint=str(checkpoint), note=notes.append)
+    told = [note for note in notes if note.startswith("auto_map of the config names modeling_own.BertFor")]
+    assert [note.partition("; ")[2] for note in told] == [
+        "that code is not run, the graph is taken as it is",
+        "that code is not run, the scores are those of transformers' BertForSequenceClassification",
+    ]
+
+
+def test_a_pad_token_that_is_none_of_the_graphs_is_refused(foreign):
+    set_config(foreign, pad_token_id=-1)
+    with pytest.raises(SourceError, match=r"pad_token_id -1 of its config\.json is none of the model's"):
+        load_onnx(foreign)
+
+
 def rename_output(directory: Path, name: str) -> None:
     model = ir.load(directory / "model.onnx")
     model.graph.outputs[0].name = name

@@ -110,7 +110,7 @@ def test_a_precision_that_ranks_too_many_pairs_otherwise_is_refused_unless_the_l
     options = Options(precision="int8", calibrate=text_file(12))
     with pytest.raises(ExportError, match=r"int8 ranks .* of 4 texts' pairs .* at least 101%.*--allow-loss") as raised:
         export_checkpoint(str(encoder_checkpoint), tmp_path / "bundle", options)
-    assert raised.value.exit_status == 1
+    assert raised.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
 
 

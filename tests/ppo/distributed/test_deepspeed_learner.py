@@ -32,6 +32,10 @@ def test_what_the_file_may_say_is_taken_as_it_is(settings):
     assert told["wall_clock_breakdown"] is True
 
 
+def test_the_file_may_begin_with_a_byte_order_mark(settings):
+    assert settings('\ufeff{"zero_optimization": {"stage": 3}}')["zero_optimization"] == {"stage": 3}
+
+
 STAGE_2 = '"zero_optimization": {"stage": 2}'
 
 

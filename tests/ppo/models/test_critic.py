@@ -49,6 +49,19 @@ def test_a_critic_from_a_reward_model_keeps_its_head(critic, tmp_path):
     assert torch.equal(loaded.model.score.weight, critic.model.score.weight)
 
 
+def test_a_critic_whose_config_names_code_of_its_own_is_refused_unless_the_built_in_class_is_right(critic, tmp_path):
+    critic.model.config.auto_map = {"AutoModelForSequenceClassification": "own.LlamaForSequenceClassification"}
+    critic.save_pretrained(tmp_path / "rm")
+    with pytest.raises(
+        CheckpointError, match=r"critic: .* names own\.LlamaForSequenceClassification for AutoModelForSequ"
+    ):
+        load_critic(tmp_path / "rm", head_init="normal", generator=generator())
+    loaded = load_critic(tmp_path / "rm", head_init="normal", generator=generator(), builtin_class=True)
+    assert torch.equal(loaded.model.score.weight, critic.model.score.weight)
+    # What the trainer saved itself, it reads again.
+    critic.restore(tmp_path / "rm")
+
+
 def test_a_critic_with_another_tokenizer_than_the_policys_is_refused(
     checkpoint, critic, tokenizer, make_tokenizer, tmp_path
 ):

@@ -28,7 +28,7 @@ def adapted(policy, shift=0.0):
 def make_lora_trainer(make_trainer, make_policy):
     def make(**settings):
         policy = add_lora(make_policy(), PPOConfig(lora_rank=settings.pop("rank", 4)))
-        return make_trainer(policy=policy, reference=False, lora_rank=4, **settings), policy
+        return make_trainer(policy=policy, reference=False, lora_rank=4, **settings)
 
     return make
 
@@ -64,23 +64,23 @@ def test_the_reference_is_the_policy_without_its_adapter(make_policy):
     assert any(parameter.requires_grad for parameter in policy.parameters())
 
 
-def test_a_run_trains_the_adapter_against_the_network_below_it(make_lora_trainer, make_policy, tmp_path):
-    trainer, policy = make_lora_trainer(lr_schedule="constant", learning_rate=1e-2)
+def test_a_run_trains_the_adapter_against_the_network_below_it(make_lora_trainer, make_policy):
+    trainer = make_lora_trainer(lr_schedule="constant", learning_rate=1e-2)
     summary = trainer.train()
     assert summary.first["objective/kl"] == pytest.approx(0.0, abs=1e-5)
     assert abs(summary.final["objective/kl"]) > 1e-3
-    with policy.disable_adapter():
-        assert torch.equal(policy(IDS).logits, make_policy()(IDS).logits)  # the base has not moved
+    with trainer.policy.disable_adapter():
+        assert torch.equal(trainer.policy(IDS).logits, make_policy()(IDS).logits)  # the base has not moved
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT 0.21 asks for it
-def test_what_is_left_is_a_merged_model_and_the_adapter(make_lora_trainer, make_policy, tmp_path):
-    trainer, policy = make_lora_trainer(learning_rate=1e-2)
+def test_what_is_left_is_a_merged_model_and_the_adapter(make_lora_trainer, make_policy):
+    trainer = make_lora_trainer(learning_rate=1e-2)
     trainer.train()
-    run = tmp_path / "run"
+    run = trainer.output
     merged = AutoModelForCausalLM.from_pretrained(run / "policy")
     with torch.no_grad():
-        expected = policy.eval()(IDS).logits
+        expected = trainer.policy.eval()(IDS).logits
         assert torch.allclose(merged(IDS).logits, expected, atol=1e-5)
         again = PeftModel.from_pretrained(make_policy(), run / "adapter").eval()
         assert torch.equal(again(IDS).logits, expected)
@@ -88,17 +88,18 @@ def test_what_is_left_is_a_merged_model_and_the_adapter(make_lora_trainer, make_
     assert (run / "policy" / "README.md").exists()
 
 
-def test_a_resumed_run_ends_in_the_same_bits_and_its_checkpoints_hold_no_base_weights(make_lora_trainer, tmp_path):
+def test_a_resumed_run_ends_in_the_same_bits_and_its_checkpoints_hold_no_base_weights(make_lora_trainer):
     settings = {"lr_schedule": "constant", "learning_rate": 1e-2}
-    trainer, whole = make_lora_trainer(output=str(tmp_path / "whole"), iterations=4, **settings)
-    trainer.train()
-    make_lora_trainer(iterations=2, **settings)[0].train()
-    trainer, parts = make_lora_trainer(iterations=4, **settings)
-    trainer.train(resume=True)
-    assert all(map(torch.equal, whole.state_dict().values(), parts.state_dict().values()))
-    saved = load_file(tmp_path / "run" / "checkpoints" / "iteration-000004" / "policy" / "adapter_model.safetensors")
+    whole = make_lora_trainer(output="whole", iterations=4, **settings)
+    whole.train()
+    make_lora_trainer(iterations=2, **settings).train()
+    resumed = make_lora_trainer(iterations=4, **settings)
+    resumed.train(resume=True)
+    states = [trainer.policy.state_dict().values() for trainer in (whole, resumed)]
+    assert all(map(torch.equal, *states))
+    saved = load_file(resumed.output / "checkpoints" / "iteration-000004" / "policy" / "adapter_model.safetensors")
     assert all("lora_" in name for name in saved)
-    json.loads((tmp_path / "run" / "summary.json").read_text())
+    json.loads((resumed.output / "summary.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -118,8 +119,8 @@ def test_an_adapter_that_is_more_than_loras_two_matrices_is_refused(make_trainer
 
 
 def test_another_adapter_and_a_missing_reference_are_refused(make_lora_trainer, make_trainer):
-    make_lora_trainer(iterations=1)[0].train()
+    make_lora_trainer(iterations=1).train()
     with pytest.raises(CheckpointError, match=r"of other models than those given|not the adapter of this policy"):
-        make_lora_trainer(iterations=2, rank=8)[0].train(resume=True)
+        make_lora_trainer(iterations=2, rank=8).train(resume=True)
     with pytest.raises(ConfigError, match="reference: none given"):
         make_trainer(reference=False)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -27,6 +29,18 @@ def test_a_policy_is_loaded_with_its_tokenizer(checkpoint, policy):
     assert loaded.dtype == torch.float32
     assert not loaded.training
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<eos>", "<pad>")
+
+
+def test_a_policy_whose_config_names_code_of_its_own_is_refused_unless_the_built_in_class_is_right(checkpoint, policy):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.LlamaForCausalLM"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"names own\.LlamaForCausalLM for AutoModelForCausalLM.*builtin_class = true"
+    ):
+        load_policy(checkpoint)
+    loaded, _ = load_policy(checkpoint, builtin_class=True)
+    assert all(map(torch.equal, loaded.state_dict().values(), policy.state_dict().values()))
 
 
 def test_dropout_is_off_wherever_it_is_hidden():

@@ -51,6 +51,11 @@ def test_a_line_that_is_not_utf8_is_named_by_its_number(tmp_path):
         read_prompts(path)
 
 
+@pytest.mark.parametrize("text", ['\ufeff{"prompt": "a"}', '\ufeff\n{"prompt": "a"}'])
+def test_a_file_may_begin_with_a_byte_order_mark(read, text):
+    assert read(text) == [Prompt(text="a")]
+
+
 def test_a_missing_and_an_empty_file_are_refused(read, tmp_path):
     with pytest.raises(PromptError, match=r"absent: cannot be read \(No such file or directory\)"):
         read_prompts(tmp_path / "absent")

@@ -3,6 +3,7 @@
 import math
 import re
 import socket
+import struct
 import urllib.error
 import urllib.request
 
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from plaudit_ppo import PPOConfig
 from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.runs import metrics_server
 from plaudit_ppo.runs.metrics_server import Figures, exposition, prometheus_name
 from plaudit_ppo.training.metrics import METRICS
 
@@ -110,3 +112,22 @@ def test_the_port_is_closed_when_a_run_ends_also_with_an_error(make_trainer, por
         make_trainer(metrics_port=port).train(on_iteration=stop)
     with exposition(PPOConfig(metrics_port=port), is_first_process=True):
         assert scrape(port)
+
+
+def test_a_host_may_be_an_ipv6_address(port):
+    with (
+        exposition(PPOConfig(metrics_host="::1", metrics_port=port), is_first_process=True),
+        urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=10) as answer,
+    ):
+        assert b"plaudit_ppo_lr" in answer.read()
+
+
+def test_a_silent_client_and_one_that_leaves_get_no_answer_and_no_word_on_the_terminal(port, monkeypatch, capfd):
+    monkeypatch.setattr(metrics_server, "_SILENT_S", 0.1)
+    with exposition(PPOConfig(metrics_port=port), is_first_process=True):
+        with socket.create_connection(("127.0.0.1", port)) as left:
+            left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no goodbye
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+            assert silent.recv(1) == b""  # closed, so that its thread has ended
+        assert scrape(port)
+    assert capfd.readouterr() == ("", "")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_trainer import weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit_client import Score, Scores
@@ -18,17 +19,6 @@ from plaudit_ppo.errors import (
     RewardModelError,
 )
 from plaudit_ppo.runs.log import read_log
-
-TIMES = ("time/", "scoring/call_s", "scoring/exposed_wait_s")
-
-
-def weights(*models):
-    return torch.cat([parameter.detach().flatten() for model in models for parameter in model.parameters()])
-
-
-def figures(path):
-    """The log without what a clock says."""
-    return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in read_log(path / "log.jsonl")]
 
 
 def checkpoints(path):
@@ -57,51 +47,50 @@ SETTINGS = {
 
 
 @pytest.fixture
-def undisturbed(make_trainer, make_policy, make_critic, tmp_path):
-    policy, critic = make_policy(), make_critic()
-    make_trainer(policy=policy, critic=critic, output=str(tmp_path / "whole"), **SETTINGS).train()
-    return weights(policy, critic)
+def undisturbed(make_trainer):
+    """A run of the same settings that was never stopped."""
+    undisturbed = make_trainer(output="whole", **SETTINGS)
+    undisturbed.train()
+    return undisturbed
 
 
 @pytest.mark.parametrize("stops", [[1], [2], [3], [5, 6]])
 def test_a_resumed_run_ends_in_the_bits_and_with_the_log_of_one_that_was_never_stopped(
-    make_trainer, make_policy, make_critic, tmp_path, undisturbed, stops
+    make_trainer, make_policy, undisturbed, stops
 ):
     """Before the first checkpoint, right at one, after one; and twice."""
     for stop in stops:
         with pytest.raises(KilledError):
             make_trainer(**SETTINGS).train(on_iteration=stop_after(stop), resume=stop != stops[0])
-    policy, critic = make_policy(), make_critic()
-    trainer = make_trainer(policy=policy, critic=critic, reference=make_policy(), **SETTINGS)
-    summary = trainer.train(resume=True)
-    assert torch.equal(weights(policy, critic), undisturbed)
-    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
-    assert (tmp_path / "run" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+    resumed = make_trainer(reference=make_policy(), **SETTINGS)
+    summary = resumed.train(resume=True)
+    assert torch.equal(resumed.trained(), undisturbed.trained())
+    assert resumed.log_without_times() == undisturbed.log_without_times()
+    assert (resumed.output / "samples.jsonl").read_bytes() == (undisturbed.output / "samples.jsonl").read_bytes()
     assert (summary.iterations, summary.episodes) == (7, 56)
 
 
-def test_a_run_with_the_critic_on_the_policys_network_is_resumed_in_the_same_bits(make_trainer, make_policy, tmp_path):
+def test_a_run_with_the_critic_on_the_policys_network_is_resumed_in_the_same_bits(make_trainer, make_policy):
     """Detail 19: O19's variant."""
 
     def make(output, iterations):
         policy = make_policy()
         critic = TrunkCritic(policy, head_init="normal", generator=torch.Generator().manual_seed(0))
-        settings = {"output": str(tmp_path / output), "iterations": iterations, "lr_schedule": "constant"}
-        return make_trainer(policy=policy, critic=critic, reference=make_policy(), **settings), policy, critic
+        parts = {"policy": policy, "critic": critic, "reference": make_policy()}
+        return make_trainer(**parts, output=output, iterations=iterations, lr_schedule="constant")
 
-    trainer, *whole = make("whole", 4)
-    trainer.train()
-    make("run", 2)[0].train()
-    trainer, *parts = make("run", 4)
-    trainer.train(resume=True)
-    assert torch.equal(weights(*whole), weights(*parts))
-    assert [path.name for path in (tmp_path / "run" / "critic").iterdir()] == ["value_head.safetensors"]
+    whole, first_half, resumed = make("whole", 4), make("run", 2), make("run", 4)
+    whole.train()
+    first_half.train()
+    resumed.train(resume=True)
+    assert torch.equal(whole.trained(), resumed.trained())
+    assert [path.name for path in (resumed.output / "critic").iterdir()] == ["value_head.safetensors"]
 
 
 def test_checkpoints_are_bounded_in_number_and_the_last_one_is_of_the_end(make_trainer, tmp_path):
     make_trainer(**SETTINGS).train()
     assert checkpoints(tmp_path / "run") == ["iteration-000006", "iteration-000007"]
-    make_trainer(output=str(tmp_path / "few"), iterations=3, checkpoint_every=0, max_checkpoints=5).train()
+    make_trainer(output="few", iterations=3, checkpoint_every=0, max_checkpoints=5).train()
     assert checkpoints(tmp_path / "few") == ["iteration-000003"]
 
 
@@ -213,7 +202,7 @@ def test_a_guard_stops_the_run_with_a_checkpoint_of_the_iterations_start(
 
 
 def test_a_run_that_a_guard_stopped_ends_in_the_same_bits_once_its_cause_is_gone(
-    make_trainer, make_policy, make_critic, tmp_path, undisturbed, scorer
+    make_trainer, make_policy, undisturbed, scorer
 ):
     """The scorer fails in the fourth iteration, between two checkpoints; on the resume it works again."""
     calls = []
@@ -224,10 +213,10 @@ def test_a_run_that_a_guard_stopped_ends_in_the_same_bits_once_its_cause_is_gone
 
     with pytest.raises(MaskedShareError, match="iteration-000003"):
         make_trainer(sometimes, **SETTINGS).train()
-    policy, critic = make_policy(), make_critic()
-    make_trainer(policy=policy, critic=critic, reference=make_policy(), **SETTINGS).train(resume=True)
-    assert torch.equal(weights(policy, critic), undisturbed)
-    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+    resumed = make_trainer(reference=make_policy(), **SETTINGS)
+    resumed.train(resume=True)
+    assert torch.equal(resumed.trained(), undisturbed.trained())
+    assert resumed.log_without_times() == undisturbed.log_without_times()
 
 
 @pytest.mark.parametrize(

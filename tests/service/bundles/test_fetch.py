@@ -84,4 +84,4 @@ def test_what_is_not_the_bundle_leaves_nothing_behind_and_is_one_line(tiny_bundl
 def test_a_place_that_cannot_be_written_is_one_line(tiny_bundle, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main([str(tiny_bundle()), str(tmp_path / "file" / "rm")]) == 2
-    assert capsys.readouterr().err == f"plaudit-fetch: error: {tmp_path}/file/rm: cannot be made (File exists)\n"
+    assert capsys.readouterr().err == f"plaudit-fetch: error: {tmp_path}/file/rm: cannot be made (Not a directory)\n"

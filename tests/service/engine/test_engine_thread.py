@@ -42,5 +42,6 @@ def test_it_tells_for_how_long_the_present_job_runs():
 
 def test_a_job_that_hangs_does_not_keep_the_process_alive():
     thread = EngineThread()
-    assert thread._thread.daemon
+    is_daemon = thread.submit(lambda: threading.current_thread().daemon).result(10)
     thread.stop()
+    assert is_daemon

@@ -1,6 +1,7 @@
 """The service as a user meets it: a real process on a real socket."""
 
 import asyncio
+import gzip
 import json
 import signal
 import socket
@@ -22,9 +23,9 @@ from plaudit_service.testing import score_by_hand
 SECRET = "this-is-a-secret-text"
 
 
-def post(service, body, **options):
+def post(service, body, path="/score", **options):
     content = body if isinstance(body, str | bytes) else json.dumps(body)
-    return httpx2.post(f"{service.url}/score", content=content, **options)
+    return httpx2.post(f"{service.url}{path}", content=content, **options)
 
 
 def problem(response):
@@ -235,14 +236,51 @@ def test_the_start_up_check_is_not_bound_by_the_queue_limits(in_process):
 
 def test_a_key_protects_all_but_the_probes(serve, tiny_bundle, tmp_path):
     keys = tmp_path / "keys"
-    keys.write_text("first-key\nsecond-key\n")
+    keys.write_text("first-key\nsecond-key\n", encoding="utf-8-sig")  # as editors on Windows write it
     with serve(tiny_bundle(), flags=["--api-key-file", str(keys)], env={"PLAUDIT_API_KEYS": "third-key"}) as service:
         for key in ("first-key", "second-key", "third-key"):
             assert post(service, {"items": []}, headers={"Authorization": f"Bearer {key}"}).status_code == 200
         for header in ({}, {"Authorization": "Bearer first"}, {"Authorization": "Basic first-key"}):
             assert problem(post(service, {"items": []}, headers=header))["type"] == "urn:plaudit:unauthorized"
-        for path, status in (("/healthz", 200), ("/readyz", 200), ("/info", 401), ("/metrics", 401)):
+        for path, status in (("/healthz", 200), ("/health", 200), ("/readyz", 200), ("/info", 401), ("/metrics", 401)):
             assert httpx2.get(service.url + path).status_code == status, path
+
+
+def test_no_route_ever_redirects(serve, tiny_bundle):
+    with serve(tiny_bundle(), flags=["--dialects", "openrlhf,llamafactory,vllm,slime"]) as service:
+        paths = [*httpx2.get(f"{service.url}/openapi.json").json()["paths"], "/docs", "/openapi.json", "/docs-assets"]
+        for path in (*paths, "/docs/oauth2-redirect", ""):
+            for method in ("GET", "HEAD", "POST", "PUT"):
+                answer = httpx2.request(method, f"{service.url}{path}/", content="{}")
+                assert answer.status_code in {404, 405}, (method, path)
+                assert answer.headers["content-type"] == "application/problem+json"
+        assert problem(post(service, {"items": []}, headers={"Host": "rm.example"}, path="/score/"))["status"] == 404
+
+
+def test_a_head_request_is_answered_as_get_without_the_body(serve, tiny_bundle):
+    with serve(tiny_bundle(), env={"PLAUDIT_API_KEYS": "a-key"}) as service, httpx2.Client() as client:
+        for key in ({}, {"Authorization": "Bearer a-key"}):
+            for path in ("/health", "/healthz", "/readyz", "/info", "/docs", "/openapi.json", "/nothing"):
+                head, get = (client.request(method, service.url + path, headers=key) for method in ("HEAD", "GET"))
+                assert (head.status_code, head.content) == (get.status_code, b""), path
+                assert head.headers["content-type"] == get.headers["content-type"]
+                assert head.headers["content-length"] == str(len(get.content))
+        assert {client.head(f"{service.url}{probe}").status_code for probe in ("/health", "/healthz", "/readyz")} == {
+            200
+        }
+
+
+def test_a_compressed_body_is_415_and_says_why_also_for_dialects(serve, tiny_bundle):
+    body = gzip.compress(json.dumps({"items": [{"text": "good"}]}).encode())
+    with serve(tiny_bundle(), flags=["--dialects", "openrlhf,llamafactory,vllm,slime"]) as service:
+        for path in ("/score", "/get_reward", "/v1/score/evaluation", "/classify", "/slime"):
+            for encoding in ("gzip", "x-deflate", "identity, gzip"):
+                answer = post(service, body, headers={"Content-Encoding": encoding}, path=path)
+                assert problem(answer)["type"] == "urn:plaudit:compressed-body"
+                assert f"Content-Encoding {encoding}; send it without" in answer.json()["detail"]
+                assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+        answer = post(service, {"items": [{"text": "good"}]}, headers={"Content-Encoding": "identity"})
+        assert answer.json()["results"][0]["score"] == 1.0
 
 
 def test_no_text_reaches_the_log_and_every_request_has_one_line(serve, tiny_bundle):

@@ -1,17 +1,23 @@
 """What surrounds the routes: TLS, keys, trace ids, the documentation page."""
 
+import asyncio
 import hmac
 import json
+import re
 import ssl
 import subprocess
+import threading
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urljoin
 
 import httpx2
 import pytest
 
-from plaudit_service.errors import SettingsError, Unauthorized
+from plaudit_service.errors import SettingsError
 from plaudit_service.http import access
 from plaudit_service.http.access import Access
+from plaudit_service.http.asgi import send_answer
 from plaudit_service.metrics import Metrics
 from plaudit_service.settings import Settings
 
@@ -69,6 +75,10 @@ def test_a_traceparent_is_in_the_log_line_and_a_strange_one_is_not(serve, tiny_b
         assert [line.get("traceparent") for line in lines] == [TRACEPARENT, None]
 
 
+async def answer_ok(_scope, _receive, send):
+    await send_answer(send, 200, b"text/plain", b"")
+
+
 @pytest.mark.parametrize("given", ["first-key", "first-ke", "first-keyy", "f", "", "third-key"])
 def test_every_key_is_compared_with_digests_of_one_length_in_constant_time(given, monkeypatch):
     compared = []
@@ -79,12 +89,13 @@ def test_every_key_is_compared_with_digests_of_one_length_in_constant_time(given
 
     hmac_compare = hmac.compare_digest
     monkeypatch.setattr(access.hmac, "compare_digest", compare_digest)
-    layer = Access(None, metrics=Metrics(), api_keys=["first-key", "second-key"], routes=())
-    if given == "first-key":
-        layer._check_key("/score", b"Bearer first-key")
-    else:
-        with pytest.raises(Unauthorized):
-            layer._check_key("/score", f"Bearer {given}".encode())
+    layer = Access(answer_ok, metrics=Metrics(), api_keys=["first-key", "second-key"], routes=())
+
+    async def ask():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=layer), base_url="http://plaudit") as client:
+            return await client.get("/score", headers={"Authorization": f"Bearer {given}"})
+
+    assert asyncio.run(ask()).status_code == (200 if given == "first-key" else 401)
     assert compared == [(32, 32), (32, 32)]
 
 
@@ -100,15 +111,63 @@ class Links(HTMLParser):
         self.found += [value for name, value in attrs if name in {"src", "href"}]
 
 
-def test_the_documentation_page_loads_nothing_from_elsewhere(serve, tiny_bundle):
+class StripsPrefix(BaseHTTPRequestHandler):
+    """A proxy that answers below /rm, with what a service at `upstream` answers to the rest of the path."""
+
+    upstream = ""
+
+    def do_GET(self):
+        inside = self.path.removeprefix("/rm")
+        self.forward("GET", inside) if inside != self.path else self.send_error(404)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.forward("POST", self.path.removeprefix("/rm"), body)
+
+    def forward(self, method, path, body=None):
+        answer = httpx2.request(method, self.upstream + path, content=body)
+        self.send_response(answer.status_code)
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def behind_prefix():
+    """The URL of a service behind a proxy that strips a prefix of the path."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), StripsPrefix) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+
+        def start(url):
+            StripsPrefix.upstream = url
+            return f"http://127.0.0.1:{proxy.server_address[1]}/rm"
+
+        yield start
+        proxy.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("is_behind_proxy", [False, True])
+def test_the_documentation_page_finds_all_it_needs_also_below_a_prefix_and_loads_nothing_from_elsewhere(
+    serve, tiny_bundle, behind_prefix, is_behind_proxy
+):
     with serve(tiny_bundle()) as service:
-        page = httpx2.get(f"{service.url}/docs").text
-        links = Links(page).found
-        assert len(links) == 3
+        base = behind_prefix(service.url) if is_behind_proxy else service.url
+        page = httpx2.get(f"{base}/docs").text
+        (document,) = re.findall(r"url: '(.+)'", page)
+        links = [*Links(page).found, document]
+        assert len(links) == 4
         for link in links:
-            assert link.startswith("/docs-assets/")
-            assert httpx2.get(service.url + link).status_code == 200
-        assert "url: '/openapi.json'" in page
+            assert urljoin(f"{base}/docs", link).startswith(f"{base}/")
+            assert httpx2.get(urljoin(f"{base}/docs", link)).status_code == 200
+        where = urljoin(f"{base}/docs", document)
+        (server,) = httpx2.get(where).json()["servers"]
+        score = urljoin(where, server["url"]).rstrip("/") + "/score"
+        assert httpx2.post(score, content=BODY).json()["results"][0]["score"] == 1.0
 
 
 def test_keys_protect_metrics_and_documentation_unless_they_are_opened(serve, tiny_bundle):

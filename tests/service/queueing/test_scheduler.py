@@ -1,6 +1,8 @@
 import asyncio
 import threading
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -17,29 +19,114 @@ from plaudit_service.results import Status
 from plaudit_service.settings import Settings
 from plaudit_service.text.tokenization import TokenizedText
 
+# After this a test has failed; far above what a busy machine takes.
+_PATIENCE_S = 120
+
 
 class FakeEngine:
-    """Scores a sequence with its first token id; waits for `gate`, records its batches, fails on id 13."""
+    """Scores a sequence with its first token id; holds its batches until it may go on, and fails on id 13."""
 
     name = "fake"
     tolerance = 0.0
     promises_bits = True
 
     def __init__(self):
-        self.gate = threading.Event()
-        self.entered = threading.Event()
         self.batches = []
         self.memory_tokens = float("inf")
+        self._may_go_on = threading.Event()
+        self._has_a_batch = threading.Event()
 
     def run(self, batch, prefix=None):
-        self.entered.set()
-        assert self.gate.wait(10)
+        self._has_a_batch.set()
+        assert self._may_go_on.wait(_PATIENCE_S)
         self.batches.append([int(text.token_ids[0]) for text in batch])
         if 13 in self.batches[-1]:
             raise RuntimeError("unlucky")
         if sum(len(text.token_ids) for text in batch) > self.memory_tokens:
             raise RuntimeError("CUDA error: out of memory")
         return np.array([[first] for first in self.batches[-1]], dtype=np.float32)
+
+    async def has_a_batch(self):
+        """Wait until the engine's thread holds a batch."""
+        assert await asyncio.to_thread(self._has_a_batch.wait, _PATIENCE_S)
+
+    def go_on(self):
+        """Compute what is held and whatever comes."""
+        self._may_go_on.set()
+
+    def hold(self):
+        """Hold the next batch again."""
+        self._may_go_on.clear()
+        self._has_a_batch.clear()
+
+
+@dataclass
+class Queue:
+    """A scheduler, the engine behind it, which holds every batch at first, and a clock that stands still."""
+
+    scheduler: Scheduler
+    engine: FakeEngine
+    metrics: Metrics
+    clock: list[float]
+
+    def ask(self, *first_ids, length=4, **options):
+        """A request that is in the queue, or on its way to the engine if that was idle."""
+        return self.ask_for(texts(*first_ids, length=length), **options)
+
+    def ask_for(self, texts, **options):
+        """The same with other texts than those of one token id."""
+        (ticket,) = admit([(self.scheduler, texts)], **options)
+        return ticket
+
+    async def occupy(self, *first_ids, **options):
+        """A request whose batch the engine holds, so that what comes after it waits."""
+        ticket = self.ask(*first_ids, **options)
+        await self.engine.has_a_batch()
+        return ticket
+
+    async def wait_for_room(self, *first_ids, **options):
+        """Who waits for room, and found none until now."""
+        waiting = asyncio.create_task(self.scheduler.wait_for_room(texts(*first_ids), **options))
+        await asyncio.sleep(0)  # the task runs until it waits
+        assert not waiting.done()
+        return waiting
+
+    def another(self, **settings):
+        """The queue of a second model on the same device."""
+        metrics = Metrics()
+        scheduler = Scheduler(self.scheduler.model, Settings(**settings), metrics, self.scheduler.engine_thread)
+        return replace(self, scheduler=scheduler, metrics=metrics)
+
+    @property
+    def now(self):
+        """What the clock shows."""
+        return self.clock[0]
+
+    def pass_time(self, seconds):
+        """Let the clock go on."""
+        self.clock[0] += seconds
+
+    def value(self, name):
+        """A metric, without its prefix."""
+        return self.metrics.registry.get_sample_value(f"plaudit_{name}")
+
+
+async def outcomes(*tickets):
+    """What requests got, once all of them have ended."""
+    async with asyncio.timeout(_PATIENCE_S):
+        await asyncio.gather(*(ticket.done for ticket in tickets))
+    return [ticket.outcomes for ticket in tickets]
+
+
+async def leave(*tickets):
+    """Want requests no more, and let the scheduler see it."""
+    for ticket in tickets:
+        ticket.done.cancel()
+    await asyncio.gather(*(ticket.done for ticket in tickets), return_exceptions=True)
+
+
+def statuses(outcomes):
+    return [outcome.status for outcome in outcomes]
 
 
 def texts(*first_ids, length=4):
@@ -48,211 +135,168 @@ def texts(*first_ids, length=4):
 
 @pytest.fixture
 def running(tiny_bundle):
+    """A context manager that gives a Queue with these settings."""
     bundle = load_bundle(tiny_bundle())
 
     @asynccontextmanager
     async def run(**settings):
-        clock = [100.0]
-        thread = EngineThread()
-        engine = FakeEngine()
-        model = Model(bundle, engine)
+        clock, metrics, thread, engine = [100.0], Metrics(), EngineThread(), FakeEngine()
+        scheduler = Scheduler(Model(bundle, engine), Settings(**settings), metrics, thread, clock=lambda: clock[0])
         try:
-            yield Scheduler(model, Settings(**settings), Metrics(), thread, clock=lambda: clock[0]), engine, clock
+            yield Queue(scheduler, engine, metrics, clock)
         finally:
-            engine.gate.set()
+            engine.go_on()
             thread.stop()
 
     return run
 
 
-async def compute(scheduler, texts, **options):
-    """The ticket of a request that is admitted and has its outcomes."""
-    (ticket,) = admit([(scheduler, texts)], **options)
-    await ticket.done
-    return ticket
-
-
-async def engine_entered(engine):
-    await asyncio.to_thread(engine.entered.wait, 10)
-
-
-def value(scheduler, name):
-    return scheduler._metrics.registry.get_sample_value(f"plaudit_{name}")
-
-
 def test_what_arrives_while_the_engine_computes_goes_into_one_batch(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            others = [asyncio.create_task(compute(scheduler, texts(number))) for number in (2, 3, 4)]
-            await asyncio.sleep(0)
-            assert value(scheduler, "queued_sequences") == 3
-            assert value(scheduler, "queued_tokens") == 12
-            assert value(scheduler, "running_sequences") == 1
-            engine.gate.set()
-            tickets = await asyncio.gather(first, *others)
-            assert engine.batches == [[1], [2, 3, 4]]
-            assert [ticket.outcomes for ticket in tickets] == [[(1.0,)], [(2.0,)], [(3.0,)], [(4.0,)]]
-            assert value(scheduler, "queued_sequences") == 0
+        async with running() as queue:
+            first = await queue.occupy(1)
+            others = [queue.ask(number) for number in (2, 3, 4)]
+            assert queue.value("queued_sequences") == 3
+            assert queue.value("queued_tokens") == 12
+            assert queue.value("running_sequences") == 1
+            queue.engine.go_on()
+            assert await outcomes(first, *others) == [[(1.0,)], [(2.0,)], [(3.0,)], [(4.0,)]]
+            assert queue.engine.batches == [[1], [2, 3, 4]]
+            assert queue.value("queued_sequences") == 0
 
     asyncio.run(scenario())
 
 
 def test_a_sequence_that_makes_the_engine_raise_is_isolated(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            engine.gate.set()
-            ticket = await compute(scheduler, texts(1, 2, 13, 4, 5))
+        async with running() as queue:
+            queue.engine.go_on()
             failed = Failure(Status.FAILED, "the engine failed: RuntimeError")
-            assert ticket.outcomes == [(1.0,), (2.0,), failed, (4.0,), (5.0,)]
+            assert await outcomes(queue.ask(1, 2, 13, 4, 5)) == [[(1.0,), (2.0,), failed, (4.0,), (5.0,)]]
 
     asyncio.run(scenario())
 
 
 def test_a_request_is_admitted_whole_or_not_at_all(running):
     async def scenario():
-        async with running(max_queued_sequences=3) as (scheduler, engine, _):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            second = asyncio.create_task(compute(scheduler, texts(2, 3)))
-            await asyncio.sleep(0)
+        async with running(max_queued_sequences=3) as queue:
+            first = await queue.occupy(1)
+            second = queue.ask(2, 3)
             with pytest.raises(QueueFull, match="2 sequences wait, the request has 2 more, limit 3"):
-                await compute(scheduler, texts(4, 5))
+                queue.ask(4, 5)
             with pytest.raises(TooLarge, match="4 sequences, the whole queue holds 3"):
-                await compute(scheduler, texts(6, 7, 8, 9))
-            engine.gate.set()
-            await asyncio.gather(first, second)
-            assert engine.batches == [[1], [2, 3]]
+                queue.ask(6, 7, 8, 9)
+            queue.engine.go_on()
+            await outcomes(first, second)
+            assert queue.engine.batches == [[1], [2, 3]]
 
     asyncio.run(scenario())
 
 
 def test_the_queue_is_bounded_in_tokens_too(running):
     async def scenario():
-        async with running(max_queued_tokens=10) as (scheduler, engine, _):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            second = asyncio.create_task(compute(scheduler, texts(2, length=8)))
-            await asyncio.sleep(0)
+        async with running(max_queued_tokens=10) as queue:
+            first = await queue.occupy(1)
+            second = queue.ask(2, length=8)
             with pytest.raises(QueueFull, match="8 tokens wait, the request has 4 more, limit 10"):
-                await compute(scheduler, texts(3))
-            engine.gate.set()
-            await asyncio.gather(first, second)
+                queue.ask(3)
+            queue.engine.go_on()
+            await outcomes(first, second)
 
     asyncio.run(scenario())
 
 
 def test_a_deadline_that_what_waits_would_outlast_is_refused_at_once(running):
     async def scenario():
-        async with running() as (scheduler, engine, clock):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            clock[0] += 2.0  # four tokens took two seconds
-            engine.gate.set()
-            await first
-            engine.gate.clear()
-            engine.entered.clear()
-            second = asyncio.create_task(compute(scheduler, texts(2)))
-            await engine_entered(engine)
-            scheduler.require_room(1, deadline=clock[0] + 0.1)  # nothing waits, so the pace refuses nobody
-            third = asyncio.create_task(compute(scheduler, texts(3, 4)))
-            await asyncio.sleep(0)
+        async with running() as queue:
+            first = await queue.occupy(1)
+            queue.pass_time(2.0)  # four tokens took two seconds
+            queue.engine.go_on()
+            await outcomes(first)
+            queue.engine.hold()
+            second = await queue.occupy(2)
+            queue.scheduler.require_room(1, deadline=queue.now + 0.1)  # nothing waits, so the pace refuses nobody
+            third = queue.ask(3, 4)
             for late in (0.5, 3.9):
                 with pytest.raises(QueueFull, match=f"2 sequences wait, .* about 4.0 s, .* passes in {late} s") as full:
-                    await compute(scheduler, texts(5), deadline=clock[0] + late)
+                    queue.ask(5, deadline=queue.now + late)
                 assert full.value.retry_after_s == 2  # half of the queue is worked off by then
-            scheduler.require_room(1, deadline=clock[0] + 4.1)
-            engine.gate.set()
-            await asyncio.gather(second, third)
+            queue.scheduler.require_room(1, deadline=queue.now + 4.1)
+            queue.engine.go_on()
+            await outcomes(second, third)
 
     asyncio.run(scenario())
 
 
 def test_what_waits_for_room_with_a_deadline_gets_it_or_expires(running):
     async def scenario():
-        async with running(max_queued_sequences=1) as (scheduler, engine, clock):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            second = asyncio.create_task(compute(scheduler, texts(2)))
-            await asyncio.sleep(0)
-            room = asyncio.create_task(scheduler.wait_for_room(texts(3), deadline=clock[0] + 1))
-            await asyncio.sleep(0)
-            assert not room.done()
-            clock[0] += 2
-            engine.gate.set()
-            await asyncio.gather(first, second, room)
-            late = await compute(scheduler, texts(3), deadline=clock[0] - 1)
-            assert late.outcomes[0].status is Status.EXPIRED
+        async with running(max_queued_sequences=1) as queue:
+            first, second = await queue.occupy(1), queue.ask(2)
+            room = await queue.wait_for_room(3, deadline=queue.now + 1)
+            queue.pass_time(2.0)
+            queue.engine.go_on()
+            await outcomes(first, second)
+            await asyncio.wait_for(room, _PATIENCE_S)
+            (late,) = await outcomes(queue.ask(3, deadline=queue.now - 1))
+            assert statuses(late) == [Status.EXPIRED]
 
     asyncio.run(scenario())
 
 
 def test_a_sequence_past_its_deadline_expires_without_compute(running):
     async def scenario():
-        async with running() as (scheduler, engine, clock):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            late = asyncio.create_task(compute(scheduler, texts(2), deadline=105.0))
-            in_time = asyncio.create_task(compute(scheduler, texts(3), deadline=115.0))
-            await asyncio.sleep(0)
-            clock[0] = 110.0
-            engine.gate.set()
-            _, late, in_time = await asyncio.gather(first, late, in_time)
-            assert late.outcomes[0].status is Status.EXPIRED
-            assert in_time.outcomes == [(3.0,)]
-            assert engine.batches == [[1], [3]]
-            assert value(scheduler, "expired_total") == 1
+        async with running() as queue:
+            first = await queue.occupy(1)
+            late, in_time = queue.ask(2, deadline=queue.now + 5), queue.ask(3, deadline=queue.now + 15)
+            queue.pass_time(10.0)
+            queue.engine.go_on()
+            _, late, in_time = await outcomes(first, late, in_time)
+            assert statuses(late) == [Status.EXPIRED]
+            assert in_time == [(3.0,)]
+            assert queue.engine.batches == [[1], [3]]
+            assert queue.value("expired_total") == 1
 
     asyncio.run(scenario())
 
 
 def test_an_abandoned_request_leaves_the_queue_without_compute(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            gone = asyncio.create_task(compute(scheduler, texts(2, 3)))
-            await asyncio.sleep(0)
-            gone.cancel()
-            await asyncio.gather(gone, return_exceptions=True)
-            engine.gate.set()
-            await first
-            ticket = await compute(scheduler, texts(4))
-            assert ticket.outcomes == [(4.0,)]
-            assert engine.batches == [[1], [4]]
-            assert value(scheduler, "cancelled_total") == 2
+        async with running() as queue:
+            first, gone = await queue.occupy(1), queue.ask(2, 3)
+            await leave(gone)
+            queue.engine.go_on()
+            await outcomes(first)
+            assert await outcomes(queue.ask(4)) == [[(4.0,)]]
+            assert queue.engine.batches == [[1], [4]]
+            assert queue.value("cancelled_total") == 2
 
     asyncio.run(scenario())
 
 
 def test_padding_and_computed_tokens_are_counted(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            engine.gate.set()
-            await compute(scheduler, [*texts(1, length=10), *texts(2, length=7)])
-            assert value(scheduler, "computed_tokens_total") == 17
-            assert value(scheduler, "padding_tokens_total") == 3
-            assert value(scheduler, "batch_tokens_sum") == 20
+        async with running() as queue:
+            queue.engine.go_on()
+            await outcomes(queue.ask_for([*texts(1, length=10), *texts(2, length=7)]))
+            assert queue.value("computed_tokens_total") == 17
+            assert queue.value("padding_tokens_total") == 3
+            assert queue.value("batch_tokens_sum") == 20
 
     asyncio.run(scenario())
 
 
 def test_times_and_sizes_are_those_of_the_sequences_and_batches(running):
     async def scenario():
-        async with running(max_batch_tokens=8) as (scheduler, engine, clock):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            others = asyncio.create_task(compute(scheduler, texts(2, 3, 4)))
-            await asyncio.sleep(0)
-            clock[0] += 7.0
-            engine.gate.set()
-            first, others = await asyncio.gather(first, others)
-            assert value(scheduler, "queue_seconds_count") == 4
-            assert value(scheduler, "queue_seconds_sum") == 3 * 7.0
-            assert value(scheduler, "infer_seconds_sum") == 7.0
-            assert value(scheduler, "infer_seconds_count") == value(scheduler, "batch_sequences_count") == 3
-            assert value(scheduler, "batch_sequences_sum") == 4
+        async with running(max_batch_tokens=8) as queue:
+            first, others = await queue.occupy(1), queue.ask(2, 3, 4)
+            queue.pass_time(7.0)
+            queue.engine.go_on()
+            await outcomes(first, others)
+            assert queue.value("queue_seconds_count") == 4
+            assert queue.value("queue_seconds_sum") == 3 * 7.0
+            assert queue.value("infer_seconds_sum") == 7.0
+            assert queue.value("infer_seconds_count") == queue.value("batch_sequences_count") == 3
+            assert queue.value("batch_sequences_sum") == 4
             assert (first.queue_s, first.infer_s, others.queue_s) == (0.0, 7.0, 7.0)
 
     asyncio.run(scenario())
@@ -260,216 +304,184 @@ def test_times_and_sizes_are_those_of_the_sequences_and_batches(running):
 
 def test_a_full_batch_is_handed_over_while_the_engine_computes_and_a_part_stays_open(running):
     async def scenario():
-        async with running(max_batch_tokens=8) as (scheduler, engine, _):
-            requests = [asyncio.create_task(compute(scheduler, texts(1)))]
-            await engine_entered(engine)
-            for ids in ((2, 3), (4,)):
-                requests.append(asyncio.create_task(compute(scheduler, texts(*ids))))
-                await asyncio.sleep(0)
-            assert value(scheduler, "running_sequences") == 3
-            assert value(scheduler, "queued_sequences") == 1
-            requests.append(asyncio.create_task(compute(scheduler, texts(5))))
-            await asyncio.sleep(0)
-            engine.gate.set()
-            await asyncio.gather(*requests)
-            assert engine.batches == [[1], [2, 3], [4, 5]]
+        async with running(max_batch_tokens=8) as queue:
+            requests = [await queue.occupy(1), queue.ask(2, 3), queue.ask(4)]
+            assert queue.value("running_sequences") == 3
+            assert queue.value("queued_sequences") == 1
+            requests.append(queue.ask(5))
+            queue.engine.go_on()
+            await outcomes(*requests)
+            assert queue.engine.batches == [[1], [2, 3], [4, 5]]
 
     asyncio.run(scenario())
 
 
 def test_identical_sequences_in_flight_are_computed_once(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            others = [asyncio.create_task(compute(scheduler, texts(*ids))) for ids in ((1, 2), (2, 2), (3, 1))]
-            await asyncio.sleep(0)
-            engine.gate.set()
-            tickets = await asyncio.gather(first, *others)
-            assert engine.batches == [[1], [2, 3]]
+        async with running() as queue:
+            requests = [await queue.occupy(1), queue.ask(1, 2), queue.ask(2, 2), queue.ask(3, 1)]
+            queue.engine.go_on()
             expected = [[(1.0,)], [(1.0,), (2.0,)], [(2.0,), (2.0,)], [(3.0,), (1.0,)]]
-            assert [ticket.outcomes for ticket in tickets] == expected
+            assert await outcomes(*requests) == expected
+            assert queue.engine.batches == [[1], [2, 3]]
 
     asyncio.run(scenario())
 
 
 def test_sequences_of_one_text_in_other_segments_are_not_identical(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            engine.gate.set()
+        async with running() as queue:
+            queue.engine.go_on()
             ids = np.full(4, 1)
             pair = TokenizedText(ids, np.array([0, 0, 1, 1]), 4, False)
-            await compute(scheduler, [TokenizedText(ids, None, 4, False), pair])
-            assert engine.batches == [[1, 1]]
+            await outcomes(queue.ask_for([TokenizedText(ids, None, 4, False), pair]))
+            assert queue.engine.batches == [[1, 1]]
 
     asyncio.run(scenario())
 
 
 def test_a_shared_sequence_is_cancelled_with_the_last_who_waits_for_it(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            gone = [asyncio.create_task(compute(scheduler, texts(*ids))) for ids in ((2, 3), (3, 4), (4,))]
-            stays = asyncio.create_task(compute(scheduler, texts(2)))
-            await asyncio.sleep(0)
-            for task in gone:
-                task.cancel()
-            await asyncio.gather(*gone, return_exceptions=True)
-            assert value(scheduler, "queued_sequences") == 1
-            engine.gate.set()
-            await asyncio.gather(first, stays)
-            assert engine.batches == [[1], [2]]
-            assert value(scheduler, "cancelled_total") == 5
+        async with running() as queue:
+            first = await queue.occupy(1)
+            gone = [queue.ask(2, 3), queue.ask(3, 4), queue.ask(4)]
+            stays = queue.ask(2)
+            await leave(*gone)
+            assert queue.value("queued_sequences") == 1
+            queue.engine.go_on()
+            await outcomes(first, stays)
+            assert queue.engine.batches == [[1], [2]]
+            assert queue.value("cancelled_total") == 5
 
     asyncio.run(scenario())
 
 
 def test_a_sequence_that_was_abandoned_after_it_was_handed_over_is_computed_for_the_next_who_wants_it(running):
     async def scenario():
-        async with running(max_batch_tokens=8) as (scheduler, engine, _):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            gone = asyncio.create_task(compute(scheduler, texts(2, 3)))
-            await asyncio.sleep(0)
-            assert value(scheduler, "running_sequences") == 3
-            gone.cancel()
-            await asyncio.gather(gone, return_exceptions=True)
-            again = asyncio.create_task(compute(scheduler, texts(2)))
-            await asyncio.sleep(0)
-            engine.gate.set()
-            _, again = await asyncio.gather(first, again)
-            assert again.outcomes == [(2.0,)]
-            assert engine.batches == [[1], [2]]
+        async with running(max_batch_tokens=8) as queue:
+            first, gone = await queue.occupy(1), queue.ask(2, 3)
+            assert queue.value("running_sequences") == 3
+            await leave(gone)
+            again = queue.ask(2)
+            queue.engine.go_on()
+            assert await outcomes(first, again) == [[(1.0,)], [(2.0,)]]
+            assert queue.engine.batches == [[1], [2]]
 
     asyncio.run(scenario())
 
 
 def test_a_sequence_that_several_wait_for_lives_until_the_latest_deadline(running):
     async def scenario():
-        async with running() as (scheduler, engine, clock):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            early = asyncio.create_task(compute(scheduler, texts(2), deadline=105.0))
-            late = asyncio.create_task(compute(scheduler, texts(2), deadline=115.0))
-            await asyncio.sleep(0)
-            clock[0] = 110.0
-            engine.gate.set()
-            _, early, late = await asyncio.gather(first, early, late)
-            assert early.outcomes[0].status is Status.EXPIRED
-            assert late.outcomes == [(2.0,)]
+        async with running() as queue:
+            first = await queue.occupy(1)
+            early, late = queue.ask(2, deadline=queue.now + 5), queue.ask(2, deadline=queue.now + 15)
+            queue.pass_time(10.0)
+            queue.engine.go_on()
+            _, early, late = await outcomes(first, early, late)
+            assert statuses(early) == [Status.EXPIRED]
+            assert late == [(2.0,)]
 
     asyncio.run(scenario())
 
 
 def test_a_deadline_ends_the_wait_while_the_engine_still_computes(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            running_one = asyncio.create_task(compute(scheduler, texts(1), deadline=100.01))
-            await engine_entered(engine)
-            queued = await compute(scheduler, texts(2), deadline=100.01)
-            assert queued.outcomes[0].status is Status.EXPIRED
-            assert (await running_one).outcomes[0].status is Status.EXPIRED
-            assert value(scheduler, "expired_total") == 2
-            assert engine.batches == []
+        async with running() as queue:
+            computing = await queue.occupy(1, deadline=queue.now + 0.01)
+            queued = queue.ask(2, deadline=queue.now + 0.01)
+            for expired in await outcomes(computing, queued):
+                assert statuses(expired) == [Status.EXPIRED]
+            assert queue.value("expired_total") == 2
+            assert queue.engine.batches == []
 
     asyncio.run(scenario())
 
 
 def test_out_of_memory_splits_the_batch_and_makes_later_ones_smaller(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            engine.gate.set()
-            engine.memory_tokens = 16
-            ticket = await compute(scheduler, texts(1, 2, 3, 4, 5, 6, 7, 8))
-            assert ticket.outcomes == [(float(number),) for number in range(1, 9)]
-            assert engine.batches == [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4], [5, 6, 7, 8]]
-            engine.batches.clear()
-            await compute(scheduler, texts(1, 2, 3, 4, 5, 6, 7, 8))
-            assert engine.batches == [[1, 2, 3, 4], [5, 6, 7, 8]]
+        async with running() as queue:
+            queue.engine.go_on()
+            queue.engine.memory_tokens = 16
+            (eight,) = await outcomes(queue.ask(1, 2, 3, 4, 5, 6, 7, 8))
+            assert eight == [(float(number),) for number in range(1, 9)]
+            assert queue.engine.batches == [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4], [5, 6, 7, 8]]
+            queue.engine.batches.clear()
+            await outcomes(queue.ask(1, 2, 3, 4, 5, 6, 7, 8))
+            assert queue.engine.batches == [[1, 2, 3, 4], [5, 6, 7, 8]]
 
     asyncio.run(scenario())
 
 
 def test_a_hung_engine_fails_what_waits(running):
     async def scenario():
-        async with running() as (scheduler, engine, _):
-            tasks = [asyncio.create_task(compute(scheduler, texts(number))) for number in (1, 2)]
-            await engine_entered(engine)
-            scheduler.fail(Unavailable("the engine hangs"))
-            assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [Unavailable] * 2
-            assert value(scheduler, "cancelled_total") == 0
+        async with running() as queue:
+            tickets = [await queue.occupy(1), queue.ask(2)]
+            queue.scheduler.fail(Unavailable("the engine hangs"))
+            assert [type(ticket.done.exception()) for ticket in tickets] == [Unavailable] * 2
+            assert queue.value("cancelled_total") == 0
 
     asyncio.run(scenario())
 
 
 def test_once_the_engine_hung_nobody_is_queued_and_who_waits_for_room_is_told(running):
     async def scenario():
-        async with running(max_queued_sequences=1) as (scheduler, engine, _):
-            tasks = [asyncio.create_task(compute(scheduler, texts(1)))]
-            await engine_entered(engine)
-            tasks.append(asyncio.create_task(compute(scheduler, texts(2))))
-            await asyncio.sleep(0)
-            tasks += [asyncio.create_task(scheduler.wait_for_room(texts(number))) for number in (3, 4)]
-            await asyncio.sleep(0)
-            scheduler.fail(Unavailable("the engine hangs"))
-            assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [Unavailable] * 4
+        async with running(max_queued_sequences=1) as queue:
+            tickets = [await queue.occupy(1), queue.ask(2)]
+            rooms = [await queue.wait_for_room(3), await queue.wait_for_room(4)]
+            queue.scheduler.fail(Unavailable("the engine hangs"))
+            ends = await asyncio.gather(*(ticket.done for ticket in tickets), *rooms, return_exceptions=True)
+            assert [type(error) for error in ends] == [Unavailable] * 4
             with pytest.raises(Unavailable, match="the engine hangs"):
-                await compute(scheduler, texts(5))
-            assert value(scheduler, "queued_sequences") == 0
+                queue.ask(5)
+            assert queue.value("queued_sequences") == 0
 
     asyncio.run(scenario())
 
 
 def test_several_queues_take_a_request_all_or_none(running):
     async def scenario():
-        async with running(max_queued_sequences=1) as (first, engine, _):
-            second = Scheduler(first.model, Settings(max_queued_sequences=1), Metrics(), first.engine_thread)
-            running_one = asyncio.create_task(compute(second, texts(1)))
-            await engine_entered(engine)
-            tickets = admit([(first, texts(2)), (second, texts(3))])
+        async with running(max_queued_sequences=1) as first:
+            second = first.another(max_queued_sequences=1)
+            computing = await second.occupy(1)
+            tickets = admit([(first.scheduler, texts(2)), (second.scheduler, texts(3))])
             with pytest.raises(QueueFull, match="1 sequences wait"):
-                admit([(first, texts(4)), (second, texts(5))])
+                admit([(first.scheduler, texts(4)), (second.scheduler, texts(5))])
             with pytest.raises(TooLarge):
-                admit([(first, texts(6)), (second, texts(7, 8))])
-            assert (value(first, "running_sequences"), value(first, "queued_sequences")) == (1, 0)
-            engine.gate.set()
-            await asyncio.gather(running_one, *(ticket.done for ticket in tickets))
-            assert [ticket.outcomes for ticket in tickets] == [[(2.0,)], [(3.0,)]]
-            assert engine.batches == [[1], [2], [3]]
+                admit([(first.scheduler, texts(6)), (second.scheduler, texts(7, 8))])
+            assert (first.value("running_sequences"), first.value("queued_sequences")) == (1, 0)
+            first.engine.go_on()
+            assert await outcomes(computing, *tickets) == [[(1.0,)], [(2.0,)], [(3.0,)]]
+            assert first.engine.batches == [[1], [2], [3]]
 
     asyncio.run(scenario())
 
 
 def test_exact_scores_are_kept_when_asked_for_and_failures_are_not(running):
     async def scenario():
-        async with running(score_cache_size=2) as (scheduler, engine, _):
-            engine.gate.set()
-            await compute(scheduler, texts(1, 13))
-            engine.batches.clear()
-            ticket = await compute(scheduler, texts(1, 13))
-            assert ticket.outcomes[0] == (1.0,)
-            assert engine.batches == [[13]]
-            assert value(scheduler, "score_cache_hits_total") == 1
-            await compute(scheduler, texts(2, 3))  # 1 is forgotten
-            engine.batches.clear()
-            await compute(scheduler, texts(1, 3))
-            assert engine.batches == [[1]]
+        async with running(score_cache_size=2) as queue:
+            queue.engine.go_on()
+            await outcomes(queue.ask(1, 13))
+            queue.engine.batches.clear()
+            (again,) = await outcomes(queue.ask(1, 13))
+            assert again[0] == (1.0,)
+            assert queue.engine.batches == [[13]]
+            assert queue.value("score_cache_hits_total") == 1
+            await outcomes(queue.ask(2, 3))  # 1 is forgotten
+            queue.engine.batches.clear()
+            await outcomes(queue.ask(1, 3))
+            assert queue.engine.batches == [[1]]
 
     asyncio.run(scenario())
 
 
 def test_models_on_one_device_are_served_in_turn(running):
     async def scenario():
-        async with running(max_batch_tokens=4) as (first, engine, _):
-            second = Scheduler(first.model, Settings(max_batch_tokens=4), Metrics(), first.engine_thread)
-            tasks = [asyncio.create_task(compute(first, texts(1, 2, 3, 4)))]
-            await engine_entered(engine)
-            tasks.append(asyncio.create_task(compute(second, texts(101, 102, 103))))
-            await asyncio.sleep(0)
-            engine.gate.set()
-            await asyncio.gather(*tasks)
-            assert engine.batches == [[1], [2], [101], [102], [3], [4], [103]]
+        async with running(max_batch_tokens=4) as first:
+            second = first.another(max_batch_tokens=4)
+            requests = [await first.occupy(1, 2, 3, 4), second.ask(101, 102, 103)]
+            first.engine.go_on()
+            await outcomes(*requests)
+            assert first.engine.batches == [[1], [2], [101], [102], [3], [4], [103]]
 
     asyncio.run(scenario())
 
@@ -481,25 +493,23 @@ def test_models_on_one_device_are_served_in_turn(running):
 )
 def test_everyone_gets_the_scores_of_their_own_sequences_whoever_leaves(running, requests, budget):
     async def scenario():
-        async with running(max_batch_tokens=budget) as (scheduler, engine, _):
-            first = asyncio.create_task(compute(scheduler, texts(1)))
-            await engine_entered(engine)
-            tasks = [asyncio.create_task(compute(scheduler, texts(*ids))) for ids, _ in requests]
-            await asyncio.sleep(0)
-            for task, (_, leaves) in zip(tasks, requests, strict=True):
-                if leaves:
-                    task.cancel()
-            engine.gate.set()
-            await first
-            done = await asyncio.gather(*tasks, return_exceptions=True)
-            for ticket, (ids, leaves) in zip(done, requests, strict=True):
-                if leaves:
-                    assert isinstance(ticket, asyncio.CancelledError)
-                else:
-                    assert ticket.outcomes == [(float(number),) for number in ids]
-            await compute(scheduler, texts(99))  # what was abandoned in the engine has ended by then
+        async with running(max_batch_tokens=budget) as queue:
+            first = await queue.occupy(1)
+            tickets = [queue.ask(*ids) for ids, _ in requests]
+            leaving = [ticket for ticket, (_, leaves) in zip(tickets, requests, strict=True) if leaves]
+            staying = [(ticket, ids) for ticket, (ids, leaves) in zip(tickets, requests, strict=True) if not leaves]
+            for ticket in leaving:
+                ticket.done.cancel()
+            queue.engine.go_on()  # before the scheduler sees who left
+            assert await outcomes(first) == [[(1.0,)]]
+            for ticket, ids in staying:
+                assert await outcomes(ticket) == [[(float(number),) for number in ids]]
+            await outcomes(queue.ask(99))  # what was abandoned in the engine has ended by then
             for gauge in ("queued_sequences", "queued_tokens", "running_sequences"):
-                assert value(scheduler, gauge) == 0
-            assert not scheduler._jobs
+                assert queue.value(gauge) == 0
+            queue.engine.batches.clear()
+            again = await outcomes(queue.ask(*range(1, 13)))  # nothing that has ended is still waited for
+            assert again == [[(float(number),) for number in range(1, 13)]]
+            assert sorted(chain(*queue.engine.batches)) == list(range(1, 13))
 
     asyncio.run(scenario())

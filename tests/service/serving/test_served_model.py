@@ -131,17 +131,19 @@ def test_a_dialect_waits_until_every_part_has_room(a_and_b):
 
 def test_a_dialect_waits_again_where_one_queue_is_full_by_the_time_that_the_other_has_room(a_and_b):
     async def scenario(app):
+        asked = app.watch_for_room()
         before = [*await app.fill_queue("b"), asyncio.create_task(app.score("awful", model="b"))]
         await until(lambda: app.value("queued_sequences") == 1)
         waiting = asyncio.create_task(app.client.post("/slime?model=x", json={"prompt": "good", "response": ""}))
-        await until(app.service.pipelines["b"].scheduler._turn_to_wait.locked)
+        await until(lambda: asked == ["a", "b"])  # and b has no room
         before += [*await app.fill_queue("a"), asyncio.create_task(app.score("awful", model="a"))]
         await until(lambda: app.value("queued_sequences") == 2)
         app.engines["b"].gate.set()
-        await until(app.service.pipelines["a"].scheduler._turn_to_wait.locked)
+        await until(lambda: asked == ["a", "b", "a"])  # and a has none any more
         assert (app.value("queued_sequences"), app.value("waiting_requests")) == (1, 1)
         app.open_gates()
         assert (await waiting).json() == 1.5
+        assert asked == ["a", "b", "a", "b"]
         scores = [(await task).json()["results"][0]["score"] for task in before]
         assert scores == [1.0, -2.0, -4.5, 0.5, -1.0, -2.25]
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from plaudit_service.items import check_request
 from plaudit_service.text.chat_template import ChatTemplateError, compile_chat_template
 
 MESSAGES = [{"role": "user", "content": "good"}, {"role": "assistant", "content": "fine\n"}]
@@ -46,6 +47,41 @@ def test_what_templates_use_renders_as_in_plain_jinja(source, expected):
 
     plain = _compile_jinja_template(source).render(messages=MESSAGES, bos_token="<s>", eos_token="</s>")
     assert rendered(source) == expected == plain
+
+
+TOOLS = """{%- for m in messages -%}
+<{{ m.role }}{{ ' ' + m.name if m.name is defined }}>
+{%- if m.reasoning_content is string %}<think>{{ m.reasoning_content }}</think>{% endif -%}
+{%- if m.content %}{{ m.content }}{% endif -%}
+{%- if 'tool_calls' in m %}{% for call in m.tool_calls %}{{ call.function.name }}{{ call.function.arguments | tojson }}
+{%- for key, value in call.function.arguments.items() %}[{{ key }}={{ value }}]{% endfor %}{% endfor %}{% endif -%}
+{%- if m.tool_call_id %}#{{ m.tool_call_id }}{% endif -%}
+{%- endfor %}"""
+
+
+def test_tool_calls_and_reasoning_render_as_transformers_renders_the_same_message():
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    arguments = {"city": "Ulm \u00fc <b>", "days": [1, 2.5, None, True], "nested": {"a": {}}}
+    chat = [
+        {"role": "user", "content": "good", "name": "Ann"},
+        {"role": "assistant", "reasoning_content": "well", "tool_calls": [{"function": {"name": "f"}}]},
+        {"role": "tool", "content": "4", "tool_call_id": "x1"},
+    ]
+    chat[1]["tool_calls"][0]["function"]["arguments"] = arguments
+    sent = [{"refusal": None, "thinking": None, **message} for message in chat]
+    (item,) = check_request({"items": [{"messages": sent}]}).items
+    messages = [message.to_template() for message in item.messages]
+    assert messages == chat
+    plain = _compile_jinja_template(TOOLS).render(messages=chat)
+    assert rendered(TOOLS, messages) == plain
+    assert "f" + '{"city": "Ulm \u00fc <b>", "days": [1, 2.5, null, true]' in plain
+
+
+def test_a_chat_may_write_as_much_of_its_tool_calls_as_of_its_texts():
+    calls = [{"function": {"name": "f", "arguments": {"numbers": list(range(40_000))}}}]
+    chat = [{"role": "assistant", "tool_calls": calls}]
+    assert len(rendered("{{ messages[0].tool_calls | tojson }}", chat)) > 65_536 + 1024
 
 
 ESCAPES = [

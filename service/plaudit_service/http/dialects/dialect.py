@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plaudit_service.errors import InvalidRequest, NotJson
-from plaudit_service.items import Item
+from plaudit_service.http.dialects.special_tokens import SpecialTokens
+from plaudit_service.items import Item, place
 
 _Shape = TypeVar("_Shape", bound="Shape")
 
@@ -55,14 +56,15 @@ class Dialect:
 
     Attributes:
         path: Its path.
-        read: Reads a body and the parameters of the URL (InvalidRequest, NotJson).
+        read: Reads a body and the parameters of the URL, by what counts as special tokens of the policy
+            (InvalidRequest, NotJson).
         body: The type of a body, for the OpenAPI document.
         answer: The type of an answer, for the same.
         parameters: What the URL may carry besides `model`, and what it is for.
     """
 
     path: str
-    read: Callable[[bytes, Mapping[str, str]], Asked]
+    read: Callable[[bytes, Mapping[str, str], SpecialTokens], Asked]
     body: Any
     answer: Any
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -81,5 +83,4 @@ def parse(shape: type[_Shape], body: bytes) -> _Shape:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         if first["type"] == "json_invalid":
             raise NotJson(f"{first['msg']}; send a JSON object") from error
-        where = ".".join(str(key) for key in first["loc"]) or "body"
-        raise InvalidRequest(f"{where}: {first['msg']}") from error
+        raise InvalidRequest(f"{place(first['loc']) or 'body'}: {first['msg']}") from error

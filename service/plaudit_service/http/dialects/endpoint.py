@@ -10,13 +10,16 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 from plaudit_service.errors import AllExpired, InvalidRequest, ItemFailed, QueueFull, Unavailable
 from plaudit_service.http.asgi import Receive, Scope, Send, send_answer
 from plaudit_service.http.dialects import llamafactory, openrlhf, slime, vllm
 from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect
-from plaudit_service.http.dialects.special_tokens import find_foreign
+from plaudit_service.http.dialects.known_tokens import KnownTokens
+from plaudit_service.http.dialects.policy_tokenizer import read_policy_tokens
+from plaudit_service.http.dialects.special_tokens import SpecialTokens, find_foreign
 from plaudit_service.http.receiving import Room, Share, read_body, while_connected
 from plaudit_service.http.score_endpoint import check_sizes, request_timeout_s
 from plaudit_service.items import ScoreRequest
@@ -33,19 +36,26 @@ DIALECTS = {
 
 
 def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
-    """The application of each path that the settings ask for."""
+    """The application of each path that the settings ask for.
+
+    Raises:
+        SettingsError: the policy's tokenizer cannot be read.
+    """
     room = _WaitingRoom(service)
+    directory = service.settings.policy_tokenizer
+    tokens = read_policy_tokens(Path(directory)) if directory else KnownTokens()
     dialects = [DIALECTS[name] for name in service.settings.dialects]
-    return {dialect.path: DialectEndpoint(dialect, service, room) for dialect in dialects}
+    return {dialect.path: DialectEndpoint(dialect, service, room, tokens) for dialect in dialects}
 
 
 class DialectEndpoint:
     """The ASGI application of one dialect. Errors are raised; who wraps it answers them."""
 
-    def __init__(self, dialect: Dialect, service: Service, room: "_WaitingRoom") -> None:
+    def __init__(self, dialect: Dialect, service: Service, room: "_WaitingRoom", tokens: SpecialTokens) -> None:
         self._dialect = dialect
         self._service = service
         self._room = room
+        self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
@@ -87,10 +97,10 @@ class DialectEndpoint:
 
     def _read(self, body: bytes, parameters: Mapping[str, str]) -> tuple[Asked, ServedModel]:
         """What is asked, and of which model."""
-        asked = self._dialect.read(body, parameters)
+        asked = self._dialect.read(body, parameters, self._tokens)
         model = self._model(asked, parameters)
         if self._service.settings.dialect_check_tokens:
-            _refuse_foreign_tokens(asked, model)
+            _refuse_foreign_tokens(asked, model, self._tokens)
         return asked, model
 
     def _model(self, asked: Asked, parameters: Mapping[str, str]) -> ServedModel:
@@ -154,21 +164,21 @@ class _WaitingRoom:
             self._waiting.dec()
 
 
-def _refuse_foreign_tokens(asked: Asked, model: ServedModel) -> None:
+def _refuse_foreign_tokens(asked: Asked, model: ServedModel, tokens: SpecialTokens) -> None:
     """Refuse a text of a policy with another tokenizer, which this model would take for words.
 
     Raises:
         InvalidRequest: it holds a special token that the tokenizer of the model, or of a part, does not know.
     """
     for part in model.parts:
-        found = find_foreign(asked.items, part.model.tokenization.has_token)
+        found = find_foreign(asked.items, tokens, part.model.tokenization.has_token)
         if found is not None:
             number, token = found
             raise InvalidRequest(
                 f"items[{number}]: the text holds the special token {token}, which the tokenizer of model "
                 f'"{part.model.bundle.name}" does not know: policy and reward model have different chat templates, and '
-                "the score would be of another text. Send chats instead of texts (docs/trainers), or, where this is "
-                "plain text to both, start the service with --no-dialect-check-tokens"
+                "the score would be of another text. Send chats instead of texts (docs/trainers); where this is no "
+                "token of the policy, start the service with --policy-tokenizer DIR, or with --no-dialect-check-tokens"
             )
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from plaudit_service.errors import InvalidRequest
 from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect, Shape, parse
+from plaudit_service.http.dialects.special_tokens import SpecialTokens
 from plaudit_service.items import MAX_ITEMS, TextItem
 
 
@@ -15,7 +16,7 @@ class _Body(Shape):
     max_length: int | None = None
 
 
-def read(body: bytes, _: Mapping[str, str]) -> Asked:
+def read(body: bytes, _: Mapping[str, str], __: SpecialTokens) -> Asked:
     """Each message is a text with the policy's special tokens. Its `model` is a placeholder, so it is not read."""
     asked = parse(_Body, body)
     if asked.max_length is not None:

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
 from plaudit_service.errors import InvalidRequest
+from plaudit_service.http.dialects.chats import find_chat
 from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect, Shape, parse
-from plaudit_service.http.dialects.special_tokens import strip_end
-from plaudit_service.items import MAX_ITEMS, ChatItem, Item, Message, TextItem
-
-_CHAT = TypeAdapter(list[Message])
+from plaudit_service.http.dialects.special_tokens import SpecialTokens, strip_end
+from plaudit_service.items import MAX_ITEMS, ChatItem, Item, TextItem
 
 
 class _Body(Shape):
@@ -19,7 +18,7 @@ class _Body(Shape):
     labels: list[Any] = Field([])
 
 
-def read(body: bytes, _: Mapping[str, str]) -> Asked:
+def read(body: bytes, _: Mapping[str, str], tokens: SpecialTokens) -> Asked:
     """Each query is a text that is scored as it stands, unless its label is the chat before the completion."""
     asked = parse(_Body, body)
     for name, values in (("prompts", asked.prompts), ("labels", asked.labels)):
@@ -28,7 +27,7 @@ def read(body: bytes, _: Mapping[str, str]) -> Asked:
     prompts = asked.prompts or [""] * len(asked.query)
     labels = asked.labels or [None] * len(asked.query)
     return Asked(
-        [_item(number, *parts) for number, parts in enumerate(zip(asked.query, prompts, labels, strict=True))],
+        [_item(number, *parts, tokens) for number, parts in enumerate(zip(asked.query, prompts, labels, strict=True))],
         write,
     )
 
@@ -40,27 +39,23 @@ def write(answered: Answered) -> dict[str, Any]:
     return {"rewards": scores, "scores": scores, "extra_logs": logs}
 
 
-def _item(number: int, query: str, prompt: str, label: Any) -> Item:
-    chat = _as_chat(label)
+def _item(number: int, query: str, prompt: str, label: Any, tokens: SpecialTokens) -> Item:
+    chat = find_chat(label, f"labels[{number}]")
     if chat is None:
         # The policy's EOS is in the text where it was generated, and must not be added where it was not.
         return TextItem(text=query, finished=False)
+    if not prompt:
+        raise InvalidRequest(
+            f"prompts[{number}]: no text, so it is not known where the completion of query[{number}] begins; send "
+            "prompts, or no chat as label"
+        )
     if not query.startswith(prompt):
         raise InvalidRequest(
             f"query[{number}]: does not begin with prompts[{number}], so its completion is not known; it was cut to "
             "the policy's length, or its tokenizer changes text: raise --data.max_len, or send no chat as label"
         )
-    completion, finished = strip_end(query[len(prompt) :])
+    completion, finished = strip_end(query[len(prompt) :], tokens)
     return ChatItem(messages=chat, completions=[completion], finished=finished)
-
-
-def _as_chat(label: Any) -> list[Message] | None:
-    if not isinstance(label, list) or not label:
-        return None
-    try:
-        return _CHAT.validate_python(label, strict=True)
-    except ValidationError:  # another kind of label, which is no business of ours
-        return None
 
 
 class _Answer(BaseModel):

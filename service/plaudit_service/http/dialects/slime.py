@@ -3,19 +3,22 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SkipValidation
 
+from plaudit_service.errors import InvalidRequest
+from plaudit_service.http.dialects.chats import looks_like_chat, read_chat
 from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect, Shape, parse
-from plaudit_service.http.dialects.special_tokens import strip_end
+from plaudit_service.http.dialects.special_tokens import SpecialTokens, strip_end
 from plaudit_service.items import ChatItem, Item, Message, PromptItem
 
 
 class _Body(Shape):
-    prompt: str | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    # Checked below: of a union, an error would tell why it is not the other form.
+    prompt: SkipValidation[str | Annotated[list[Message], Field(min_length=1)]]
     response: str
 
 
-def read(body: bytes, parameters: Mapping[str, str]) -> Asked:
+def read(body: bytes, parameters: Mapping[str, str], tokens: SpecialTokens) -> Asked:
     """One rollout; a prompt that is a chat is rendered by the reward model's own template.
 
     `?reward_key=score` in the URL asks for an object with that key, as slime's `--reward-key score` needs.
@@ -27,14 +30,16 @@ def read(body: bytes, parameters: Mapping[str, str]) -> Asked:
         (score,) = answered.scores
         return score if key is None else {key: score}
 
-    return Asked([_item(asked)], write)
+    return Asked([_item(asked, tokens)], write)
 
 
-def _item(asked: _Body) -> Item:
+def _item(asked: _Body, tokens: SpecialTokens) -> Item:
     if isinstance(asked.prompt, str):
+        if looks_like_chat(asked.prompt):
+            raise InvalidRequest("prompt: looks like a chat that was written as text; send the list itself")
         return PromptItem(prompt=asked.prompt, completion=asked.response, finished=False)
-    completion, finished = strip_end(asked.response)
-    return ChatItem(messages=asked.prompt, completions=[completion], finished=finished)
+    completion, finished = strip_end(asked.response, tokens)
+    return ChatItem(messages=read_chat(asked.prompt, "prompt"), completions=[completion], finished=finished)
 
 
 DIALECT = Dialect(

@@ -1,44 +1,62 @@
-"""Special tokens that a policy's tokenizer leaves in a decoded text. Pure; knows nothing of models.
+"""Special tokens that a policy's tokenizer leaves in a decoded text. Pure; knows no tokenizer.
 
 A policy's text that is scored as it stands is right only where the reward model's tokenizer knows these tokens, too:
 otherwise it would take them for words, and give another score than for the chat that was meant.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from plaudit_service.items import ChatItem, Item, PromptItem, TextItem
 
-# How the tokenizers of ChatML, Llama 3, Phi, DeepSeek, Gemma, Mistral and BERT models write theirs.
-_ANYWHERE = re.compile(
-    r"<\|[^<>|\s]{1,64}\|>|<\uff5c[^<>\s]{1,64}\uff5c>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>"
-    r"|\[/?(?:INST|CLS|SEP|PAD)\]"
-)
-# In the middle of a text they may be HTML.
-_AT_START, _AT_END = "<s>", "</s>"
-_MAX_AT_END = 8
+# More tokens at an end than any tokenizer leaves there.
+MAX_AT_END = 8
 
 
-def find_foreign(items: list[Item], knows: Callable[[str], bool]) -> tuple[int, str] | None:
+class SpecialTokens(Protocol):
+    """What counts as a special token of a policy."""
+
+    def find(self, text: str) -> Iterator[str]:
+        """Each one in a text that was decoded."""
+
+    def last(self, text: str) -> "LastToken | None":
+        """The one that ends a turn at the very end of a text, spaces aside; None: there is none."""
+
+
+@dataclass(frozen=True)
+class LastToken:
+    """A token at the end of a text: where it begins, and whether it only pads, which says nothing of an end."""
+
+    start: int
+    pads: bool
+
+
+def find_foreign(items: Sequence[Item], tokens: SpecialTokens, knows: Callable[[str], bool]) -> tuple[int, str] | None:
     """The first special token that a tokenizer does not know, and the number of its item."""
     for number, item in enumerate(items):
         for text in _texts(item):
-            for token in _special_tokens(text):
+            for token in tokens.find(text):
                 if not knows(token):
                     return number, token
     return None
 
 
-def strip_end(text: str) -> tuple[str, bool]:
-    """A completion without the special tokens at its end, and whether there were any: it was not cut by length."""
+def strip_end(text: str, tokens: SpecialTokens) -> tuple[str, bool]:
+    """A completion without the special tokens at its end, and whether it was finished: not all of them only pad."""
     finished = False
-    for _ in range(_MAX_AT_END):
-        trimmed = text.rstrip()
-        start = max(trimmed.rfind("<"), trimmed.rfind("["))
-        if start < 0 or not (_ANYWHERE.fullmatch(trimmed, start) or trimmed[start:] == _AT_END):
+    for _ in range(MAX_AT_END):
+        last = tokens.last(text)
+        if last is None:
             break
-        text, finished = trimmed[:start], True
+        text, finished = text[: last.start], finished or not last.pads
     return text, finished
+
+
+def any_of(tokens: Iterable[str]) -> str:
+    """The regular expression of any of some texts, the longest first."""
+    return "|".join(map(re.escape, sorted(tokens, key=lambda token: (-len(token), token))))
 
 
 def _texts(item: Item) -> Iterator[str]:
@@ -49,12 +67,3 @@ def _texts(item: Item) -> Iterator[str]:
             yield item.prompt + (item.completion or "")
         case ChatItem():
             yield from item.completions or ()
-
-
-def _special_tokens(text: str) -> Iterator[str]:
-    if text.startswith(_AT_START):
-        yield _AT_START
-    if text.rstrip().endswith(_AT_END):
-        yield _AT_END
-    for match in _ANYWHERE.finditer(text):
-        yield match.group()

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plaudit_service.errors import InvalidRequest
 from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect, Shape, parse
+from plaudit_service.http.dialects.special_tokens import SpecialTokens
 from plaudit_service.items import MAX_ITEMS, ChatItem, Item, Message, TextItem, TokenItem
 
 _TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -26,7 +27,7 @@ class _Body(Shape):
     user: str | None = None
 
 
-def read(body: bytes, _: Mapping[str, str]) -> Asked:
+def read(body: bytes, _: Mapping[str, str], __: SpecialTokens) -> Asked:
     """Texts, token ids, or one chat; `use_activation` false: scores as the operator set them, else sigmoids."""
     asked = parse(_Body, body)
     if (asked.input is None) == (asked.messages is None):

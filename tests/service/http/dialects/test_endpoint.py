@@ -119,6 +119,107 @@ def test_texts_of_another_tokenizer_are_refused_with_the_remedy_and_chats_are_sc
             assert number(path, post(service, path, body).json()) == 1.0
 
 
+# The template tokens of Gemma 4, EXAONE, Seed-OSS, Nemotron and MiniMax.
+TURNS = {
+    "<turn|>": "<|turn>user\n",
+    "[|endofturn|]": "[|user|]\n[|endofturn|]",
+    "<seed:eos>": "<seed:bos>user\n",
+    "<SPECIAL_12>": "<SPECIAL_11>User\n",
+    "[e~[": "]~b]user\n",
+}
+
+
+def test_template_tokens_of_other_families_are_refused_as_words_and_stripped_from_completions(serve, tiny_bundle):
+    with serve(tiny_bundle(), flags=["--dialects", ALL]) as service:
+        for end, begin in TURNS.items():
+            for text in (f"good{end}", f"{begin}good"):
+                for path, body in bodies(text).items():
+                    answer = post(service, path, body)
+                    assert (answer.status_code, answer.json()["type"]) == (422, "urn:plaudit:invalid-request"), text
+                    assert "the text holds the special token" in answer.json()["detail"]
+            assert post(service, "/slime", {"prompt": CHAT, "response": f"awful{end}"}).json() == -3.25
+            body = {"query": [f"{begin}awful{end}\n"], "prompts": [begin], "labels": [CHAT]}
+            assert post(service, "/get_reward", body).json()["rewards"] == [-3.25]
+        for text in ("good |> f <| [| 1; 2 |]", "<seed> good <p><s>x</s></p>", "vector<SPECIAL> good a<|b|c"):
+            for path, body in bodies(text).items():
+                assert number(path, post(service, path, body).json()) == 1.0
+
+
+def test_the_policys_tokenizer_says_exactly_which_tokens_are_foreign_and_which_end_a_turn(serve, tiny_bundle, tmp_path):
+    tokens = [{"id": id_, "content": text, "special": True} for id_, text in enumerate(("[BOS]", "~start~", "~end~"))]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "[BOS]", "eos_token": "~end~"}))
+    flags = ["--dialects", ALL, "--policy-tokenizer", str(tmp_path)]
+    with serve(tiny_bundle(), flags=flags) as service:
+        for path, body in bodies("good ~start~").items():
+            answer = post(service, path, body)
+            assert (answer.status_code, "special token ~start~" in answer.json()["detail"]) == (422, True)
+        for text in ("[BOS] good", "<|im_start|> good <turn|> [INST]"):  # the first is the reward model's, too
+            for path, body in bodies(text).items():
+                assert number(path, post(service, path, body).json()) == 1.0
+        assert post(service, "/slime", {"prompt": CHAT, "response": "awful~end~"}).json() == -3.25
+        assert post(service, "/slime", {"prompt": CHAT, "response": "awful~start~"}).status_code == 422
+
+
+def test_a_policys_tokenizer_that_is_none_is_one_clear_line(tiny_bundle, tmp_path):
+    command = [Path(sys.executable).with_name("plaudit-serve"), tiny_bundle(), "--policy-tokenizer", tmp_path / "none"]
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith(f"plaudit-serve: error: --policy-tokenizer {tmp_path / 'none'}: holds neither")
+
+
+THINKING = "{% for m in messages %}{{ m.content }} {{ m.reasoning_content }} {{ m.name is defined }} {% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("message", "score"),
+    [
+        ({"role": "user", "content": "bad"}, -3.25),
+        ({"role": "user", "content": "bad", "name": None, "tool_calls": None, "refusal": None}, -3.25),
+        ({"role": "user", "content": [{"type": "text", "text": "bad", "image": None}]}, -3.25),
+        ({"role": "user", "content": "bad", "reasoning_content": "good"}, -2.25),
+        ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}], "reasoning_content": "good"}, -1.25),
+        ({"role": "user", "content": "bad", "id": 7}, "id: no field of a message that chat templates read"),
+        ({"role": "user", "content": [{"type": "text", "text": "bad"}] * 2}, "content: 2 parts"),
+        ({"role": "user", "content": None}, "content: there is none"),
+    ],
+)
+def test_a_chat_is_scored_as_one_or_refused_and_never_taken_for_a_plain_label(serve, tiny_bundle, message, score):
+    prompt = "<|im_start|>bad<|im_end|>"
+    label = {"query": [f"{prompt}awful<|im_end|>"], "prompts": [prompt]}
+    calls = {
+        "/get_reward": ({**label, "labels": [[message]]}, "labels[0][0]"),
+        "/get_reward?text": ({**label, "labels": [json.dumps([message])]}, "labels[0][0]"),
+        "/slime": ({"prompt": [message], "response": "awful"}, "prompt[0]"),
+        "/classify": (
+            {"messages": [message, {"role": "assistant", "content": "awful"}], "use_activation": False},
+            "mess",
+        ),
+        "/score": ({"items": [{"messages": [message], "completions": ["awful"]}]}, "items[0].messages[0]"),
+    }
+    with serve(tiny_bundle(chat_template=THINKING), flags=["--dialects", ALL]) as service:
+        for path, (body, where) in calls.items():
+            answer = post(service, path, body)
+            if isinstance(score, str):
+                assert answer.status_code == 422, path
+                assert answer.json()["detail"].startswith(where)
+                assert score in answer.json()["detail"]
+            else:
+                given = answer.json()
+                given = given["results"][0]["score"] if path == "/score" else number(path.split("?")[0], given)
+                assert given == score, path
+
+
+def test_a_model_that_was_trained_on_pairs_reads_texts_alone(serve, tiny_bundle):
+    with serve(tiny_bundle(pair=True), flags=["--dialects", ALL]) as service:
+        chat = [{"role": "user", "content": "bad", "name": None}, {"role": "assistant", "content": "awful"}]
+        item = {"items": [{"messages": chat}]}
+        assert post(service, "/score", item).json()["results"][0]["score"] == -3.25
+        chat[1]["reasoning_content"] = "good"
+        answer = post(service, "/score", item)
+        assert (answer.status_code, "leave reasoning_content out" in answer.json()["detail"]) == (422, True)
+
+
 def test_one_of_several_models_is_named_in_the_url_or_in_the_body_or_the_call_is_refused(serve, tiny_bundle):
     models = [tiny_bundle(name="one"), tiny_bundle(name="two", heads={"a": 2.0})]
     with serve(*models, flags=["--dialects", ALL]) as service:

@@ -3,13 +3,11 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from plaudit_service.errors import InvalidRequest, NotJson
 from plaudit_service.http.dialects import llamafactory, openrlhf, slime, vllm
 from plaudit_service.http.dialects.dialect import Answered
-from plaudit_service.http.dialects.special_tokens import find_foreign, strip_end
+from plaudit_service.http.dialects.known_tokens import KnownTokens
 from plaudit_service.items import ChatItem, Message, PromptItem, TextItem, TokenItem
 
 CHAT = [{"role": "user", "content": "good"}]
@@ -17,7 +15,7 @@ MESSAGES = [Message(role="user", content="good")]
 
 
 def read(dialect, body, **parameters):
-    return dialect.DIALECT.read(json.dumps(body).encode(), parameters)
+    return dialect.DIALECT.read(json.dumps(body).encode(), parameters, KnownTokens())
 
 
 def answered(*scores):
@@ -57,9 +55,14 @@ def test_an_openrlhf_label_that_is_the_chat_makes_a_chat_without_the_policys_end
         ({"query": ["a"], "prompts": ["a", "b"]}, "prompts"),
         ({"query": ["a"], "labels": [1, 2]}, "labels"),
         ({"query": "a"}, "query"),
-        ({"query": [1]}, "query.0"),
+        ({"query": [1]}, "query[0]"),
         ({}, "query"),
         ({"query": ["b"], "prompts": ["a"], "labels": [CHAT]}, "query[0]"),
+        ({"query": ["b"], "labels": [CHAT]}, "prompts[0]"),
+        (
+            {"query": ["b"], "prompts": ["b"], "labels": [[{"role": "user", "content": "a", "id": 1}]]},
+            "labels[0][0].id",
+        ),
     ],
 )
 def test_a_wrong_openrlhf_body_is_refused_and_says_where(body, where):
@@ -137,32 +140,4 @@ def test_a_vllm_body_that_asks_for_something_else_is_refused(body):
 @pytest.mark.parametrize("dialect", [llamafactory, openrlhf, slime, vllm])
 def test_a_body_that_is_no_json_is_refused(dialect):
     with pytest.raises(NotJson):
-        dialect.DIALECT.read(b"{", {})
-
-
-@pytest.mark.parametrize(
-    ("text", "token"),
-    [
-        ("<|im_start|>user", "<|im_start|>"),
-        ("a <end_of_turn>", "<end_of_turn>"),
-        ("<\uff5cAssistant\uff5c>", "<\uff5cAssistant\uff5c>"),
-        ("[INST] a", "[INST]"),
-        ("<s>a", "<s>"),
-        ("a</s>\n", "</s>"),
-        ("a <s>b</s> c, 1 <| 2 |> 3, <b>, [1]", None),
-    ],
-)
-def test_special_tokens_that_a_tokenizer_does_not_know_are_found(text, token):
-    items = [TextItem(text="plain"), TextItem(text=text)]
-    assert find_foreign(items, lambda _: False) == (token and (1, token))
-    assert find_foreign(items, lambda _: True) is None
-
-
-@given(st.text(), st.sampled_from(["", "<|eot_id|>", "<eos>\n", "[SEP]"]), st.integers(1, 3))
-def test_only_special_tokens_at_the_end_are_taken_off(text, token, repeats):
-    stripped, finished = strip_end(text + token * repeats)
-    assert (text + token * repeats).startswith(stripped)
-    assert finished or stripped == text
-    if token:
-        assert finished
-        assert text.startswith(stripped)
+        dialect.DIALECT.read(b"{", {}, KnownTokens())

@@ -1,0 +1,165 @@
+"""Whether a class has every weight and uses every stored one: one that is left out would make the score another.
+
+Reads the headers of safetensors files. Knows nothing of how a model is loaded.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from plaudit_export.errors import SourceError, first_line
+
+_ONE_FILE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+# What a classifier has no use for: heads of pretraining (also layers that predict further tokens), a pooler beside the
+# head, and buffers that old versions of transformers stored.
+_HARMLESS = re.compile(
+    r"(^|\.)(lm_head|embed_out|generator_lm_head|(generator|discriminator|lm|mask)_predictions"
+    r"|vocab_(transform|layer_norm|projector)|cls\.(predictions|seq_relationship)|pooler\.dense|mtp)\."
+    r"|(^|\.)((original_)?inv_freq|(cos|sin)_cached|position_ids|token_type_ids)$"
+    r"|\.(attn|attention|self_attn)\.(bias|masked_bias|embed_positions)$"
+)
+# What classes of other trainers compute a score with. transformers keeps quiet about names that match a list of the
+# model's class, and such a list may match one of these by accident.
+_OF_A_SCORE = re.compile(
+    r"(^|\.)(score|score_head|scores|classifier|reward|reward_head|rm_head|v_head|vhead|value_head|regression_head"
+    r"|regression_layer|gating|normalizer)(\.|$)"
+)
+
+
+def check_complete(
+    source: str, info: Mapping[str, Any], num_labels: int, brings: Callable[[str], bool] = lambda _: False
+) -> None:
+    """No weight of the model is missing, or stored in another shape.
+
+    Args:
+        source: the directory.
+        info: what transformers says of the weights that it loaded.
+        num_labels: of the model's config.
+        brings: whether an adapter brings a weight.
+
+    Raises:
+        SourceError: one is.
+    """
+    if missing := sorted(name for name in info["missing_keys"] if not brings(name)):
+        raise SourceError(
+            f"{source}: {len(missing)} missing weights, such as {missing[0]}; they would be random numbers. "
+            "Is it a reward model's checkpoint, saved whole?"
+        )
+    for name, stored, made in sorted(info["mismatched_keys"]):
+        if brings(name):
+            continue
+        if made[0] == num_labels != stored[0] and stored[1:] == made[1:]:
+            labels = {"0": "score"} if stored[0] == 1 else {str(head): f"LABEL_{head}" for head in range(stored[0])}
+            raise SourceError(
+                f"{source}: the head has {_count(stored[0], 'output')} ({name}), its config.json "
+                f"{_count(num_labels, 'label')} (transformers assumes 2 where it names none); set there "
+                f'"id2label": {json.dumps(labels)}'
+            )
+        raise SourceError(
+            f"{source}: {name} is stored in shape {tuple(stored)}, and its config.json makes it {tuple(made)}; is it "
+            "the config of these weights?"
+        )
+
+
+def check_stored(
+    directory: Path,
+    class_name: str,
+    used: Collection[str],
+    unexpected: Iterable[str],
+    is_harmless: Callable[[str], bool] = lambda _: False,
+) -> list[str]:
+    """A note for each file whose weights are stored twice.
+
+    Args:
+        directory: of a checkpoint that transformers loaded.
+        class_name: of the model, for the message.
+        used: names by which the class knows its weights.
+        unexpected: names that transformers found and did not use.
+        is_harmless: whether a weight that the class does not use has no part in the score.
+
+    Raises:
+        SourceError: a weight is stored that the class does not use.
+    """
+    _check_pickled_head(directory)
+    read, others = _files(directory)
+    stored = {name for file in read for name in _names(directory / file)}
+    hidden = {name for name in stored if _OF_A_SCORE.search(name) and name not in used}
+    _refuse(directory, class_name, "", (name for name in {*unexpected, *hidden} if not is_harmless(name)))
+    notes = []
+    for file in others:
+        if file.startswith("consolidated"):  # the same weights by the names of the model's makers
+            continue
+        _refuse(directory, class_name, f" of {file}", set(_names(directory / file)) - stored)
+        notes.append(f"{file} is not read: the weights are those of {read[0]}")
+    return notes
+
+
+def check_adapter_files(directory: Path, weights: str) -> list[str]:
+    """A note where a whole model lies beside an adapter.
+
+    Args:
+        directory: of the adapter.
+        weights: its file.
+
+    Raises:
+        SourceError: a head lies in a file of its own.
+    """
+    _check_pickled_head(directory)
+    others = sorted(path.name for path in directory.glob("*.safetensors") if path.name != weights)
+    for name in others:
+        if not name.startswith("model"):
+            raise SourceError(
+                f"{directory}: {name} lies beside the adapter, and peft does not read it; move it away if it has no "
+                "part in the score"
+            )
+    if not others:
+        return []
+    return [
+        f"{others[0]} beside the adapter is not read: the model is the adapter on its base (for the other, give a "
+        "directory without adapter_config.json)"
+    ]
+
+
+def _check_pickled_head(directory: Path) -> None:
+    name = "value_head.bin"
+    if (directory / name).is_file():
+        raise SourceError(f"{directory}: {name} is not read; move it away if it has no part in the score")
+
+
+def _refuse(directory: Path, class_name: str, of_file: str, left_out: Iterable[str]) -> None:
+    if names := sorted(name for name in left_out if not _HARMLESS.search(name)):
+        more = f", like {len(names) - 1} more" if len(names) > 1 else ""
+        head = " of the head" if _OF_A_SCORE.search(names[0]) else ""
+        raise SourceError(
+            f"{directory}: {names[0]}{of_file} is a weight{head} that transformers' {class_name} leaves out{more}, so "
+            "the scores would not be the trained ones; if they are that class's, save it from there (from_pretrained, "
+            "save_pretrained)"
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _files(directory: Path) -> tuple[list[str], list[str]]:
+    """The safetensors files that transformers reads, and the others."""
+    found = sorted(path.name for path in directory.glob("*.safetensors"))
+    if _ONE_FILE in found or not (directory / _INDEX).is_file():
+        read = [_ONE_FILE] if _ONE_FILE in found else found
+    else:
+        read = sorted(set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    return read, [name for name in found if name not in read]
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise SourceError(f"{path}: cannot be read: {first_line(error)}") from error

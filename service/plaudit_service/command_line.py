@@ -1,0 +1,100 @@
+"""How a command of the service or the exporter ends: an exit code, and one line that says what was wrong."""
+
+import argparse
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class _HasExitCode(Protocol):
+    """An error whose text is the line that the user reads."""
+
+    exit_code: int
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends a command that is called wrongly with one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        command = self.prog.split()[0]  # of a subcommand's parser, too
+        sys.exit(fail(command, f"{message}; see {self.prog} --help", 2))
+
+
+def run(command: str, body: Callable[[], int], *, extra: str) -> int:
+    """Run a command; returns its exit code. Whatever ends it, no stack trace is shown.
+
+    Args:
+        command: its name.
+        body: what it does; returns the exit code. An error with an `exit_code` ends it with one line.
+        extra: of the package, which brings what the command imports.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # process 1 gets only what it has a handler for
+    _show_every_letter()
+    try:
+        exit_code = body()
+        _flush()
+        return exit_code
+    except ModuleNotFoundError as error:
+        return fail(command, f"{error.name} is not installed; pip install 'plaudit[{extra}]'", 2)
+    except KeyboardInterrupt:
+        say(f"{command}: interrupted")
+        return 130
+    except OSError as error:
+        _drop_output()
+        return fail(command, str(error), 1)
+    except Exception as error:  # noqa: BLE001  a user never sees a stack trace
+        if isinstance(error, _HasExitCode):
+            return fail(command, str(error), error.exit_code)
+        return fail(command, _describe_bug(error), 1)
+
+
+def fail(command: str, message: str, exit_code: int) -> int:
+    """Print an error as one line; returns the exit code."""
+    say(f"{command}: error: {' '.join(message.split())}")
+    return exit_code
+
+
+def tell(text: str) -> None:
+    """Print what a command has done. Where it cannot be read, a full disk or a closed pipe, it is done all the same."""
+    try:
+        print(text)
+        _flush()
+    except OSError:
+        _drop_output()
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, where that can be written."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)
+
+
+def _describe_bug(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}:{frame.lineno}"
+    return f"internal error: {type(error).__name__}: {error} ({where}); please report it"
+
+
+def _show_every_letter() -> None:
+    """Print letters that the output's encoding lacks as escapes, as Python does for standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # it was closed before the command began
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """What is still buffered must not fail once more when Python flushes it at exit."""
+    with suppress(OSError, AttributeError, io.UnsupportedOperation):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,97 @@
+"""Special tokens of any policy, as far as they can be told from ordinary text. Pure; the lists are facts of tokenizers.
+
+Two forms are declared by hundreds of tokenizers and written by nobody else: `<|word|>`, and DeepSeek's with the wide
+bar U+FF5C in its place. The lists hold what other families declare in tokenizer_config.json or write in their chat
+templates. A token that is ordinary text, too (`<image>`, BBCode's `[IMG]`, OCaml's `[|user|]`), is left out: a rendered
+chat of its family has another one that is not. What stands in ordinary code and markup, such as `<pad>` and HTML's
+`<s>`, counts only where a tokenizer puts it: at the start or the end of a text.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+
+from plaudit_service.http.dialects.special_tokens import MAX_AT_END, LastToken, any_of
+
+_TURNS = (
+    *("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"),  # Gemma 1 to 3
+    *("<|turn>", "<turn|>"),  # Gemma 4
+    "[|endofturn|]",  # EXAONE 3 and 4
+    *("<seed:bos>", "<seed:eos>"),  # Seed-OSS
+    *("<beginning_of_sentence>", "<end_of_sentence>", "]~!b[", "[e~["),  # MiniMax 1 and 2
+    *("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),  # Llama 2, Mistral
+    "[gMASK]",  # GLM
+    "<end_of_utterance>",  # Idefics, SmolVLM
+)
+# Parts of a turn: an end of these is something that the policy wrote, and no end of the turn.
+_PARTS = (
+    *("<|channel>", "<channel|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>"),  # Gemma 4
+    *("<|tool_response>", "<tool_response|>"),
+    *("<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>"),  # Seed-OSS
+    *("<seed:cot_budget_reflect>", "</seed:cot_budget_reflect>"),
+    *("[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),  # Mistral
+)
+# The same of the forms: Cohere, LFM2, Kimi, Phi 4 mini, Qwen VL, DeepSeek.
+_PARTS_OF_FORMS = (
+    *("<|END_RESPONSE|>", "<|END_ACTION|>", "<|END_THINKING|>", "<|END_TOOL_RESULT|>"),
+    *("<|tool_call_end|>", "<|tool_calls_section_end|>", "<|tool_list_end|>", "<|tool_response_end|>"),
+    *("<|/tool|>", "<|/tool_call|>", "<|vision_end|>"),
+    *("<\uff5ctool\u2581call\u2581end\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>"),
+    *("<\uff5ctool\u2581output\u2581end\uff5c>", "<\uff5ctool\u2581outputs\u2581end\uff5c>"),
+)
+_ENDS_NO_TURN = frozenset({*_PARTS, *_PARTS_OF_FORMS})
+_PADDING = frozenset({"<pad>", "[PAD]", "<seed:pad>", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>"})
+_BOS = ("<s>", "<bos>", "[CLS]", "[BOS]", *_PADDING)
+_HTML_END = "</s>"
+_EOS = (_HTML_END, "<eos>", "<eoa>", "<eop>", "<eod>", "[SEP]", "[EOS]", *_PADDING)
+
+# Every alternative begins with a plain character, so that the search can skip to the next of these.
+_FORMS = r"<\|/?\w[\w./:-]{1,62}\|>|<\uff5c[^<>\s]{1,64}\uff5c>"
+_NUMBERED = (
+    r"<SPECIAL_\d{1,4}>|<extra_id_\d{1,4}>"  # Nemotron H and Nano; 3 and 4
+    r"|<reserved_\d{1,4}>|\[unused\d{1,4}\]"  # Baichuan; openPangu
+    r"|\](?<!\[\])(?<!\[\^\])~b\]"  # MiniMax 2; `[^]~b]` is a class of a regular expression
+)
+_SOMEWHERE = f"{_FORMS}|{_NUMBERED}|{any_of((*_TURNS, *_PARTS))}"
+_ANYWHERE = re.compile(_SOMEWHERE)
+_AT_START = re.compile(rf"\s*({any_of(_BOS)})")
+_AT_END = re.compile(rf"({_SOMEWHERE}|{any_of(_EOS)})\Z")
+_MAX_TOKEN_CHARS = 80
+# HTML that strikes a text through, on one line. At the start of a text it may be a whole sequence between BOS and EOS,
+# unless ordinary text follows.
+_STRUCK = re.compile(r"(?<=.)(?<!</s>)<s>[^<\n]*</s>|\A<s>[^<\n]*</s>(?=\s*[^\s<\[])", re.DOTALL)
+_STRUCK_AT_END = re.compile(r"<s>[^<\n]*</s>\s*\Z")
+
+
+class KnownTokens:
+    """The special tokens of any policy."""
+
+    def find(self, text: str) -> Iterator[str]:
+        """Each one in a text that was decoded."""
+        edges = _STRUCK.sub("", text) if "<s>" in text else text
+        at = 0
+        while (first := _AT_START.match(edges, at)) is not None:
+            yield first.group(1)
+            at = first.end()
+        yield from (token for _, token in islice(_from_end(edges), MAX_AT_END))
+        yield from (match.group() for match in _ANYWHERE.finditer(text))
+
+    def last(self, text: str) -> LastToken | None:
+        """The one that ends a turn at the very end of a text, spaces aside; None: there is none."""
+        for start, token in _from_end(text):
+            is_html = token == _HTML_END and _STRUCK_AT_END.search(text, max(0, text.rfind("<s>")))
+            return None if is_html or token in _ENDS_NO_TURN else LastToken(start, token in _PADDING)
+        return None
+
+
+def _from_end(text: str) -> Iterator[tuple[int, str]]:
+    """The tokens at the end of a text, from the last one on, and where they begin."""
+    end = len(text)
+    while True:
+        end = len(text[:end].rstrip())
+        tail = max(0, end - _MAX_TOKEN_CHARS)
+        match = _AT_END.search(text[tail:end])
+        if match is None:
+            return
+        end = tail + match.start()
+        yield end, match.group()

@@ -1,0 +1,73 @@
+"""How every command of the client, the trainer and the demo ends."""
+
+import re
+
+import pytest
+
+from plaudit_client.command_line import Parser, run
+from plaudit_demo.errors import DemoError, OutputError
+from plaudit_ppo.errors import ConfigError, GuardError, PPOError
+
+
+def ends_with(error, capsys, **how):
+    """The exit code and stderr of a command that raises."""
+
+    def body():
+        raise error
+
+    return run("plaudit-x", body, extra="some", **how), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (PPOError("no\nway"), 1),
+        (GuardError("no way"), 1),
+        (ConfigError("no way"), 2),
+        (DemoError("no way"), 1),
+        (OutputError("no\nway"), 2),
+        (OSError("no way"), 1),
+    ],
+)
+def test_an_error_that_owns_an_exit_code_is_one_line(error, exit_code, capsys):
+    assert ends_with(error, capsys) == (exit_code, "plaudit-x: error: no way\n")
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(capsys):
+    code, line = ends_with(ModuleNotFoundError("No module", name="numpy"), capsys)
+    assert (code, line) == (2, "plaudit-x: error: numpy is not installed; pip install 'plaudit[some]'\n")
+
+
+def test_an_interrupt_is_130_and_may_say_how_to_go_on(capsys):
+    assert ends_with(KeyboardInterrupt(), capsys) == (130, "plaudit-x: interrupted\n")
+    assert ends_with(KeyboardInterrupt(), capsys, interrupted="wait") == (130, "plaudit-x: wait\n")
+
+
+@pytest.mark.parametrize(("error", "exit_code"), [(ConfigError("no way"), 2), (KeyboardInterrupt(), 130)])
+def test_a_process_that_is_not_the_first_ends_without_a_word(error, exit_code, capsys):
+    assert ends_with(error, capsys, quiet=True) == (exit_code, "")
+
+
+def test_another_error_is_a_bug_in_one_line_that_says_where(capsys):
+    code, line = ends_with(ZeroDivisionError("no\nway"), capsys)
+    assert code == 1
+    assert re.fullmatch(r"plaudit-x: error: internal error: .*: no way \(test_\w+\.py:\d+\); please report it\n", line)
+
+
+def test_wrong_usage_is_one_line_that_names_the_help_of_the_subcommand(capsys):
+    parser = Parser(prog="plaudit-x")
+    parser.add_subparsers().add_parser("do").add_argument("what")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["do", "this", "and\nthat"])
+    assert ended.value.code == 2
+    expected = "plaudit-x: error: unrecognized arguments: and that; see plaudit-x --help\n"
+    assert capsys.readouterr().err == expected
+    with pytest.raises(SystemExit):
+        parser.parse_args(["do"])
+    assert capsys.readouterr().err.endswith("required: what; see plaudit-x do --help\n")
+
+
+def test_a_module_that_is_run_is_named_as_in_its_other_errors(capsys):
+    with pytest.raises(SystemExit):
+        Parser(prog="python -m plaudit.x").parse_args(["--y"])
+    assert capsys.readouterr().err.startswith("plaudit.x: error: ")

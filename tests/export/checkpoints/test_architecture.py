@@ -1,0 +1,174 @@
+"""What a config says that would make the score another: code of its own, layers, normalization, or nothing at all."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from plaudit_export.checkpoints.checkpoint import load_checkpoint
+from plaudit_export.cli import main
+from plaudit_export.errors import SourceError
+from plaudit_export.quiet import quiet
+from plaudit_export.testing import tiny_causal_checkpoint
+
+MODELING = """\
+import transformers
+
+class LlamaForSequenceClassification(transformers.LlamaForSequenceClassification):
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits.sigmoid()
+        return output
+"""
+OWN = {"AutoModelForSequenceClassification": "modeling_own.LlamaForSequenceClassification"}
+
+
+@pytest.fixture
+def copy(causal_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the causal checkpoint whose config may be changed."""
+    path = Path(shutil.copytree(causal_checkpoint, tmp_path / "copy"))
+    (path / "modeling_own.py").write_text(MODELING)
+    return path
+
+
+def set_config(checkpoint: Path, **fields: Any) -> None:
+    """Changes fields of config.json; None takes one away."""
+    path = checkpoint / "config.json"
+    changed = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}))
+
+
+def refusal(source: Path, **options: Any) -> str:
+    with pytest.raises(SourceError) as raised:
+        load_checkpoint(str(source), **options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "auto_map",
+    [
+        OWN,
+        {"AutoModel": "modeling_own.LlamaForRewardModel"},
+        {"AutoModelForTokenClassification": "modeling_own.LlamaForSequenceClassification"},
+        {"AutoConfig": "configuration_own.LlamaConfig", **OWN},
+    ],
+)
+def test_a_class_of_the_checkpoints_own_is_refused_also_where_it_has_the_name_of_a_built_in_one(copy, auto_map):
+    set_config(copy, auto_map=auto_map)
+    message = refusal(copy)
+    assert f"names {list(auto_map.values())[-1]} for {list(auto_map)[-1]}" in message
+    assert "if transformers' LlamaForSequenceClassification computes the same scores, say so with --builtin-class" in (
+        message
+    )
+
+
+def test_that_the_built_in_class_is_right_is_said_by_an_option_and_told(copy, tmp_path, capsys):
+    ids = torch.tensor([[9, 8, 7]])
+    with quiet(), torch.no_grad():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(copy)
+        built_in = model(ids).logits.item()
+    set_config(copy, auto_map=OWN)
+    checkpoint = load_checkpoint(str(copy), builtin_class=True)
+    with torch.no_grad():
+        assert checkpoint.model(ids).logits.item() == built_in
+    assert main(["checkpoint", str(copy), str(tmp_path / "no")]) == 2
+    assert (
+        main(["checkpoint", str(copy), str(tmp_path / "bundle"), "--builtin-class", "--golden-max-tokens", "60"]) == 0
+    )
+    note = (
+        "auto_map of the config names modeling_own.LlamaForSequenceClassification for "
+        "AutoModelForSequenceClassification; that code is not run, the scores are those of transformers' "
+        "LlamaForSequenceClassification"
+    )
+    assert f"note: {note}" in capsys.readouterr().err
+    assert note in json.loads((tmp_path / "bundle" / "report.json").read_text())["notes"]
+
+
+def test_code_for_another_task_than_scoring_is_told_and_not_refused(copy):
+    set_config(copy, auto_map={"AutoModelForCausalLM": "modeling_own.LlamaForCausalLM"})
+    (note,) = load_checkpoint(str(copy)).notes
+    assert note.startswith("auto_map of the config names modeling_own.LlamaForCausalLM for AutoModelForCausalLM; that")
+
+
+def test_a_tokenizer_class_of_the_checkpoints_own_is_told(copy):
+    path = copy / "tokenizer_config.json"
+    auto_map = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": auto_map}))
+    (note,) = load_checkpoint(str(copy)).notes
+    assert note == (
+        "auto_map of tokenizer_config.json names tokenization_own.OwnTokenizer; that code is not run, the tokens are "
+        "those of tokenizer.json"
+    )
+    (copy / "tokenizer.json").unlink()
+    assert "code of its own, which is never run, and there is no tokenizer.json" in refusal(copy)
+
+
+def test_the_base_of_an_adapter_is_held_to_the_same(copy, tmp_path):
+    peft = pytest.importorskip("peft")
+    with quiet():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(copy)
+        lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
+        peft.get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    set_config(copy, auto_map=OWN)
+    assert "say so with --builtin-class" in refusal(tmp_path / "adapter")
+    assert load_checkpoint(str(tmp_path / "adapter"), builtin_class=True).notes[0].startswith("auto_map of the config")
+    # An adapter of a classifier is trained on transformers' classifier, whatever code a base has for language models.
+    set_config(copy, architectures=["LlamaForCausalLM"], auto_map={"AutoModelForCausalLM": "own.LlamaForCausalLM"})
+    assert len(load_checkpoint(str(tmp_path / "adapter")).notes) == 1
+    set_config(copy, auto_map={}, do_normalize=True)
+    assert "do_normalize" in refusal(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("field", ["do_normalize", "normalize_reward"])
+def test_a_config_that_normalizes_scores_after_the_head_is_refused(copy, field):
+    set_config(copy, **{field: True})
+    assert f"its config.json says {field}" in refusal(copy)
+    set_config(copy, **{field: False})
+    assert load_checkpoint(str(copy)).kind == "causal"
+
+
+def test_a_config_without_architectures_is_told_what_is_missing(copy):
+    set_config(copy, architectures=None)
+    expected = (
+        'its config.json has no architectures, where a reward model of model_type llama has "architectures": ["Llam'
+    )
+    assert expected in refusal(copy)
+    set_config(copy, architectures=["LlamaForSequenceClassification"])
+    assert load_checkpoint(str(copy)).architecture == "LlamaForSequenceClassification"
+    set_config(copy, architectures=None, model_type="cohere")
+    assert "no architectures, and transformers has no *ForSequenceClassification class" in refusal(copy)
+
+
+def test_a_language_model_with_llamafactorys_head_is_told_what_it_is(copy):
+    set_config(copy, architectures=["LlamaForCausalLM"])
+    (copy / "value_head.safetensors").write_bytes(b"")
+    assert "is a LlamaForCausalLM with the value head of LLaMA-Factory (value_head.safetensors)" in refusal(copy)
+
+
+HYBRID = {
+    "qwen3_next": {"num_key_value_heads": 2, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1},
+    "jamba": {"num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 4},
+    "minimax": {"num_key_value_heads": 2, "num_local_experts": 2},
+}
+
+
+@pytest.mark.parametrize("model_type", sorted(HYBRID))
+def test_hybrid_and_linear_attention_are_refused_by_name(causal_checkpoint, tmp_path, model_type):
+    config = transformers.AutoConfig.for_model(
+        model_type, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=328, **HYBRID[model_type]
+    )
+    shutil.copytree(causal_checkpoint, tmp_path / "it")
+    class_name = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__
+    config.architectures = [class_name]
+    config.save_pretrained(tmp_path / "it")
+    assert f"{class_name}: hybrid or linear attention is not supported" in refusal(tmp_path / "it")
+
+
+def test_layers_that_all_attend_are_no_hybrid(tmp_path):
+    checkpoint = load_checkpoint(str(tiny_causal_checkpoint(tmp_path / "it", architecture="gemma2")))
+    assert set(checkpoint.config.layer_types) == {"full_attention", "sliding_attention"}

@@ -1,0 +1,160 @@
+"""Template tokens of any policy are found, and ordinary code, markup and prose never are."""
+
+import gzip
+import json
+import sysconfig
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from plaudit_service.http.dialects.known_tokens import KnownTokens
+from plaudit_service.http.dialects.special_tokens import find_foreign, strip_end
+from plaudit_service.items import ChatItem, Message, PromptItem, TextItem
+
+KNOWN = KnownTokens()
+
+
+@pytest.mark.parametrize(
+    ("text", "token"),
+    [
+        ("<|im_start|>user", "<|im_start|>"),
+        ("a <end_of_turn>", "<end_of_turn>"),
+        ("<\uff5cAssistant\uff5c>", "<\uff5cAssistant\uff5c>"),
+        ("<\uff5cend\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+        ("[INST] a", "[INST]"),
+        ("<s>a", "<s>"),
+        ("a</s>\n", "</s>"),
+        ("<pad><bos>a", "<pad>"),
+        ("a<eos><pad>", "<pad>"),
+        ("<|turn>user\na<turn|>\n", "<turn|>"),  # Gemma 4
+        ("a<|tool_call>call:f{}<tool_call|>b", "<|tool_call>"),
+        ("[|user|]a\n[|endofturn|]\n", "[|endofturn|]"),  # EXAONE
+        ("<seed:bos>user\na<seed:eos>b", "<seed:bos>"),  # Seed-OSS
+        ("<SPECIAL_10>System\n\n<SPECIAL_11>User\n", "<SPECIAL_10>"),  # Nemotron
+        ("<extra_id_1>User\na", "<extra_id_1>"),
+        ("]~!b[]~b]system\na[e~[\n]~b]ai\n", "]~!b["),  # MiniMax
+        ("a\n]~b]ai\n", "]~b]"),
+        ("a[e~[", "[e~["),
+        ("[unused9]a[unused10]b", "[unused9]"),
+        ("<s>[INST] a [/INST] b</s><s>[INST] c [/INST] d</s>", "<s>"),
+    ],
+)
+def test_special_tokens_that_a_tokenizer_does_not_know_are_found(text, token):
+    items = [TextItem(text="plain"), TextItem(text=text)]
+    assert find_foreign(items, KNOWN, lambda _: False) == (1, token)
+    assert find_foreign(items, KNOWN, lambda _: True) is None
+    prompt = PromptItem(prompt=text, completion="")
+    chat = ChatItem(messages=[Message(role="user", content="a")], completions=[text])
+    for item in (prompt, chat):
+        assert find_foreign([item], KNOWN, lambda _: False) == (0, token)
+
+
+ORDINARY = r"""
+let xs = [| 1; 2 |] in xs |> Array.map (fun x -> x + 1) |> printfn "%A" <| ()
+[|x|] [||] (|Even|Odd|) <||| <seed>
+let user = 1 in [|user|]; [|system; user|]; f [|tool|] |> g
+parser = foo <|> bar <|?> (x, y) <||> (p <| q |> r); [e|x|]
+assoc = <|"a" -> 1, b -> <|c -> 2|>|>; <||>
+std::vector<SPECIAL_T> v; template <typename s> struct A<s> {}; a<b||c>d; map<int,vector<pad>> x; cout<<s>>t;
+<p>was <s>$20</s>, now <b>$10</b></p><image src='a'/><user>x</user><mask></mask> <s>old</s> and <s>older</s>
+<s>Monday</s> Tuesday is fine
+the price is <s>$20</s>
+<?xml version="1.0"?><seed:row xmlns:seed="x"><bos>1</bos><eos/><pad>2</pad></seed:row><seed:bar/><_user>a</_user>
+cat <<EOF | sort <in |& tee out; [[ -n $x || -z $y ]] && echo '<|>' | sed 's/[^]~b]//g'; prog [ARGS] [PREFIX]
+vocab = {'<pad>': 0, '<s>': 1, '</s>': 2, '<unk>': 3}; tokens = ['[CLS]', 'a', '[SEP]', '[PAD]']
+[IMG]https://a/b.png[/IMG] [B]x[/B] [THINK]
+| a | b |<br>|---|---| | <b>|</b> | [x] | - [ ] todo <|
+1 <| 2 |> 3, <|x|> = |<x>|, <psi|phi>, |a|<|b|, a<|b|+|c|
+<(?:b|i|u|)>|[]~b]|[^]~b]|\[[a-z|]+\]|<[^>|]*>|(<br|>)
+### Instruction: x USER: y
+"""
+
+
+@pytest.mark.parametrize("text", [ORDINARY, *filter(None, ORDINARY.splitlines())])
+def test_ordinary_text_is_never_refused_nor_cut(text):
+    assert find_foreign([TextItem(text=text)], KNOWN, lambda _: False) is None
+    assert strip_end(text, KNOWN) == (text, False)
+
+
+WORDS = [
+    "let",
+    "x",
+    "xs",
+    "1",
+    "<|",
+    "|>",
+    "<||",
+    "||>",
+    "[|",
+    "|]",
+    "<seed>",
+    "(|",
+    "|)",
+    "<",
+    ">",
+    "|",
+    ";",
+    "->",
+    "::",
+]
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=40).map(" ".join))
+def test_operators_with_spaces_around_them_are_never_a_token(text):
+    assert list(KNOWN.find(text)) == []
+    assert strip_end(text, KNOWN) == (text, False)
+
+
+def test_no_file_of_pythons_standard_library_holds_a_token():
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    files = [file for file in folder.rglob("*.py") if not {"site-packages", "test"} & set(file.parts)]
+    assert len(files) > 300
+    for file in files:
+        assert list(KNOWN.find(file.read_text(encoding="utf-8", errors="replace"))) == [], file
+
+
+def test_no_text_of_people_holds_a_token(data_dir):
+    with gzip.open(data_dir / "hh-harmless" / "pairs.jsonl.gz", "rt", encoding="utf-8") as file:
+        for line in file:
+            assert list(KNOWN.find(" ".join(str(value) for value in json.loads(line).values()))) == []
+
+
+@given(st.text(), st.sampled_from(["", "<|eot_id|>", "<eos>\n", "[SEP]", "<turn|>\n", "<seed:eos>"]), st.integers(1, 3))
+@example("<s>1", "</s>", 1)
+def test_only_special_tokens_at_the_end_are_taken_off(text, token, repeats):
+    stripped, finished = strip_end(text + token * repeats, KNOWN)
+    assert (text + token * repeats).startswith(stripped)
+    assert finished or stripped == text + token * repeats
+    if token and token != "</s>":
+        assert finished
+        assert text.startswith(stripped)
+
+
+@pytest.mark.parametrize(
+    ("completion", "stripped", "finished"),
+    [
+        ("fine<turn|>", "fine", True),
+        ("fine[|endofturn|]\n", "fine", True),
+        ("fine<seed:eos>", "fine", True),
+        ("fine\n<SPECIAL_12>\n", "fine\n", True),
+        ("fine[e~[", "fine", True),
+        ("fine<|im_end|><|endoftext|><|endoftext|>", "fine", True),
+        ("fine<pad><pad>", "fine", False),  # cut by length, then padded
+        ("fine<eos><pad>", "fine", True),
+        ("<|tool_call>call:f{}<tool_call|><turn|>", "<|tool_call>call:f{}<tool_call|>", True),
+        ("<|START_RESPONSE|>fine<|END_RESPONSE|><|END_OF_TURN_TOKEN|>", "<|START_RESPONSE|>fine<|END_RESPONSE|>", True),
+        ("fine <s>bad</s>", "fine <s>bad</s>", False),
+        ("fine</s>", "fine", True),
+        ("fine |>", "fine |>", False),
+    ],
+)
+def test_what_ends_a_turn_is_taken_off_and_what_belongs_to_it_stays(completion, stripped, finished):
+    assert strip_end(completion, KNOWN) == (stripped, finished)
+
+
+@given(st.text())
+def test_an_end_is_looked_for_in_bounded_work(text):
+    stripped, _ = strip_end(text + "</s>" * 100, KNOWN)
+    assert stripped.endswith("</s>" * (100 - 8))

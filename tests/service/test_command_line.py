@@ -1,0 +1,61 @@
+"""How every command of the service and the exporter ends."""
+
+import re
+
+import pytest
+
+from plaudit_export.errors import ExportError, ParityError, SourceError
+from plaudit_service.command_line import Parser, run
+from plaudit_service.errors import BundleError, ServiceError, SettingsError
+
+
+def ends_with(error, capsys):
+    """The exit code and stderr of a command that raises."""
+
+    def body():
+        raise error
+
+    return run("plaudit-x", body, extra="some"), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (ServiceError("no\nway"), 1),
+        (BundleError("no way"), 2),
+        (SettingsError("no way"), 2),
+        (ExportError("no way"), 1),
+        (SourceError("no\nway"), 2),
+        (ParityError("no way", "a table"), 1),
+    ],
+)
+def test_an_error_that_owns_an_exit_code_is_one_line(error, exit_code, capsys):
+    assert ends_with(error, capsys) == (exit_code, "plaudit-x: error: no way\n")
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(capsys):
+    code, line = ends_with(ModuleNotFoundError("No module", name="numpy"), capsys)
+    assert (code, line) == (2, "plaudit-x: error: numpy is not installed; pip install 'plaudit[some]'\n")
+
+
+def test_an_interrupt_is_130(capsys):
+    assert ends_with(KeyboardInterrupt(), capsys) == (130, "plaudit-x: interrupted\n")
+
+
+def test_another_error_is_a_bug_in_one_line_that_says_where(capsys):
+    code, line = ends_with(ZeroDivisionError("no\nway"), capsys)
+    assert code == 1
+    assert re.fullmatch(r"plaudit-x: error: internal error: .*: no way \(test_\w+\.py:\d+\); please report it\n", line)
+
+
+def test_wrong_usage_is_one_line_that_names_the_help_of_the_subcommand(capsys):
+    parser = Parser(prog="plaudit-x")
+    parser.add_subparsers().add_parser("do").add_argument("what")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["do", "this", "and\nthat"])
+    assert ended.value.code == 2
+    expected = "plaudit-x: error: unrecognized arguments: and that; see plaudit-x --help\n"
+    assert capsys.readouterr().err == expected
+    with pytest.raises(SystemExit):
+        parser.parse_args(["do"])
+    assert capsys.readouterr().err.endswith("required: what; see plaudit-x do --help\n")

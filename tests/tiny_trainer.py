@@ -1,0 +1,54 @@
+"""A trainer of tiny networks, whose parts a test can look at once it has trained."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from plaudit_ppo import PPOTrainer
+
+WORDS = ["<eos>", "<pad>", *(f"w{number}" for number in range(2, 32))]  # the word's number is its id
+
+
+@dataclass(frozen=True)
+class TinyTrainer:
+    """A PPOTrainer with its parts by name; policy and critic are trained in place."""
+
+    trainer: PPOTrainer
+    policy: nn.Module
+    reference: nn.Module | None
+    critic: nn.Module
+    output: Path
+
+    def train(self, **options):
+        """Run all iterations, as PPOTrainer.train does."""
+        return self.trainer.train(**options)
+
+    def trained(self) -> Tensor:
+        """All weights that it trains."""
+        return weights(self.policy, self.critic)
+
+    def log(self) -> list[dict]:
+        """The metrics of each iteration."""
+        return [json.loads(line) for line in (self.output / "log.jsonl").read_text().splitlines()]
+
+    def log_without_times(self) -> list[dict]:
+        """The log without what a clock says."""
+        times = ("time/", "scoring/call_s", "scoring/exposed_wait_s")
+        return [{name: value for name, value in line.items() if not name.startswith(times)} for line in self.log()]
+
+
+def weights(*models: nn.Module) -> Tensor:
+    """All weights of models in one row."""
+    return torch.cat([parameter.detach().flatten() for model in models for parameter in model.parameters()])
+
+
+def tiny_tokenizer(**special) -> PreTrainedTokenizerFast:
+    """A word is a token; `special` names those that are special."""
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="w2"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)

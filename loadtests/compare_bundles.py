@@ -1,6 +1,6 @@
 """Two bundles of one model, such as before and after a change of the exporter: who is faster, and by how much.
 
-In process and in turn, the same texts for both. Wall-clock time and CPU time of the process, for a machine that is busy.
+In process and in turn, the same texts for both; also by CPU time, for a machine that is busy.
 
     .venv/bin/python loadtests/compare_bundles.py OLD NEW --runtime openvino
 """

@@ -4,6 +4,7 @@ Next to OUTPUT.part, where the lines are, OUTPUT.part.journal says of what they 
 after each chunk how many input lines it covers, their digest, and the reward model. Knows nothing of the network.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -72,7 +73,16 @@ class Output:
             elif not is_stream:
                 self._open_part(resume)
         except OSError as error:
+            self._forget_beginning()
             raise InvalidArgument(f"{name}: cannot be written: {error.strerror}") from error
+
+    def _forget_beginning(self) -> None:
+        """Leave nothing of a run that could not even begin, such as on a full disk."""
+        if self._journal is not None and self.progress is None:
+            with contextlib.suppress(OSError):
+                self._journal.close()
+            self._part.unlink(missing_ok=True)
+            self._journal_path.unlink(missing_ok=True)
 
     def _open_part(self, resume: bool) -> None:
         if self._part.exists() and not resume:

@@ -24,8 +24,8 @@ def prepare_output(path: Path) -> Path:
     Raises:
         OutputError: it is something else, or cannot be written.
     """
-    directory = path.expanduser().resolve()
     try:
+        directory = path.expanduser().resolve()
         directory.mkdir(parents=True, exist_ok=True)
         content = list(directory.iterdir())
         if content and not (directory / MARKER).is_file():
@@ -39,8 +39,9 @@ def prepare_output(path: Path) -> Path:
                 shutil.rmtree(entry)
             elif entry.name != MARKER:
                 entry.unlink()
-    except OSError as error:
-        raise OutputError(f"--output {path}: cannot be written ({error.strerror}); choose another") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"--output {path}: cannot be written ({reason}); choose another") from error
     return directory
 
 

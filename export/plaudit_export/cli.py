@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _checkpoint(parsed: argparse.Namespace) -> int:
+    _require_docstrings()
     from plaudit_export.checkpoints.rules import Options
     from plaudit_export.exporter import export_checkpoint
 
@@ -55,12 +57,18 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
 
 
 def _onnx(parsed: argparse.Namespace) -> int:
+    _require_docstrings()
     from plaudit_export.checkpoints.rules import Options
     from plaudit_export.exporter import export_onnx
 
     options = Options(**_model_options(parsed))
     arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
     return _tell(export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+
+
+def _require_docstrings() -> None:
+    if sys.flags.optimize > 1:
+        raise SourceError("transformers reads docstrings, which -OO strips; run without it (PYTHONOPTIMIZE=2)")
 
 
 def _step(line: str) -> None:

@@ -37,8 +37,12 @@ def staged(bundle: Path, *, force: bool) -> Iterator[Path]:
         SourceError: something is there already that must not be replaced.
         ExportError: the directory cannot be written.
     """
-    bundle = bundle.expanduser().resolve()
-    _check_target(bundle, force=force)
+    try:
+        bundle = bundle.expanduser().resolve()
+        str(bundle).encode()
+        _check_target(bundle, force=force)
+    except (OSError, RuntimeError, UnicodeEncodeError) as error:  # such as a loop of links, or a name that is no UTF-8
+        raise SourceError(f"{bundle}: cannot be written ({error}); choose another path") from error
     aside = None
     try:
         with whole_directory(bundle, replace=True) as aside:

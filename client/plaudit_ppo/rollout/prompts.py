@@ -48,7 +48,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 def _parse(line: bytes, where: str) -> Prompt:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PromptError(f"{where}: not JSON ({error}); {_EXPECTED}") from error
     given = {"prompt", "messages"} & record.keys() if isinstance(record, dict) else set()
     if len(given) != 1:

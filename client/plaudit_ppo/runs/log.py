@@ -69,5 +69,5 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().splitlines(keepends=True)
     try:
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not the log of a run ({error}); choose another directory") from error

@@ -26,7 +26,7 @@ def sequence_classifier(source: str, config: Any) -> str:
     Raises:
         SourceError: it is no reward model of transformers.
     """
-    names = list(getattr(config, "architectures", None) or [])
+    names = [str(name) for name in getattr(config, "architectures", None) or []]
     known = [name for name in names if name.endswith("ForSequenceClassification") and hasattr(transformers, name)]
     if known:
         return str(known[0])

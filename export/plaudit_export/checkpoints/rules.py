@@ -295,6 +295,10 @@ def _chat_template(checkpoint: Checkpoint, options: Options, notes: list[str]) -
         if not options.pair:
             notes.append("the tokenizer has no chat template, so chats are not scored (--chat-template FILE)")
         return None
+    if not isinstance(template, str):
+        raise SourceError(
+            f"the tokenizer's chat template is a {type(template).__name__}, no text (--chat-template FILE)"
+        )
     if "strftime_now" in template:
         notes.append("the chat template asks for today's date; it gets none, so that scores stay the same tomorrow")
-    return str(template)
+    return template

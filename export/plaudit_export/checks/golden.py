@@ -132,7 +132,7 @@ def read_items(option: str, path: Path) -> list[Item]:
         try:
             item = json.loads(line)
             (checked,) = check_request({"items": [item]}).items
-        except (ValueError, InvalidRequest) as error:
+        except (ValueError, RecursionError, InvalidRequest) as error:
             raise SourceError(f"{option} {path} line {number}: {error}; give one item of POST /score") from error
         if isinstance(checked, ChatItem):
             item["messages"] = [_as_read(*pair) for pair in zip(item["messages"], checked.messages, strict=True)]

@@ -22,7 +22,11 @@ def fetch(source: str, directory: Path, fingerprint: str | None) -> str:
     Raises:
         BundleError: there is no such bundle, it is damaged, it has another fingerprint, or it cannot be copied.
     """
-    if directory.exists():
+    try:
+        is_there = directory.exists()
+    except OSError as error:  # its name is too long
+        raise BundleError(f"{directory}: cannot be made ({error.strerror})") from error
+    if is_there:
         return _verify(directory, fingerprint)
     found = hub.local_directory(source)
     aside = None

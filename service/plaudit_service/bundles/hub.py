@@ -23,8 +23,11 @@ def local_directory(source: str) -> Path:
         BundleError: there is no such directory, and nothing of that id can be had from the hub.
     """
     match = _HUB_ID.fullmatch(source)
-    if Path(source).exists() or match is None:
-        return Path(source)
+    try:
+        if Path(source).exists() or match is None:
+            return Path(source)
+    except OSError as error:  # its name is too long
+        raise BundleError(f"bundle {source}: cannot be read ({error.strerror})") from error
     try:
         return _download(match["repo"], match["revision"])
     except BundleError:

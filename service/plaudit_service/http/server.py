@@ -29,7 +29,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # a number or a name that no socket takes
         listener.close()
         raise _cannot_bind(host, port, error) from error
     return listener

@@ -105,8 +105,8 @@ test: $(READY) lint ## what CI runs
 
 test-all: $(READY) $(READY4) $(READY_OPTIMUM) $(READY_RAY) $(READY_VERL) $(READY_DEEPSPEED) $(READY_TRL_PPO) lint ## everything, also what takes long, both majors of transformers, optimum, Ray, verl, DeepSpeed, TRL 1.11
 	$(BIN)/pytest -m ''
-	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/e2e/test_invariance.py
-	$(VENV_OPTIMUM)/bin/pytest -m '' tests/export/test_onnx_source.py
+	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/demo tests/e2e/test_invariance.py
+	$(VENV_OPTIMUM)/bin/pytest -m '' tests/export/graphs/test_onnx_source.py
 	$(VENV_RAY)/bin/pytest -m '' tests/e2e/test_ray_serve.py
 	$(VENV_VERL)/bin/pytest -m '' tests/e2e/test_verl.py
 	$(VENV_DEEPSPEED)/bin/pytest -m '' tests/e2e/test_ppo_processes.py -k deepspeed

@@ -5,11 +5,15 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Protocol, runtime_checkable
+
+# Set to anything, it shows the stack trace of an internal error too.
+_SHOW_TRACE = "PLAUDIT_TRACEBACK"
 
 
 @runtime_checkable
@@ -43,9 +47,10 @@ def run(
         body: What it does; returns the exit code. An error with an `exit_code` ends it with one line.
         extra: Of the package, which brings what the command imports.
         interrupted: What is said of Ctrl-C.
-        quiet: Say nothing, as in all processes of a run but the first.
+        quiet: Say nothing of what all processes of a run meet alike, as in all of them but the first.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # process 1 gets only what it has a handler for
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # process 1 gets only what it has a handler for
     _show_every_letter()
     try:
         exit_code = body()
@@ -59,12 +64,11 @@ def run(
         return 130
     except OSError as error:
         drop_output()
-        message, exit_code = str(error), 1
+        return fail(command, str(error), 1)
     except Exception as error:  # noqa: BLE001  a user never sees a stack trace
-        if isinstance(error, _HasExitCode):
-            message, exit_code = str(error), error.exit_code
-        else:
-            message, exit_code = describe_bug(error), 1
+        if not isinstance(error, _HasExitCode):
+            return fail(command, describe_bug(error), 1)
+        message, exit_code = str(error), error.exit_code
     return exit_code if quiet else fail(command, message, exit_code)
 
 
@@ -91,9 +95,16 @@ def say(line: str) -> None:
 
 def describe_bug(error: Exception) -> str:
     """One line on an error that no user is to blame for."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(frame.filename).name}:{frame.lineno}"
-    return f"internal error: {type(error).__name__}: {error} ({where}); please report it"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error or 'in Python'}); give it less to do at once, or more memory"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames[1:] if "/plaudit_" in frame.filename] or frames
+    if os.environ.get(_SHOW_TRACE):
+        say("".join(traceback.format_exception(error)))
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+    return (
+        f"internal error: {type(error).__name__}: {error} ({where}); please report it with what {_SHOW_TRACE}=1 shows"
+    )
 
 
 def _show_every_letter() -> None:

@@ -29,7 +29,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
                 _force(Path(folder) / name)
             _force(Path(folder))
         old = _set_aside(path) if path.exists() else None
-        unfinished.rename(path)
+        try:
+            unfinished.rename(path)
+        except OSError:
+            if old is not None:
+                old.rename(path)
+            raise
         _force(path.parent)
         if old is not None:
             shutil.rmtree(old)

@@ -68,7 +68,7 @@ def _parser(default: DemoSettings) -> argparse.ArgumentParser:
         type=_at_least_0(int),
         default=default.seed,
         metavar="N",
-        help="of everything random (default: %(default)s)",
+        help="random seed (default: %(default)s)",
     )
     return parser
 

@@ -2,15 +2,15 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from plaudit_client.command_line import Parser, run, tell
+from plaudit_client.command_line import Parser, run, say, tell
 from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.termination import Terminated, Termination
 
 # What plaudit[train] brings is imported in functions: it may not be installed, and some of it takes seconds.
 if TYPE_CHECKING:
@@ -19,11 +19,23 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0: done, 1: it failed, 2: what the user gave is wrong, 130: interrupted."""
-    return run("plaudit-ppo", lambda: _run(argv), extra="train", quiet=not _is_first_process())
+    """Runs the command.
+
+    Returns:
+        0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
+    """
+    return run("plaudit-ppo", lambda: _run_until_terminated(argv), extra="train", quiet=not _is_first_process())
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run_until_terminated(argv: Sequence[str] | None) -> int:
+    try:
+        return _run(argv, Termination().listen())
+    except Terminated as error:
+        _say(f"plaudit-ppo: terminated {error}; go on with --resume" if str(error) else "plaudit-ppo: terminated")
+        return 130
+
+
+def _run(argv: Sequence[str] | None, termination: Termination) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "report":
         from plaudit_ppo.runs.report import write_report
@@ -46,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> int:
             scorers, config.scorer_weights, combination=config.scorer_combination, std_coef=config.scorer_std_coef
         )
         eval_scorer = CombinedScorer(eval_scorers, combination="mean") if eval_scorers else None
-        _train(config, scorer, eval_scorer, resume=arguments.resume is not None)
+        _train(config, scorer, eval_scorer, resume=arguments.resume is not None, termination=termination)
     end_processes()
     return 0
 
@@ -129,12 +141,14 @@ def _say_what_is_resumed(directory: Path, config: "PPOConfig") -> None:
     if file.exists():
         before = replace(load_config(file), output=config.output)  # DIR, however it is spelled
         for change in changed_settings(before, config):
-            _say(f"plaudit-ppo: changed since the run began: {change}", file=sys.stderr)
+            _say(f"plaudit-ppo: changed since the run began: {change}")
     elif not (directory / "checkpoints").exists():
-        _say(f"plaudit-ppo: {directory} holds no run yet; one begins there", file=sys.stderr)
+        _say(f"plaudit-ppo: {directory} holds no run yet; one begins there")
 
 
-def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool) -> None:
+def _train(
+    config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool, termination: Termination
+) -> None:
     import torch
     from transformers.utils import logging
 
@@ -143,11 +157,12 @@ def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", 
     from plaudit_ppo.models.policy import frozen_copy, load_policy
     from plaudit_ppo.rollout.prompts import read_prompts
     from plaudit_ppo.rollout.seeding import seeded_generator
-    from plaudit_ppo.runs.progress import Progress
+    from plaudit_ppo.runs.progress import Progress, show_warnings
     from plaudit_ppo.trainer import PPOTrainer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    show_warnings("plaudit-ppo", is_first_process=_is_first_process())
     prompts = read_prompts(config.prompts or "")
     policy, tokenizer = load_policy(config.policy or "", builtin_class=config.builtin_class)
     generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
@@ -164,11 +179,14 @@ def _train(config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", 
     policy = add_lora(policy, config) if config.lora_rank else policy
     trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)
     with Progress(config.iterations) as progress:
-        summary = trainer.train(on_iteration=progress if _is_first_process() else None, resume=resume)
-    _say(
+        on_iteration = progress if _is_first_process() else None
+        summary = trainer.train(on_iteration=on_iteration, resume=resume, termination=termination)
+    line = (
         f"{summary.extent} ({summary.scoring}): score {_number(summary.final['scoring/score_mean'])}, "
         f"KL {_number(summary.final['objective/kl'])}; policy in {config.output}/policy"
     )
+    if _is_first_process():
+        tell(line)
 
 
 def _number(value: float | None) -> str:
@@ -180,6 +198,6 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say(line: str, file: TextIO | None = None) -> None:
+def _say(line: str) -> None:
     if _is_first_process():
-        print(line, file=file)
+        say(line)

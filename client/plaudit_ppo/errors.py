@@ -1,6 +1,12 @@
 """The exceptions of the trainer, and the exit code that the command line gives each."""
 
 
+def one_line(error: Exception) -> str:
+    """An exception of others, in one line."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return reason if isinstance(error, OSError) and reason else f"{type(error).__name__}: {reason}".removesuffix(": ")
+
+
 class PPOError(Exception):
     """Base of everything that the trainer raises on purpose; its message is one line for the user.
 
@@ -8,13 +14,14 @@ class PPOError(Exception):
     ├── ConfigError              a setting is unknown, of the wrong type, or out of its limits; the output is taken
     ├── PromptError              the prompt file is missing, malformed, or holds a prompt that does not fit
     ├── CheckpointError          a model directory or a checkpoint is missing, or not what it has to be
+    ├── OutputError              a checkpoint or the result cannot be written
     └── GuardError               a guard stopped the run, and left a checkpoint
         ├── MaskedShareError     too many rollouts got no score
         ├── ConstantScoresError  the scorer tells no rollout from another
         ├── RewardModelError     another reward model than at the start gives the scores
         ├── KLBudgetError        the policy is farther from the reference than allowed
         ├── RatioError           the policy that samples is not the policy that trains
-        └── DivergenceError      a loss or a gradient is not finite
+        └── DivergenceError      a loss, a gradient or the policy's probabilities are not finite
     """
 
     exit_code = 1
@@ -36,6 +43,10 @@ class CheckpointError(PPOError):
     """A model directory or a checkpoint is missing, or not what it has to be."""
 
     exit_code = 2
+
+
+class OutputError(PPOError):
+    """A checkpoint or the result cannot be written, such as on a full disk."""
 
 
 class GuardError(PPOError):
@@ -63,4 +74,4 @@ class RatioError(GuardError):
 
 
 class DivergenceError(GuardError):
-    """A loss or a gradient is not finite, so the next step would destroy the model."""
+    """A loss, a gradient or the policy's probabilities are not finite, so the next step would destroy the model."""

@@ -6,9 +6,11 @@ what is computed is in the modules that it calls.
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,9 +22,11 @@ from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.collectives import gather_sum, largest, share
 from plaudit_ppo.distributed.learner_setup import make_learner, prepare_reference
 from plaudit_ppo.distributed.processes import make_accelerator
-from plaudit_ppo.errors import ConfigError, GuardError
+from plaudit_ppo.errors import ConfigError, DivergenceError, GuardError, PPOError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import AdapterOff, is_lora
+from plaudit_ppo.models.policy import check_cache
+from plaudit_ppo.rollout.endings import eos_token_ids, no_ending
 from plaudit_ppo.rollout.forward import evaluate_rollouts
 from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
 from plaudit_ppo.rollout.rollouts import Rollouts, concatenate
@@ -30,18 +34,21 @@ from plaudit_ppo.rollout.sampling import pad_token_id, sample_rollouts
 from plaudit_ppo.rollout.seeding import seeded_generator
 from plaudit_ppo.runs.checkpoints import RunState
 from plaudit_ppo.runs.log import Metrics, RunLog
-from plaudit_ppo.runs.metrics_server import exposition
+from plaudit_ppo.runs.metrics_server import serving_figures
 from plaudit_ppo.runs.run_files import RunFiles
 from plaudit_ppo.runs.summary import TrainSummary
 from plaudit_ppo.runs.trackers import check_trackers, tracking
 from plaudit_ppo.scoring.items import Item, to_items
 from plaudit_ppo.scoring.pool import ScoredBatch, Scorer, ScoringPool, gather
+from plaudit_ppo.termination import Terminated, Termination
 from plaudit_ppo.training import guards
 from plaudit_ppo.training.experience import Experience, make_experience
 from plaudit_ppo.training.gathering import gather_experience, gather_scored
 from plaudit_ppo.training.learning_rates import set_learning_rates
 from plaudit_ppo.training.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
 from plaudit_ppo.training.update import run_update
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,29 @@ class _Pending:
     rollouts: Rollouts
     scores: "Future[ScoredBatch]"
     eval_scores: "Future[ScoredBatch] | None"
+
+
+@dataclass(frozen=True)
+class _Gained:
+    """What an iteration has before its update.
+
+    Attributes:
+        pending: the rollouts of this process, and the scores of its evaluation scorer.
+        experience: of this process.
+        raw_scores: shape (B,), float32, of this process, as the scorer gave them.
+        scored: of all processes.
+        metrics: known so far.
+        next_state: where the run stands after the iteration.
+        generate_s: seconds for generation.
+    """
+
+    pending: Sequence[_Pending]
+    experience: Experience
+    raw_scores: Tensor
+    scored: ScoredBatch
+    metrics: dict[str, float | None]
+    next_state: RunState
+    generate_s: float
 
 
 class PPOTrainer:
@@ -71,7 +101,7 @@ class PPOTrainer:
         eval_scorer: scores the same rollouts for the log alone.
 
     Raises:
-        ConfigError: a setting does not fit the policy.
+        ConfigError: a setting does not fit the policy, or no token could end a completion.
         PromptError: a prompt cannot be encoded or is too long.
     """
 
@@ -86,10 +116,13 @@ class PPOTrainer:
         scorer: Scorer,
         eval_scorer: Scorer | None = None,
     ) -> None:
+        check_cache(policy)
         self._config = config
         self._tokenizer = tokenizer
-        self._pad_id = pad_token_id(tokenizer, config.missing_pad)
         self._prompts = prompts
+        self._eos_ids = eos_token_ids(policy, tokenizer, are_chats=any(prompt.messages for prompt in prompts))
+        self._pad_id = pad_token_id(tokenizer, config.missing_pad, self._eos_ids)
+        self._said_that_nothing_ended = False
         self._prompt_ids = [encode_prompt(prompt, tokenizer, max_tokens=config.max_prompt_tokens) for prompt in prompts]
         _check_context(policy, max(map(len, self._prompt_ids)), config.max_completion_tokens)
         self._scorer = scorer
@@ -111,37 +144,54 @@ class PPOTrainer:
         else:
             raise ConfigError("reference: none given; give a frozen copy of the policy, or a policy with LoRA")
 
-    def train(self, on_iteration: Callable[[Metrics], None] | None = None, *, resume: bool = False) -> TrainSummary:
+    def train(
+        self,
+        on_iteration: Callable[[Metrics], None] | None = None,
+        *,
+        resume: bool = False,
+        termination: Termination | None = None,
+    ) -> TrainSummary:
         """Runs all iterations and leaves log, samples, checkpoints, and at the end policy, critic and summary.
 
         Args:
             on_iteration: called with the metrics of each iteration.
             resume: go on from the newest checkpoint in the output directory, or from the start if there is none yet.
+            termination: ends the run with a checkpoint of the last whole iteration; None: nothing does.
 
         Raises:
             ConfigError: the output directory cannot be written, is in use by another run, or holds a run and this is no
                 resume; or the port for Prometheus is taken.
-            CheckpointError: the checkpoint is broken, or of other models or prompts.
+            CheckpointError: the checkpoint is broken, or of other models or prompts; or what the run is to leave cannot
+                be written, which is tried before the first iteration.
             GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
+            OutputError: a checkpoint or the result cannot be written.
+            Terminated: by `termination`. The message names the checkpoint.
         """
+        termination = termination or Termination()
         with self._files.lock():
             self._state = self._files.open(self._state, resume=resume)
-            self._run_iterations(on_iteration)
-            return self._files.finish(self._state)
+            if self._state.iteration < self._config.iterations:
+                self._files.try_result(self._state)
+            with termination.deferred():
+                self._run_iterations(on_iteration, termination)
+                return self._files.finish(self._state)
 
-    def _run_iterations(self, on_iteration: Callable[[Metrics], None] | None) -> None:
+    def _run_iterations(self, on_iteration: Callable[[Metrics], None] | None, termination: Termination) -> None:
         done = self._state.iteration
         with (
-            exposition(self._config, is_first_process=self._accelerator.is_main_process) as expose,
+            serving_figures(self._config, is_first_process=self._accelerator.is_main_process) as expose,
             self._files.logs(done=done) as (log, samples),
             tracking(self._accelerator, self._config, done=done) as track,
         ):
             while self._state.iteration < self._config.iterations:
                 try:
-                    metrics = self._iterate(samples)
+                    metrics = self._iterate(samples, termination)
                 except GuardError as error:
-                    path = self._files.save_checkpoint(self._state)
-                    raise type(error)(f"{error}; checkpoint: {path}") from error
+                    raise type(error)(f"{error}; {self._leave_checkpoint()}") from error
+                except Terminated as error:
+                    log.force()
+                    place = self._leave_checkpoint()
+                    raise Terminated(f"after {self._state.iteration} iterations; {place}") from error
                 log.write(metrics)
                 expose(metrics)
                 track(metrics)
@@ -151,12 +201,52 @@ class PPOTrainer:
                 if on_iteration:
                     on_iteration(metrics)
 
+    def _leave_checkpoint(self) -> str:
+        """Writes one where the run stops before its end, and says where. It removes no other, which may be better."""
+        try:
+            return f"checkpoint: {self._files.save_checkpoint(self._state, remove_old=False)}"
+        except (OSError, PPOError) as error:
+            return f"no checkpoint could be written ({error})"
+
     def _checkpoint_is_due(self) -> bool:
         done, every = self._state.iteration, self._config.checkpoint_every
         return done == self._config.iterations or (every > 0 and done % every == 0)
 
-    def _iterate(self, samples: RunLog) -> dict[str, float | None]:
-        """One iteration: rollout and update. Returns its metrics."""
+    def _iterate(self, samples: RunLog, termination: Termination) -> dict[str, float | None]:
+        """One iteration: rollout and update. Returns its metrics.
+
+        Raises:
+            GuardError: see `train`.
+            Terminated: before the update, so that the state is still that of the iteration's start.
+        """
+        start = time.perf_counter()
+        with termination.at_once() if self._accelerator.num_processes == 1 else nullcontext():
+            gained = self._gain_experience(samples)
+        if largest(self._accelerator, float(termination.requested)):  # several processes have to stop at one place
+            raise Terminated
+        metrics = gained.metrics
+
+        # 5. Update policy and critic; without a single score there is nothing to learn from.
+        update_start = time.perf_counter()
+        metrics |= self._update(gained.experience, self._state.iteration)
+        update_s = time.perf_counter() - update_start
+
+        # 6. The scores that are for the log alone.
+        wait_s = gained.scored.wait_s
+        if self._eval_pool:
+            eval_scored = gather([part.eval_scores for part in gained.pending if part.eval_scores])
+            eval_scored = gather_scored(self._accelerator, eval_scored)
+            metrics["eval/scores"] = masked_mean(eval_scored.scores, eval_scored.scored)
+            wait_s += eval_scored.wait_s
+        metrics["scoring/exposed_wait_s"] = wait_s
+        if self._samples_are_due():
+            self._write_samples(samples, gained)
+        self._state = gained.next_state
+        times = {"generate": gained.generate_s, "update": update_s, "iteration": time.perf_counter() - start}
+        return metrics | {f"time/{name}_s": seconds for name, seconds in times.items()}
+
+    def _gain_experience(self, samples: RunLog) -> _Gained:
+        """What comes before the update; changes no weight."""
         config, state, start = self._config, self._state, time.perf_counter()
         learning_rate = set_learning_rates(self._learner.optimizers, config, state.iteration)
         retries = getattr(self._scorer, "retries", None)
@@ -208,30 +298,15 @@ class PPOTrainer:
             "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
         }
         next_state = self._next_state(metrics, all_scored)
+        gained = _Gained(pending, experience, scores, all_scored, metrics, next_state, generate_s)
         try:
             self._check(metrics, next_state, all_scored)
         except GuardError:
-            self._write_samples(samples, pending, experience, scores)  # which it tells to look at
+            self._write_samples(samples, gained)  # which it tells to look at
             raise
-
-        # 5. Update policy and critic; without a single score there is nothing to learn from.
-        update_start = time.perf_counter()
-        metrics |= self._update(experience, state.iteration)
-        update_s = time.perf_counter() - update_start
-
-        # 6. The scores that are for the log alone.
-        wait_s = all_scored.wait_s
-        if self._eval_pool:
-            eval_scored = gather([part.eval_scores for part in pending if part.eval_scores])
-            eval_scored = gather_scored(self._accelerator, eval_scored)
-            metrics["eval/scores"] = masked_mean(eval_scored.scores, eval_scored.scored)
-            wait_s += eval_scored.wait_s
-        metrics["scoring/exposed_wait_s"] = wait_s
-        if self._samples_are_due():
-            self._write_samples(samples, pending, experience, scores)
-        self._state = next_state
-        times = {"generate": generate_s, "update": update_s, "iteration": time.perf_counter() - start}
-        return metrics | {f"time/{name}_s": seconds for name, seconds in times.items()}
+        if metrics["val/eos_share"] == 0:
+            self._say_that_nothing_ended()
+        return gained
 
     def _roll_out(self, iteration: int) -> list[_Pending]:
         config = self._config
@@ -240,10 +315,17 @@ class PPOTrainer:
         indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
         generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
         size = config.rollout_micro_batch_size
+        failure: DivergenceError | None = None
+        pending: list[_Pending] = []
         with self._learner.generating() as policy:
-            return [
-                self._sample(policy, indices[first : first + size], generator) for first in range(0, len(indices), size)
-            ]
+            try:
+                for first in range(0, len(indices), size):
+                    pending += [self._sample(policy, indices[first : first + size], generator)]
+            except DivergenceError as error:
+                failure = error
+        if largest(self._accelerator, float(failure is not None)):  # or the others would wait for this process
+            raise failure or DivergenceError("another process cannot sample: its policy gives no finite probabilities")
+        return pending
 
     def _sample(self, policy: nn.Module, indices: Sequence[int], generator: torch.Generator) -> _Pending:
         """Samples one rollout micro-batch and sends for its scores."""
@@ -255,7 +337,7 @@ class PPOTrainer:
             mask.to(self._device),
             max_tokens=config.max_completion_tokens,
             temperature=config.temperature,
-            eos_id=int(self._tokenizer.eos_token_id),
+            eos_ids=self._eos_ids,
             pad_id=self._pad_id,
             generator=generator,
         )
@@ -263,6 +345,11 @@ class PPOTrainer:
         items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text)
         eval_scores = self._eval_pool.submit(items) if self._eval_pool else None
         return _Pending(indices, items, rollouts, self._pool.submit(items), eval_scores)
+
+    def _say_that_nothing_ended(self) -> None:
+        if not self._said_that_nothing_ended:
+            _log.warning(no_ending(self._config, self._eos_ids, self._tokenizer))
+        self._said_that_nothing_ended = True
 
     def _count_retries(self, before: int | None) -> int | None:
         return None if before is None else getattr(self._scorer, "retries", before) - before
@@ -304,15 +391,14 @@ class PPOTrainer:
         every, done = self._config.sample_every, self._state.iteration
         return every > 0 and (done % every == 0 or done + 1 == self._config.iterations)
 
-    def _write_samples(
-        self, samples: RunLog, pending: Sequence[_Pending], experience: Experience, scores: Tensor
-    ) -> None:
+    def _write_samples(self, samples: RunLog, gained: _Gained) -> None:
         if not self._config.sample_every:
             return
-        indices = [index for part in pending for index in part.indices]
-        items = [item for part in pending for item in part.items]
-        lengths = [length for part in pending for length in part.rollouts.completion_mask.sum(1).tolist()]
-        for row in sample_rows(indices, items, lengths, experience, scores, limit=self._config.num_samples):
+        indices = [index for part in gained.pending for index in part.indices]
+        items = [item for part in gained.pending for item in part.items]
+        lengths = [length for part in gained.pending for length in part.rollouts.completion_mask.sum(1).tolist()]
+        limit = self._config.num_samples
+        for row in sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit):
             samples.write({"iteration": self._state.iteration + 1, **row})
 
 

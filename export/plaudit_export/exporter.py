@@ -78,7 +78,12 @@ def export_checkpoint(
 def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> Draft:
     """Write the float32 graph, that of float16, the tokenizer, the template and the golden texts."""
     step(f"loading {source}")
-    checkpoint = load_checkpoint(source, builtin_class=options.builtin_class, pad_token=options.pad_token)
+    checkpoint = load_checkpoint(
+        source,
+        builtin_class=options.builtin_class,
+        pad_token=options.pad_token,
+        token_logits=[head.name for head in options.token_logits],
+    )
     rules = derive_rules(checkpoint, options)
     notes = list(rules.notes)
     cases = golden_cases(checkpoint, rules, options.golden, min(rules.max_tokens, options.golden_max_tokens), notes)
@@ -111,6 +116,7 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
     made_from = Source(
         id=checkpoint.id,
         revision=checkpoint.revision,
+        format=checkpoint.format_name,
         architecture=checkpoint.architecture,
         attention=checkpoint.attention,
     )

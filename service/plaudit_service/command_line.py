@@ -5,11 +5,15 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Protocol, runtime_checkable
+
+# Set to anything, it shows the stack trace of an internal error too.
+_SHOW_TRACE = "PLAUDIT_TRACEBACK"
 
 
 @runtime_checkable
@@ -36,7 +40,8 @@ def run(command: str, body: Callable[[], int], *, extra: str) -> int:
         body: what it does; returns the exit code. An error with an `exit_code` ends it with one line.
         extra: of the package, which brings what the command imports.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # process 1 gets only what it has a handler for
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # process 1 gets only what it has a handler for
     _show_every_letter()
     try:
         exit_code = body()
@@ -78,9 +83,16 @@ def say(line: str) -> None:
 
 
 def _describe_bug(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(frame.filename).name}:{frame.lineno}"
-    return f"internal error: {type(error).__name__}: {error} ({where}); please report it"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error or 'in Python'}); give it less to do at once, or more memory"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames[1:] if "/plaudit_" in frame.filename] or frames
+    if os.environ.get(_SHOW_TRACE):
+        say("".join(traceback.format_exception(error)))
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+    return (
+        f"internal error: {type(error).__name__}: {error} ({where}); please report it with what {_SHOW_TRACE}=1 shows"
+    )
 
 
 def _show_every_letter() -> None:

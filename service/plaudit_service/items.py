@@ -94,7 +94,7 @@ def _as_text(content: Any, info: ValidationInfo) -> Any:
         case [{"type": "text", "text": str() as text, **others}] if all(value is None for value in others.values()):
             return text
         case None:
-            what = "there is none, as only a message with tool_calls may have it"
+            what = "missing; only a message with tool_calls may leave it out"
         case [_, _, *_]:
             what = f"{len(content)} parts, and templates join parts in different ways; join them into one text"
         case _:

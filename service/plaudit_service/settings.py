@@ -46,13 +46,19 @@ class Settings:
     """address to bind"""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     """TCP port; 0: any free one, named in the log line `listening`"""
+    export_options: Annotated[tuple[str, ...], _separated_by(";")] = ()
+    """NAME or NAME=VALUE, an option of `plaudit-export checkpoint` for the checkpoints that are served: append-eos,
+    max-tokens=2048; the flag may be repeated, the variable separates by semicolons"""
+    export_cache: str = ""
+    """directory of the bundles that checkpoints were exported to; none: plaudit/bundles in $XDG_CACHE_HOME, or in
+    ~/.cache"""
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     """inference runtime: onnxruntime or openvino"""
     device: Annotated[str, Field(pattern=r"^(|cpu|cuda(:\d{1,3})?)$", examples=["cpu", "cuda", "cuda:1"])] = ""
     """what computes: cpu, cuda (the first device) or cuda:N; not set: what the older --provider says"""
     provider: Literal["cpu", "cuda"] = "cpu"
     """cpu or cuda, where --device is not set"""
-    num_threads: CountOrZero = 0
+    num_threads: Annotated[int, Field(ge=0, le=4096)] = 0
     """threads of the engine; 0: one per core that affinity and CPU quota leave"""
     max_batch_tokens: Count | None = None
     """padded tokens of one engine call (rows x longest); not set: 1024 on the CPU, 16384 on a CUDA device"""

@@ -27,7 +27,12 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         yield aside
         if replace and path.exists():
             path.rename(old)
-        aside.rename(path)
+        try:
+            aside.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

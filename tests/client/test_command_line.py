@@ -51,7 +51,14 @@ def test_a_process_that_is_not_the_first_ends_without_a_word(error, exit_code, c
 def test_another_error_is_a_bug_in_one_line_that_says_where(capsys):
     code, line = ends_with(ZeroDivisionError("no\nway"), capsys)
     assert code == 1
-    assert re.fullmatch(r"plaudit-x: error: internal error: .*: no way \(test_\w+\.py:\d+\); please report it\n", line)
+    where = r"\(test_\w+\.py:\d+\)"
+    assert re.fullmatch(rf"plaudit-x: error: internal error: .*: no way {where}; please report it with .*\n", line)
+
+
+def test_the_stack_trace_of_a_bug_is_shown_to_who_asks_for_it(capsys, monkeypatch):
+    monkeypatch.setenv("PLAUDIT_TRACEBACK", "1")
+    _, error = ends_with(ZeroDivisionError("no way"), capsys)
+    assert "Traceback" in error
 
 
 def test_wrong_usage_is_one_line_that_names_the_help_of_the_subcommand(capsys):

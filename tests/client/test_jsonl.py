@@ -61,6 +61,15 @@ def test_a_conversational_prompt_with_its_completion_is_a_chat():
     assert (item.items, item.is_pair) == ([{"messages": USER + D, "finished": False}], False)
 
 
+def test_what_a_data_set_says_about_a_pair_or_a_chat_is_left_out():
+    pair, chat = parse(
+        {"chosen": "a", "rejected": "b", "margin": 1.5, "messages": USER, "images": None},
+        {"prompt": USER, "completion": SAYS_D, "label": True, "chat_template_kwargs": {}},
+    )
+    assert pair.items == [{"text": "a"}, {"text": "b"}]
+    assert chat.items == [{"messages": USER + D}]
+
+
 def test_blank_lines_are_left_out_but_counted():
     lines = [b"\n", b'"a"\n', b"  \r\n", b'"b"']
     assert [line.copied["line"] for line in parse_lines(lines, "in.jsonl")] == [2, 4]
@@ -79,10 +88,7 @@ def test_blank_lines_are_left_out_but_counted():
         (b'{"text": "a", "prompt": "b"}', "in.jsonl:2: keys prompt, text; give one of"),
         (b'{"text": 3}', r"in.jsonl:2\.text: got int"),
         (b'{"chosen": "a"}', "in.jsonl:2: keys chosen; a preference pair has"),
-        (
-            b'{"chosen": "a", "rejected": "b", "margin": 1}',
-            "in.jsonl:2: keys chosen, margin, rejected; a preference pair",
-        ),
+        (b'{"chosen": "a", "rejected": "b", "tools": [{}]}', "in.jsonl:2: has tools, which the service does not take"),
         (b'{"chosen": [], "rejected": "b"}', "in.jsonl:2: chosen and rejected are not both texts or both chats"),
         (b'{"chosen": null, "rejected": null}', "in.jsonl:2: chosen and rejected are not both texts or both chats"),
         (b'{"chosen": [], "rejected": []}', r"in.jsonl:2\.chosen: got an empty list; give a list of at least one"),

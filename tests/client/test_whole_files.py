@@ -79,3 +79,19 @@ def test_a_directory_is_replaced_and_removed(tmp_path):
     remove_directory(tmp_path / "made")
     remove_directory(tmp_path / "never")
     assert names(tmp_path) == []
+
+
+def test_what_was_there_comes_back_where_the_new_directory_cannot_get_its_name(tmp_path, monkeypatch):
+    place, rename = tmp_path / "place", Path.rename
+    place.mkdir()
+    (place / "old").touch()
+
+    def fail_once(path, target):
+        if target == place and (path / "new").exists():
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OSError, match="No space left"), whole_directory(place) as directory:
+        (directory / "new").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["place", "place/old"]

@@ -76,7 +76,7 @@ def test_a_lock_has_every_package_that_its_extra_names(lock, extra):
     [
         ("cpu", {"onnxruntime"}, {"torch", "onnxruntime-gpu", "transformers"}),
         ("cuda", {"onnxruntime-gpu", "nvidia-cudnn-cu13"}, {"torch", "onnxruntime", "transformers"}),
-        ("train", {"torch", "trl"}, {"onnxruntime", "fastapi"}),
+        ("train", {"torch", "peft"}, {"onnxruntime", "fastapi", "trl"}),
     ],
 )
 def test_a_lock_holds_its_role_and_no_other(lock, present, absent):

@@ -42,11 +42,11 @@ def write_config(path, **settings):
 
 
 @contextmanager
-def training(*arguments):
-    """A `plaudit-ppo train` process; killed at the end of the block if it still runs."""
+def training(*arguments, wrapper=()):
+    """A `plaudit-ppo train` process, started by a wrapper; killed at the end of the block if it still runs."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("PLAUDIT_URL", None)
-    command = [COMMAND, "train", *map(str, arguments)]
+    command = [*wrapper, COMMAND, "train", *map(str, arguments)]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, load_critic, load_policy
-from plaudit_ppo.distributed import learner_setup as preparation
+from plaudit_ppo.distributed import learner_setup
 from plaudit_ppo.distributed.collectives import share
 from plaudit_ppo.distributed.learner import trained
 from plaudit_ppo.distributed.learner_setup import make_optimizer
@@ -67,14 +67,14 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
         critic = load_critic(policy_path, head_init="normal", generator=generator)
     policy = add_lora(policy, config) if config.lora_rank else policy
     whole = sample_rollouts(
-        policy, *pad_left(PROMPTS, 1), max_tokens=12, temperature=1.0, eos_id=0, pad_id=1,
+        policy, *pad_left(PROMPTS, 1), max_tokens=12, temperature=1.0, eos_ids=[0], pad_id=1,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     rows = torch.tensor(share(accelerator, range(len(whole))))
     rollouts, scores = whole.select(rows), torch.tensor(SCORES[case])[rows]
-    reference = preparation.prepare_reference(reference, config, accelerator)
-    preparation.make_optimizer = make_optimizer if case == "adamw" else make_sgd
-    learner = preparation.make_learner(policy, critic, config, accelerator)
+    reference = learner_setup.prepare_reference(reference, config, accelerator)
+    learner_setup.make_optimizer = make_optimizer if case == "adamw" else make_sgd
+    learner = learner_setup.make_learner(policy, critic, config, accelerator)
     if case == "adamw":
         set_learning_rates(learner.optimizers, config, 0)
     logprobs, ref_logprobs, values = evaluate_rollouts(

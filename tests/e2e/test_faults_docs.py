@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
 FAULTS = {int(row["#"]): row for row in rows((ROOT / "docs/faults.md").read_text(), "#", "fault", "promise", "tests")}
 
+TRAPS = rows((ROOT / "docs/faults.md").read_text(), "#", "trap", "what holds", "tests")
+
 
 def named_tests(text):
     """(file, name of a function) of tests; the name is empty where a whole file or folder is meant."""
@@ -27,6 +29,14 @@ def test_every_fault_has_a_promise_and_a_test():
         assert row["fault"], number
         assert row["promise"], number
         assert any(name for _, name in named_tests(row["tests"])), number
+
+
+def test_every_trap_has_a_promise_and_a_test():
+    for row in TRAPS:
+        assert re.fullmatch(r"T\d+", row["#"])
+        assert row["trap"], row["#"]
+        assert row["what holds"], row["#"]
+        assert any(name for _, name in named_tests(row["tests"])), row["#"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -45,6 +45,8 @@ def folder(tmp_path_factory):
     for name, file, content in DAMAGES:
         shutil.copytree(path / "checkpoint", path / name)
         (path / name / file).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        if file.endswith("index.json"):  # which is read where the weights are in several files
+            (path / name / "model.safetensors").rename(path / name / "model-1.safetensors")
     write_policy(path / "policy")
     for name, file in (("policy-cut", "model.safetensors"), ("policy-garbage", "tokenizer.json")):
         shutil.copytree(path / "policy", path / name)
@@ -103,6 +105,10 @@ DAMAGES = [
     ("template-number", "tokenizer_config.json", {"chat_template": 3}),
     ("template-bytes", "chat_template.jinja", b"\x80"),
     ("adapter", "adapter_config.json", []),
+    ("auto-map", "config.json", config(auto_map=3)),
+    ("auto-map-tokenizer", "tokenizer_config.json", {"auto_map": 3, "tokenizer_class": 3}),
+    ("index", "model.safetensors.index.json", []),
+    ("index-map", "model.safetensors.index.json", {"weight_map": {"a": "../../a"}}),
     ("quantized", "config.json", config(quantization_config=3)),
 ]
 
@@ -141,6 +147,7 @@ PROCESSES = [
     ("plaudit-serve", ["bundle", "--tls-certificate-file", "empty", "--tls-key-file", "garbage"], {}),
     ("plaudit-serve", ["bundle", "--host", "ä" * 70, "--allow-unauthenticated"], {}),
     ("plaudit-serve", ["bundle", "--port", "9" * 30], {}),
+    ("plaudit-serve", ["bundle", "--num-threads", "9" * 12], {}),
     ("plaudit-serve", ["bundle"], {"PLAUDIT_PORT": "tcp://10.0.0.1:80"}),
     ("plaudit-fetch", ["没有", "new"], LATIN),
     ("plaudit-fetch", ["bundle", LONG], {}),

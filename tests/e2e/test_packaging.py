@@ -45,7 +45,7 @@ def absent(bin_folder, *modules):
     return done.stdout.strip() == "[]"
 
 
-def test_the_wheel_holds_exactly_four_packages_each_typed(wheel):
+def test_the_wheel_holds_exactly_five_packages_each_typed(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert packages == {"plaudit_client", "plaudit_demo", "plaudit_export", "plaudit_ppo", "plaudit_service"}
@@ -105,7 +105,7 @@ def test_a_service_install_serves_a_bundle_without_torch_and_transformers(enviro
     ("extra", "command", "module", "foreign"),
     [
         ("[export]", "plaudit-export", "plaudit_export.exporter", ["trl", "accelerate"]),
-        ("[train]", "plaudit-ppo", "plaudit_ppo.trainer", ["onnxruntime", "fastapi", "trl", "httpx2"]),
+        ("[train]", "plaudit-ppo", "plaudit_ppo.trainer", ["onnxruntime", "fastapi", "trl"]),
     ],
 )
 def test_a_role_that_needs_torch_starts_and_brings_no_other_role(environment, extra, command, module, foreign):

@@ -3,6 +3,11 @@
 Real processes on both sides of a real socket, ended by SIGKILL.
 """
 
+import os
+import signal
+import subprocess
+from pathlib import Path
+
 import pytest
 from ppo_runs import (
     figures,
@@ -104,6 +109,53 @@ def test_killing_and_resuming_the_run_changes_no_bit(place, config, undisturbed)
     assert weights(output) == weights(undisturbed)
     assert figures(output) == figures(undisturbed)
     assert (output / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
+
+
+AS_PROCESS_1 = ("unshare", "--pid", "--fork", "--kill-child")
+
+
+@pytest.mark.parametrize("wrapper", [(), AS_PROCESS_1], ids=["a process", "process 1"])
+def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_in_the_same_bits(place, config, undisturbed, wrapper):
+    """In the middle of whatever it does; process 1 gets only signals that it has a handler for."""
+    if wrapper and subprocess.run([*wrapper, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no process here may become process 1 of a namespace of its own")
+    name = "terminated-as-1" if wrapper else "terminated"
+    output = place / name
+    with running_service(place / "bundle") as service:
+        file = config(name, service.url)
+        for iterations in (3, 9):
+            with training("--config", file, "--resume", output, wrapper=wrapper) as run:
+                wait_for_iterations(run, output, iterations)
+                terminate(run, is_wrapped=bool(wrapper))
+                _, err = run.communicate(timeout=120)
+            assert run.returncode == 130
+            done = len(read_log(output / "log.jsonl"))
+            checkpoint = output / "checkpoints" / f"iteration-{done:06d}"
+            said = f"plaudit-ppo: terminated after {done} iterations; checkpoint: {checkpoint}; go on with --resume\n"
+            assert err.endswith(said)
+            assert checkpoint.is_dir()
+        train_to_the_end("--resume", output)
+    assert weights(output) == weights(undisturbed)
+    assert figures(output) == figures(undisturbed)
+
+
+def terminate(process, *, is_wrapped):
+    pid = process.pid
+    if is_wrapped:
+        (pid,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    os.kill(pid, signal.SIGTERM)
+
+
+def test_sigterm_ends_a_run_at_once_while_it_waits_for_a_score(place, config):
+    """With the checkpoint of the iteration's start, which here is that of the run."""
+    port, output = free_port(), place / "waiting"
+    with training("--config", config("waiting", f"http://127.0.0.1:{port}")) as run:
+        wait_until((output / "log.jsonl").exists, run)
+        run.terminate()
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert err.startswith("plaudit-ppo: terminated after 0 iterations; checkpoint: ")
+    assert (output / "checkpoints" / "iteration-000000").is_dir()
 
 
 def test_a_killed_run_cannot_be_overwritten_by_a_new_one(place, config, undisturbed):

@@ -50,9 +50,10 @@ def test_every_option_reaches_the_export(tmp_path, monkeypatch):
         "--precision",
         "int8",
         "--allow-loss",
+        "--builtin-class",
     ]
     values = ["--name", "rm", "--max-tokens", "99", "--heads", "a=0.5,b", "--tolerance", "1e-3", "--normalize", "mean"]
-    values += ["--golden-max-tokens", "77"]
+    values += ["--golden-max-tokens", "77", "--pad-token", ""]
     texts = TextFile([{"text": "a"}], sha256_of(tmp_path / "golden.jsonl"))
     assert main(["checkpoint", "org/model", "bundle", *files, *flags, *values]) == 1
     assert (given["source"], given["bundle"], given["force"]) == ("org/model", Path("bundle"), True)

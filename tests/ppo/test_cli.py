@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import shutil
 import signal
 import socket
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.models.auto import CONFIG_MAPPING
 
 from plaudit_ppo.cli import main
 from plaudit_ppo.config import PPOConfig, to_toml
@@ -294,3 +297,163 @@ def test_the_help_names_settings_with_their_defaults_and_the_environment(capsys)
 def test_the_package_and_the_command_line_are_imported_without_torch():
     code = "import plaudit_ppo.cli, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def damaged(folder, cause):
+    """Makes of a run's files what a checkpoint or a user may make of them; returns what is said of it."""
+    policy = folder / "policy"
+    tokenizer = policy / "tokenizer_config.json"
+    match cause:
+        case "truncated weights":
+            weights = policy / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:-100])
+            return "policy: .*policy cannot be loaded"
+        case "no tokenizer.json":
+            (policy / "tokenizer.json").write_text("{")
+            return "policy's tokenizer: .*policy cannot be loaded"
+        case "no config.json":
+            (policy / "config.json").write_text("{")
+            return "policy: .*policy cannot be loaded"
+        case "an unknown architecture":
+            (policy / "config.json").write_text('{"model_type": "never-heard-of"}')
+            return "policy: .*policy cannot be loaded"
+        case "a template that raises":
+            chats = '{"prompt": [{"role": "user", "content": "w2"}]}\n'
+            (folder / "prompts.jsonl").write_text(chats)
+            (policy / "chat_template.jinja").write_text("{{ raise_exception('no users') }}")
+            return r"prompts.jsonl line 1: the policy's chat template failed on it \(no users\)"
+        case "a template that asks for the date":
+            (folder / "prompts.jsonl").write_text('{"prompt": [{"role": "user", "content": "w2"}]}\n')
+            (policy / "chat_template.jinja").write_text("{{ strftime_now('%Y') }} {{ messages[0].content }}")
+            return r"prompts.jsonl line 1: .* asks for today's date \(strftime_now\)"
+        case "a text that is none":
+            (folder / "prompts.jsonl").write_text('{"prompt": "\\ud800"}\n')
+            return "prompts.jsonl line 1: prompt has a lone surrogate"
+        case "weights of NaN":
+            weights = policy / "model.safetensors"
+            save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
+            return "the policy's probabilities are not finite.*; checkpoint: .*iteration-000000"
+        case "no EOS":
+            settings = json.loads(tokenizer.read_text())
+            del settings["eos_token"]
+            tokenizer.write_text(json.dumps(settings))
+            for name in ("config.json", "generation_config.json"):
+                file = policy / name
+                file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": None}))
+            return "no EOS token"
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "truncated weights",
+        "no tokenizer.json",
+        "no config.json",
+        "an unknown architecture",
+        "a template that raises",
+        "a template that asks for the date",
+        "a text that is none",
+        "weights of NaN",
+        "no EOS",
+    ],
+)
+def test_no_cause_outside_of_the_trainer_is_called_a_bug(capsys, write_config, tmp_path, cause):
+    """One line that says what is wrong with it, and an exit code that says whose it is."""
+    config = write_config()
+    says = damaged(tmp_path, cause)
+    code, err = refused(capsys, "train", "--config", config)
+    assert re.search(says, err), err
+    assert "internal error" not in err
+    assert code == (1 if cause == "weights of NaN" else 2)
+
+
+@pytest.mark.parametrize("architecture", ["granite", "cohere2", "lfm2"])
+def test_a_policy_without_a_classifier_in_transformers_gets_the_remedy_which_works(
+    capsys, write_config, service, tmp_path, architecture
+):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 1, "vocab_size": 32, "max_position_embeddings": 64, "bos_token_id": None}
+    own = {"full_attn_idxs": [1], "block_multiple_of": 8} if architecture == "lfm2" else {}
+    config = CONFIG_MAPPING[architecture](**sizes, **more, **own, eos_token_id=0, pad_token_id=1)
+    file = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "policy")
+    code, err = refused(capsys, "train", "--config", file)
+    assert code == 2
+    assert f"transformers has no sequence classifier of model type {architecture}" in err
+    assert 'set critic_trunk = "policy" (a head on the policy\'s network), or critic to the directory of' in err
+    file = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0, critic_trunk="policy")
+    assert main(["train", "--config", file]) == 0
+
+
+def test_a_policy_without_a_key_value_cache_is_refused(capsys, write_config, tmp_path):
+    file = write_config(critic_trunk="policy")
+    config = CONFIG_MAPPING["mamba"](hidden_size=16, num_hidden_layers=1, vocab_size=32, eos_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "policy")
+    code, err = refused(capsys, "train", "--config", file)
+    assert code == 2
+    assert (
+        "policy: MambaForCausalLM keeps no key-value cache (past_key_values), by which completions are sampled" in err
+    )
+
+
+def test_a_warning_of_the_trainer_is_a_line_of_the_command(capsys, write_config, service, tmp_path):
+    settings = json.loads((tmp_path / "policy" / "config.json").read_text()) | {"eos_token_id": 5}
+    file = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0)
+    (tmp_path / "policy" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "policy" / "generation_config.json").unlink()
+    capsys.readouterr()
+    assert main(["train", "--config", file]) == 0
+    assert capsys.readouterr().err.startswith("plaudit-ppo: the policy's config.json names token 5 as EOS, ")
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_once_there_is_room(write_config, service, tmp_path):
+    """What writes weights raises an exception of its own. A limit of the size of files stands for the disk."""
+    code = (
+        "import resource, sys; from plaudit_ppo.cli import main; from plaudit_ppo.runs.checkpoints import save_file;"
+        "import plaudit_ppo.runs.checkpoints as checkpoints;"
+        "checkpoints.save_file = lambda *of: [resource.setrlimit(resource.RLIMIT_FSIZE, (20000, -1)), save_file(*of)];"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    config = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0, max_completion_tokens=32)
+    done = subprocess.run([sys.executable, "-c", code, "train", "--config", config], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("plaudit-ppo: error: ")
+    assert "checkpoints/iteration-000002: cannot be written (SafetensorError: " in done.stderr
+    assert done.stderr.endswith("resume the run once it can\n")
+    assert done.stderr.count("\n") == 1
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("file", ["log.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("line", ["3", '{"step": 1}', '{"iteration": 1}'])
+def test_a_report_of_what_is_no_run_is_refused(capsys, write_config, service, tmp_path, file, line):
+    assert main(["train", "--config", write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0)]) == 0
+    (tmp_path / "run" / file).write_text(line + "\n")
+    code, err = refused(capsys, "report", str(tmp_path / "run"))
+    assert code == 2
+    assert f"{tmp_path}/run" in err
+    assert "internal error" not in err
+
+
+def test_a_run_that_is_complete_exits_0_whoever_reads_and_in_whatever_letters(write_config, service, tmp_path):
+    """The last print is no part of the run; the same of a report."""
+    output = str(tmp_path / "прогон")
+    config = write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0, max_completion_tokens=32, output=output)
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([COMMAND, "train", "--config", config], env=latin, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"policy in " in done.stdout
+    assert rb"\u043f\u0440\u043e\u0433\u043e\u043d/policy" in done.stdout
+    with Path("/dev/full").open("w") as full:
+        for command in (["report", output], ["train", "--resume", output]):
+            assert subprocess.run([COMMAND, *command], env=latin, stdout=full).returncode == 0
+    assert (Path(output) / "report.html").exists()
+
+
+def test_without_docstrings_the_remedy_is_named(write_config):
+    """transformers makes functions of docstrings, which `python -OO` strips."""
+    command = [sys.executable, "-OO", "-m", "plaudit_ppo", "train", "--config", write_config()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("plaudit-ppo: error: policy: ")
+    assert done.stderr.endswith("run Python without -OO (PYTHONOPTIMIZE=2), which strips them\n")

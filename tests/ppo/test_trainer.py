@@ -139,6 +139,31 @@ def test_the_scorer_gets_the_kept_text_and_whether_it_ended(make_trainer, prompt
             assert item["completion"].endswith("<eos>") == (send_eos_text and item["finished"])
 
 
+@pytest.mark.parametrize("send_eos_text", [False, True])
+def test_every_eos_of_the_generation_config_ends_a_completion(make_trainer, make_policy, send_eos_text):
+    """Detail 3: the turn ends at any of them, and the one that was sampled belongs to it."""
+    policy, items = make_policy(), []
+    policy.generation_config.eos_token_id = [0, 5, 6]
+
+    def scorer(batch):
+        items.extend(batch)
+        return [Score("ok", 1.0)] * len(batch)
+
+    run = make_trainer(scorer, policy=policy, iterations=1, rollout_batch_size=64, send_eos_text=send_eos_text)
+    run.train()
+    for item in items:
+        words = item["completion"].split()
+        kept = words[:-1] if send_eos_text and item["finished"] else words
+        assert not {"<eos>", "w5", "w6"} & set(kept)
+        assert item["finished"] or len(words) == 6
+    if send_eos_text:
+        assert {item["completion"].split()[-1] for item in items if item["finished"]} == {"<eos>", "w5", "w6"}
+    (line,) = run.log()
+    assert line["val/num_eos_tokens"] == sum(item["finished"] for item in items) > 10
+    share = line["val/eos_share"]
+    assert line["objective/scores"] == pytest.approx(share * 1.0 + (1 - share) * -1.0)  # no rule hits what has ended
+
+
 def test_a_chat_goes_to_the_scorer_as_messages(make_trainer, tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     chat = Prompt(messages=({"role": "user", "content": "w4 w5"},), where="chats line 1")

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,19 @@ def test_a_directory_has_the_permissions_that_others_have(tmp_path):
     finally:
         os.umask(former)
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o750
+
+
+def test_what_was_there_comes_back_where_the_new_directory_cannot_get_its_name(tmp_path, monkeypatch):
+    place, rename = tmp_path / "place", Path.rename
+    place.mkdir()
+    (place / "old").touch()
+
+    def fail_once(path, target):
+        if target == place and (path / "new").exists():
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OSError, match="No space left"), whole_directory(place, replace=True) as directory:
+        (directory / "new").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["place", "place/old"]

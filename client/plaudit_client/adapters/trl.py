@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
-from plaudit_client.adapters.messages import without_empty
+from plaudit_client.adapters.endings import EosTokenId, as_eos_ids, has_ended
 from plaudit_client.client import RewardClient
 from plaudit_client.errors import ConnectionFailed, DeadlineExceeded, InvalidArgument, PlauditError, ServiceUnavailable
 from plaudit_client.items import num_sequences
@@ -18,7 +18,7 @@ from plaudit_client.scores import Score
 
 _log = logging.getLogger("plaudit_client")
 
-Text = str | list[dict[str, str]]
+Text = str | list[dict[str, Any]]
 RewardFunction = Callable[..., Awaitable[list[float | None]]]
 
 
@@ -26,7 +26,7 @@ def reward_function(
     url: str | Sequence[str] | None = None,
     *,
     on_failure: Literal["mask", "raise"] = "mask",
-    eos_token_id: int | None = None,
+    eos_token_id: EosTokenId = None,
     model: str | None = None,
     raw: bool = False,
     truncation: Truncation = "error",
@@ -44,8 +44,9 @@ def reward_function(
         on_failure: `mask`: a completion without a score gives None, which TRL leaves out of its group's baseline and
             of the loss; so does a whole call that no retry could help. `raise`: each of these stops the run. What a
             repetition cannot mend (a wrong key, another reward model behind the URL) is always raised.
-        eos_token_id: Of the policy. A completion that does not end with it was cut by length, and a reward model that
-            was trained with an EOS then gets none. None: all completions count as finished.
+        eos_token_id: What ends a turn of the policy: one id or several, such as its `generation_config.eos_token_id`. A
+            completion that ends with none of them was cut by length, and a reward model that was trained with an EOS
+            then gets none. None: all completions count as finished.
         model: Which of the service's models; None where it has only one.
         raw: Leave out the normalization.
         truncation: What happens to a text over the reward model's limit.
@@ -58,13 +59,16 @@ def reward_function(
     """
     if on_failure not in {"mask", "raise"}:
         raise InvalidArgument(f'on_failure: got {on_failure!r}; give "mask" or "raise"')
+    eos_ids = as_eos_ids(eos_token_id)
     scorer = client or RewardClient(url)
     options: dict[str, Any] = {"model": model, "raw": raw, "truncation": truncation, "timeout_s": timeout_s}
 
     async def reward(
         prompts: list[Text], completions: list[Text], completion_ids: list[list[int]] | None = None, **columns: Any
     ) -> list[float | None]:
-        finished = _finished(completion_ids, eos_token_id, len(prompts))
+        finished = [True] * len(prompts)
+        if completion_ids is not None and eos_token_id is not None:
+            finished = [has_ended(ids, eos_ids) for ids in completion_ids]
         items = to_items(prompts, completions, finished)
         try:
             scores: Sequence[Score] = (await asyncio.wrap_future(scorer.submit(items, **options))).results
@@ -82,43 +86,34 @@ def reward_function(
 def to_items(prompts: Sequence[Text], completions: Sequence[Text], finished: Sequence[bool]) -> list[Mapping[str, Any]]:
     """Items whose sequences are the rollouts in order; neighbours with one prompt make one group.
 
+    What a message holds besides role and content, such as `tool_calls` or `reasoning_content`, goes to the reward
+    model's template; other fields are refused by name.
+
     Args:
         prompts: Texts or chats.
         completions: A text each, or the messages that follow the chat.
         finished: False where the completion was cut by length.
     """
     items: list[Mapping[str, Any]] = []
-    rollouts = list(zip(map(_clean, prompts), map(_text, completions), finished, strict=True))
+    rollouts = list(zip(prompts, map(_text, completions), finished, strict=True))
     for (prompt, is_text, done), group in groupby(rollouts, key=lambda it: (it[0], isinstance(it[1], str), it[2])):
         texts = [text for _, text, _ in group]
         if is_text:
             form = "prompt" if isinstance(prompt, str) else "messages"
             items.append({form: prompt, "completions": texts, "finished": done})
-        else:  # several messages, as tools make them: one chat each
+        else:  # messages that are more than one text: one chat each
             items += [{"messages": [*prompt, *text], "finished": done} for text in texts]
     assert sum(map(num_sequences, items)) == len(prompts)
     return items
 
 
-def _clean(text: Text) -> Text:
-    """Datasets put None where other messages have more fields."""
-    return text if isinstance(text, str) else [without_empty(message) for message in text]
-
-
 def _text(completion: Text) -> Text:
     """The text of a completion that is one assistant's message, else its messages."""
-    completion = _clean(completion)
     if isinstance(completion, str) or len(completion) != 1:
         return completion
-    (message,) = completion
+    message = {key: value for key, value in completion[0].items() if value is not None}  # as tables have every field
     is_plain = message.keys() == {"role", "content"} and message["role"] == "assistant"
     return message["content"] if is_plain and isinstance(message["content"], str) else completion
-
-
-def _finished(completion_ids: list[list[int]] | None, eos_token_id: int | None, num_rollouts: int) -> list[bool]:
-    if completion_ids is None or eos_token_id is None:
-        return [True] * num_rollouts
-    return [bool(ids) and ids[-1] == eos_token_id for ids in completion_ids]
 
 
 def _report(scores: Sequence[Score], on_failure: str, columns: Mapping[str, Any]) -> None:

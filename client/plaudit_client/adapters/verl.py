@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from plaudit_client.adapters.messages import without_empty
+from plaudit_client.adapters.endings import EosTokenId, as_eos_ids, has_ended
 from plaudit_client.client import RewardClient
 from plaudit_client.errors import InvalidArgument, PlauditError
 from plaudit_client.scores import Score
@@ -66,11 +66,7 @@ async def compute_score(
 def _to_item(prompt: Any, completion: str, *, finished: bool) -> dict[str, Any]:
     if isinstance(prompt, str):
         return {"prompt": prompt, "completions": [completion], "finished": finished}
-    return {
-        "messages": [without_empty(message) for message in prompt],
-        "completions": [completion],
-        "finished": finished,
-    }
+    return {"messages": list(prompt), "completions": [completion], "finished": finished}
 
 
 async def _score(url: str | None, item: Mapping[str, Any], options: Mapping[str, Any]) -> Score:
@@ -99,6 +95,17 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def _listed_eos_ids(tokenizer: Any) -> frozenset[int]:
+    """Those in the generation config of the checkpoint that verl has loaded the tokenizer from, if it has one."""
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(tokenizer.name_or_path, local_files_only=True)
+    except OSError:
+        return frozenset()
+    return as_eos_ids(config.eos_token_id)
+
+
 @cache
 def _reward_manager_class() -> type[Any]:
     from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
@@ -109,13 +116,18 @@ def _reward_manager_class() -> type[Any]:
         Attributes:
             url: Another URL, to be set in a subclass.
             options: `model`, `raw`, `truncation` of `RewardClient.score`, likewise.
+            eos_token_id: What ends a turn of the policy, likewise; None: every EOS of its tokenizer and of the
+                generation_config.json beside it.
         """
 
         url: str | None = None
         options: Mapping[str, Any] = {}
+        eos_token_id: EosTokenId = None
 
         def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
             super().__init__(config, tokenizer, compute_score)
+            given = as_eos_ids(self.eos_token_id)
+            self._eos_ids = given or as_eos_ids(tokenizer.eos_token_id) | _listed_eos_ids(tokenizer)
 
         async def run_single(self, data: Any) -> dict[str, Any]:
             """The score of the last sequence of a rollout.
@@ -130,7 +142,7 @@ def _reward_manager_class() -> type[Any]:
             if length is None:
                 length = rollout.batch["attention_mask"][-len(response_ids) :].sum()
             token_ids: Sequence[int] = response_ids[: int(length)].tolist()
-            finished = bool(token_ids) and token_ids[-1] == self.tokenizer.eos_token_id
+            finished = has_ended(token_ids, self._eos_ids)
             completion = self.tokenizer.decode(token_ids, skip_special_tokens=True)
             item = _to_item(rollout.non_tensor_batch["raw_prompt"], completion, finished=finished)
             score = await _score(self.url, item, self.options)

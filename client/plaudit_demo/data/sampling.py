@@ -61,7 +61,7 @@ def sample_completions(
             *pad_left(ids, tokenizer.pad_token_id),
             max_tokens=max_tokens,
             temperature=temperature,
-            eos_id=tokenizer.eos_token_id,
+            eos_ids=[tokenizer.eos_token_id],
             pad_id=tokenizer.pad_token_id,
             generator=generator,
         )

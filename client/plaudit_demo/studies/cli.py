@@ -26,10 +26,14 @@ def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = No
     """
     options = _parser().parse_args(arguments)
     os.environ.update(ENVIRONMENT)
-    interrupt_on_signals()
+
+    def body() -> int:
+        interrupt_on_signals()
+        return _run(options, sizes or DemoSettings())
+
     return run(
         "plaudit_demo.studies",
-        lambda: _run(options, sizes or DemoSettings()),
+        body,
         extra="demo,export",
         interrupted="interrupted; the same command goes on after the runs that are done",
     )

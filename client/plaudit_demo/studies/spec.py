@@ -17,7 +17,7 @@ class RunSpec:
         ground: directory of the demo's models and prompts.
         url: of the service that scores.
         output: directory of what the trainer leaves.
-        seed: of everything random.
+        seed: random seed.
         kl_coef: beta.
         iterations: rollout + update.
         evaluate_every: iterations from one evaluation to the next; 0: none.

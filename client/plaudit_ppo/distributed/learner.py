@@ -1,6 +1,6 @@
 """What a run trains: policy, critic and their optimizers, and the steps of an update.
 
-Knows nothing of PPO. The learner under DeepSpeed is in `zero`; `preparation` makes either.
+Knows nothing of PPO. The learner under DeepSpeed is in `deepspeed_learner`; `learner_setup` makes either.
 """
 
 import math

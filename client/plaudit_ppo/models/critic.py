@@ -7,7 +7,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.models.networks import disable_dropout, load_pretrained, refuse_own_code
@@ -15,6 +21,10 @@ from plaudit_ppo.models.sharding import load_whole_state
 from plaudit_ppo.models.tokenizer_file import load_tokenizer
 
 _VALUE_HEAD = "value_head.safetensors"
+_OTHER_CRITICS = (
+    'set critic_trunk = "policy" (a head on the policy\'s network), or critic to the directory of a reward model that '
+    "was made from a causal LM with num_labels = 1 and has the policy's tokenizer"
+)
 
 
 class Critic(nn.Module):
@@ -32,8 +42,7 @@ class Critic(nn.Module):
         head = getattr(model, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1:
             raise CheckpointError(
-                f"critic: {type(model).__name__} has no head `score` with one output; give a causal LM, or a "
-                "reward model made from one with num_labels = 1"
+                f"critic: {type(model).__name__} has no head `score` with one output; " + _OTHER_CRITICS
             )
         self.model = model
 
@@ -108,10 +117,17 @@ def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator,
         builtin_class: transformers' class is right, also where the config names code of the checkpoint's own.
 
     Raises:
-        CheckpointError: the directory is missing, holds neither, or names code of its own for a reward model.
+        CheckpointError: the directory is missing, holds neither, or names code of its own for a reward model; or
+            transformers has no classifier of its kind.
     """
     if not builtin_class:
         refuse_own_code(AutoModelForSequenceClassification, path, "critic")
+    config = load_pretrained(AutoConfig, path, "critic")
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise CheckpointError(
+            f"critic: transformers has no sequence classifier of model type {config.model_type} ({path}), so none can "
+            f"be made of it; {_OTHER_CRITICS}"
+        )
     model, info = load_pretrained(
         AutoModelForSequenceClassification,
         path,

@@ -27,7 +27,7 @@ def is_lora(policy: nn.Module) -> bool:
 
 
 def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
-    """The policy with a new adapter in every linear layer but the head; only the adapter is trained.
+    """The policy with a new adapter in every linear layer and expert but the head; only the adapter is trained.
 
     W + alpha / r * B A, B = 0 at first, so that the policy begins as the reference. Hu et al. 2021, arXiv 2106.09685.
     No dropout: all passes have to see the same policy.
@@ -47,6 +47,8 @@ def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21 asks
+        # Of fused parameters of experts, whose rank it has set itself; it looks among modules alone.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         torch.manual_seed(seeded_generator(torch.device("cpu"), config.seed, "lora").initial_seed())
         adapted: PreTrainedModel = get_peft_model(policy, settings)
     return adapted
@@ -115,13 +117,33 @@ def _merged(base: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Ten
     from peft.tuners.lora import LoraLayer
 
     state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
-    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    merged = {_own_name(name): tensor for name, tensor in state.items() if ".lora_" not in name}
     for name, layer in base.named_modules():
         if isinstance(layer, LoraLayer):
             a, b = (state[f"{name}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
-            delta = (b @ a) * layer.scaling[_ADAPTER]
-            merged[f"{name}.weight"] = merged[f"{name}.weight"] + (delta.T if layer.fan_in_fan_out else delta)
+            # Of a fused parameter, such as the experts of a layer, PEFT wraps the module once for each of them.
+            parameter = getattr(layer, "parameter_name", "weight")
+            adapted = _own_name(f"{name}.{parameter}")
+            merged[adapted] = merged[adapted] + _delta(layer, a, b)
     return merged
+
+
+def _own_name(name: str) -> str:
+    """The name that a parameter has without PEFT."""
+    return name.replace(".base_layer", "")
+
+
+def _delta(layer: Any, a: Tensor, b: Tensor) -> Tensor:
+    """What a layer's adapter adds to its weight: alpha / r * B A, for each expert where there are several."""
+    experts = getattr(layer, "num_experts", 1)
+    if experts == 1:
+        delta: Tensor = (b @ a) * layer.scaling[_ADAPTER]
+        return delta.T if layer.fan_in_fan_out else delta
+    of_experts = a.reshape(experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, experts)
+    is_out_first = getattr(layer, "_did_swap_in_out_features", False)  # (experts, out, in), as PEFT found them
+    order = "eri,ore->eoi" if is_out_first else "eri,ore->eio"
+    delta = torch.einsum(order, *of_experts)
+    return delta * float(layer.scaling[_ADAPTER])
 
 
 def restore_adapter(policy: PreTrainedModel, directory: Path) -> None:

@@ -1,12 +1,13 @@
 """What every network of a run has in common: loaded from a directory, always deterministic, made of layers."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
-from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.errors import CheckpointError, one_line
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -28,10 +29,10 @@ def load_pretrained(auto: Any, path: str | Path, what: str, **options: Any) -> A
     try:
         return auto.from_pretrained(path, trust_remote_code=False, local_files_only=True, **options)
     except Exception as error:  # a checkpoint comes from outside; what reads it has exception types of its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{what}: {path} cannot be loaded ({reason}); it needs config.json, *.safetensors and tokenizer files"
-        ) from error
+        remedy = "it needs config.json, *.safetensors and tokenizer files"
+        if sys.flags.optimize > 1:
+            remedy = "transformers reads docstrings: run Python without -OO (PYTHONOPTIMIZE=2), which strips them"
+        raise CheckpointError(f"{what}: {path} cannot be loaded ({one_line(error)}); {remedy}") from error
 
 
 def refuse_own_code(auto: Any, path: str | Path, what: str) -> None:
@@ -47,7 +48,7 @@ def refuse_own_code(auto: Any, path: str | Path, what: str) -> None:
     """
     try:
         named = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["auto_map"][auto.__name__]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # names none, or the loading says what is wrong
     raise CheckpointError(
         f"{what}: {path}: auto_map of its config names {named} for {auto.__name__}: code of its own, which "

@@ -1,13 +1,20 @@
 """The policy, and the frozen copy of it that is the reference."""
 
 import copy
+import inspect
+import logging
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from plaudit_ppo.errors import ConfigError, one_line
+from plaudit_ppo.models.lora import is_lora
 from plaudit_ppo.models.networks import disable_dropout, load_pretrained, refuse_own_code
 from plaudit_ppo.models.tokenizer_file import load_tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 def load_policy(path: str | Path, *, builtin_class: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -24,6 +31,37 @@ def load_policy(path: str | Path, *, builtin_class: bool = False) -> tuple[PreTr
         refuse_own_code(AutoModelForCausalLM, path, "policy")
     model = load_pretrained(AutoModelForCausalLM, path, "policy", dtype=torch.float32, use_safetensors=True)
     return disable_dropout(model), load_tokenizer(path, "policy's tokenizer")
+
+
+def check_cache(policy: PreTrainedModel) -> None:
+    """Refuses a policy whose forward takes no key-value cache: the sampler goes on from one.
+
+    Raises:
+        ConfigError: names its class.
+    """
+    network = policy.get_base_model() if is_lora(policy) else policy
+    if "past_key_values" not in inspect.signature(network.forward).parameters:
+        raise ConfigError(
+            f"policy: {type(network).__name__} keeps no key-value cache (past_key_values), by which completions are "
+            "sampled; give a policy with attention"
+        )
+
+
+def mend_generation_config(policy: PreTrainedModel) -> None:
+    """Lets transformers write back what it has read: 4.57 refuses a temperature or top_p without `do_sample`."""
+    config = getattr(policy, "generation_config", None)
+    if config is None or config.do_sample:
+        return
+    try:
+        with TemporaryDirectory() as directory:
+            config.save_pretrained(directory)
+    except ValueError as error:
+        config.do_sample = True
+        _log.warning(
+            "the policy's generation_config.json has settings of sampling without do_sample, which transformers does "
+            "not write (%s); the result's has do_sample = true",
+            one_line(error),
+        )
 
 
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:

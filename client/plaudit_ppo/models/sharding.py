@@ -2,7 +2,7 @@
 
 A layer's weights are whole only while it computes; the policy's also while it generates, and a state that is written or
 read. Of a network that is not sharded, all functions here but `shard` give what is there. DeepSpeed's way of spreading
-is in `zero`; its weights are read and written here.
+is in `distributed/deepspeed_learner`; its weights are read and written here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

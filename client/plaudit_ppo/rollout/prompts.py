@@ -1,19 +1,38 @@
-"""Prompts: read from a JSONL file, encoded for the policy, and dealt out in a shuffled order."""
+"""Prompts: read from a JSONL file, encoded for the policy, and dealt out in a shuffled order.
+
+A prompt is a function of its file and of the tokenizer: it knows no clock.
+"""
 
 import codecs
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from plaudit_client import InvalidArgument
+from plaudit_client.items import normalize_messages
 from plaudit_ppo.errors import PromptError
 from plaudit_ppo.rollout.seeding import seeded_generator
 
-_EXPECTED = 'each line is {"prompt": "..."} or {"messages": [{"role": "...", "content": "..."}]}'
+_EXPECTED = (
+    'each line is {"prompt": "..."}, or {"messages": [{"role": "...", "content": "..."}]} with the messages under '
+    "prompt or messages"
+)
+Message = Mapping[str, Any]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Before a template: as in the service there is no clock, and a template that tests for one names another date.
+_WITHOUT_CLOCK = "{% set strftime_now = no_clock %}\n"
+
+
+class ChatTemplateError(ValueError):
+    """A chat template refused messages, or failed on them."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +40,7 @@ class Prompt:
     """What a completion answers: a text, or the messages of a chat (exactly one of the two)."""
 
     text: str | None = None
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[Message, ...] | None = None
     where: str = field(default="prompt", compare=False)  # file and line, for error messages
 
     def __post_init__(self) -> None:
@@ -50,26 +69,31 @@ def _parse(line: bytes, where: str) -> Prompt:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{where}: not JSON ({error}); {_EXPECTED}") from error
-    given = {"prompt", "messages"} & record.keys() if isinstance(record, dict) else set()
+    if not isinstance(record, dict):
+        raise PromptError(f"{where}: not an object ({type(record).__name__}); {_EXPECTED}")
+    given = [key for key in ("prompt", "messages") if record.get(key) is not None]
     if len(given) != 1:
-        raise PromptError(f"{where}: needs either prompt or messages, has {sorted(given) or 'neither'}; {_EXPECTED}")
-    text, messages = record.get("prompt"), record.get("messages")
-    if messages is None and isinstance(text, str):
-        return Prompt(text=text, where=where)
-    if text is None and _are_messages(messages):
-        return Prompt(messages=tuple(messages), where=where)
-    raise PromptError(f"{where}: {given.pop()} has the wrong shape; {_EXPECTED}")
+        keys = ", ".join(record) or "none"
+        raise PromptError(f"{where}: needs either prompt or messages, has the keys {keys}; {_EXPECTED}")
+    (key,) = given
+    value = record[key]
+    if key == "prompt" and isinstance(value, str):
+        if _SURROGATE.search(value):
+            raise PromptError(f"{where}: prompt has a lone surrogate, which is no character; mend the text")
+        return Prompt(text=value, where=where)
+    return Prompt(messages=_messages(value, f"{where}: {key}"), where=where)
 
 
-def _are_messages(messages: Any) -> bool:  # any JSON value
-    return (
-        isinstance(messages, list)
-        and len(messages) > 0
-        and all(
-            isinstance(m, dict) and m.keys() == {"role", "content"} and all(isinstance(v, str) for v in m.values())
-            for m in messages
-        )
-    )
+def _messages(value: Any, where: str) -> tuple[Message, ...]:  # any JSON value
+    """A chat, as the scorer's client takes it; a text in parts becomes a text, which every template reads."""
+    try:
+        messages = normalize_messages(value, where)
+    except InvalidArgument as error:
+        raise PromptError(f"{error}; {_EXPECTED}") from error
+    for message in messages:
+        if isinstance(content := message.get("content"), list):
+            message["content"] = content[0]["text"]
+    return tuple(messages)
 
 
 def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[int]:
@@ -86,7 +110,10 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tok
             raise PromptError(
                 f"{prompt.where}: messages, but the policy's tokenizer has no chat template; add one, or give prompt"
             )
-        text = tokenizer.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
+        try:
+            text = render_chat(prompt.messages, tokenizer, add_generation_prompt=True)
+        except ChatTemplateError as error:
+            raise PromptError(f"{prompt.where}: {error}") from error
         special = False
     else:
         text = prompt.text or ""
@@ -99,6 +126,32 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tok
         remedy = "raise max_prompt_tokens or leave the prompt out" if ids else "leave it out"
         raise PromptError(f"{prompt.where}: {len(ids)} tokens, limit 1 to {max_tokens} (max_prompt_tokens); {remedy}")
     return ids
+
+
+def render_chat(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool) -> str:
+    """A chat as the tokenizer's template writes it.
+
+    Deviation from transformers: there is no clock (`strftime_now`), or a run that is resumed on another day would have
+    other prompts. A template that tests for it falls back to the date that it names.
+
+    Raises:
+        ChatTemplateError: the template refused the messages, or failed on them.
+    """
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            chat_template=_WITHOUT_CLOCK + tokenizer.get_chat_template(),
+        )
+    except Exception as error:  # a template is a program from outside: it can raise anything
+        if isinstance(error, jinja2.UndefinedError) and "no_clock" in str(error):
+            raise ChatTemplateError(
+                "the policy's chat template asks for today's date (strftime_now), and prompts must not change from one "
+                "day to the next; write a date into the template"
+            ) from error
+        raise ChatTemplateError(f"the policy's chat template failed on it ({error})") from error
+    return str(text)
 
 
 def dealt_prompts(num_prompts: int, *, start: int, count: int, seed: int) -> list[int]:

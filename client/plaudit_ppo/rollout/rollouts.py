@@ -1,4 +1,7 @@
-"""Rollouts: prompts padded left, completions kept through the first EOS and padded right."""
+"""Rollouts: prompts padded left, completions kept through the first EOS and padded right.
+
+Which tokens are an EOS is in `endings`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,29 +1,40 @@
 """Completions sampled by the policy in this process."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.errors import ConfigError, DivergenceError
 from plaudit_ppo.rollout.forward import position_ids, tempered
 from plaudit_ppo.rollout.rollouts import Rollouts
 
+_NOT_FINITE = (
+    "the policy's probabilities are not finite, so nothing can be sampled; look for NaN in its weights, and in "
+    "log.jsonl for a KL or a loss that runs away, then lower learning_rate. Where the newest checkpoint has NaN too, "
+    "remove it and resume from the one before"
+)
 
-def pad_token_id(tokenizer: PreTrainedTokenizerBase, missing_pad: str) -> int:
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, missing_pad: str, eos_ids: Sequence[int]) -> int:
     """An id to pad with that is not EOS.
 
     A tokenizer without a pad token, or with EOS as its pad token, gets an id that no token has: padding is masked, and
     masked ids are replaced before every forward, so no model ever sees it and neither tokenizer nor model changes.
 
+    Args:
+        tokenizer: the policy's.
+        missing_pad: "add", or "refuse".
+        eos_ids: what ends a completion.
+
     Raises:
-        ConfigError: there is no EOS token; or no usable pad token and `missing_pad` is "refuse".
+        ConfigError: there is no usable pad token and `missing_pad` is "refuse".
     """
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("the policy's tokenizer has no EOS token, so no completion could ever end; set eos_token")
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in eos_ids:
         return int(tokenizer.pad_token_id)
     if missing_pad == "refuse":
-        actual = "no pad token" if tokenizer.pad_token_id is None else f'pad == EOS ("{tokenizer.eos_token}")'
+        actual = "no pad token" if tokenizer.pad_token_id is None else f'pad == EOS ("{tokenizer.pad_token}")'
         raise ConfigError(
             f"the policy's tokenizer has {actual}, and a pad that is EOS would hide EOS from the loss; "
             'give it a pad token of its own or set missing_pad = "add"'
@@ -38,7 +49,7 @@ def sample_rollouts(
     *,
     max_tokens: int,
     temperature: float,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     generator: torch.Generator,
 ) -> Rollouts:
@@ -50,13 +61,17 @@ def sample_rollouts(
         prompt_mask: shape (B, P), bool.
         max_tokens: T at most.
         temperature: divides the logits.
-        eos_id: ends a completion, and belongs to it.
+        eos_ids: each ends a completion, and the one that was sampled belongs to it.
         pad_id: written after the EOS.
         generator: the only source of randomness.
+
+    Raises:
+        DivergenceError: the policy gives no probabilities but NaN.
     """
     mask, positions = prompt_mask, position_ids(prompt_mask)
     inputs = torch.where(prompt_mask, prompt_ids, 0)
     running = torch.ones_like(prompt_mask[:, 0])
+    ends = torch.tensor(eos_ids, device=prompt_ids.device)
     cache, tokens, kept, logprobs = None, [], [], []
     with torch.inference_mode():
         for _ in range(max_tokens):
@@ -70,6 +85,8 @@ def sample_rollouts(
             )
             cache = output.past_key_values
             distribution = tempered(output.logits[:, -1], temperature).log_softmax(-1)  # (B, V)
+            if distribution.isnan().any():  # before torch finds it, which on a GPU ends the whole process
+                raise DivergenceError(_NOT_FINITE)
             token = torch.multinomial(distribution.exp(), 1, generator=generator)  # (B, 1)
             tokens.append(torch.where(running[:, None], token, pad_id))
             logprobs.append(torch.where(running[:, None], distribution.gather(1, token), 0.0))
@@ -77,7 +94,7 @@ def sample_rollouts(
             mask = torch.cat([mask, kept[-1]], dim=1)
             inputs = torch.where(running[:, None], token, 0)
             positions = positions[:, -1:] + 1
-            running = running & (token[:, 0] != eos_id)
+            running = running & ~torch.isin(token[:, 0], ends)
             if not running.any():
                 break
     # Outside of inference mode, where joining makes tensors that autograd takes.

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from plaudit_client.whole_files import remove_directory, whole_directory
+from plaudit_client.whole_files import remove_directory
 from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import is_lora, restore_adapter
 from plaudit_ppo.models.policy import load_policy
 from plaudit_ppo.models.sharding import load_whole_state
+from plaudit_ppo.runs.directories import left_directory
 
 _PREFIX = "iteration-"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
@@ -52,7 +53,7 @@ def save_checkpoint(
     optimizer: Mapping[str, Tensor],
     *,
     write_models: Callable[[Path], None],
-    keep: int,
+    keep: int | None,
 ) -> Path:
     """Writes a checkpoint unless there is one of this iteration, and removes the oldest beyond `keep`.
 
@@ -61,18 +62,21 @@ def save_checkpoint(
         state: where the run stands.
         optimizer: from `optimizer_tensors`.
         write_models: writes policy/ and critic/ into the directory that it is given.
-        keep: how many checkpoints may be there.
+        keep: how many checkpoints may be there; None: as many as there are.
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     path = checkpoint_path(folder, state.iteration)
     if not path.exists():  # else it is of this iteration's start, and now may be in the middle of its update
-        with whole_directory(path) as directory:
+        with left_directory(path) as directory:
             write_models(directory)
             save_file(dict(optimizer), directory / _OPTIMIZER)
             (directory / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-    for old in _checkpoints(folder)[:-keep]:
+    for old in _checkpoints(folder)[:-keep] if keep else ():
         remove_directory(old)
     return path
 

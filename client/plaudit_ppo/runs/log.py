@@ -62,12 +62,18 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log; a last line that was cut by kill -9 is left out, and a missing file is empty.
 
     Raises:
-        CheckpointError: another line is not JSON.
+        CheckpointError: another line is not of an iteration.
     """
     if not path.exists():
         return []
     lines = path.read_bytes().splitlines(keepends=True)
     try:
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        records = [json.loads(line) for line in lines if line.endswith(b"\n")]
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not the log of a run ({error}); choose another directory") from error
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or type(record.get("iteration")) is not int:
+            raise CheckpointError(
+                f"{path}: not the log of a run (line {number} has no iteration); choose another directory"
+            )
+    return records

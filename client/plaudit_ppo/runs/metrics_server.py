@@ -61,7 +61,7 @@ class Figures:
 
 
 @contextmanager
-def exposition(config: PPOConfig, *, is_first_process: bool) -> Iterator[Callable[[Metrics], None]]:
+def serving_figures(config: PPOConfig, *, is_first_process: bool) -> Iterator[Callable[[Metrics], None]]:
     """Answers `GET /metrics` on `metrics_host` and `metrics_port` in a thread, until the end of the block.
 
     Args:
@@ -84,7 +84,7 @@ def exposition(config: PPOConfig, *, is_first_process: bool) -> Iterator[Callabl
         raise ConfigError(
             f"metrics_port: {host}:{port} cannot be bound ({error.strerror}); choose another, or 0 for none"
         ) from error
-    threading.Thread(target=server.serve_forever, name="exposition", daemon=True).start()
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     try:
         yield figures.add
     finally:

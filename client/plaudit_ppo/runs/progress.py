@@ -1,5 +1,8 @@
 """The progress of a run on the terminal."""
 
+import logging
+import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -37,6 +40,26 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+def show_warnings(command: str, *, is_first_process: bool) -> None:
+    """Shows on stderr what the trainer warns of, above the progress bar.
+
+    Args:
+        command: begins each line.
+        is_first_process: of a distributed run; the others show nothing.
+    """
+    logging.getLogger("plaudit_ppo").handlers = [_Lines(command) if is_first_process else logging.NullHandler()]
+
+
+class _Lines(logging.Handler):
+    def __init__(self, command: str) -> None:
+        super().__init__(logging.WARNING)
+        self._command = command
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # nobody may be there to read it
+            tqdm.write(f"{self._command}: {record.getMessage()}", file=sys.stderr)
 
 
 def _progress_line(metrics: Metrics) -> str:

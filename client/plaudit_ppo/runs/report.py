@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from plaudit_client.whole_files import write_file
 from plaudit_ppo.config import PPOConfig, load_config, shown
-from plaudit_ppo.errors import CheckpointError, ConfigError
+from plaudit_ppo.errors import CheckpointError, ConfigError, one_line
 from plaudit_ppo.runs.charts import GOLD, KL, SCORE, TIME, series_figure
 from plaudit_ppo.runs.log import read_log
 from plaudit_ppo.runs.page import render_page
@@ -40,16 +40,20 @@ def write_report(directory: Path) -> Path:
 
     Raises:
         ConfigError: the directory holds no run, or no iteration of it has ended.
-        CheckpointError: what lies there is not the log of a run.
+        CheckpointError: what it holds was not written by a run.
     """
     log = read_log(directory / "log.jsonl")
     if not log:
         raise ConfigError(f"{directory}: holds no iteration of a run (log.jsonl); give the output directory of one")
     settings = load_config(directory / "config.toml")
+    samples = read_log(directory / "samples.jsonl")
     try:
-        page = make_report(directory.resolve().name, log, read_log(directory / "samples.jsonl"), settings)
-    except (KeyError, TypeError, AttributeError) as error:  # a field is missing, or of another type
-        raise CheckpointError(f"{directory}: not the log of a run ({error!r}); choose another directory") from error
+        page = make_report(directory.resolve().name, log, samples, settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{directory}: log.jsonl or samples.jsonl was not written by this version's run ({one_line(error)}); give "
+            "the output directory of one"
+        ) from error
     path = directory / "report.html"
     write_file(path, page)
     return path

@@ -1,7 +1,10 @@
-"""What a run leaves in its output directory: settings, logs, checkpoints, and at the end the result."""
+"""What a run leaves in its output directory: settings, logs, checkpoints, and at the end the result.
+
+What can fail at the end is tried at the start.
+"""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +13,13 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plaudit_client.whole_files import remove_unfinished, whole_directory, write_file
+from plaudit_client.whole_files import remove_unfinished, write_file
 from plaudit_ppo.config import PPOConfig, to_toml
 from plaudit_ppo.distributed.learner import Learner
-from plaudit_ppo.errors import CheckpointError, ConfigError
+from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError, PPOError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import is_lora, save_adapter, save_merged
+from plaudit_ppo.models.policy import mend_generation_config
 from plaudit_ppo.models.sharding import whole_state
 from plaudit_ppo.runs.checkpoints import (
     RunState,
@@ -27,10 +31,11 @@ from plaudit_ppo.runs.checkpoints import (
     restore_weights,
     save_checkpoint,
 )
+from plaudit_ppo.runs.directories import left_directory, trial_directory
 from plaudit_ppo.runs.locks import locked
 from plaudit_ppo.runs.log import RunLog, read_log
 from plaudit_ppo.runs.model_card import model_card
-from plaudit_ppo.runs.summary import TrainSummary, summarize
+from plaudit_ppo.runs.summary import NOTHING_YET, TrainSummary, summarize
 
 _State = dict[str, Tensor]
 
@@ -50,6 +55,7 @@ class RunFiles:
         self._tokenizer = tokenizer
         self._output = Path(config.output)
         self._accelerator = learner.accelerator
+        mend_generation_config(self._policy)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -94,11 +100,11 @@ class RunFiles:
 
     def _in_first_process(self, write: Callable[[], object]) -> None:
         """Writes; where that fails, every process raises, so that none waits for the first."""
-        failure: ConfigError | None = None
+        failure: PPOError | None = None
         if self._accelerator.is_main_process:
             try:
                 write()
-            except ConfigError as error:
+            except PPOError as error:
                 failure = error
             except OSError as error:
                 failure = ConfigError(f"output: {self._output} cannot be written ({error.strerror}); choose another")
@@ -126,8 +132,16 @@ class RunFiles:
         with RunLog(paths[0], done=done) as log, RunLog(paths[1], done=done) as samples:
             yield log, samples
 
-    def save_checkpoint(self, state: RunState) -> Path:
-        """Writes a checkpoint of where the run stands, and removes old ones; returns its directory."""
+    def save_checkpoint(self, state: RunState, *, remove_old: bool = True) -> Path:
+        """Writes a checkpoint of where the run stands; returns its directory.
+
+        Args:
+            state: where the run stands.
+            remove_old: whether the oldest ones beyond `max_checkpoints` are removed.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         policy, critic = self._whole_states()
         optimizer = optimizer_tensors(self._learner.optimizer_state(), keep=self._accelerator.is_main_process)
 
@@ -136,30 +150,64 @@ class RunFiles:
             self._critic.save_pretrained(directory / "critic", critic)
 
         folder = self._output / "checkpoints"
-        if self._accelerator.is_main_process:
-            save_checkpoint(folder, state, optimizer, write_models=write_models, keep=self._config.max_checkpoints)
-        self._accelerator.wait_for_everyone()
+        keep = self._config.max_checkpoints if remove_old else None
+        self._in_first_process(lambda: save_checkpoint(folder, state, optimizer, write_models=write_models, keep=keep))
         return checkpoint_path(folder, state.iteration)
 
+    def try_result(self, state: RunState) -> None:
+        """Writes what `finish` would, and removes it, so that a run does not begin that could leave nothing.
+
+        Raises:
+            CheckpointError: it cannot be written; the message says why.
+        """
+        parts = self._result(state, NOTHING_YET, *self._whole_states())
+
+        def write() -> None:
+            try:
+                with trial_directory(self._output / "result") as directory:
+                    for name, write_part in parts.items():
+                        write_part(directory / name)
+            except OutputError as error:
+                raise CheckpointError(
+                    f"what the run is to leave cannot be written, so it does not begin: {error}"
+                ) from error
+
+        self._in_first_process(write)
+
     def finish(self, state: RunState) -> TrainSummary:
-        """Writes policy/ (with its card), critic/, summary.json, and the adapter/ of a LoRA policy."""
+        """Writes policy/ (with its card), critic/, summary.json, and the adapter/ of a LoRA policy.
+
+        Raises:
+            OutputError: one of them cannot be written.
+        """
         weights = self._whole_states()
-        summary = [self._write_result(state, *weights) if self._accelerator.is_main_process else None]
+        summary = [
+            summarize(read_log(self._output / "log.jsonl")) if self._accelerator.is_main_process else NOTHING_YET
+        ]
+
+        def write() -> None:
+            for name, write_part in self._result(state, summary[0], *weights).items():
+                with left_directory(self._output / name) as directory:
+                    write_part(directory)
+            write_file(self._output / "summary.json", json.dumps(summary[0].to_json(), indent=2) + "\n")
+
+        self._in_first_process(write)
         return broadcast_object_list(summary)[0]  # type: ignore[no-any-return]
 
-    def _write_result(self, state: RunState, policy: _State, critic: _State) -> TrainSummary:
-        summary = summarize(read_log(self._output / "log.jsonl"))
-        with whole_directory(self._output / "policy") as directory:
+    def _result(
+        self, state: RunState, summary: TrainSummary, policy: _State, critic: _State
+    ) -> Mapping[str, Callable[[Path], None]]:
+        """What writes each directory of the result, by its name."""
+
+        def write_policy(directory: Path) -> None:
             self._write_policy(directory, policy, save_merged)
             card = model_card(self._config, summary, fingerprint=state.fingerprint)
             (directory / "README.md").write_text(card, encoding="utf-8")
+
+        parts: dict[str, Callable[[Path], None]] = {"policy": write_policy}
         if is_lora(self._policy):
-            with whole_directory(self._output / "adapter") as directory:
-                save_adapter(self._policy, directory, policy)
-        with whole_directory(self._output / "critic") as directory:
-            self._critic.save_pretrained(directory, critic)
-        write_file(self._output / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
-        return summary
+            parts["adapter"] = lambda directory: save_adapter(self._policy, directory, policy)
+        return parts | {"critic": lambda directory: self._critic.save_pretrained(directory, critic)}
 
     @property
     def _policy(self) -> PreTrainedModel:

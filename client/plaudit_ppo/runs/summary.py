@@ -57,6 +57,19 @@ class TrainSummary:
         return values | {"exposed_wait_share": self.exposed_wait_share}
 
 
+NOTHING_YET = TrainSummary(
+    iterations=0,
+    episodes=0,
+    seconds=1.0,
+    call_s=0.0,
+    exposed_wait_s=0.0,
+    masked_share=0.0,
+    retries=None,
+    first={},
+    final={},
+)
+
+
 def summarize(log: Sequence[Mapping[str, Any]]) -> TrainSummary:
     """The summary of a run.
 

@@ -31,7 +31,7 @@ def to_items(
 def prompt_of(item: Item) -> str:
     """The prompt's text in an item of `to_item`; of a chat, one paragraph per message."""
     if "messages" in item:
-        return "\n".join(f"{message['role']}: {message['content']}" for message in item["messages"])
+        return "\n".join(f"{message['role']}: {message.get('content', '')}" for message in item["messages"])
     return str(item["prompt"])
 
 

@@ -1,11 +1,10 @@
-"""Reads a LoRA adapter (PEFT, for sequence classification) and puts it on its base model.
+"""Reads a LoRA adapter (PEFT, of a classifier or of a language model) and puts it on its base model.
 
 Knows nothing of tokenizers and of how the base is loaded. Needs peft, which is no part of plaudit's `export` extra.
 """
 
 import dataclasses
 import importlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,17 +15,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from plaudit_export.checkpoints.architecture import VALUE_HEADS
+from plaudit_export.checkpoints.adapter_config import CONFIG, base_of, read_config
+from plaudit_export.checkpoints.formats import VALUE_HEAD
+from plaudit_export.checkpoints.weights import check_pickled_head, pickled
 from plaudit_export.errors import SourceError, first_line
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 # How A and B were drawn does not matter once they are saved. Other kinds of start also change the base's weights.
 HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 _PREFIX = "base_model.model."
+_PICKLED = "pytorch_model.bin"  # where TRL's older wrapper keeps the head of a model with an adapter
 _HEAD_WEIGHT = re.compile(r"(^|\.)(score|classifier|classifier\.out_proj)\.weight$")
+# Of a value head that was saved among the weights of a language model's adapter.
+_VALUE_HEAD_WEIGHT = re.compile(r"^(base_model\.model\.)?(?P<name>v_head\..*)$")
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,19 @@ class Adapter:
         directory: where it is.
         base: directory or hub id of the model that it changes.
         revision: of the base on the hub, None where the adapter names none.
-        num_labels: heads of the saved head.
+        num_labels: heads of the saved head; None where it is an adapter of a language model.
         config: peft's.
         weights: by peft's names.
+        value_head: weights of a head that was saved among them, by the head's own names.
     """
 
     directory: Path
     base: str
     revision: str | None
-    num_labels: int
+    num_labels: int | None
     config: Any
     weights: dict[str, torch.Tensor]
+    value_head: dict[str, torch.Tensor]
 
     def brings(self, weight: str) -> bool:
         """Whether a weight of the model comes from the adapter, so that the base may lack it."""
@@ -65,7 +70,8 @@ class Adapter:
         """
         peft = _import_peft(self.directory)
         self._resize(model)
-        wrapped = peft.PeftModelForSequenceClassification(model, self.config)
+        wrapper = peft.PeftModelForCausalLM if self.num_labels is None else peft.PeftModelForSequenceClassification
+        wrapped = wrapper(model, self.config)
         needed = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
         # peft also saves embeddings that were trained or resized.
         _check_fit(self.directory, self.weights, needed, wrapped.state_dict() | needed)
@@ -82,65 +88,66 @@ class Adapter:
             model.resize_token_embeddings(saved.shape[0], mean_resizing=False)
 
 
-def is_adapter(directory: Path) -> bool:
-    """Whether the directory holds a PEFT adapter."""
-    return (directory / CONFIG).is_file()
-
-
 def read_adapter(directory: Path) -> Adapter:
     """Read an adapter's config and weights.
 
     Raises:
         SourceError: peft is not installed, or this adapter cannot be merged right.
     """
-    fields = _read_fields(directory)
+    fields = read_config(directory)
     _check_fields(directory, fields)
     weights = _read_weights(directory)
+    value_head = {
+        match["name"]: weights.pop(name) for name in list(weights) if (match := _VALUE_HEAD_WEIGHT.match(name))
+    }
+    return Adapter(
+        directory=directory,
+        base=base_of(directory, fields["base_model_name_or_path"]),
+        revision=fields.get("revision"),
+        num_labels=_num_labels(directory, weights) if fields["task_type"] == "SEQ_CLS" else None,
+        config=_peft_config(directory, fields),
+        weights=weights,
+        value_head=value_head,
+    )
+
+
+def _num_labels(directory: Path, weights: Mapping[str, torch.Tensor]) -> int:
     heads = [weight for name, weight in weights.items() if _HEAD_WEIGHT.search(name)]
     if len(heads) != 1:
         raise SourceError(
             f"{directory}: {WEIGHTS} holds no head (score or classifier); train it with task_type SEQ_CLS, "
             "which saves the head beside the adapter"
         )
-    return Adapter(
-        directory=directory,
-        base=_base(directory, fields["base_model_name_or_path"]),
-        revision=fields.get("revision"),
-        num_labels=heads[0].shape[0],
-        config=_peft_config(directory, fields),
-        weights=weights,
+    return int(heads[0].shape[0])
+
+
+def refuse_headless(directory: Path) -> SourceError:
+    """What to say of a language model's adapter without a head."""
+    check_pickled_head(directory)
+    if (directory / _PICKLED).is_file():
+        return pickled(directory, _PICKLED, VALUE_HEAD)
+    return SourceError(
+        f"{directory}: is an adapter of a language model (task type CAUSAL_LM) without a head: a reward model is one "
+        "of SEQ_CLS, such as TRL's RewardTrainer makes, or has its value head beside it, as LLaMA-Factory saves it "
+        f"({VALUE_HEAD}); if its score is made of the logits of tokens, name them with --token-logits TOKEN=WEIGHT"
     )
-
-
-def _read_fields(directory: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{directory}: its {CONFIG} cannot be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise SourceError(f"{directory}: its {CONFIG} is no JSON object")
-    return fields
 
 
 def _check_fields(directory: Path, fields: dict[str, Any]) -> None:
     if fields.get("peft_type") != "LORA":
         raise SourceError(f"{directory}: is a PEFT adapter of type {fields.get('peft_type')}; only LORA can be merged")
-    if (task := fields.get("task_type")) != "SEQ_CLS":
+    if (task := fields.get("task_type")) not in {"SEQ_CLS", "CAUSAL_LM"}:
         what = f"is an adapter of task type {task}" if task else "is an adapter that names no task type"
-        what = "is an adapter of a language model (task type CAUSAL_LM)" if task == "CAUSAL_LM" else what
-        if any((directory / name).is_file() for name in VALUE_HEADS):
-            what += f" with the value head of LLaMA-Factory ({VALUE_HEADS[0]}), which is not read"
         raise SourceError(
             f"{directory}: {what}, not of SEQ_CLS: a reward model is an adapter with a head of its own (score) that "
-            "was trained on a *ForSequenceClassification model, such as by TRL's RewardTrainer"
+            "was trained on a *ForSequenceClassification model, such as by TRL's RewardTrainer; or one of CAUSAL_LM "
+            "with a value head"
         )
     if (start := fields.get("init_lora_weights", True)) not in HARMLESS_STARTS:
         raise SourceError(
             f"{directory}: init_lora_weights {start!r} changed the base model's weights when training began; convert "
             "it to a plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    if not fields.get("base_model_name_or_path"):
-        raise SourceError(f"{directory}: its {CONFIG} names no base model (base_model_name_or_path)")
 
 
 def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -163,16 +170,6 @@ def _is_twin(name: str, weights: Mapping[str, torch.Tensor]) -> bool:
     """Embeddings that were resized and trained are saved by two names, of which peft reads the shorter."""
     short = name.replace(".modules_to_save.", ".")
     return short != name and short in weights and torch.equal(weights[short], weights[name])
-
-
-def _base(directory: Path, base: str) -> str:
-    """A path as it is or from the adapter's directory on, else a hub id."""
-    path = directory / Path(base).expanduser()
-    if not path.is_dir():
-        return base
-    if is_adapter(path):
-        raise SourceError(f"{directory}: its base model {base} is an adapter too; merge that one first")
-    return str(path)
 
 
 def _peft_config(directory: Path, fields: dict[str, Any]) -> Any:

@@ -9,13 +9,12 @@ from typing import Any
 
 import transformers
 
+from plaudit_export.checkpoints.formats import Format
 from plaudit_export.errors import SourceError
-
-# Beside a language model: LLaMA-Factory's head, in a file of its own.
-VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
 
 # A reward model of the checkpoint's own code is loaded as one of these.
 _OWN_REWARD_MODELS = ("AutoModelForSequenceClassification", "AutoModel")
+_LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel")
 _NORMALIZING = ("do_normalize", "normalize_reward")
 _NO_ATTENTION = {"linear_attention", "mamba", "conv", "recurrent", "hybrid"}
 
@@ -32,10 +31,10 @@ def sequence_classifier(source: str, config: Any) -> str:
         return str(known[0])
     if not names:
         raise SourceError(f"{source}: its config.json has no architectures, {_expected(config)}")
-    if any((Path(source) / name).is_file() for name in VALUE_HEADS):
+    if any(name.endswith(_LANGUAGE_MODEL) for name in names):
         raise SourceError(
-            f"{source}: is a {names[0]} with the value head of LLaMA-Factory ({VALUE_HEADS[0]}), which is not read; "
-            "train a *ForSequenceClassification model, such as with TRL's RewardTrainer"
+            f"{source}: is a {names[0]}, a language model, and has no head of a reward model that is known "
+            "(docs/export.md); if its score is made of the logits of tokens, name them with --token-logits TOKEN=WEIGHT"
         )
     remote = ", and its code is in its repository, which is never run" if hasattr(config, "auto_map") else ""
     raise SourceError(f"{source}: is a {names[0]}, not a *ForSequenceClassification model of transformers{remote}")
@@ -49,7 +48,9 @@ def classifier_of(config: Any) -> str | None:
         return None
 
 
-def check_config(source: str, config: Any, architecture: str, *, builtin_class: bool) -> list[str]:
+def check_config(
+    source: str, config: Any, architecture: str, *, builtin_class: bool, row: Format | None = None
+) -> list[str]:
     """A note for each thing in the config of a checkpoint that asks for code which is not run.
 
     Args:
@@ -57,6 +58,7 @@ def check_config(source: str, config: Any, architecture: str, *, builtin_class: 
         config: of it.
         architecture: the class that is taken.
         builtin_class: the user says that transformers' class is right, also where the checkpoint has its own.
+        row: of the format of another trainer, which states what the class of that trainer computes.
 
     Raises:
         SourceError: the checkpoint cannot be exported, or computes its score by more than that class.
@@ -66,17 +68,22 @@ def check_config(source: str, config: Any, architecture: str, *, builtin_class: 
     if getattr(config, "is_encoder_decoder", False):
         raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
     _check_layers(source, config, architecture)
-    _check_normalization(source, config)
-    check_pad(source, config)
-    return _check_own_code(source, config, architecture, builtin_class=builtin_class)
+    if row is None or row.normalizing is None:
+        _check_normalization(source, config)
+    check_numbers(source, config)
+    own_classes = () if row is None else row.own_classes
+    return _check_own_code(source, config, architecture, own_classes, builtin_class=builtin_class)
 
 
-def check_pad(source: str, config: Any) -> None:
-    """The pad token is one of the model's tokens, or there is none.
+def check_numbers(source: str, config: Any) -> None:
+    """The pad token is one of the model's tokens, or there is none; labels are numbered from 0.
 
     Raises:
-        SourceError: it is another number.
+        SourceError: one is another number.
     """
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        heads = ", ".join(map(str, config.id2label))
+        raise SourceError(f"{source}: id2label of its config.json names the heads {heads}; number them from 0 on")
     text_config = config.get_text_config()
     pad, vocab_size = getattr(text_config, "pad_token_id", None), getattr(text_config, "vocab_size", None)
     if pad is not None and vocab_size is not None and pad not in range(vocab_size):
@@ -92,7 +99,7 @@ def own_code(auto_map: Any) -> dict[str, str]:
     entries = auto_map if isinstance(auto_map, dict) else {}
     # Of a tokenizer: the slow class and the fast one, of which either may be missing.
     names = {auto: next(filter(None, name), "") if isinstance(name, list) else name for auto, name in entries.items()}
-    return {str(auto): str(name) for auto, name in sorted(names.items())}
+    return {str(auto): str(name) for auto, name in sorted(names.items()) if name}
 
 
 def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
@@ -103,7 +110,9 @@ def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
     """
     try:
         fields = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return []
+    if not isinstance(fields, dict):  # the tokenizer's loading says what is wrong with it
         return []
     whole = (directory / "tokenizer.json").is_file()
     taken = "tokenizer.json" if whole else "transformers' own class"
@@ -124,11 +133,15 @@ def normalizes_not(config: Any) -> bool:
     return any(getattr(config, field, None) is False for field in _NORMALIZING)
 
 
-def _check_own_code(source: str, config: Any, architecture: str, *, builtin_class: bool) -> list[str]:
+def _check_own_code(
+    source: str, config: Any, architecture: str, own_classes: tuple[str, ...], *, builtin_class: bool
+) -> list[str]:
     notes = []
     for auto, name in own_code(getattr(config, "auto_map", None)).items():
         asked = f"auto_map of the config names {name} for {auto}"
-        if not builtin_class and (auto in _OWN_REWARD_MODELS or name.rsplit(".", 1)[-1] == architecture):
+        own_class = name.rsplit(".", 1)[-1]
+        is_known = builtin_class or own_class in own_classes
+        if not is_known and (auto in _OWN_REWARD_MODELS or own_class == architecture):
             raise SourceError(
                 f"{source}: {asked}: code of the checkpoint's own, which is never run; if transformers' "
                 f"{architecture} computes the same scores, say so with --builtin-class"

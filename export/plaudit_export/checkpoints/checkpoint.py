@@ -1,19 +1,19 @@
-"""Loads a Hugging Face sequence-classification checkpoint: safetensors, a fast tokenizer, and no code of its own.
+"""Loads a reward model's checkpoint: safetensors, a fast tokenizer, and no code of its own.
 
 Knows nothing of graphs and bundles.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
-from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, read_adapter
+from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, read_adapter
+from plaudit_export.checkpoints.adapter_config import is_adapter
 from plaudit_export.checkpoints.architecture import (
     check_config,
     classifier_of,
@@ -21,27 +21,24 @@ from plaudit_export.checkpoints.architecture import (
     sequence_classifier,
     tokenizer_notes,
 )
+from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits, read_config
+from plaudit_export.checkpoints.formats import VALUE_HEAD, recognize
+from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
 from plaudit_export.checkpoints.places import Place, check_directory, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
 from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, load_from_files
-from plaudit_export.checkpoints.weights import check_adapter_files, check_complete, check_stored
+from plaudit_export.checkpoints.weights import (
+    check_adapter_files,
+    check_complete,
+    check_pickled_head,
+    check_stored,
+    names_in,
+    stored_weights,
+)
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
 
 Kind = Literal["causal", "encoder", "plain"]
-T = TypeVar("T")
-
-# What transformers raises for files that are missing, malformed, unreachable, or of another kind than they say.
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    SafetensorError,
-)
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class Checkpoint:
         tokenizer: a fast one; gives the ids of its `tokenizer.json`.
         auto_tokenizer: what transformers' AutoTokenizer makes of the same files, where that is another one.
         tokenizer_notes: what the files beside `tokenizer.json` change in it.
+        foreign: of a format that transformers has no class for, None where `model` is of its classes.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
         notes: what was decided by loading it, for the user.
@@ -71,14 +69,23 @@ class Checkpoint:
     tokenizer: Any
     auto_tokenizer: Any = None
     tokenizer_notes: tuple[str, ...] = ()
+    foreign: Foreign | None = None
     adapter: Any = None
     notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:
         """The name of each head. A wrapper around a text model has them in its own config."""
+        if self.foreign is not None:
+            return self.foreign.labels
         config: Any = self.model.config
         return [str(config.id2label[index]) for index in range(config.num_labels)]
+
+    @property
+    def format_name(self) -> str | None:
+        """Whose format the reward model is of, None for transformers' own."""
+        row = None if self.foreign is None else self.foreign.format
+        return None if row is None else row.name
 
     @property
     def config(self) -> Any:
@@ -117,49 +124,70 @@ class Checkpoint:
             raise ExportError(f"{self.id}: its adapter cannot be merged: {first_line(error)}") from error
 
 
-def load_checkpoint(source: str, *, builtin_class: bool = False, pad_token: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    source: str,
+    *,
+    builtin_class: bool = False,
+    pad_token: str | None = None,
+    token_logits: Sequence[str] = (),
+) -> Checkpoint:
     """Load a directory or a hub id in float32; of an adapter's directory, the base model with the adapter on it.
 
     Args:
         source: a directory, or a hub id.
         builtin_class: transformers' class is right, also where the config names code of the checkpoint's own.
         pad_token: what the trainer padded with, "" for nothing; None: as the checkpoint tells.
+        token_logits: tokens of a language model whose logits are the heads, `id:N` for the one of id N.
 
     Raises:
         SourceError: one line that says what is wrong with it.
     """
     place = locate(source)
-    if not is_adapter(place.directory):
-        with quiet():
-            checkpoint = _load_whole(place, builtin_class=builtin_class)
-    else:
+    adapter, base_directory = None, place.directory
+    if is_adapter(place.directory):
         with quiet():
             adapter = read_adapter(place.directory)
         base = locate(adapter.base if adapter.revision is None else f"{adapter.base}@{adapter.revision}")
-        with quiet():
-            checkpoint = _load_adapter(place, adapter, base.directory, builtin_class=builtin_class)
+        base_directory = base.directory
+    with quiet():
+        check_directory(base_directory)
+        if token_logits:
+            checkpoint = _load_token_logits(place, adapter, base_directory, token_logits, builtin_class=builtin_class)
+        elif adapter is None:
+            checkpoint = _load_whole(place, builtin_class=builtin_class)
+        elif adapter.num_labels is None:
+            checkpoint = _load_adapted(place, adapter, base_directory, builtin_class=builtin_class)
+        else:
+            checkpoint = _load_adapter(place, adapter, base_directory, builtin_class=builtin_class)
     if pad_token is not None:
         if checkpoint.kind != "causal":
             raise SourceError(f"--pad-token: {source} is no decoder; an encoder does not pool by it")
+        if checkpoint.foreign is not None:
+            raise SourceError(f"--pad-token: the head of {source} reads one token, whatever the pad token is")
         say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
     return checkpoint
 
 
 def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     source = str(place.directory)
-    check_directory(place.directory)
+    check_pickled_head(place.directory)
+    files = [path.name for path in place.directory.iterdir()]
+    found = recognize(source, read_config(place.directory), stored_weights(place.directory), files)
+    if found is not None:
+        foreign = load_foreign(place.directory, found, builtin_class=builtin_class)
+        return _foreign(place, foreign, place.directory, builtin_class=builtin_class)
     config = load_config(source)
     architecture = sequence_classifier(source, config)
     notes = check_config(source, config, architecture, builtin_class=builtin_class)
     notes += tokenizer_notes(place.directory, builtin_class=builtin_class)
     tokenizer = load_tokenizer(source)
-    model, info = _load_model(source)
+    model, info = load_model(transformers.AutoModelForSequenceClassification, source, config)
     check_complete(source, info, model.config.num_labels)
     unused = normalizes_not(config)
     notes += check_stored(
         place.directory,
         architecture,
-        _names_in(model),
+        names_in(model),
         info["unexpected_keys"],
         lambda name: unused and name.startswith("normalizer."),
     )
@@ -172,41 +200,40 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
         tokenizer=tokenizer.taken,
         auto_tokenizer=tokenizer.auto,
         tokenizer_notes=tokenizer.notes,
-        notes=(*notes, *_heed_soft_cap(model)),
+        notes=(*notes, *heed_soft_cap(model)),
     )
 
 
 def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, builtin_class: bool) -> Checkpoint:
     directory, base = place.directory, str(base_directory)
-    check_directory(base_directory)
     config = load_config(base)
     architecture = classifier_of(config)
     if architecture is None:
         raise SourceError(f"{base}: transformers has no *ForSequenceClassification class for its {config.model_type}")
     notes = check_config(base, config, architecture, builtin_class=builtin_class)
-    notes += check_adapter_files(directory, WEIGHTS)
-    has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    of_tokenizer = directory if has_tokenizer else base_directory
+    notes += check_adapter_files(directory, [WEIGHTS])
+    of_tokenizer = _place_of_tokenizer(directory, base_directory)
     notes += tokenizer_notes(of_tokenizer, builtin_class=builtin_class)
     tokenizer = load_tokenizer(str(of_tokenizer))
     # A language model has no head yet, or one of another size: the adapter brings its own.
-    heads = {} if config.num_labels == adapter.num_labels else {"num_labels": adapter.num_labels}
-    model, info = _load_model(base, **heads)
-    check_complete(base, info, adapter.num_labels, adapter.brings)
+    if config.num_labels != adapter.num_labels:
+        config.num_labels = adapter.num_labels
+    model, info = load_model(transformers.AutoModelForSequenceClassification, base, config)
+    check_complete(base, info, adapter.num_labels or 1, adapter.brings)
     unexpected = info["unexpected_keys"]
     pretrained = _names_of(config) if unexpected else set()
     notes += check_stored(
         base_directory,
         architecture,
-        _names_in(model),
+        names_in(model),
         unexpected,
         lambda name: name in pretrained or adapter.replaces(name),
     )
-    notes += _heed_soft_cap(model)
+    notes += heed_soft_cap(model)
     kind = _kind(model)  # before the adapter wraps the head
-    wrapped = _loading(str(directory), "adapter", lambda: adapter.put_on(model))
+    wrapped = loading(str(directory), "adapter", lambda: adapter.put_on(model))
     if kind == "causal":
-        notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=has_tokenizer)
+        notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=of_tokenizer == directory)
     return Checkpoint(
         id=place.id,
         revision=place.revision,
@@ -221,22 +248,70 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
     )
 
 
-def _loading(source: str, what: str, load: Callable[[], T]) -> T:
-    try:
-        return load()
-    except Exception as error:  # LOADING_ERRORS, and the Rust tokenizers raise plain Exception
-        if "trust_remote_code" in str(error):
-            raise SourceError(f"{source}: needs code from its repository, which is never run") from error
-        raise SourceError(f"{source}: its {what} cannot be loaded: {first_line(error)}") from error
+def _load_adapted(place: Place, adapter: Adapter, base_directory: Path, *, builtin_class: bool) -> Checkpoint:
+    notes = check_adapter_files(place.directory, [WEIGHTS, VALUE_HEAD])
+    of_tokenizer = _place_of_tokenizer(place.directory, base_directory)
+    foreign, wrapped = load_adapted(place.directory, adapter, base_directory, builtin_class=builtin_class)
+    return _foreign(place, foreign, of_tokenizer, wrapped, notes, builtin_class=builtin_class)
 
 
-def load_config(source: str) -> Any:
-    """The config of a directory.
+def _load_token_logits(
+    place: Place, adapter: Adapter | None, base_directory: Path, tokens: Sequence[str], *, builtin_class: bool
+) -> Checkpoint:
+    if adapter is not None and adapter.num_labels is not None:
+        raise SourceError(f"--token-logits: {place.directory} is an adapter with a head of its own")
+    notes = [] if adapter is None else check_adapter_files(place.directory, [WEIGHTS])
+    of_tokenizer = _place_of_tokenizer(place.directory, base_directory)
+    tokenizer = load_tokenizer(str(of_tokenizer)).taken
+    token_ids = [_token_id(str(place.directory), tokenizer, token) for token in tokens]
+    foreign, wrapped = load_token_logits(
+        place.directory, token_ids, adapter, base_directory, builtin_class=builtin_class
+    )
+    return _foreign(place, foreign, of_tokenizer, wrapped, notes, builtin_class=builtin_class)
 
-    Raises:
-        SourceError: there is none that transformers knows.
-    """
-    return _loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
+
+def _foreign(
+    place: Place,
+    foreign: Foreign,
+    of_tokenizer: Path,
+    wrapped: Any = None,
+    notes: Sequence[str] = (),
+    *,
+    builtin_class: bool,
+) -> Checkpoint:
+    tokenizer = load_tokenizer(str(of_tokenizer))
+    return Checkpoint(
+        id=place.id,
+        revision=place.revision,
+        kind="causal",
+        architecture=foreign.architecture,
+        model=foreign.model,
+        tokenizer=tokenizer.taken,
+        auto_tokenizer=tokenizer.auto,
+        tokenizer_notes=tokenizer.notes,
+        foreign=foreign,
+        adapter=wrapped,
+        notes=(*notes, *foreign.notes, *tokenizer_notes(of_tokenizer, builtin_class=builtin_class)),
+    )
+
+
+def _place_of_tokenizer(directory: Path, base_directory: Path) -> Path:
+    """The adapter's directory where it has a tokenizer, else its base's."""
+    has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return directory if has_tokenizer else base_directory
+
+
+def _token_id(source: str, tokenizer: Any, token: str) -> int:
+    """The id of an entry of the vocabulary, as `convert_tokens_to_ids` knows it."""
+    if token.startswith("id:"):
+        return int(token.removeprefix("id:"))
+    token_id = tokenizer.get_vocab().get(token)
+    if token_id is None:
+        raise SourceError(
+            f"--token-logits: the tokenizer of {source} has no token {token!r}; give it as it stands in the "
+            "vocabulary, or by its id: id:N=WEIGHT"
+        )
+    return int(token_id)
 
 
 def load_tokenizer(source: str) -> LoadedTokenizer:
@@ -245,37 +320,12 @@ def load_tokenizer(source: str) -> LoadedTokenizer:
     Raises:
         SourceError: it has none.
     """
-    loaded = _loading(source, "tokenizer", lambda: load_from_files(Path(source)))
+    loaded = loading(source, "tokenizer", lambda: load_from_files(Path(source)))
     if not getattr(loaded.taken, "is_fast", False):
         raise SourceError(f"{source}: its tokenizer ({type(loaded.taken).__name__}) has no fast form ({FILE})")
     if loaded.taken.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:
         raise SourceError(f"{source}: has no tokenizer; save it next to the model (tokenizer.save_pretrained)")
     return loaded
-
-
-def _load_model(source: str, **options: Any) -> tuple[Any, Any]:
-    """The model, and what transformers says of its weights: which are missing, of another shape, not used."""
-    model, info = _loading(
-        source,
-        "model",
-        lambda: transformers.AutoModelForSequenceClassification.from_pretrained(
-            source,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        ),
-    )
-    return model.eval(), info
-
-
-def _names_in(model: Any) -> set[str]:
-    """The model's weights by their names, which may be stored with or without the base model's prefix."""
-    prefix = f"{model.base_model_prefix}."
-    names = set(model.state_dict())
-    return names | {f"{prefix}{name}" for name in names} | {name.removeprefix(prefix) for name in names}
 
 
 def _names_of(config: Any) -> set[str]:
@@ -285,23 +335,6 @@ def _names_of(config: Any) -> set[str]:
         return set()
     with torch.device("meta"):
         return set(own(config).state_dict())
-
-
-def _heed_soft_cap(model: Any) -> list[str]:
-    """Take the attention that computes the config's soft cap: transformers 4's default leaves it out (Gemma 2)."""
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    if not capped or model.config._attn_implementation != "sdpa":
-        return []
-    model.set_attn_implementation("eager")
-    return [
-        "attention is computed by transformers' eager implementation: sdpa leaves out the config's "
-        "attn_logit_softcapping"
-    ]
-
-
-def network(model: Any) -> Any:
-    """What is below the head. Gemma 3's wrapper does not name it as its base in transformers 4."""
-    return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
 
 
 def _kind(model: torch.nn.Module) -> Kind:

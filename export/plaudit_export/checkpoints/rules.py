@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from plaudit_export.checkpoints.checkpoint import Checkpoint, Kind
+from plaudit_export.checkpoints.formats import ATHENE_CLASS_ID, TextRule
 from plaudit_export.checkpoints.positions import usable_positions
 from plaudit_export.errors import SourceError
 from plaudit_service.bundles.bundle import Head, Normalization, Scoring, ScoringFile, SpecialToken
@@ -20,6 +21,7 @@ DEFAULT_GOLDEN_MAX_TOKENS = 4096
 
 
 Precision = Literal["fp32", "fp16", "int8"]
+HeadKind = Literal["linear", "mlp", "token_logits"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Options:
         allow_loss: accept a precision that ranks too many pairs of texts otherwise than float32 does.
         normalize_on: texts whose scores get mean 0.
         normalize_std: and standard deviation 1.
+        normalize_saved: scores are normalized by the mean and the deviation that the trainer kept in the checkpoint;
+            None: as its own class does.
+        strip_newlines: it was trained on texts without newlines at their end.
+        space_before_eos: it was trained on texts with a space before the EOS that was appended.
+        token_logits: it is a language model, and these tokens' logits are its heads.
         builtin_class: the class of transformers is right, also where the checkpoint has code of its own.
         pad_token: what the trainer padded with; "" for nothing.
     """
@@ -72,6 +79,10 @@ class Options:
     allow_loss: bool = False
     normalize_on: TextFile | None = None
     normalize_std: bool = True
+    normalize_saved: bool | None = None
+    strip_newlines: bool | None = None
+    space_before_eos: bool | None = None
+    token_logits: Sequence[Head] = ()
     builtin_class: bool = False
     pad_token: str | None = None
 
@@ -90,8 +101,14 @@ class Rules:
     add_special_tokens: bool
     chat_special_tokens: bool
     append_eos: bool
+    strip_newlines: bool
+    space_before_eos: bool
+    class_token: SpecialToken | None
+    pooled_before: int | None
     pair: bool
+    head: HeadKind
     heads: tuple[Head, ...]
+    normalization: Normalization | None
     name: str
     chat_template: str | None
     notes: tuple[str, ...]
@@ -100,7 +117,6 @@ class Rules:
         self,
         sha256: dict[ScoringFile, str],
         precision: Precision = "fp32",
-        normalization: Normalization | None = None,
     ) -> Scoring:
         """The manifest's `scoring` for files with these hashes."""
         return Scoring(
@@ -114,10 +130,15 @@ class Rules:
             add_special_tokens=self.add_special_tokens,
             chat_special_tokens=self.chat_special_tokens,
             append_eos=self.append_eos,
+            strip_newlines=self.strip_newlines,
+            space_before_eos=self.space_before_eos,
+            class_token=self.class_token,
+            pooled_before=self.pooled_before,
             pair=self.pair,
+            head=self.head,
             heads=self.heads,
             precision=precision,
-            normalization=normalization,
+            normalization=self.normalization,
             sha256=sha256,
         )
 
@@ -129,12 +150,15 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
         SourceError: an option does not fit the checkpoint.
     """
     notes = list(checkpoint.notes)
+    foreign = checkpoint.foreign
     if options.pair and checkpoint.kind == "causal":
         raise SourceError(f"--pair: {checkpoint.architecture} is a decoder; pairs are for encoders")
     eos = _special(checkpoint, "eos_token")
-    pad_token_id = getattr(checkpoint.config, "pad_token_id", None)
-    if checkpoint.kind == "causal":
+    pad_token_id = getattr(checkpoint.config, "pad_token_id", None) if foreign is None else None
+    if checkpoint.kind == "causal" and foreign is None:
         notes += _pooling_notes(pad_token_id, eos)
+    text = TextRule() if foreign is None or foreign.format is None else foreign.format.text
+    append_eos = _append_eos(checkpoint, options, text, eos, notes)
     template = _chat_template(checkpoint, options, notes)
     return Rules(
         kind=checkpoint.kind,
@@ -144,11 +168,17 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
         bos=_special(checkpoint, "bos_token"),
         eos=eos,
         template_tokens=_template_tokens(checkpoint, template),
-        add_special_tokens=_add_special_tokens(options, notes),
+        add_special_tokens=_add_special_tokens(options, text, notes),
         chat_special_tokens=bool(options.chat_special_tokens),
-        append_eos=_append_eos(checkpoint, options, eos, notes),
+        append_eos=append_eos,
+        strip_newlines=_said_or(options.strip_newlines, text.strip_newlines and append_eos),
+        space_before_eos=_said_or(options.space_before_eos, text.space_before_eos and append_eos),
+        class_token=_class_token(checkpoint, notes),
+        pooled_before=None if foreign is None else foreign.pooled_before,
         pair=_pair(checkpoint, options, notes),
+        head="linear" if foreign is None else foreign.head,
         heads=_heads(checkpoint, options, notes),
+        normalization=_saved_normalization(checkpoint, options, notes),
         name=_name(checkpoint, options, notes),
         chat_template=template,
         notes=tuple(notes),
@@ -201,9 +231,50 @@ def _vocab_size(checkpoint: Checkpoint, notes: list[str]) -> int:
     return vocab_size
 
 
-def _add_special_tokens(options: Options, notes: list[str]) -> bool:
+def _said_or(said: bool | None, otherwise: bool) -> bool:
+    return otherwise if said is None else said
+
+
+def _class_token(checkpoint: Checkpoint, notes: list[str]) -> SpecialToken | None:
+    """The token that the head reads, where its trainer appends one: the tokenizer's class token, or Athene's own."""
+    row = None if checkpoint.foreign is None else checkpoint.foreign.format
+    if row is None or row.pooled != "class_token":
+        return None
+    token = checkpoint.tokenizer.cls_token
+    if token is None and len(checkpoint.tokenizer) > ATHENE_CLASS_ID:
+        token = checkpoint.tokenizer.convert_ids_to_tokens(ATHENE_CLASS_ID)
+    if token is None:
+        raise SourceError(
+            f"{checkpoint.id}: the head of {row.name} reads a class token that is appended to every text, and the "
+            f"tokenizer names none (cls_token) and has none of id {ATHENE_CLASS_ID}"
+        )
+    found = SpecialToken(text=str(token), id=checkpoint.tokenizer.convert_tokens_to_ids(str(token)))
+    notes.append(f"{found.text!r} ({found.id}) is appended to every text, and is what the head reads ({row.name})")
+    return found
+
+
+def _saved_normalization(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Normalization | None:
+    saved = None if checkpoint.foreign is None else checkpoint.foreign.normalization
+    if saved is None:
+        if options.normalize_saved:
+            raise SourceError(f"--normalize saved: {checkpoint.id} keeps no mean and deviation of its trainer's")
+        return None
+    if options.normalize_on is not None:
+        return None
+    formula = f"(raw - {saved.mean:g}) / {saved.std:g}"
+    if not _said_or(options.normalize_saved, saved.applied):
+        notes.append(f"the trainer kept {formula}; it is not applied, scores are raw (--normalize saved)")
+        return None
+    notes.append(f"scores are normalized as the trainer kept it: {formula} (--normalize none)")
+    return Normalization(mean=saved.mean, std=saved.std)
+
+
+def _add_special_tokens(options: Options, text: TextRule, notes: list[str]) -> bool:
     if options.add_special_tokens is not None:
         return options.add_special_tokens
+    if text.add_special_tokens is False:
+        notes.append("text and prompt + completion get no special tokens, as the trainer does (--add-special-tokens)")
+        return False
     notes.append(
         "text and prompt + completion get the tokenizer's special tokens, as tokenizer(text) gives "
         "(--no-add-special-tokens)"
@@ -211,11 +282,19 @@ def _add_special_tokens(options: Options, notes: list[str]) -> bool:
     return True
 
 
-def _append_eos(checkpoint: Checkpoint, options: Options, eos: SpecialToken | None, notes: list[str]) -> bool:
+def _append_eos(
+    checkpoint: Checkpoint, options: Options, text: TextRule, eos: SpecialToken | None, notes: list[str]
+) -> bool:
     if options.append_eos and eos is None:
         raise SourceError("--append-eos: the tokenizer has no EOS token")
     if options.append_eos is not None:
         return options.append_eos
+    if text.append_eos:
+        if eos is None:
+            raise SourceError(f"{checkpoint.id}: its trainer ends texts with EOS, and the tokenizer has no EOS token")
+        before = "without the newlines at the end, and with a space before it, " if text.space_before_eos else ""
+        notes.append(f"{eos.text!r} is appended to finished texts, {before}as the trainer does (--no-append-eos)")
+        return True
     if checkpoint.kind == "causal" and eos is not None:
         notes.append(
             f"no EOS is appended; if the reward model was trained on texts that end with {eos.text!r}, as some "
@@ -232,6 +311,10 @@ def _pair(checkpoint: Checkpoint, options: Options, notes: list[str]) -> bool:
 
 def _heads(checkpoint: Checkpoint, options: Options, notes: list[str]) -> tuple[Head, ...]:
     labels = checkpoint.labels
+    if options.token_logits:
+        if options.heads is not None:
+            raise SourceError("--heads: the heads are the tokens of --token-logits, with their weights")
+        return tuple(options.token_logits)
     if options.heads is not None:
         if len(options.heads) != len(labels):
             raise SourceError(f"--heads names {len(options.heads)} heads, {checkpoint.id} has {len(labels)}")

@@ -9,12 +9,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
+from plaudit_export.checkpoints.formats import VALUE_HEAD
 from plaudit_export.errors import SourceError, first_line
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_PICKLED_HEAD = "value_head.bin"
 
 # What a classifier has no use for: heads of pretraining (also layers that predict further tokens), a pooler beside the
 # head, and buffers that old versions of transformers stored.
@@ -73,6 +76,7 @@ def check_stored(
     used: Collection[str],
     unexpected: Iterable[str],
     is_harmless: Callable[[str], bool] = lambda _: False,
+    head_file: str | None = None,
 ) -> list[str]:
     """A note for each file whose weights are stored twice.
 
@@ -81,12 +85,13 @@ def check_stored(
         class_name: of the model, for the message.
         used: names by which the class knows its weights.
         unexpected: names that transformers found and did not use.
-        is_harmless: whether a weight that the class does not use has no part in the score.
+        is_harmless: whether a weight that the class does not use has no part in the score, or is the head's.
+        head_file: that the head was read from, beside the model's.
 
     Raises:
         SourceError: a weight is stored that the class does not use.
     """
-    _check_pickled_head(directory)
+    check_pickled_head(directory)
     read, others = _files(directory)
     stored = {name for file in read for name in _names(directory / file)}
     hidden = {name for name in stored if _OF_A_SCORE.search(name) and name not in used}
@@ -95,23 +100,27 @@ def check_stored(
     for file in others:
         if file.startswith("consolidated"):  # the same weights by the names of the model's makers
             continue
-        _refuse(directory, class_name, f" of {file}", set(_names(directory / file)) - stored)
+        left_out = (name for name in _names(directory / file) if name not in stored)
+        if file == head_file:
+            _refuse(directory, class_name, f" of {file}", (name for name in left_out if not is_harmless(name)))
+            continue
+        _refuse(directory, class_name, f" of {file}", left_out)
         notes.append(f"{file} is not read: the weights are those of {read[0]}")
     return notes
 
 
-def check_adapter_files(directory: Path, weights: str) -> list[str]:
+def check_adapter_files(directory: Path, weights: Collection[str]) -> list[str]:
     """A note where a whole model lies beside an adapter.
 
     Args:
         directory: of the adapter.
-        weights: its file.
+        weights: its files.
 
     Raises:
         SourceError: a head lies in a file of its own.
     """
-    _check_pickled_head(directory)
-    others = sorted(path.name for path in directory.glob("*.safetensors") if path.name != weights)
+    check_pickled_head(directory)
+    others = sorted(path.name for path in directory.glob("*.safetensors") if path.name not in weights)
     for name in others:
         if not name.startswith("model"):
             raise SourceError(
@@ -126,10 +135,54 @@ def check_adapter_files(directory: Path, weights: str) -> list[str]:
     ]
 
 
-def _check_pickled_head(directory: Path) -> None:
-    name = "value_head.bin"
-    if (directory / name).is_file():
-        raise SourceError(f"{directory}: {name} is not read; move it away if it has no part in the score")
+def check_pickled_head(directory: Path) -> None:
+    """No head lies in LLaMA-Factory's pickle.
+
+    Raises:
+        SourceError: one does, and no other file has it.
+    """
+    if (directory / _PICKLED_HEAD).is_file() and not (directory / VALUE_HEAD).is_file():
+        raise pickled(directory, _PICKLED_HEAD, VALUE_HEAD)
+
+
+def pickled(directory: Path, name: str, converted: str) -> SourceError:
+    """Says that a file is never loaded, and how its owner makes one of it that is."""
+    return SourceError(
+        f"{directory}: {name} is pickled, and never loaded because a pickle can run code; if you trust it, convert it "
+        f'there: python -c "import torch, safetensors.torch as s; '
+        f"s.save_file(torch.load('{name}', weights_only=True), '{converted}')\""
+    )
+
+
+def names_in(model: Any) -> set[str]:
+    """The model's weights by their names, which may be stored with or without the base model's prefix."""
+    prefix = f"{model.base_model_prefix}."
+    names = set(model.state_dict())
+    return names | {f"{prefix}{name}" for name in names} | {name.removeprefix(prefix) for name in names}
+
+
+def stored_weights(directory: Path) -> dict[str, Path]:
+    """The names of the weights that transformers reads, and the file of each.
+
+    Raises:
+        SourceError: a file cannot be read.
+    """
+    read, _ = _files(directory)
+    return {name: directory / file for file in read for name in _names(directory / file)}
+
+
+def read_weights(files: Mapping[str, Path], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Some of the weights by their names; `files` is what `stored_weights` gives."""
+    weights = {}
+    for name in names:
+        with safe_open(files[name], "pt") as file:
+            weights[name] = file.get_tensor(name)
+    return weights
+
+
+def weights_of(file: Path) -> dict[str, Path]:
+    """As `stored_weights`, of one file."""
+    return dict.fromkeys(_names(file), file)
 
 
 def _refuse(directory: Path, class_name: str, of_file: str, left_out: Iterable[str]) -> None:

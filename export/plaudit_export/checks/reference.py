@@ -51,12 +51,15 @@ class Reference:
         """
         if "token_ids" in item:
             return Tokens(list(item["token_ids"]))
+        finished = item.get("finished", True)
         if "messages" in item and not self._rules.pair:
-            rendered = self._render(item["messages"])
+            rendered = self._ended(self._render(item["messages"]), finished)
             tokens = self._encode(rendered, add_special_tokens=self._rules.chat_special_tokens)
         else:
-            tokens = self._encode(*self._texts(item), add_special_tokens=self._rules.add_special_tokens)
-        return self._with_eos(tokens) if item.get("finished", True) else tokens
+            texts = [self._ended(text, finished) for text in self._texts(item)]
+            tokens = self._encode(*texts, add_special_tokens=self._rules.add_special_tokens)
+        ending = [self._rules.eos if self._rules.append_eos and finished else None, self._rules.class_token]
+        return self._with_ending(tokens, [token.id for token in ending if token is not None])
 
     def score(self, item: Mapping[str, Any], tokens: Tokens) -> Golden:
         """Raw score of one text by transformers' own forward pass."""
@@ -112,12 +115,24 @@ class Reference:
         tokens = {name: token.text for name, token in named.items() if token is not None}
         compile_chat_template(template, self._rules.template_tokens | tokens)(messages)
 
-    def _with_eos(self, tokens: Tokens) -> Tokens:
+    def _ended(self, text: str, finished: bool) -> str:
+        """How the trainer's text ends, before it is encoded; docs/scoring.md."""
+        if not finished:
+            return text
+        while self._rules.strip_newlines and text[-1:] == "\n":
+            text = text[:-1]
         eos = self._rules.eos
-        if not self._rules.append_eos or eos is None or tokens.token_ids[-1:] == [eos.id]:
-            return tokens
-        types = tokens.type_ids
-        return Tokens([*tokens.token_ids, eos.id], types and [*types, types[-1]])
+        if self._rules.space_before_eos and eos is not None and text and text[-len(eos.text) :] != eos.text:
+            text += " " + eos.text
+        return text
+
+    def _with_ending(self, tokens: Tokens, ending: Sequence[int]) -> Tokens:
+        ids, types = list(tokens.token_ids), tokens.type_ids
+        for token_id in ending:
+            if ids[-1:] != [token_id]:
+                ids.append(token_id)
+                types = types and [*types, types[-1]]
+        return Tokens(ids, types)
 
 
 def golden_cases(
@@ -170,7 +185,8 @@ def users_sequences(
 def _sequence(rules: Rules, tokens: Tokens) -> TokenizedText:
     ids = np.array(tokens.token_ids, dtype=np.int64)
     if rules.kind == "causal":
-        return TokenizedText(ids[: pooled_index(ids, rules.pad_token_id) + 1], None, len(ids), truncated=False)
+        end = pooled_index(ids, rules.pad_token_id, rules.pooled_before) + 1
+        return TokenizedText(ids[:end], None, len(ids), truncated=False)
     type_ids = np.array(tokens.type_ids, dtype=np.int64) if any(tokens.type_ids or ()) else None
     return TokenizedText(ids, type_ids, len(ids), truncated=False)
 
@@ -187,7 +203,7 @@ def _built_in_cases(
         ids = reference.tokenize(prompts[0]).token_ids
         pad_token_id = rules.pad_token_id if checkpoint.kind == "causal" else None
         items = golden.text_items(special_texts) + prompts
-        items += golden.token_items(ids, longest, pad_token_id)
+        items += golden.token_items(ids, longest, pad_token_id if rules.pooled_before is None else rules.pooled_before)
     cases: list[Case] = [(item, reference.tokenize(item)) for item in items]
     cases += _chat_cases(reference, rules, notes)
     special_ids = set(checkpoint.tokenizer.all_special_ids)

@@ -12,7 +12,8 @@ import torch
 import transformers
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from plaudit_export.checkpoints.checkpoint import Checkpoint, network
+from plaudit_export.checkpoints.checkpoint import Checkpoint
+from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.graphs.causal_attention import KeyValues, NewKeyValues, is_maskless, maskless
 from plaudit_export.quiet import quiet
@@ -76,7 +77,10 @@ class CausalGraph(torch.nn.Module):
         return self._head(pooled), tokens.reshape(B, K, tokens.shape[-1]), kept
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """In float32, since a head in low precision ties scores."""
+        """Scores (rows, heads) of hidden states (rows, hidden). A head in low precision ties scores."""
+        if not isinstance(self.score, torch.nn.Linear):
+            scores: torch.Tensor = self.score(hidden.float())
+            return scores
         bias = None if self.score.bias is None else self.score.bias.float()
         return torch.nn.functional.linear(hidden.float(), self.score.weight.float(), bias)
 
@@ -111,7 +115,7 @@ def halve(model: torch.nn.Module) -> None:
     """
     base = network(model)
     base.half()
-    heads = [child for child in model.children() if child is not base]
+    heads = [child for child in model.children() if base not in child.modules()]
     heads += [module for name, module in base.named_modules() if name.split(".")[-1] == "pooler"]
     for head in heads:
         head.float()

@@ -71,13 +71,30 @@ class Normalization(_Frozen):
     std: float = Field(gt=0)
 
 
+# Fields of `Scoring` that came after the first bundles. One that has its default stands in no fingerprint, so that
+# those bundles keep the fingerprints that they had.
+LATER_FIELDS = (
+    "template_tokens",
+    "chat_special_tokens",
+    "strip_newlines",
+    "space_before_eos",
+    "class_token",
+    "pooled_before",
+    "head",
+)
+
+
 class Scoring(_Frozen):
     """Everything that can change a score, and nothing else; the fingerprint is its hash.
 
-    `max_tokens` counts usable positions. `pad_token_id` is the one of the *model* config, which decides what is pooled.
-    `template_tokens` are what the chat template reads by name besides `bos_token` and `eos_token`;
-    `chat_special_tokens`: a rendered chat gets the tokenizer's special tokens too, but no second BOS. A bundle that
-    uses neither has the fingerprint that it had before there were these fields.
+    `max_tokens` counts usable positions. `template_tokens` are what the chat template reads by name besides `bos_token`
+    and `eos_token`; `chat_special_tokens`: a rendered chat gets the tokenizer's special tokens too, but no second BOS.
+    Fields that are left out of the fingerprint while they have their default: `LATER_FIELDS`.
+
+    What a causal model's score is read from (docs/scoring.md): the rightmost token that is not `pad_token_id`; where
+    `pooled_before` is set, the one before the first token of that id; where both are None, the last. How a text ends:
+    a finished one without the newlines at its end (`strip_newlines`), with EOS (`append_eos`), behind a space
+    (`space_before_eos`); every one with `class_token`.
     """
 
     kind: Literal["causal", "encoder", "plain"]
@@ -90,7 +107,12 @@ class Scoring(_Frozen):
     add_special_tokens: bool = True
     chat_special_tokens: bool = False
     append_eos: bool = False
+    strip_newlines: bool = False
+    space_before_eos: bool = False
+    class_token: SpecialToken | None = None
+    pooled_before: int | None = Field(default=None, ge=0)
     pair: bool = False
+    head: Literal["linear", "mlp", "token_logits"] = "linear"
     heads: tuple[Head, ...] = Field(min_length=1)
     normalization: Normalization | None = None
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
@@ -103,16 +125,23 @@ class Scoring(_Frozen):
                 raise ValueError(f"scoring.sha256 has no entry for {name}")
         if self.append_eos and self.eos is None:
             raise ValueError("scoring.append_eos is true, but scoring.eos is null")
+        if self.space_before_eos and not self.append_eos:
+            raise ValueError("scoring.space_before_eos is true, but scoring.append_eos is false")
+        if self.pooled_before is not None and self.pad_token_id is not None:
+            raise ValueError("scoring.pooled_before and scoring.pad_token_id say two things of what is pooled")
+        if self.pair and (self.strip_newlines or self.space_before_eos or self.class_token):
+            raise ValueError("scoring.pair is true, and rules of how one text ends are set")
         if len({head.name for head in self.heads}) != len(self.heads):
             raise ValueError("scoring.heads has two heads of one name")
         return self
 
 
 class Source(_Frozen):
-    """Where the bundle came from."""
+    """Where the bundle came from; `format` names whose form of a reward model it is, None for transformers' own."""
 
     id: str
     revision: str | None = None
+    format: str | None = None
     architecture: str
     attention: str
 
@@ -181,7 +210,12 @@ class Bundle:
 
 def fingerprint(scoring: Scoring) -> str:
     """Identity of everything that can change a score: sha256 of the canonical JSON of `scoring`."""
-    unused = {name for name in ("template_tokens", "chat_special_tokens") if not getattr(scoring, name)}
+    fields = Scoring.model_fields
+    unused = {
+        name
+        for name in LATER_FIELDS
+        if getattr(scoring, name) == fields[name].get_default(call_default_factory=True, validated_data={})
+    }
     return canonical_sha256(scoring.model_dump(mode="json", exclude=unused))
 
 

@@ -48,11 +48,6 @@ class Batch(Generic[T]):
     num_prefix_tokens: int = 0
 
 
-def no_prefix_is_kept(_: bytes) -> int:
-    """The `longest_kept` of an engine that can continue from prefixes, and keeps none."""
-    return 0
-
-
 class Backlog(Generic[T]):
     """The sequences that wait for one engine.
 

@@ -266,8 +266,9 @@ def _token_problem(bundle: Bundle, golden: Golden, text: TokenizedText | Result)
     if isinstance(text, Result):
         return f"{text.status}: {text.detail}"
     reference = np.array(golden.token_ids, dtype=np.int64)
-    if bundle.scoring.kind == "causal":
-        reference = reference[: pooled_index(reference, bundle.scoring.pad_token_id) + 1]
+    scoring = bundle.scoring
+    if scoring.kind == "causal":
+        reference = reference[: pooled_index(reference, scoring.pad_token_id, scoring.pooled_before) + 1]
     if text.num_tokens == len(golden.token_ids) and np.array_equal(text.token_ids, reference):
         return None
     return f"{text.num_tokens} tokens, the reference has {len(golden.token_ids)}, or other ids; the tokenizer differs"

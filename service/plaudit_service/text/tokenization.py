@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import JsonValue
 from tokenizers import Encoding, Tokenizer, models
 
-from plaudit_service.bundles.bundle import TOKENIZER, Bundle, Scoring
+from plaudit_service.bundles.bundle import TOKENIZER, Bundle, Scoring, SpecialToken
 from plaudit_service.errors import BundleError, InvalidRequest
 from plaudit_service.items import ChatItem, Item, PromptItem, TextItem, TokenItem, Truncation
 from plaudit_service.results import Result, Status
@@ -157,10 +157,19 @@ class Tokenization:
     def _source(self, where: str, text: str | tuple[str, str], finished: bool) -> _Source:
         return _Source(
             where,
-            text=text,
+            text=self._ended(text) if finished and isinstance(text, str) else text,
             add_special_tokens=self._scoring.add_special_tokens,
             append_eos=self._scoring.append_eos and finished,
         )
+
+    def _ended(self, text: str) -> str:
+        """A finished text as its ending begins; EOS itself is appended to the ids where the text has none yet."""
+        scoring = self._scoring
+        if scoring.strip_newlines:
+            text = text.rstrip("\n")
+        if text and scoring.space_before_eos and scoring.eos and not text.endswith(scoring.eos.text):
+            return f"{text} {scoring.eos.text}"
+        return text
 
     def _chat(self, where: str, item: ChatItem) -> Iterator[_Source]:
         head = [message.to_template() for message in item.messages]
@@ -184,7 +193,7 @@ class Tokenization:
             else:
                 yield _Source(
                     where,
-                    text=text,
+                    text=self._ended(text) if item.finished else text,
                     add_special_tokens=self._scoring.chat_special_tokens,
                     append_eos=self._scoring.append_eos and item.finished,
                 )
@@ -249,12 +258,20 @@ class Tokenization:
         num_trailing = encoded.num_trailing
         if self._has_second_bos(source, ids):
             ids, type_ids = ids[1:], None if type_ids is None else type_ids[1:]
-        eos = self._scoring.eos
-        if source.append_eos and eos is not None and ids[-1] != eos.id:
-            ids = np.append(ids, eos.id)
-            type_ids = None if type_ids is None else np.append(type_ids, type_ids[-1])
-            num_trailing += 1
+        for token in self._ending(source):
+            if ids[-1] != token.id:
+                ids = np.append(ids, token.id)
+                type_ids = None if type_ids is None else np.append(type_ids, type_ids[-1])
+                num_trailing += 1
+            num_trailing = max(num_trailing, 1)
         return self._fit(source, ids, type_ids, num_trailing, truncation)
+
+    def _ending(self, source: _Source) -> list[SpecialToken]:
+        """The tokens that a text ends with by the model's rules; ids of the caller's are scored as they are."""
+        if source.text is None:
+            return []
+        ending = [self._scoring.eos if source.append_eos else None, self._scoring.class_token]
+        return [token for token in ending if token is not None]
 
     def _outside_of_vocabulary(self, source: _Source, ids: Ids) -> Result:
         """The caller's ids show another tokenizer, and that every item is wrong; a text's show a wrong bundle."""
@@ -282,7 +299,7 @@ class Tokenization:
             kept = self._kept(ids, num_trailing, truncation)
             ids, type_ids = ids[kept], None if type_ids is None else type_ids[kept]
         if scoring.kind == "causal":
-            ids, type_ids = ids[: pooled_index(ids, scoring.pad_token_id) + 1], None
+            ids, type_ids = ids[: pooled_index(ids, scoring.pad_token_id, scoring.pooled_before) + 1], None
         return TokenizedText(ids, type_ids, num_tokens, truncated)
 
     def _is_empty(self, source: _Source, ids: Ids) -> bool:
@@ -348,12 +365,18 @@ def _as_encoded(encoding: Encoding) -> _Encoded:
     return _Encoded(encoding.ids, encoding.type_ids, added.index(0) if 0 in added else 0)
 
 
-def pooled_index(token_ids: Ids, pad_token_id: int | None) -> int:
+def pooled_index(token_ids: Ids, pad_token_id: int | None, pooled_before: int | None = None) -> int:
     """Which token of a causal model's sequence is scored: the rightmost that is no padding.
 
     transformers, `GenericForSequenceClassification.forward`: by id, whatever the mask, so that with pad == EOS a final
     EOS is not pooled; no pad id: the last token; nothing but pads: index 0.
+
+    Where `pooled_before` is an id: the token before the first one of that id, as classes of other trainers count; none
+    of that id, or it is the very first: the last token.
     """
+    if pooled_before is not None:
+        found = np.flatnonzero(token_ids == pooled_before)
+        return (int(found[0]) - 1 if len(found) else -1) % len(token_ids)
     if pad_token_id is None:
         return len(token_ids) - 1
     real = np.flatnonzero(token_ids != pad_token_id)

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 
 import pytest
 
@@ -61,11 +62,11 @@ def test_neighbours_with_one_prompt_are_one_group_and_a_cut_completion_is_not_fi
     ]
 
 
-def test_fields_that_a_table_left_empty_are_left_out_and_several_messages_make_one_chat():
+def test_fields_that_a_table_left_empty_are_no_matter_and_several_messages_make_one_chat():
     several = [*assistant("a"), {"role": "tool", "content": "b", "name": None}, *assistant("c")]
-    items = to_items([[USER | {"name": None}]] * 2, [several, assistant("d")], [True, True])
+    items = to_items([[USER]] * 2, [several, [{**assistant("d")[0], "tool_calls": None}]], [True, True])
     assert items == [
-        {"messages": [USER, *assistant("a"), {"role": "tool", "content": "b"}, *assistant("c")], "finished": True},
+        {"messages": [USER, *several], "finished": True},
         {"messages": [USER], "completions": ["d"], "finished": True},
     ]
 
@@ -76,6 +77,49 @@ def test_finished_is_read_from_the_completions_last_token():
     sent = [request.body for request in service.requests if request.path == "/score"]
     assert b'"completions":["a"],"finished":true' in sent[0].replace(b", ", b",").replace(b": ", b":")
     assert b'"completions":["b","c"],"finished":false' in sent[0].replace(b", ", b",").replace(b": ", b":")
+
+
+@pytest.mark.parametrize("eos_token_id", [[9, 7], (7, 9)])
+def test_a_turn_that_ended_with_any_of_several_eos_is_finished(eos_token_id):
+    """A policy's generation config lists several, as Llama 3's and Gemma's do."""
+    service = FakeService(by_length)
+    call(service, ["Hi"] * 3, ["a", "b", "c"], {"eos_token_id": eos_token_id}, completion_ids=[[1, 9], [1, 7], [1]])
+    (sent,) = [json.loads(request.body)["items"] for request in service.requests if request.path == "/score"]
+    assert [(item["completions"], item["finished"]) for item in sent] == [(["a", "b"], True), (["c"], False)]
+
+
+@pytest.mark.parametrize("eos_token_id", ["</s>", [1, "2"], True, {"a": 1}])
+def test_what_is_no_eos_id_is_refused_and_marks_nothing_as_cut(eos_token_id):
+    with pytest.raises(InvalidArgument, match=r"eos_token_id: got .*; give an int, a list of int, or None"):
+        reward_function("http://fake", eos_token_id=eos_token_id)
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": None}}}
+
+
+def test_tool_calls_and_reasoning_go_to_the_reward_models_template():
+    """TRL's tools: an assistant's message that calls, the tool's answer, the assistant's last word; and thoughts."""
+    user = {**USER, "name": None}
+    tools = [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "name": "add", "content": "3", "tool_calls": None},
+        *assistant("three"),
+    ]
+    thought = [{"role": "assistant", "content": "four", "reasoning_content": "hm", "tool_calls": None}]
+    service = FakeService(by_length)
+    assert call(service, [[user]] * 2, [tools, thought]) == [5.0, 4.0]
+    (sent,) = [json.loads(request.body)["items"] for request in service.requests if request.path == "/score"]
+    calls = {"role": "assistant", "tool_calls": [CALL]}
+    answer = {"role": "tool", "name": "add", "content": "3"}
+    assert sent == [
+        {"messages": [USER, calls, answer, *assistant("three")], "finished": True},
+        {"messages": [USER, {"role": "assistant", "content": "four", "reasoning_content": "hm"}], "finished": True},
+    ]
+
+
+def test_a_field_that_no_template_reads_is_refused_by_its_name():
+    with pytest.raises(InvalidArgument, match=r"items\[0\]\.messages\[1\]\.audio: "):
+        call(FakeService(by_length), [[USER]], [[{"role": "assistant", "content": "a", "audio": {"id": "1"}}]])
 
 
 def test_a_completion_without_a_score_is_none_never_a_number_and_its_share_is_logged():

@@ -1,12 +1,14 @@
 """The reward function and the reward manager, called as verl 0.9 calls them."""
 
 import asyncio
+import json
 import sys
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
 
-from plaudit_client import InvalidArgument, PlauditError, RewardClient
+from plaudit_client import InvalidArgument, PlauditError, RewardClient, Score
 from plaudit_client.adapters import verl as adapter
 from plaudit_client.testing import FakeService
 
@@ -52,8 +54,9 @@ def test_verl_is_only_imported_when_its_manager_is_asked_for(monkeypatch):
         _ = adapter.PlauditRewardManager
 
 
-def test_the_manager_scores_the_chat_with_the_completion(client, monkeypatch):
-    torch = pytest.importorskip("torch")
+@pytest.fixture
+def manager_class(monkeypatch):
+    """`PlauditRewardManager` above a stand-in of verl's base class."""
     adapter._reward_manager_class.cache_clear()
 
     class Base:
@@ -64,11 +67,20 @@ def test_the_manager_scores_the_chat_with_the_completion(client, monkeypatch):
     for name in [base.rsplit(".", at)[0] for at in range(1, 5)]:
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
     monkeypatch.setitem(sys.modules, base, SimpleNamespace(RewardManagerBase=Base))
-    tokenizer = SimpleNamespace(eos_token_id=2, decode=lambda ids, skip_special_tokens: f"{ids}")
-    manager = adapter.PlauditRewardManager(
-        config=None, tokenizer=tokenizer, compute_score=None, reward_router_address="x"
-    )
+    yield adapter.PlauditRewardManager
     adapter._reward_manager_class.cache_clear()
+
+
+def make_tokenizer(path):
+    return SimpleNamespace(
+        eos_token_id=2, name_or_path=str(path), decode=lambda ids, skip_special_tokens: " ".join(map(str, ids))
+    )
+
+
+def test_the_manager_scores_the_chat_with_the_completion(client, manager_class, monkeypatch, tmp_path):
+    torch = pytest.importorskip("torch")
+    tokenizer = make_tokenizer(tmp_path)
+    manager = manager_class(config=None, tokenizer=tokenizer, compute_score=None, reward_router_address="x")
     rollout = SimpleNamespace(
         batch={"responses": torch.tensor([5, 2, 0, 0]), "attention_mask": torch.tensor([1, 1, 1, 1, 0, 0])},
         non_tensor_batch={"raw_prompt": [{"role": "user", "content": "Hi"}]},
@@ -83,3 +95,40 @@ def test_the_manager_scores_the_chat_with_the_completion(client, monkeypatch):
     monkeypatch.setattr(tokenizer, "decode", lambda ids, skip_special_tokens: completions.append(ids) or "text")
     asyncio.run(manager.run_single([rollout]))
     assert completions == [[5, 2]]
+
+
+@pytest.mark.parametrize(
+    ("listed", "of_class", "ended"),
+    [([2, 7], None, [True, True, False]), (7, None, [True, True, False]), (None, None, [True, False, False]),
+     ([2, 7], [9], [False, False, True])],
+)  # fmt: skip
+def test_every_eos_of_tokenizer_and_generation_config_ends_a_turn(
+    client, manager_class, monkeypatch, tmp_path, listed, of_class, ended
+):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+    monkeypatch.setattr(manager_class, "eos_token_id", of_class)
+    manager = manager_class(config=None, tokenizer=make_tokenizer(tmp_path), compute_score=None)
+    items = []
+    monkeypatch.setattr(client, "submit", lambda batch, **_: items.extend(batch) or scored())
+    for last in (2, 7, 9):
+        rollout = SimpleNamespace(
+            batch={"responses": torch.tensor([5, last]), "attention_mask": torch.tensor([1, 1, 1])},
+            non_tensor_batch={"raw_prompt": [{"role": "user", "content": "Hi"}]},
+        )
+        asyncio.run(manager.run_single([rollout]))
+    assert [item["finished"] for item in items] == ended
+
+
+def test_without_a_generation_config_the_tokenizers_eos_ends_a_turn(manager_class, tmp_path):
+    manager = manager_class(config=None, tokenizer=make_tokenizer(tmp_path / "absent"), compute_score=None)
+    assert manager._eos_ids == {2}
+    monkeypatched = type("Own", (manager_class,), {"eos_token_id": "</s>"})
+    with pytest.raises(InvalidArgument, match="eos_token_id: got '</s>'"):
+        monkeypatched(config=None, tokenizer=make_tokenizer(tmp_path), compute_score=None)
+
+
+def scored():
+    future = Future()
+    future.set_result([Score("ok", 1.0)])
+    return future

@@ -132,6 +132,11 @@ def test_a_config_that_normalizes_scores_after_the_head_is_refused(copy, field):
     assert load_checkpoint(str(copy)).kind == "causal"
 
 
+def test_labels_that_are_not_numbered_from_0_are_refused(copy):
+    set_config(copy, id2label={"5": "score"})
+    assert "id2label of its config.json names the heads 5; number them from 0 on" in refusal(copy)
+
+
 def test_a_config_without_architectures_is_told_what_is_missing(copy):
     set_config(copy, architectures=None)
     expected = (
@@ -144,10 +149,12 @@ def test_a_config_without_architectures_is_told_what_is_missing(copy):
     assert "no architectures, and transformers has no *ForSequenceClassification class" in refusal(copy)
 
 
-def test_a_language_model_with_llamafactorys_head_is_told_what_it_is(copy):
+def test_a_language_model_is_told_what_would_make_it_a_reward_model(copy):
     set_config(copy, architectures=["LlamaForCausalLM"])
+    assert "is a LlamaForCausalLM, a language model, and has no head" in refusal(copy)
+    assert "name them with --token-logits TOKEN=WEIGHT" in refusal(copy)
     (copy / "value_head.safetensors").write_bytes(b"")
-    assert "is a LlamaForCausalLM with the value head of LLaMA-Factory (value_head.safetensors)" in refusal(copy)
+    assert "score.weight is a weight of the head that transformers' LlamaModel leaves out" in refusal(copy)
 
 
 HYBRID = {

@@ -85,14 +85,14 @@ def test_a_directory_without_weights_is_refused(copy):
 
 def test_damaged_weights_are_refused(copy):
     (copy / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(SourceError, match="its model cannot be loaded"):
+    with pytest.raises(SourceError, match=r"model\.safetensors: cannot be read"):
         load_checkpoint(str(copy))
 
 
 def test_truncated_weights_are_refused(copy):
     content = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(SourceError, match="its model cannot be loaded") as raised:
+    with pytest.raises(SourceError, match=r"model\.safetensors: cannot be read") as raised:
         load_checkpoint(str(copy))
     assert "\n" not in str(raised.value)
 
@@ -120,13 +120,13 @@ def test_a_shard_that_the_index_names_and_is_not_there_is_refused(copy):
     (copy / "model.safetensors").unlink()
     model.save_pretrained(copy, max_shard_size="20KB")
     next(iter(copy.glob("model-*.safetensors"))).unlink()
-    with pytest.raises(SourceError, match="its model cannot be loaded"):
+    with pytest.raises(SourceError, match=r"model-.*\.safetensors: cannot be read"):
         load_checkpoint(str(copy))
 
 
 def test_a_language_model_is_no_reward_model(copy):
     set_config(copy, architectures=["LlamaForCausalLM"])
-    with pytest.raises(SourceError, match=r"is a LlamaForCausalLM, not a \*ForSequenceClassification"):
+    with pytest.raises(SourceError, match=r"is a LlamaForCausalLM, a language model, and has no head"):
         load_checkpoint(str(copy))
 
 

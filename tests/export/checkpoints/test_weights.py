@@ -106,7 +106,7 @@ def test_a_head_in_a_file_of_its_own_is_refused(copy):
     store(copy, "v_head.summary.weight", file="value_head.safetensors")
     assert "v_head.summary.weight of value_head.safetensors is a weight of the head that" in refusal(copy)
     (copy / "value_head.safetensors").rename(copy / "value_head.bin")
-    assert "value_head.bin is not read; move it away" in refusal(copy)
+    assert "value_head.bin is pickled, and never loaded" in refusal(copy)
 
 
 def test_weights_of_an_adapter_without_its_config_are_refused(copy):

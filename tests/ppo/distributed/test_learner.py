@@ -119,7 +119,7 @@ def test_the_rounding_of_bfloat16_stays_below_half_of_its_tolerances():
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(2, 2000, (2 + row,), generator=generator).tolist() for row in range(16)]
     rollouts = sample_rollouts(
-        policy, *pad_left(prompts, 1), max_tokens=32, temperature=1.0, eos_id=0, pad_id=1, generator=generator
+        policy, *pad_left(prompts, 1), max_tokens=32, temperature=1.0, eos_ids=[0], pad_id=1, generator=generator
     )
     critic = lambda input_ids, **_: torch.zeros(input_ids.shape)  # noqa: E731
     whole, parts = (

@@ -47,7 +47,7 @@ def test_generating_and_training_forward_agree_and_padding_changes_nothing(archi
         *pad_left([[2, 3], [4, 5, 6, 7, 8, 9], [10]], 1),
         max_tokens=8,
         temperature=1.0,
-        eos_id=0,
+        eos_ids=[0],
         pad_id=10**6,
         generator=torch.Generator().manual_seed(1),
     )

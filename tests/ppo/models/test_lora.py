@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.models.auto import CONFIG_MAPPING
 
 from plaudit_ppo import PPOConfig
 from plaudit_ppo.errors import CheckpointError, ConfigError
@@ -124,3 +125,51 @@ def test_another_adapter_and_a_missing_reference_are_refused(make_lora_trainer, 
         make_lora_trainer(iterations=2, rank=8).train(resume=True)
     with pytest.raises(ConfigError, match="reference: none given"):
         make_trainer(reference=False)
+
+
+EXPERTS = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 8,
+    "moe_intermediate_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral"])
+def test_an_adapter_of_experts_is_trained_resumed_and_merged(make_trainer, tmp_path, architecture):
+    """PEFT wraps the fused parameters of experts, one wrapper around the other, not linear layers."""
+
+    def make(output, iterations):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            policy = AutoModelForCausalLM.from_config(CONFIG_MAPPING[architecture](**EXPERTS))
+        policy = add_lora(policy, CONFIG)
+        settings = {"lr_schedule": "constant", "learning_rate": 1e-2, "output": str(tmp_path / output)}
+        return make_trainer(policy=policy, reference=False, iterations=iterations, **settings), policy.eval()
+
+    trainer, policy = make("whole", 3)
+    trainer.train()
+    make("run", 2)[0].train()
+    trainer, resumed = make("run", 3)
+    trainer.train(resume=True)
+    assert all(map(torch.equal, policy.state_dict().values(), resumed.state_dict().values()))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy").eval()
+    with torch.no_grad():
+        assert torch.allclose(merged(IDS).logits, resumed(IDS).logits, atol=1e-5)
+        with resumed.disable_adapter():
+            assert not torch.allclose(merged(IDS).logits, resumed(IDS).logits, atol=1e-3)
+    trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad and "experts" in name]
+    assert len(trained) >= 8
+    assert all(name in {key for key, tensor in policy.state_dict().items() if tensor.any()} for name in trained)

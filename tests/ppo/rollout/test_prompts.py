@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from plaudit_ppo.errors import PromptError
-from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left, read_prompts
+from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left, read_prompts, render_chat
 
 
 @pytest.fixture
@@ -25,16 +27,41 @@ def test_texts_and_chats_are_read_and_empty_lines_skipped(read):
 
 
 @pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": [{"role": "user", "content": "two"}]},
+        {"messages": [{"role": "user", "content": "two"}]},
+        {"prompt": None, "messages": [{"role": "user", "content": "two", "tool_calls": None, "name": None}]},
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "two"}]}], "chosen": [], "rejected": []},
+    ],
+)
+def test_a_chat_may_stand_in_every_form_of_trl(read, record):
+    """Conversational prompts, chats under messages, fields that a table left empty, a text as the one part."""
+    assert read(json.dumps(record)) == [Prompt(messages=({"role": "user", "content": "two"},))]
+
+
+def test_what_templates_read_of_a_message_is_kept(read):
+    chat = [{"role": "user", "content": "two", "name": "Ann"}, {"role": "assistant", "content": "a", "thinking": "b"}]
+    assert read(json.dumps({"prompt": chat}))[0].messages == tuple(chat)
+
+
+@pytest.mark.parametrize(
     ("line", "says"),
     [
         ("{prompt}", "not JSON"),
-        ("3", "needs either prompt or messages, has neither"),
-        ("{}", "needs either prompt or messages, has neither"),
-        ('{"prompt": "a", "messages": []}', "needs either prompt or messages, has ['messages', 'prompt']"),
-        ('{"prompt": 3}', "prompt has the wrong shape"),
-        ('{"messages": []}', "messages has the wrong shape"),
-        ('{"messages": [{"role": "user"}]}', "messages has the wrong shape"),
-        ('{"messages": [{"role": "user", "content": "a", "name": "b"}]}', "messages has the wrong shape"),
+        ("3", "not an object (int)"),
+        ("{}", "needs either prompt or messages, has the keys none"),
+        ('{"question": "a", "chosen": []}', "needs either prompt or messages, has the keys question, chosen"),
+        ('{"prompt": "a", "messages": []}', "needs either prompt or messages, has the keys prompt, messages"),
+        ('{"prompt": 3}', "prompt: got int; give a list of at least one"),
+        ('{"prompt": "\\ud800"}', "prompt has a lone surrogate"),
+        ('{"messages": "a"}', "messages: got str; give a list of at least one"),
+        ('{"messages": []}', "messages: got an empty list"),
+        ('{"messages": [{"role": "user"}]}', "messages[0].content: missing"),
+        ('{"prompt": [{"content": "a"}]}', "prompt[0].role: missing"),
+        ('{"prompt": [{"role": "user", "content": "a", "id": "b"}]}', "prompt[0].id: no field of a message"),
+        ('{"prompt": [{"role": "user", "content": "\\ud800"}]}', "prompt[0].content: got a str with a lone surrogate"),
+        ('{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}', "prompt[0].content: got a list of dict"),
     ],
 )
 def test_a_line_that_is_no_prompt_is_named_by_its_number(read, line, says):
@@ -117,3 +144,23 @@ def test_prompts_are_padded_on_the_left():
     ids, mask = pad_left([[5], [6, 7, 8]], 1)
     assert ids.tolist() == [[1, 1, 5], [6, 7, 8]]
     assert mask.tolist() == [[False, False, True], [True, True, True]]
+
+
+def test_a_template_that_reads_the_clock_gives_the_same_prompt_on_every_day(tokenizer):
+    """As in the service: no clock, so that a run can be resumed on another day in the same bits."""
+    chat = Prompt(messages=({"role": "user", "content": "w5"},), where="here")
+    tokenizer.chat_template = (
+        "\n{% if strftime_now is defined %}{{ strftime_now('w%d') }}{% else %}w31{% endif %} {{ messages[0].content }}"
+    )
+    assert encode_prompt(chat, tokenizer, max_tokens=9) == [31, 5]
+    assert render_chat(chat.messages, tokenizer, add_generation_prompt=True).startswith("\nw31")  # nothing else changes
+    tokenizer.chat_template = "{{ strftime_now('w%d') }} {{ messages[0].content }}"
+    with pytest.raises(PromptError, match=r"here: the policy's chat template asks for today's date \(strftime_now\)"):
+        encode_prompt(chat, tokenizer, max_tokens=9)
+
+
+def test_a_chat_that_the_template_refuses_is_named(tokenizer):
+    chat = Prompt(messages=({"role": "assistant", "content": "w5"},), where="chats.jsonl line 3")
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(PromptError, match=r"chats.jsonl line 3: .*template failed on it \(roles must alternate\)"):
+        encode_prompt(chat, tokenizer, max_tokens=9)

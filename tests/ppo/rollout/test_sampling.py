@@ -10,13 +10,13 @@ from plaudit_ppo.training.metrics import sampling_ratio_error
 EOS, PAD = 0, 1
 
 
-def sample(policy, prompts, *, seed=0, max_tokens=8, temperature=1.0, pad_id=PAD, eos_id=EOS):
+def sample(policy, prompts, *, seed=0, max_tokens=8, temperature=1.0, pad_id=PAD, eos_ids=(EOS,)):
     return sample_rollouts(
         policy,
         *pad_left(prompts, pad_id),
         max_tokens=max_tokens,
         temperature=temperature,
-        eos_id=eos_id,
+        eos_ids=eos_ids,
         pad_id=pad_id,
         generator=torch.Generator().manual_seed(seed),
     )
@@ -94,14 +94,13 @@ def test_sampling_stops_when_every_completion_has_ended(policy):
 def test_pad_is_never_eos(make_tokenizer):
     """Detail 2: a tokenizer without a usable pad token is refused, or gets an id of its own."""
     usable = make_tokenizer(eos_token="<eos>", pad_token="<pad>")
-    assert pad_token_id(usable, "refuse") == PAD
+    assert pad_token_id(usable, "refuse", [EOS]) == PAD
+    assert pad_token_id(usable, "add", [EOS, PAD]) == 32  # as one of several that end a completion
     for tokenizer in (make_tokenizer(eos_token="<eos>"), make_tokenizer(eos_token="<eos>", pad_token="<eos>")):
-        assert pad_token_id(tokenizer, "add") == 32  # no token has it
+        assert pad_token_id(tokenizer, "add", [EOS]) == 32  # no token has it
         assert len(tokenizer) == 32  # and the tokenizer stays as it was
         with pytest.raises(ConfigError, match="would hide EOS from the loss"):
-            pad_token_id(tokenizer, "refuse")
-    with pytest.raises(ConfigError, match="no EOS token"):
-        pad_token_id(make_tokenizer(), "add")
+            pad_token_id(tokenizer, "refuse", [EOS])
 
 
 def test_a_pad_id_outside_of_the_vocabulary_never_reaches_the_model(policy):

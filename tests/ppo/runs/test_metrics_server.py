@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from plaudit_ppo import PPOConfig
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.runs import metrics_server
-from plaudit_ppo.runs.metrics_server import Figures, exposition, prometheus_name
+from plaudit_ppo.runs.metrics_server import Figures, prometheus_name, serving_figures
 from plaudit_ppo.training.metrics import METRICS
 
 
@@ -76,7 +76,7 @@ def test_what_is_undefined_is_nan_and_adds_nothing():
 
 def test_nothing_is_served_by_default_nor_by_any_process_but_the_first(port):
     for config, is_first in ((PPOConfig(), True), (PPOConfig(metrics_port=port), False)):
-        with exposition(config, is_first_process=is_first) as expose:
+        with serving_figures(config, is_first_process=is_first) as expose:
             expose({})
             with pytest.raises(urllib.error.URLError):
                 scrape(port)
@@ -110,13 +110,13 @@ def test_the_port_is_closed_when_a_run_ends_also_with_an_error(make_trainer, por
 
     with pytest.raises(KeyError):
         make_trainer(metrics_port=port).train(on_iteration=stop)
-    with exposition(PPOConfig(metrics_port=port), is_first_process=True):
+    with serving_figures(PPOConfig(metrics_port=port), is_first_process=True):
         assert scrape(port)
 
 
 def test_a_host_may_be_an_ipv6_address(port):
     with (
-        exposition(PPOConfig(metrics_host="::1", metrics_port=port), is_first_process=True),
+        serving_figures(PPOConfig(metrics_host="::1", metrics_port=port), is_first_process=True),
         urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=10) as answer,
     ):
         assert b"plaudit_ppo_lr" in answer.read()
@@ -124,7 +124,7 @@ def test_a_host_may_be_an_ipv6_address(port):
 
 def test_a_silent_client_and_one_that_leaves_get_no_answer_and_no_word_on_the_terminal(port, monkeypatch, capfd):
     monkeypatch.setattr(metrics_server, "_SILENT_S", 0.1)
-    with exposition(PPOConfig(metrics_port=port), is_first_process=True):
+    with serving_figures(PPOConfig(metrics_port=port), is_first_process=True):
         with socket.create_connection(("127.0.0.1", port)) as left:
             left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no goodbye
         with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:

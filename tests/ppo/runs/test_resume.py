@@ -15,6 +15,7 @@ from plaudit_ppo.errors import (
     DivergenceError,
     KLBudgetError,
     MaskedShareError,
+    OutputError,
     RatioError,
     RewardModelError,
 )
@@ -234,6 +235,126 @@ def test_a_broken_update_stops_the_run_with_a_checkpoint(make_trainer, make_poli
     checkpoint = tmp_path / "run" / "checkpoints" / f"iteration-{done:06d}"
     assert str(caught.value).endswith(f"; checkpoint: {checkpoint}")
     assert weights(AutoModelForCausalLM.from_pretrained(checkpoint / "policy")).isfinite().all()
+
+
+def nan_from(policy, forwards):
+    """A policy whose generating forward gives NaN after so many passes."""
+    passes = []
+
+    def distort(module, args, kwargs, output):
+        if kwargs["use_cache"]:
+            passes.append(1)
+            if len(passes) > forwards:
+                output.logits = output.logits * float("nan")
+        return output
+
+    policy.register_forward_hook(distort, with_kwargs=True)
+    return policy
+
+
+def test_a_policy_that_gives_nan_stops_the_run_and_costs_no_checkpoint(make_trainer, make_policy, tmp_path):
+    """In the third iteration, of two micro-batches of up to 6 tokens each."""
+    policy = nan_from(make_policy(), 2 * 2 * 6)
+    with pytest.raises(DivergenceError, match="the policy's probabilities are not finite, so nothing can be") as caught:
+        make_trainer(policy=policy, iterations=9, checkpoint_every=1, max_checkpoints=1).train()
+    done = len(read_log(tmp_path / "run" / "log.jsonl"))
+    assert done >= 2
+    assert str(caught.value).endswith(f"; checkpoint: {tmp_path}/run/checkpoints/iteration-{done:06d}")
+    assert checkpoints(tmp_path / "run") == [f"iteration-{done:06d}"]
+
+
+def test_weights_of_nan_stop_the_run_before_its_first_step_and_remove_no_former_checkpoint(
+    make_trainer, make_policy, tmp_path
+):
+    make_trainer(iterations=2, checkpoint_every=1, max_checkpoints=1).train()
+    policy = make_policy()
+
+    def spoil(metrics):
+        with torch.no_grad():
+            policy.lm_head.weight.fill_(float("nan"))
+
+    trainer = make_trainer(policy=policy, iterations=9, checkpoint_every=0, max_checkpoints=1)
+    with pytest.raises(DivergenceError, match="Where the newest checkpoint has NaN too, remove it"):
+        trainer.train(on_iteration=spoil, resume=True)
+    assert checkpoints(tmp_path / "run") == ["iteration-000002", "iteration-000003"]
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) == 3
+
+
+def test_a_guard_that_can_leave_no_checkpoint_still_says_what_it_found(
+    make_trainer, make_policy, tokenizer, monkeypatch
+):
+    trainer = make_trainer(failing_from(1, Score("failed", None)))
+    original = type(tokenizer).save_pretrained
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", fail_after(1, original))
+    with pytest.raises(MaskedShareError, match=r"got no score, .*; no checkpoint could be written \(.* No space left"):
+        trainer.train()
+
+
+def fail_after(count, original):
+    """A method that works so many times; then the disk is full."""
+    calls = []
+
+    def method(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > count:
+            raise OSError(28, "No space left on device")
+        return original(self, *args, **kwargs)
+
+    return method
+
+
+class SavingError(Exception):
+    """What writes a model has exception types of its own."""
+
+
+@pytest.mark.parametrize("part", ["policy", "critic", "tokenizer"])
+def test_a_run_that_could_leave_nothing_does_not_begin(
+    make_trainer, make_policy, make_critic, tokenizer, tmp_path, part
+):
+    """What can only fail at the end is tried at the start; the directory holds no run then."""
+
+    def fail(*args, **kwargs):
+        raise SavingError("cannot be saved\nand more")
+
+    asked = []
+    parts = {"policy": make_policy(), "critic": make_critic(), "tokenizer": tokenizer}
+    save = parts[part].save_pretrained
+    parts[part].save_pretrained = fail
+    with pytest.raises(
+        CheckpointError, match=r"is to leave cannot be written, .* \(SavingError: cannot be saved\)"
+    ) as got:
+        make_trainer(asked.append, reference=make_policy(), **parts).train()
+    assert "\n" not in str(got.value)
+    assert asked == []
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.toml", "run.lock"}
+    parts[part].save_pretrained = save
+    make_trainer(reference=make_policy(), **parts).train()  # once it is mended, the same directory will do
+
+
+def test_a_result_that_cannot_be_written_is_named_and_written_by_a_resume(
+    make_trainer, make_critic, tmp_path, monkeypatch
+):
+    """The disk fills up while the run goes on; its checkpoint is there."""
+    critic = make_critic()
+    monkeypatch.setattr(type(critic), "save_pretrained", fail_after(2, type(critic).save_pretrained))
+    with pytest.raises(
+        OutputError, match=r"run/critic: cannot be written \(.*No space left on device\); resume the run"
+    ):
+        make_trainer(critic=critic, iterations=1).train()
+    monkeypatch.undo()
+    assert make_trainer(iterations=1).train(resume=True).iterations == 1
+    assert (tmp_path / "run" / "critic" / "model.safetensors").exists()
+
+
+def test_sampling_settings_without_do_sample_are_written_back(make_trainer, make_policy, tmp_path):
+    """transformers 4.57 reads them from published checkpoints, and refuses to write them."""
+    make_policy().save_pretrained(tmp_path / "policy")
+    settings = {"temperature": 0.6, "top_p": 0.9, "eos_token_id": 0}
+    (tmp_path / "policy" / "generation_config.json").write_text(json.dumps(settings))
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    make_trainer(policy=policy, iterations=1).train()
+    left = json.loads((tmp_path / "run" / "policy" / "generation_config.json").read_text())
+    assert {name: left[name] for name in settings} == settings
 
 
 def test_the_model_card_and_the_summary_have_the_figures_of_the_run(make_trainer, tmp_path):

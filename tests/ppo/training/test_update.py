@@ -37,7 +37,7 @@ def rollouts(policy):
         *pad_left(PROMPTS, 1),
         max_tokens=12,
         temperature=1.0,
-        eos_id=0,
+        eos_ids=[0],
         pad_id=1,
         generator=torch.Generator().manual_seed(0),
     )

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,6 +95,90 @@ def test_an_appended_eos_survives_truncation_also_where_a_second_bos_was_dropped
     tokenization = make(bos=SpecialToken(text="[CLS]", id=1), **rules)
     (result,) = tokenization.tokenize([TextItem(text="[CLS] a b c d")], "right")
     assert ids_of(result) == [1, 4, 2, 0]
+
+
+EOS = {"eos": SpecialToken(text="[SEP]", id=2), "append_eos": True, "add_special_tokens": False}
+
+
+@pytest.mark.parametrize("text", ["a b c d a b c d a", "a b c d a b c d a [SEP]"])
+def test_truncation_on_the_right_keeps_eos_whether_the_text_brought_it_or_not(make, text):
+    (result,) = make(**EOS, max_tokens=4).tokenize([TextItem(text=text)], "right")
+    assert ids_of(result) == [4, 5, 6, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [("a b\n\n", [4, 5, 2]), ("a b [SEP]", [4, 5, 2]), ("a b [SEP]\n", [4, 5, 2]), ("a\nb", [4, 5, 2])],
+)
+def test_a_finished_text_ends_as_the_rules_say(make, text, ids):
+    tokenization = make(**EOS, strip_newlines=True, space_before_eos=True)
+    (result,) = tokenization.tokenize([TextItem(text=text)])
+    assert ids_of(result) == ids
+    (group,) = tokenization.tokenize([PromptItem(prompt=text[:2], completion=text[2:])])
+    assert ids_of(group) == ids
+
+
+def test_a_space_before_eos_is_a_token_where_the_tokenizer_makes_one_of_it(tmp_path, folder):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, " ": 1, "[SEP]": 2}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    tokenizer.add_special_tokens(["[SEP]"])
+    tokenizer.save(str(tmp_path / TOKENIZER))
+    bundle = load_bundle(folder)
+    rules = EOS | {"vocab_size": 3, "bos": None, "pad_token_id": None, "strip_newlines": True, "space_before_eos": True}
+    scoring = Scoring.model_validate(bundle.scoring.model_dump() | rules)
+    tokenization = Tokenization(
+        replace(bundle, path=tmp_path, manifest=bundle.manifest.model_copy(update={"scoring": scoring}))
+    )
+    given = [TextItem(text="a"), TextItem(text="a[SEP]"), TextItem(text="a\n"), TextItem(text="a", finished=False)]
+    assert [ids_of(each) for each in tokenization.tokenize(given)] == [[0, 1, 2], [0, 2], [0, 1, 2], [0]]
+
+
+def test_a_text_that_was_cut_keeps_its_newlines_and_gets_no_eos(folder, tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "\n": 1, "[SEP]": 2}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    tokenizer.save(str(tmp_path / TOKENIZER))
+    bundle = load_bundle(folder)
+    rules = EOS | {"vocab_size": 3, "bos": None, "pad_token_id": None, "strip_newlines": True}
+    scoring = Scoring.model_validate(bundle.scoring.model_dump() | rules)
+    tokenization = Tokenization(
+        replace(bundle, path=tmp_path, manifest=bundle.manifest.model_copy(update={"scoring": scoring}))
+    )
+    given = [TextItem(text="a\n\n", finished=False), TextItem(text="a\n\n")]
+    assert [ids_of(each) for each in tokenization.tokenize(given)] == [[0, 1, 1], [0, 2]]
+
+
+@pytest.mark.parametrize("text", ["\n\n", ""])
+def test_a_text_of_nothing_but_newlines_is_empty_where_they_are_stripped(make, text):
+    (result,) = make(**EOS, strip_newlines=True, space_before_eos=True).tokenize([TextItem(text=text)])
+    assert result.status is Status.EMPTY
+
+
+def test_every_text_gets_the_class_token_behind_eos_and_ids_are_scored_as_they_are(make):
+    tokenization = make(**EOS, class_token=SpecialToken(text="[CLS]", id=1), max_tokens=4)
+    given = [TextItem(text="a"), TextItem(text="a", finished=False), TokenItem(token_ids=[4, 5])]
+    assert [ids_of(each) for each in tokenization.tokenize(given)] == [[4, 2, 1], [4, 1], [4, 5]]
+    (cut,) = tokenization.tokenize([TextItem(text="a b c d a b")], "right")
+    assert ids_of(cut) == [4, 5, 2, 1]
+
+
+@pytest.mark.parametrize(("ids", "index"), [([4, 0, 5, 0], 0), ([4, 5], 1), ([0, 4, 5], 2), ([0], 0), ([4, 5, 0], 1)])
+def test_the_token_before_the_first_one_of_an_id_is_scored(make, ids, index):
+    assert pooled_index(np.array(ids), None, 0) == index
+    (result,) = make(kind="causal", pad_token_id=None, pooled_before=0).tokenize([TokenItem(token_ids=ids)])
+    assert ids_of(result) == ids[: index + 1]
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"space_before_eos": True}, "space_before_eos is true, but scoring.append_eos is false"),
+        ({"pooled_before": 0}, "two things of what is pooled"),
+        ({"pair": True, "strip_newlines": True}, "rules of how one text ends"),
+    ],
+)
+def test_rules_that_contradict_each_other_are_refused(make, rules, message):
+    with pytest.raises(ValueError, match=message):
+        make(**rules)
 
 
 def test_token_ids_of_a_pair_model_are_refused_because_they_do_not_say_what_is_the_completion(make):

@@ -58,7 +58,7 @@ class _Draws:
                 part != self._pad_id,
                 max_tokens=T,
                 temperature=self._spec.temperature,
-                eos_id=self._eos_id,
+                eos_ids=[self._eos_id],
                 pad_id=self._pad_id,
                 generator=self._sampling,
             )

@@ -75,7 +75,7 @@ def test_another_label_is_no_business_of_ours(label):
         ([{"role": "user", "content": 3}], r"labels\[0\]\[0\]\.content: neither a text nor a list of one text part"),
         ([{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}], r"content: 2 parts, and templates join"),
         ([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}], r"content: neither a text nor"),
-        ([{"role": "user", "content": None}], r"content: there is none, as only a message with tool_calls may"),
+        ([{"role": "user", "content": None}], r"content: missing; only a message with tool_calls may"),
         ([{"role": None, "content": "a"}], r"\[0\]\.role: Input should be a valid string"),
         ([*CHAT, "a"], r"labels\[0\]\[1\]: Input should be a valid dictionary"),
         ([{"from": "human", "value": "a"}], r"labels\[0\]\[0\]\.role: Field required"),

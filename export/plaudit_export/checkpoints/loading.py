@@ -1,0 +1,104 @@
+"""What transformers loads from a directory, with its errors in one line. Knows nothing of what makes a reward model."""
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from plaudit_export.errors import SourceError, first_line
+
+T = TypeVar("T")
+
+# What transformers raises for files that are missing, malformed, unreachable, or of another kind than they say.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+)
+
+# Fields that count the experts of a mixture.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def loading(source: str, what: str, load: Callable[[], T]) -> T:
+    """What `load` gives.
+
+    Raises:
+        SourceError: one line for whatever it raises.
+    """
+    try:
+        return load()
+    except SourceError:
+        raise
+    except Exception as error:  # LOADING_ERRORS, and the Rust tokenizers raise plain Exception
+        if "trust_remote_code" in str(error):
+            raise SourceError(f"{source}: needs code from its repository, which is never run") from error
+        raise SourceError(f"{source}: its {what} cannot be loaded: {first_line(error)}") from error
+
+
+def load_model(auto_class: Any, source: str, config: Any, **options: Any) -> tuple[Any, Any]:
+    """The model of one of transformers' Auto classes in float32, and what transformers says of its weights.
+
+    Missing weights and other shapes are for the caller to refuse.
+    """
+    model, info = loading(
+        source,
+        "model",
+        lambda: auto_class.from_pretrained(
+            source,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_experts(config),
+            **options,
+        ),
+    )
+    return model.eval(), info
+
+
+def load_config(source: str) -> Any:
+    """The config of a directory.
+
+    Raises:
+        SourceError: there is none that transformers knows.
+    """
+    return loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
+
+
+def heed_soft_cap(model: Any) -> list[str]:
+    """Take the attention that computes the config's soft cap: transformers 4's default leaves it out (Gemma 2)."""
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if not capped or model.config._attn_implementation != "sdpa":
+        return []
+    model.set_attn_implementation("eager")
+    return [
+        "attention is computed by transformers' eager implementation: sdpa leaves out the config's "
+        "attn_logit_softcapping"
+    ]
+
+
+def network(model: Any) -> Any:
+    """What is below the head. Gemma 3's wrapper does not name it as its base in transformers 4."""
+    return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
+
+
+def _experts(config: Any) -> dict[str, str]:
+    """Of a mixture of experts the one implementation that can be traced: all experts of a token in one product.
+
+    transformers 4 has no choice.
+    """
+    text_config = config.get_text_config()
+    has_experts = any((getattr(text_config, field, None) or 0) > 1 for field in _EXPERTS)
+    can_choose = int(importlib.metadata.version("transformers").split(".")[0]) >= 5
+    return {"experts_implementation": "batched_mm"} if has_experts and can_choose else {}

@@ -148,6 +148,11 @@ class Service:
         self._engine_thread.stop()
         self._tokenizer_threads.shutdown(cancel_futures=True)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is computed any more; after `stop`, a call of the engine may still run to its end."""
+        return self._engine_thread.has_ended
+
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         task.add_done_callback(self._on_task_end)

@@ -19,7 +19,7 @@ from plaudit_export.errors import ExportError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
 from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
 from plaudit_export.graphs.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
-from plaudit_export.graphs.tracing import OPSET, export_graph, halve
+from plaudit_export.graphs.tracing import OPSET, export_graph, halve, needs_mask
 from plaudit_export.progress import elapsed
 from plaudit_export.writer import (
     staged,
@@ -103,13 +103,14 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         note(notes[-1])
     step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
     checkpoint.merge_adapter()
+    has_mask = needs_mask(checkpoint, rules.max_tokens)
     with elapsed("tracing"):
-        export_graph(checkpoint, float_directory / GRAPH)
+        export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask)
     if options.precision == "fp16":
         step(f"tracing {checkpoint.architecture} in float16")
         halve(checkpoint.model)
         with elapsed("tracing"):
-            export_graph(checkpoint, directory / GRAPH)
+            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:
         write_chat_template(rules.chat_template, directory)

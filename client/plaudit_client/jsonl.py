@@ -211,7 +211,19 @@ def _parse_pair(value: dict[str, Any], where: str) -> list[dict[str, Any]]:
         _refuse(
             where, "chosen and rejected are not both texts or both chats; give two strings or two lists of messages"
         )
-    return [_completed(value.get("prompt"), answer, f"{where}.{name}", where) for name, answer in answers.items()]
+    prompt = value.get("prompt")
+    if isinstance(prompt, str) and prompt and all(_begins_with(prompt, answer) for answer in answers.values()):
+        # One alone may repeat it.
+        _refuse(
+            f"{where}.chosen",
+            "begins with the prompt, which would be read twice, and so does rejected; leave prompt out, or cut it off "
+            "chosen and rejected",
+        )
+    return [_completed(prompt, answer, f"{where}.{name}", where) for name, answer in answers.items()]
+
+
+def _begins_with(prompt: str, answer: object) -> bool:
+    return isinstance(answer, str) and answer.startswith(prompt)
 
 
 def _completed(prompt: object, answer: object, place: str, where: str) -> dict[str, Any]:

@@ -56,6 +56,23 @@ def test_a_pair_is_taken_in_each_of_trls_preference_formats(value, chosen, rejec
     assert pair.copied == {"line": 1, "id": 5}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"), [("good", "good fine", "bad"), ("good", "bad", "good bad"), ("", "c", "d")]
+)
+def test_a_text_alone_may_repeat_its_prompt(prompt, chosen, rejected):
+    (pair,) = parse({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    assert pair.items == [{"prompt": prompt, "completion": text} for text in (chosen, rejected)]
+
+
+def test_a_pair_of_texts_that_both_begin_with_the_prompt_is_refused_with_the_remedy():
+    with pytest.raises(InvalidArgument) as caught:
+        parse({"prompt": "good", "chosen": "good fine", "rejected": "good bad"})
+    assert str(caught.value) == (
+        "in.jsonl:1.chosen: begins with the prompt, which would be read twice, and so does rejected; leave prompt out, "
+        "or cut it off chosen and rejected"
+    )
+
+
 def test_a_conversational_prompt_with_its_completion_is_a_chat():
     (item,) = parse({"prompt": USER, "completion": SAYS_D, "finished": False})
     assert (item.items, item.is_pair) == ([{"messages": USER + D, "finished": False}], False)

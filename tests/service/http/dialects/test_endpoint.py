@@ -210,6 +210,18 @@ def test_a_chat_is_scored_as_one_or_refused_and_never_taken_for_a_plain_label(se
                 assert given == score, path
 
 
+def test_over_the_wire_html_is_scored_whole_and_a_chat_of_another_data_set_is_no_plain_label(serve, tiny_bundle):
+    with serve(tiny_bundle(), flags=["--dialects", ALL]) as service:
+        for text in ("good <s>x\ny</s>", "good <s>x <b>y</b></s>", "<s>x <i>y</i></s> good"):
+            for path, body in bodies(text).items():
+                assert number(path, post(service, path, body).json()) == 1.0, text
+        for label in ({"messages": CHAT, "id": 3}, [{"from": "human", "content": "bad"}], [{"role": "user"}]):
+            answer = post(service, "/get_reward", {"query": ["good"], "prompts": ["g"], "labels": [label]})
+            assert (answer.status_code, answer.json()["detail"][:9]) == (422, "labels[0]"), label
+        answer = post(service, "/get_reward", {"query": ["good"], "labels": [{"from": "EUR", "value": 12}]})
+        assert answer.json()["rewards"] == [1.0]
+
+
 def test_a_model_that_was_trained_on_pairs_reads_texts_alone(serve, tiny_bundle):
     with serve(tiny_bundle(pair=True), flags=["--dialects", ALL]) as service:
         chat = [{"role": "user", "content": "bad", "name": None}, {"role": "assistant", "content": "awful"}]

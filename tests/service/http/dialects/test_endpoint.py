@@ -181,7 +181,7 @@ THINKING = "{% for m in messages %}{{ m.content }} {{ m.reasoning_content }} {{ 
         ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}], "reasoning_content": "good"}, -1.25),
         ({"role": "user", "content": "bad", "id": 7}, "id: no field of a message that chat templates read"),
         ({"role": "user", "content": [{"type": "text", "text": "bad"}] * 2}, "content: 2 parts"),
-        ({"role": "user", "content": None}, "content: there is none"),
+        ({"role": "user", "content": None}, "content: missing"),
     ],
 )
 def test_a_chat_is_scored_as_one_or_refused_and_never_taken_for_a_plain_label(serve, tiny_bundle, message, score):

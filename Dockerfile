@@ -80,7 +80,7 @@ COPY --from=environment-cuda /opt/plaudit /opt/plaudit
 USER 0
 RUN find /opt/plaudit/lib -path '*/nvidia/*' -name lib -type d > /etc/ld.so.conf.d/plaudit-cuda.conf && ldconfig
 USER 10001:10001
-ENV PLAUDIT_PROVIDER=cuda
+ENV PLAUDIT_DEVICE=cuda
 
 FROM serve AS cpu
 COPY --from=environment-cpu /opt/plaudit /opt/plaudit

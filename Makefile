@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench bench-quick load load-report soak soak-hour human-preferences \
+.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed lint format bench bench-quick load load-report soak soak-hour human-preferences \
 	studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
 
 PYTHON ?= python3
@@ -39,7 +39,7 @@ READY_VERL := $(VENV_VERL)/.ready
 TORCH_INDEX_URL ?=
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(READY) ## make .venv with everything for development
 
@@ -103,12 +103,24 @@ demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: $(READY) $(READY4) $(READY_OPTIMUM) $(READY_RAY) $(READY_VERL) $(READY_DEEPSPEED) $(READY_TRL_PPO) lint ## everything, also what takes long, both majors of transformers, optimum, Ray, verl, DeepSpeed, TRL 1.11
+test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed ## everything, also what takes long or needs an environment of its own: the targets below
+
+test-slow: $(READY) $(READY_TRL_PPO) ## all tests of .venv, also what takes long, and a study against TRL 1.11
 	$(BIN)/pytest -m ''
+
+test-transformers4: $(READY4) ## exporter, trainer and demo with the older major of transformers
 	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/demo tests/e2e/test_invariance.py
+
+test-optimum: $(READY_OPTIMUM) ## graphs that optimum exported
 	$(VENV_OPTIMUM)/bin/pytest -m '' tests/export/graphs/test_onnx_source.py
+
+test-ray: $(READY_RAY) ## Ray Serve
 	$(VENV_RAY)/bin/pytest -m '' tests/e2e/test_ray_serve.py
+
+test-verl: $(READY_VERL) ## verl's own code against the service
 	$(VENV_VERL)/bin/pytest -m '' tests/e2e/test_verl.py
+
+test-deepspeed: $(READY_DEEPSPEED) ## PPO under DeepSpeed
 	$(VENV_DEEPSPEED)/bin/pytest -m '' tests/e2e/test_ppo_processes.py -k deepspeed
 
 lint: $(READY) ## format check, lint, types, import rules

@@ -24,6 +24,7 @@ class HeldEngine:
 
     def __init__(self, engine):
         self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
+        self.costs = engine.costs
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.lengths = []

@@ -1,22 +1,20 @@
-"""`plaudit-score`: scores a JSONL file through a scoring service.
+"""`plaudit-score`: scores a file of items or preference pairs through a scoring service.
 
 Exit 0: done. 1: right but failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
 """
 
 import argparse
 import contextlib
-import gzip
 import logging
 import os
 import signal
 import sys
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NoReturn, get_args
+from typing import NoReturn, get_args
 
 from tqdm import tqdm
 
@@ -24,6 +22,7 @@ from plaudit_client import jsonl, settings
 from plaudit_client.client import RewardClient
 from plaudit_client.command_line import Parser, describe_bug, drop_output, fail, say
 from plaudit_client.errors import FingerprintMismatch, InvalidArgument, PlauditError, RequestRejected
+from plaudit_client.inputs import STDIN, read_lines
 from plaudit_client.jsonl import Line, Summary
 from plaudit_client.output import Output, Progress
 from plaudit_client.protocol import Truncation
@@ -34,10 +33,11 @@ DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_BATCH_SIZE = 64
 
 _DESCRIPTION = """\
-Score a JSONL file through a scoring service.
+Score a file, JSONL or parquet, through a scoring service.
 
 Each input line is an item as POST /score takes it, a JSON string (a text), or a preference pair
-{"chosen": "...", "rejected": "..."}, of texts or chats, with a "prompt" if it is apart; an "id" is copied.
+{"chosen": "...", "rejected": "..."}, of texts or chats, with a "prompt" if it is apart; an "id" is copied. Other keys
+of a pair are left out, and so are other columns of a parquet file, which pyarrow reads where it is installed.
 Each output line is {"line": n, "id": ..., and the result}, in the order of the input; for an item with
 completions {"results": [...]}, for a pair {"chosen": {...}, "rejected": {...}}. After pairs, their accuracy and a
 histogram of their scores go to stderr. The scores are streamed into OUTPUT.part, which becomes OUTPUT at the end."""
@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _score_file(options: argparse.Namespace) -> int:
     depends_on = {name: getattr(options, name) for name in ("model", "truncation", "raw", "best_of")}
     client = RewardClient(options.url, api_key=_read_api_key(options.api_key_file), timeout_s=options.timeout_s)
-    file_name = "stdin" if options.input == "-" else options.input
+    file_name = "stdin" if options.input == STDIN else options.input
     with client, Output(options.output, depends_on, resume=options.resume) as output:
-        lines = jsonl.parse_lines(_read_lines(options.input), file_name)
+        lines = jsonl.parse_lines(read_lines(options.input, jsonl.COLUMNS), file_name)
         try:
             summary = _score_lines(client, jsonl.require_groups(lines) if options.best_of else lines, output, options)
         except BaseException:
@@ -186,20 +186,6 @@ def _deal_out(chunk: list[Line], scores: Scores) -> Iterator[tuple[Line, Sequenc
         start = end
 
 
-def _read_lines(name: str) -> Iterator[bytes]:
-    try:
-        with _open_input(name) as file:
-            yield from file
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidArgument(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _open_input(name: str) -> contextlib.AbstractContextManager[IO[bytes] | gzip.GzipFile]:
-    if name == "-":
-        return contextlib.nullcontext(sys.stdin.buffer)
-    return gzip.open(name, "rb") if name.endswith(".gz") else Path(name).open("rb")
-
-
 @contextlib.contextmanager
 def _open_progress(quiet: bool) -> "Iterator[tqdm[NoReturn]]":
     """A bar on a terminal, and above it what happens to the replicas; nothing elsewhere."""
@@ -248,7 +234,9 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             flag, action="store_true", default=_is_on(variable), help=f"{text} (default: off) [{variable}=1]"
         )
 
-    parser.add_argument("input", metavar="INPUT", nargs="?", default="-", help="JSONL, also .gz; - is stdin (default)")
+    parser.add_argument(
+        "input", metavar="INPUT", nargs="?", default="-", help="JSONL, also .gz, or .parquet; - is stdin (default)"
+    )
     parser.add_argument(
         "-o",
         "--output",

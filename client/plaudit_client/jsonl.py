@@ -17,6 +17,10 @@ from plaudit_client.items import WIRE_FIELDS, normalize_item, normalize_messages
 from plaudit_client.scores import Score, best_of
 
 _MAX_CHUNK_BYTES = 4 * 1024 * 1024
+# Keys of a data set that change what a trainer's chat template writes, or what its model sees.
+_NOT_RENDERED = frozenset({"tools", "chat_template_kwargs", "image", "images"})
+# What a row of a table can say; the rest of its columns are about it.
+COLUMNS = frozenset({"id", "chosen", "rejected"}) | WIRE_FIELDS | _NOT_RENDERED
 
 
 @dataclass(frozen=True)
@@ -180,29 +184,46 @@ def _parse_line(line: bytes, where: str, number: int) -> tuple[dict[str, Any], l
         return copied, [normalize_item(value, where)], False
     if "id" in value:
         copied["id"] = value.pop("id")
+    for name in sorted(value.keys() & _NOT_RENDERED):
+        if value.pop(name):
+            _refuse(
+                where, f"has {name}, which the service does not take, so another text would be scored; leave it out"
+            )
     if "chosen" in value or "rejected" in value:
         return copied, _parse_pair(value, where), True
-    if isinstance(value.get("prompt"), list) and value.keys() - {"finished"} == {"prompt", "completion"}:
-        answer = value.pop("completion")
-        value = _completed(value.pop("prompt"), answer, f"{where}.completion", where) | value
+    if isinstance(value.get("prompt"), list) and "completion" in value:
+        kept = {key: value[key] for key in ("finished",) if key in value}
+        value = _completed(value["prompt"], value["completion"], f"{where}.completion", where) | kept
     if unknown := value.keys() - WIRE_FIELDS:
         _refuse(where, f"unknown keys {', '.join(sorted(unknown))}; leave only the item's keys and id")
     return copied, [normalize_item(value, where)], False
 
 
 def _parse_pair(value: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """The items of a pair in TRL's preference formats: texts or chats, with the prompt apart or inside of both."""
-    if not {"chosen", "rejected"} <= value.keys() <= {"prompt", "chosen", "rejected"}:
-        _refuse(
-            where,
-            f"keys {', '.join(sorted(value))}; a preference pair has chosen and rejected, and prompt and id if wanted",
-        )
+    """The items of a pair in TRL's preference formats: texts or chats, with the prompt apart or inside of both.
+
+    Other keys are what a data set says about the pair.
+    """
+    if not {"chosen", "rejected"} <= value.keys():
+        _refuse(where, f"keys {', '.join(sorted(value))}; a preference pair has chosen and rejected")
     answers = {name: value[name] for name in ("chosen", "rejected")}
     if {type(answer) for answer in answers.values()} not in ({str}, {list}):
         _refuse(
             where, "chosen and rejected are not both texts or both chats; give two strings or two lists of messages"
         )
-    return [_completed(value.get("prompt"), answer, f"{where}.{name}", where) for name, answer in answers.items()]
+    prompt = value.get("prompt")
+    if isinstance(prompt, str) and prompt and all(_begins_with(prompt, answer) for answer in answers.values()):
+        # One alone may repeat it.
+        _refuse(
+            f"{where}.chosen",
+            "begins with the prompt, which would be read twice, and so does rejected; leave prompt out, or cut it off "
+            "chosen and rejected",
+        )
+    return [_completed(prompt, answer, f"{where}.{name}", where) for name, answer in answers.items()]
+
+
+def _begins_with(prompt: str, answer: object) -> bool:
+    return isinstance(answer, str) and answer.startswith(prompt)
 
 
 def _completed(prompt: object, answer: object, place: str, where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from plaudit_export.errors import ExportError, ParityError, SourceError
 from plaudit_service.command_line import Parser, run, say, tell
 
 if TYPE_CHECKING:
-    from plaudit_export.checkpoints.rules import TextFile
+    from plaudit_export.checkpoints.rules import Options, TextFile
     from plaudit_export.finish import Exported
     from plaudit_service.bundles.bundle import Bundle
 
@@ -39,8 +39,14 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _checkpoint(parsed: argparse.Namespace) -> int:
     _require_docstrings()
-    from plaudit_export.checkpoints.rules import Options
     from plaudit_export.exporter import export_checkpoint
+
+    options = _checkpoint_options(parsed)
+    return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
+
+
+def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
+    from plaudit_export.checkpoints.rules import Options
     from plaudit_service.bundles.bundle import Head
 
     if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
@@ -48,7 +54,7 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     of_texts = parsed.normalize in {"mean-std", "mean"}
     if parsed.normalize is not None and of_texts != (parsed.normalize_on is not None):
         raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none go without it")
-    options = Options(
+    return Options(
         **_model_options(parsed),
         precision=parsed.precision,
         calibrate=_text_file("--calibrate", parsed.calibrate),
@@ -59,7 +65,23 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
         pad_token=parsed.pad_token,
         token_logits=tuple(Head(name=name, weight=weight) for name, weight in parsed.token_logits or ()),
     )
-    return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
+
+
+def _cache(parsed: argparse.Namespace) -> int:
+    from plaudit_export.export_cache import cached_bundle
+
+    def export(source: str, bundle: Path) -> None:
+        _require_docstrings()
+        from plaudit_export.exporter import export_checkpoint
+
+        exported = export_checkpoint(source, bundle, _checkpoint_options(parsed), step=_step, note=_note)
+        if exported.comparison is not None:
+            say(exported.comparison.describe())
+        _warn_of_unchecked(exported.bundle)
+
+    options = {name: value for name, value in vars(parsed).items() if name not in {"run", "source", "cache"}}
+    tell(str(cached_bundle(parsed.source, options, export, cache=parsed.cache, say=_step)))
+    return 0
 
 
 def _onnx(parsed: argparse.Namespace) -> int:
@@ -88,7 +110,7 @@ def _note(line: str) -> None:
 def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Options` that every source has."""
     from plaudit_export.checkpoints.rules import DEFAULT_GOLDEN_MAX_TOKENS
-    from plaudit_export.checks.golden import read_items
+    from plaudit_export.checks.text_files import read_items
     from plaudit_service.bundles.bundle import Head
 
     return {
@@ -122,7 +144,7 @@ def _tell(exported: "Exported") -> int:
 
 def _text_file(option: str, path: Path | None) -> "TextFile | None":
     from plaudit_export.checkpoints.rules import TextFile
-    from plaudit_export.checks.golden import read_items
+    from plaudit_export.checks.text_files import read_items
     from plaudit_service.bundles.bundle import sha256_of
 
     return None if path is None else TextFile(read_items(option, path), sha256_of(path))
@@ -182,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
+    _add_cache(commands.add_parser("cache", help="checkpoint -> bundle in a cache, once"))
     _add_onnx(commands.add_parser("onnx", help="a directory made by `optimum-cli export onnx` -> bundle"))
     inspect = commands.add_parser("inspect", help="what a bundle is; checks every hash")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
@@ -198,9 +221,35 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "Nothing is written unless every golden text gets its reference score through the serving path."
     )
     parser.set_defaults(run=_checkpoint)
+    parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory to make")
+    _add_force(parser)
+    _add_checkpoint_options(parser)
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Export as `plaudit-export checkpoint` does, once, into a cache, and print the bundle's directory. What is "
+        "there already is not exported again: the same commit, or files of the same bytes, with the same options, by "
+        "the same versions. plaudit-serve runs this for a checkpoint."
+    )
+    parser.set_defaults(run=_cache)
+    parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="(default: plaudit/bundles in $XDG_CACHE_HOME, or in ~/.cache)"
+    )
+    _add_checkpoint_options(parser)
+
+
+_SOURCE = "checkpoint or LoRA adapter directory, or hub id (org/name@revision)"
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is there already")
+
+
+def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="checkpoint or LoRA adapter directory, or hub id (org/name@revision)")
-    add("bundle", type=Path, metavar="BUNDLE", help="directory to make")
     add(
         "--precision",
         choices=["fp32", "fp16", "int8"],
@@ -240,6 +289,7 @@ def _add_onnx(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="DIR", help="directory with model.onnx; config and tokenizer too")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory to make")
     parser.add_argument("--checkpoint", metavar="SOURCE", help="directory or hub id whose scores are the reference")
+    _add_force(parser)
     _add_model_options(parser)
 
 
@@ -288,7 +338,6 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5); fp16 and int8 state "
         "what they measured",
     )
-    add("--force", action="store_true", help="replace a bundle that is there already")
 
 
 def _positive(text: str) -> int:

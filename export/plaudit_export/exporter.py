@@ -1,6 +1,7 @@
 """The export from end to end: load, reference, trace, write aside, check through the serving path, put in place."""
 
 import gc
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,11 @@ from plaudit_export.checks.comparison import Comparison
 from plaudit_export.checks.readings import other_readings
 from plaudit_export.checks.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.checks.report import score_std
-from plaudit_export.errors import ExportError
+from plaudit_export.errors import ExportError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
 from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
 from plaudit_export.graphs.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
-from plaudit_export.graphs.tracing import OPSET, export_graph, halve
+from plaudit_export.graphs.tracing import OPSET, export_graph, halve, needs_mask
 from plaudit_export.progress import elapsed
 from plaudit_export.writer import (
     staged,
@@ -102,13 +103,14 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         note(notes[-1])
     step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
     checkpoint.merge_adapter()
+    has_mask = needs_mask(checkpoint, rules.max_tokens)
     with elapsed("tracing"):
-        export_graph(checkpoint, float_directory / GRAPH)
+        export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask)
     if options.precision == "fp16":
         step(f"tracing {checkpoint.architecture} in float16")
         halve(checkpoint.model)
         with elapsed("tracing"):
-            export_graph(checkpoint, directory / GRAPH)
+            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:
         write_chat_template(rules.chat_template, directory)
@@ -208,7 +210,13 @@ def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], ste
     step(f"scoring {len(cases)} golden texts with transformers")
     reference = Reference(checkpoint, rules)
     bar = tqdm(cases, unit="text", leave=False, disable=None)
-    return [reference.score(item, tokens) for item, tokens in bar]
+    records = [reference.score(item, tokens) for item, tokens in bar]
+    if lost := sum(not math.isfinite(record.score) for record in records):
+        raise SourceError(
+            f"{checkpoint.id}: {lost} of {len(records)} golden texts get a score from transformers that is not finite "
+            "(NaN or infinite); are the weights whole?"
+        )
+    return records
 
 
 def _reduce(

@@ -7,10 +7,11 @@ from pathlib import Path
 from plaudit_export.checkpoints.rules import Options, Rules
 from plaudit_export.checks import normalization
 from plaudit_export.checks.comparison import Comparison
-from plaudit_export.checks.report import build_report, describe_parity, versions
+from plaudit_export.checks.report import build_report, describe_parity
 from plaudit_export.errors import ExportError, ParityError
 from plaudit_export.graphs.precision import GraphScorer
 from plaudit_export.progress import elapsed
+from plaudit_export.versions import versions
 from plaudit_export.writer import scoring_hashes, write_json, write_manifest
 from plaudit_service.bundles.bundle import (
     GOLDEN,

@@ -53,6 +53,9 @@ CAUSAL_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 1.0},
     "gpt2": {"n_inner": 64},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "gptj": {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4, "n_positions": 256},
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 64},
 }
 ENCODER_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": {},

@@ -1,5 +1,6 @@
 """`plaudit-serve`: bind, verify the bundles, serve until a signal. `plaudit-fetch`: bring a bundle and verify it."""
 
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         "bundles",
         nargs="+",
         metavar="BUNDLE",
-        help="bundle directory made by plaudit-export, or its hub id org/name[@revision]",
+        help="bundle directory made by plaudit-export, or checkpoint directory, which is exported once where "
+        "plaudit-export is installed; or the hub id of either, org/name[@revision]",
     )
     settings.add_arguments(parser)
     parsed = parser.parse_args(arguments)
@@ -49,8 +51,8 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _serve(paths: Sequence[str], settings: "Settings") -> int:
     from plaudit_service import logs
-    from plaudit_service.bundles import hub
     from plaudit_service.bundles.bundle import load_bundle
+    from plaudit_service.bundles.exporting import bundle_directories
     from plaudit_service.http import server
     from plaudit_service.http.app import build_app
     from plaudit_service.serving.service import Service
@@ -59,9 +61,14 @@ def _serve(paths: Sequence[str], settings: "Settings") -> int:
     settings.check_binding(api_keys)
     tls = settings.tls()
     listener = server.bind(settings.host, settings.port)
-    service = Service([load_bundle(hub.local_directory(path)) for path in paths], settings)
+    directories = bundle_directories(paths, settings.export_options, settings.export_cache)
+    service = Service([load_bundle(directory) for directory in directories], settings)
     logs.configure()
     server.run(build_app(service, api_keys), service, listener, tls)
+    if (
+        not service.has_ended
+    ):  # nothing can interrupt the engine's call, and it crashes where the interpreter ends around it
+        os._exit(0)
     return 0
 
 

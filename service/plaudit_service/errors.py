@@ -3,6 +3,8 @@
 ServiceError
 ├── SettingsError            what the user set is wrong                       exit 2
 ├── BundleError              a bundle is missing, damaged or not allowed      exit 2
+│   └── NotExported          it is a checkpoint                               exit 2
+├── ExportFailed             a checkpoint was right, but its export failed    exit 1
 └── RequestError             one request cannot be answered
     ├── NotJson              400
     ├── Unauthorized         401
@@ -48,6 +50,14 @@ class BundleError(ServiceError):
     """A bundle is missing, damaged, of another format, or not allowed."""
 
     exit_code = 2
+
+
+class NotExported(BundleError):  # noqa: N818  named as what is wrong with the bundle
+    """It is a checkpoint, of which there is no bundle yet."""
+
+
+class ExportFailed(ServiceError):  # noqa: N818
+    """The export of a checkpoint failed, though what the user gave was right."""
 
 
 class RequestError(ServiceError):

@@ -14,8 +14,8 @@ from ray import serve
 from ray.serve.config import AutoscalingContext
 
 from plaudit_service import logs
-from plaudit_service.bundles import hub
 from plaudit_service.bundles.bundle import load_bundle
+from plaudit_service.bundles.exporting import bundle_directories
 from plaudit_service.errors import SettingsError
 from plaudit_service.http.app import build_app
 from plaudit_service.http.asgi import App, Message, Receive, Scope, Send
@@ -42,8 +42,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     """The Serve application.
 
     Args:
-        args: `bundles`, directories on every node or hub ids; and settings of `plaudit-serve` by their names, which
-            win over the `PLAUDIT_*` variables of `runtime_env`.
+        args: `bundles`, directories on every node or hub ids, of bundles or checkpoints; and settings of
+            `plaudit-serve` by their names, which win over the `PLAUDIT_*` variables of `runtime_env`.
 
     Raises:
         SettingsError: an argument is missing, unknown, or cannot be used.
@@ -94,11 +94,11 @@ class Replica:
     """One process. Ready when the golden texts have their scores.
 
     Args:
-        bundles: Directories of this node, or hub ids.
+        bundles: Directories of this node, or hub ids; a checkpoint is exported by the first replica of a node.
         settings: What the operator set; `num_threads` 0: as many as Ray gave the replica CPUs.
 
     Raises:
-        SettingsError, BundleError: it cannot serve them.
+        SettingsError, BundleError, ExportFailed: it cannot serve them.
     """
 
     def __init__(self, bundles: Sequence[str], settings: Settings) -> None:
@@ -112,7 +112,8 @@ class Replica:
             cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 0)
             settings = replace(settings, num_threads=math.ceil(cpus))
         logs.configure()
-        self._service = Service([load_bundle(hub.local_directory(path)) for path in bundles], settings)
+        directories = bundle_directories(bundles, settings.export_options, settings.export_cache)
+        self._service = Service([load_bundle(directory) for directory in directories], settings)
         self._gauges: dict[str, Any] = {}
 
     def __serve_build_asgi_app__(self) -> App:

@@ -15,10 +15,6 @@ from pydantic_core import ErrorDetails
 
 from plaudit_service.errors import SettingsError
 
-# On two cores, batches between 512 and 2,048 padded tokens were the fastest (docs/decisions.md).
-DEFAULT_MAX_BATCH_TOKENS = 1024
-DEFAULT_PREFIX_CACHE_BYTES = 256 << 20
-
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -50,21 +46,30 @@ class Settings:
     """address to bind"""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     """TCP port; 0: any free one, named in the log line `listening`"""
+    export_options: Annotated[tuple[str, ...], _separated_by(";")] = ()
+    """NAME or NAME=VALUE, an option of `plaudit-export checkpoint` for the checkpoints that are served: append-eos,
+    max-tokens=2048; the flag may be repeated, the variable separates by semicolons"""
+    export_cache: str = ""
+    """directory of the bundles that checkpoints were exported to; none: plaudit/bundles in $XDG_CACHE_HOME, or in
+    ~/.cache"""
     runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     """inference runtime: onnxruntime or openvino"""
+    device: Annotated[str, Field(pattern=r"^(|cpu|cuda(:\d{1,3})?)$", examples=["cpu", "cuda", "cuda:1"])] = ""
+    """what computes: cpu, cuda (the first device) or cuda:N; not set: what the older --provider says"""
     provider: Literal["cpu", "cuda"] = "cpu"
-    """execution provider of onnxruntime: cpu or cuda"""
+    """cpu or cuda, where --device is not set"""
     num_threads: Annotated[int, Field(ge=0, le=4096)] = 0
     """threads of the engine; 0: one per core that affinity and CPU quota leave"""
-    max_batch_tokens: Count = DEFAULT_MAX_BATCH_TOKENS
-    """padded tokens of one engine call (rows x longest)"""
+    max_batch_tokens: Count | None = None
+    """padded tokens of one engine call (rows x longest); not set: 1024 on the CPU, 16384 on a CUDA device"""
     combine: Annotated[tuple[str, ...], _separated_by(";")] = ()
     """NAME=FORMULA, a model that combines the scores of others: safe=0.7*helpful+0.3*harmless, careful=min(a,b),
     careful=mean-std(a,b); the flag may be repeated, the variable separates by semicolons"""
     share_prefixes: bool = True
     """compute the tokens that causal sequences begin with in common only once"""
-    prefix_cache_bytes: CountOrZero = DEFAULT_PREFIX_CACHE_BYTES
-    """bytes of computed prefixes that are kept per model for sequences to come"""
+    prefix_cache_bytes: CountOrZero | None = None
+    """bytes of computed prefixes that are kept per model for sequences to come; not set: 268435456 on the CPU, an
+    eighth of the memory that a CUDA device has left"""
     score_cache_size: CountOrZero = 0
     """sequences per model whose exact scores are kept; 0: none"""
     engine_timeout_s: Annotated[float, Field(ge=0.1)] = 300.0
@@ -118,6 +123,11 @@ class Settings:
     """PEM file of the certificate and its chain; then HTTPS is spoken"""
     tls_key_file: str = ""
     """PEM file of the certificate's private key, without a passphrase"""
+
+    @property
+    def computes_on(self) -> str:
+        """The device: `cpu`, `cuda` or `cuda:N`."""
+        return self.device or self.provider
 
     def api_keys(self, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
         """Keys of the file and of PLAUDIT_API_KEYS (separated by commas).
@@ -242,6 +252,8 @@ def _refusal(name: str, error: ErrorDetails) -> str:
     if kind in ("greater", "less"):
         (limit,) = error["ctx"].values()
         return f"{value}, but the {'least' if kind == 'greater' else 'most'} is {limit:g}"
+    if error["type"] == "string_pattern_mismatch":
+        return f"{value!r} is nothing like {', '.join(_schemas()[name]['examples'])}"
     if kind == "literal":
         schema = _schemas()[name]
         return f"{value!r} is none of {', '.join(schema.get('items', schema)['enum'])}"

@@ -10,7 +10,9 @@ import sys
 import threading
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from plaudit_client.testing import FakeService, FakeTransport, json_response
 from plaudit_client.transport import HttpResponse
@@ -86,6 +88,50 @@ def test_files_are_read_also_compressed_and_written_as_a_whole(url, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert [answer["score"] for answer in read(target.read_bytes())] == [1.0, 2.0]
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl.gz", "out.jsonl"}
+
+
+def test_rows_of_a_table_are_scored_as_lines_are_without_their_other_columns(url, tmp_path):
+    pairs = [
+        {"id": 7, "prompt": "a", "chosen": "bb", "rejected": "c", "margin": float("nan"), "tools": None},
+        {"id": 8, "prompt": None, "chosen": "bbb", "rejected": "cc", "margin": 0.5, "tools": []},
+    ]
+    table = tmp_path / "pairs.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(pairs), table)
+    done = run(str(table), "--url", url)
+    assert done.returncode == 0, done.stderr
+    answers = read(done.stdout)
+    assert [
+        (answer["line"], answer["id"], answer["chosen"]["score"], answer["rejected"]["score"]) for answer in answers
+    ] == [
+        (1, 7, 3.0, 2.0),
+        (2, 8, 3.0, 2.0),
+    ]
+    assert b"pair accuracy: 1.0000" in done.stderr
+    lines = jsonl(*({key: value for key, value in pair.items() if key != "margin"} for pair in pairs))
+    assert run("--url", url, stdin=lines).stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": b"bytes"}, "in.parquet: cannot be read: Object of type bytes is not JSON serializable"),
+        ({"note": "a"}, "in.parquet:1: keys none; give one of text"),
+        (None, "in.parquet: cannot be read: Parquet magic bytes not found"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_one_line_and_exit_2(tmp_path, row, message):
+    source = tmp_path / "in.parquet"
+    source.write_bytes(b"neither rows nor columns")
+    if row is not None:
+        parquet.write_table(pyarrow.Table.from_pylist([row]), source)
+    assert_one_line_of_error(run(str(source), "--url", "http://127.0.0.1:9"), 2, message)
+
+
+def test_a_table_without_pyarrow_is_one_line_and_exit_2(tmp_path):
+    (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError(\"No module named 'pyarrow'\", name='pyarrow')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = run("in.parquet", "--url", "http://127.0.0.1:9", PYTHONPATH=path)
+    assert_one_line_of_error(done, 2, "in.parquet: parquet needs pyarrow: pip install pyarrow; or give JSONL")
 
 
 def test_a_failed_run_leaves_the_old_output_as_it_was_and_keeps_what_is_scored(url, tmp_path):

@@ -56,9 +56,35 @@ def test_a_pair_is_taken_in_each_of_trls_preference_formats(value, chosen, rejec
     assert pair.copied == {"line": 1, "id": 5}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"), [("good", "good fine", "bad"), ("good", "bad", "good bad"), ("", "c", "d")]
+)
+def test_a_text_alone_may_repeat_its_prompt(prompt, chosen, rejected):
+    (pair,) = parse({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    assert pair.items == [{"prompt": prompt, "completion": text} for text in (chosen, rejected)]
+
+
+def test_a_pair_of_texts_that_both_begin_with_the_prompt_is_refused_with_the_remedy():
+    with pytest.raises(InvalidArgument) as caught:
+        parse({"prompt": "good", "chosen": "good fine", "rejected": "good bad"})
+    assert str(caught.value) == (
+        "in.jsonl:1.chosen: begins with the prompt, which would be read twice, and so does rejected; leave prompt out, "
+        "or cut it off chosen and rejected"
+    )
+
+
 def test_a_conversational_prompt_with_its_completion_is_a_chat():
     (item,) = parse({"prompt": USER, "completion": SAYS_D, "finished": False})
     assert (item.items, item.is_pair) == ([{"messages": USER + D, "finished": False}], False)
+
+
+def test_what_a_data_set_says_about_a_pair_or_a_chat_is_left_out():
+    pair, chat = parse(
+        {"chosen": "a", "rejected": "b", "margin": 1.5, "messages": USER, "images": None},
+        {"prompt": USER, "completion": SAYS_D, "label": True, "chat_template_kwargs": {}},
+    )
+    assert pair.items == [{"text": "a"}, {"text": "b"}]
+    assert chat.items == [{"messages": USER + D}]
 
 
 def test_blank_lines_are_left_out_but_counted():
@@ -79,10 +105,7 @@ def test_blank_lines_are_left_out_but_counted():
         (b'{"text": "a", "prompt": "b"}', "in.jsonl:2: keys prompt, text; give one of"),
         (b'{"text": 3}', r"in.jsonl:2\.text: got int"),
         (b'{"chosen": "a"}', "in.jsonl:2: keys chosen; a preference pair has"),
-        (
-            b'{"chosen": "a", "rejected": "b", "margin": 1}',
-            "in.jsonl:2: keys chosen, margin, rejected; a preference pair",
-        ),
+        (b'{"chosen": "a", "rejected": "b", "tools": [{}]}', "in.jsonl:2: has tools, which the service does not take"),
         (b'{"chosen": [], "rejected": "b"}', "in.jsonl:2: chosen and rejected are not both texts or both chats"),
         (b'{"chosen": null, "rejected": null}', "in.jsonl:2: chosen and rejected are not both texts or both chats"),
         (b'{"chosen": [], "rejected": []}', r"in.jsonl:2\.chosen: got an empty list; give a list of at least one"),

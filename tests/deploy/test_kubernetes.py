@@ -146,6 +146,6 @@ def test_replicas_go_only_after_a_queue_that_stayed_short_for_longer_than_a_ppo_
 
 def test_the_node_gives_the_device_to_the_pods_that_compute_on_it(resources):
     (service,) = pod(resources)["spec"]["containers"]
-    provider = {v["name"]: v.get("value") for v in service["env"]}.get("PLAUDIT_PROVIDER")
-    assert (provider == "cuda") == ("nvidia.com/gpu" in service["resources"]["limits"])
-    assert service["image"].endswith("-cuda") == (provider == "cuda")
+    device = {v["name"]: v.get("value") for v in service["env"]}.get("PLAUDIT_DEVICE")
+    assert (device == "cuda") == ("nvidia.com/gpu" in service["resources"]["limits"])
+    assert service["image"].endswith("-cuda") == (device == "cuda")

@@ -24,7 +24,7 @@ print(result.score)
 
 # A graph in ONNX Runtime until stdin ends, by itself and by us.
 BY_ITSELF = "import sys, onnxruntime as ort; s = ort.InferenceSession(sys.argv[1]); sys.stdin.read()"
-BY_US = "import sys, plaudit_service.engine.runtimes as r; s = r.open_session(sys.argv[1]); sys.stdin.read()"
+BY_US = "import sys, plaudit_service.engine.onnx_runtime as r; s = r.open_session(sys.argv[1]); sys.stdin.read()"
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ SCORING = (DOCS / "scoring.md").read_text()
 
 def shown(default):
     """A default as an operator would write it."""
-    return {"": "none", "()": "none", "False": "false", "True": "true"}.get(str(default), str(default))
+    return {"": "none", "()": "none", "False": "false", "True": "true", "None": "by device"}.get(
+        str(default), str(default)
+    )
 
 
 def test_every_setting_is_documented_with_flag_variable_and_default_and_no_other():

@@ -38,6 +38,13 @@ def test_text_becomes_what_the_setting_is():
     assert type(read("--keep-alive-s", "3").keep_alive_s) is float
 
 
+def test_a_device_wins_over_the_older_provider():
+    assert read().computes_on == "cpu"
+    assert read("--provider", "cuda").computes_on == "cuda"
+    assert read("--device", "cuda:1").computes_on == "cuda:1"
+    assert read("--device", "cpu", PLAUDIT_PROVIDER="cuda").computes_on == "cpu"
+
+
 @pytest.mark.parametrize("word", ["1", "true", "Yes", "TRUE"])
 def test_a_variable_switches_on(word):
     assert read(PLAUDIT_OPEN_METRICS=word).open_metrics is True
@@ -82,6 +89,9 @@ WRONG = [
     ("drain_timeout_s", "inf", "'inf' is not a finite number"),
     ("runtime", "torch", "'torch' is none of onnxruntime, openvino"),
     ("provider", "tensorrt", "'tensorrt' is none of cpu, cuda"),
+    ("device", "cuda:first", "'cuda:first' is nothing like cpu, cuda, cuda:1"),
+    ("device", "tensorrt", "'tensorrt' is nothing like cpu, cuda, cuda:1"),
+    ("prefix_cache_bytes", "-1", "-1, but the least is 0"),
     ("dialects", "slime,nemo", "'nemo' is none of openrlhf, llamafactory, vllm, slime"),
     ("dialect_truncation", "middle", "'middle' is none of error, left, right"),
 ]

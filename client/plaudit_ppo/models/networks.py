@@ -48,7 +48,7 @@ def refuse_own_code(auto: Any, path: str | Path, what: str) -> None:
     """
     try:
         named = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["auto_map"][auto.__name__]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # names none, or the loading says what is wrong
     raise CheckpointError(
         f"{what}: {path}: auto_map of its config names {named} for {auto.__name__}: code of its own, which "

@@ -5,7 +5,6 @@ Knows nothing of tokenizers and of how the base is loaded. Needs peft, which is 
 
 import dataclasses
 import importlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from plaudit_export.checkpoints.adapter_config import CONFIG, base_of, read_config
 from plaudit_export.checkpoints.formats import VALUE_HEAD
 from plaudit_export.checkpoints.weights import check_pickled_head, pickled
 from plaudit_export.errors import SourceError, first_line
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 # How A and B were drawn does not matter once they are saved. Other kinds of start also change the base's weights.
@@ -89,26 +88,26 @@ class Adapter:
             model.resize_token_embeddings(saved.shape[0], mean_resizing=False)
 
 
-def is_adapter(directory: Path) -> bool:
-    """Whether the directory holds a PEFT adapter."""
-    return (directory / CONFIG).is_file()
-
-
 def read_adapter(directory: Path) -> Adapter:
     """Read an adapter's config and weights.
 
     Raises:
         SourceError: peft is not installed, or this adapter cannot be merged right.
     """
-    fields = _read_fields(directory)
+    fields = read_config(directory)
     _check_fields(directory, fields)
     weights = _read_weights(directory)
     value_head = {
         match["name"]: weights.pop(name) for name in list(weights) if (match := _VALUE_HEAD_WEIGHT.match(name))
     }
+    if value_head and fields["task_type"] == "SEQ_CLS":
+        raise SourceError(
+            f"{directory}: {WEIGHTS} holds two heads, that of SEQ_CLS and v_head, and nothing says which one gives the "
+            "score; take the weights of the other one out"
+        )
     return Adapter(
         directory=directory,
-        base=_base(directory, fields["base_model_name_or_path"]),
+        base=base_of(directory, fields["base_model_name_or_path"]),
         revision=fields.get("revision"),
         num_labels=_num_labels(directory, weights) if fields["task_type"] == "SEQ_CLS" else None,
         config=_peft_config(directory, fields),
@@ -139,16 +138,6 @@ def refuse_headless(directory: Path) -> SourceError:
     )
 
 
-def _read_fields(directory: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{directory}: its {CONFIG} cannot be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise SourceError(f"{directory}: its {CONFIG} is no JSON object")
-    return fields
-
-
 def _check_fields(directory: Path, fields: dict[str, Any]) -> None:
     if fields.get("peft_type") != "LORA":
         raise SourceError(f"{directory}: is a PEFT adapter of type {fields.get('peft_type')}; only LORA can be merged")
@@ -164,8 +153,6 @@ def _check_fields(directory: Path, fields: dict[str, Any]) -> None:
             f"{directory}: init_lora_weights {start!r} changed the base model's weights when training began; convert "
             "it to a plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    if not fields.get("base_model_name_or_path"):
-        raise SourceError(f"{directory}: its {CONFIG} names no base model (base_model_name_or_path)")
 
 
 def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -188,16 +175,6 @@ def _is_twin(name: str, weights: Mapping[str, torch.Tensor]) -> bool:
     """Embeddings that were resized and trained are saved by two names, of which peft reads the shorter."""
     short = name.replace(".modules_to_save.", ".")
     return short != name and short in weights and torch.equal(weights[short], weights[name])
-
-
-def _base(directory: Path, base: str) -> str:
-    """A path as it is or from the adapter's directory on, else a hub id."""
-    path = directory / Path(base).expanduser()
-    if not path.is_dir():
-        return base
-    if is_adapter(path):
-        raise SourceError(f"{directory}: its base model {base} is an adapter too; merge that one first")
-    return str(path)
 
 
 def _peft_config(directory: Path, fields: dict[str, Any]) -> Any:

@@ -12,8 +12,12 @@ import transformers
 from plaudit_export.checkpoints.formats import Format
 from plaudit_export.errors import SourceError
 
-# A reward model of the checkpoint's own code is loaded as one of these.
-_OWN_REWARD_MODELS = ("AutoModelForSequenceClassification", "AutoModel")
+# Code of the checkpoint's own for any other Auto class may be what computes its score.
+_NO_REWARD_MODELS = frozenset(
+    ["AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor"]
+    + [f"AutoModelFor{task}" for task in ("CausalLM", "MaskedLM", "PreTraining", "QuestionAnswering", "Seq2SeqLM")]
+    + ["AutoModelForTokenClassification"]
+)
 _LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel")
 _NORMALIZING = ("do_normalize", "normalize_reward")
 _NO_ATTENTION = {"linear_attention", "mamba", "conv", "recurrent", "hybrid"}
@@ -70,17 +74,20 @@ def check_config(
     _check_layers(source, config, architecture)
     if row is None or row.normalizing is None:
         _check_normalization(source, config)
-    check_pad(source, config)
+    check_numbers(source, config)
     own_classes = () if row is None else row.own_classes
     return _check_own_code(source, config, architecture, own_classes, builtin_class=builtin_class)
 
 
-def check_pad(source: str, config: Any) -> None:
-    """The pad token is one of the model's tokens, or there is none.
+def check_numbers(source: str, config: Any) -> None:
+    """The pad token is one of the model's tokens, or there is none; labels are numbered from 0.
 
     Raises:
-        SourceError: it is another number.
+        SourceError: one is another number.
     """
+    if sorted(config.id2label) != list(range(config.num_labels)):
+        heads = ", ".join(map(str, config.id2label))
+        raise SourceError(f"{source}: id2label of its config.json names the heads {heads}; number them from 0 on")
     text_config = config.get_text_config()
     pad, vocab_size = getattr(text_config, "pad_token_id", None), getattr(text_config, "vocab_size", None)
     if pad is not None and vocab_size is not None and pad not in range(vocab_size):
@@ -93,10 +100,10 @@ def check_pad(source: str, config: Any) -> None:
 
 def own_code(auto_map: Any) -> dict[str, str]:
     """What an `auto_map` names for each Auto class: code of the checkpoint's repository."""
-    entries = auto_map if isinstance(auto_map, dict) else {}
+    entries = {"every class": auto_map} if isinstance(auto_map, str) else auto_map if isinstance(auto_map, dict) else {}
     # Of a tokenizer: the slow class and the fast one, of which either may be missing.
     names = {auto: next(filter(None, name), "") if isinstance(name, list) else name for auto, name in entries.items()}
-    return {str(auto): str(name) for auto, name in sorted(names.items())}
+    return {str(auto): str(name) for auto, name in sorted(names.items()) if name}
 
 
 def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
@@ -138,7 +145,7 @@ def _check_own_code(
         asked = f"auto_map of the config names {name} for {auto}"
         own_class = name.rsplit(".", 1)[-1]
         is_known = builtin_class or own_class in own_classes
-        if not is_known and (auto in _OWN_REWARD_MODELS or own_class == architecture):
+        if not is_known and (auto not in _NO_REWARD_MODELS or own_class == architecture):
             raise SourceError(
                 f"{source}: {asked}: code of the checkpoint's own, which is never run; if transformers' "
                 f"{architecture} computes the same scores, say so with --builtin-class"

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, is_adapter, read_adapter
+from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, read_adapter
+from plaudit_export.checkpoints.adapter_config import is_adapter
 from plaudit_export.checkpoints.architecture import (
     check_config,
     classifier_of,

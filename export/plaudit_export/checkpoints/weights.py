@@ -18,6 +18,11 @@ from plaudit_export.errors import SourceError, first_line
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED_HEAD = "value_head.bin"
+# Pickles whose names say that a score is computed with them; pickled optimizers and whole models lie beside many.
+_PICKLED = (".bin", ".pt", ".pth")
+_NAMES_HEAD = re.compile(r"head|score|classifier|reward|regress", re.IGNORECASE)
+# The same weights by the names of the model's makers.
+_MAKERS_FILE = re.compile(r"consolidated(\.\d+)?\.safetensors")
 
 # What a classifier has no use for: heads of pretraining (also layers that predict further tokens), a pooler beside the
 # head, and buffers that old versions of transformers stored.
@@ -95,10 +100,11 @@ def check_stored(
     read, others = _files(directory)
     stored = {name for file in read for name in _names(directory / file)}
     hidden = {name for name in stored if _OF_A_SCORE.search(name) and name not in used}
+    _refuse_twice(directory, stored)
     _refuse(directory, class_name, "", (name for name in {*unexpected, *hidden} if not is_harmless(name)))
     notes = []
     for file in others:
-        if file.startswith("consolidated"):  # the same weights by the names of the model's makers
+        if _MAKERS_FILE.fullmatch(file):
             continue
         left_out = (name for name in _names(directory / file) if name not in stored)
         if file == head_file:
@@ -136,13 +142,17 @@ def check_adapter_files(directory: Path, weights: Collection[str]) -> list[str]:
 
 
 def check_pickled_head(directory: Path) -> None:
-    """No head lies in LLaMA-Factory's pickle.
+    """No head lies in a pickle, LLaMA-Factory's or another.
 
     Raises:
         SourceError: one does, and no other file has it.
     """
-    if (directory / _PICKLED_HEAD).is_file() and not (directory / VALUE_HEAD).is_file():
-        raise pickled(directory, _PICKLED_HEAD, VALUE_HEAD)
+    for path in sorted(directory.iterdir()):
+        if path.suffix not in _PICKLED or not _NAMES_HEAD.search(path.stem):
+            continue
+        converted = VALUE_HEAD if path.name == _PICKLED_HEAD else f"{path.stem}.safetensors"
+        if not (directory / converted).is_file():
+            raise pickled(directory, path.name, converted)
 
 
 def pickled(directory: Path, name: str, converted: str) -> SourceError:
@@ -185,8 +195,19 @@ def weights_of(file: Path) -> dict[str, Path]:
     return dict.fromkeys(_names(file), file)
 
 
+def _refuse_twice(directory: Path, stored: Collection[str]) -> None:
+    """A head that is stored with and without a prefix is two heads, of which transformers takes one."""
+    for name in sorted(filter(_OF_A_SCORE.search, stored)):
+        rest = name.partition(".")[2]
+        if rest in stored and _OF_A_SCORE.search(rest):
+            raise SourceError(
+                f"{directory}: holds both {rest} and {name}, and nothing says which one gives the score; take the "
+                "other one out"
+            )
+
+
 def _refuse(directory: Path, class_name: str, of_file: str, left_out: Iterable[str]) -> None:
-    if names := sorted(name for name in left_out if not _HARMLESS.search(name)):
+    if names := sorted(name for name in left_out if _OF_A_SCORE.search(name) or not _HARMLESS.search(name)):
         more = f", like {len(names) - 1} more" if len(names) > 1 else ""
         head = " of the head" if _OF_A_SCORE.search(names[0]) else ""
         raise SourceError(
@@ -206,7 +227,12 @@ def _files(directory: Path) -> tuple[list[str], list[str]]:
     if _ONE_FILE in found or not (directory / _INDEX).is_file():
         read = [_ONE_FILE] if _ONE_FILE in found else found
     else:
-        read = sorted(set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            read = sorted(set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise SourceError(
+                f"{directory}: its {_INDEX} names no files of weights; save the checkpoint again"
+            ) from error
     return read, [name for name in found if name not in read]
 
 

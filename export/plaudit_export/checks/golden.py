@@ -1,20 +1,13 @@
-"""The texts that show whether a bundle scores as its checkpoint does: built-in ones, and the user's.
+"""The built-in texts that show whether a bundle scores as its checkpoint does.
 
 Many alphabets, code, control tokens in the text, empty turns, one token, the longest text, shared prompts. Knows
 nothing of models.
 """
 
 # ruff: noqa: RUF001  texts in other alphabets are what this file is for
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from plaudit_export.errors import SourceError
-from plaudit_service.errors import InvalidRequest
-from plaudit_service.items import ChatItem, Message, check_request
-
-Item = dict[str, Any]
+from plaudit_export.checks.text_files import Item
 
 PROMPT = (
     "Human: I have to give a short talk about the history of tea next week, to people who know nothing of it. "
@@ -109,52 +102,3 @@ def token_items(long_ids: list[int], num_tokens: int, pad_token_id: int | None) 
 def long_pair(item: Item, num_free_tokens: int) -> Item:
     """The longest pair: `item` with as many words more as tokens are free; the word is one token everywhere."""
     return {**item, "completion": item["completion"] + " a" * num_free_tokens}
-
-
-def read_items(option: str, path: Path) -> list[Item]:
-    """The user's texts: one wire item per line; a group of completions becomes one item for each.
-
-    Args:
-        option: that the file was given for.
-        path: of the file.
-
-    Raises:
-        SourceError: says which line, and why.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON keeps other line ends in its strings
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{option} {path}: cannot be read ({error})") from error
-    items = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-            (checked,) = check_request({"items": [item]}).items
-        except (ValueError, RecursionError, InvalidRequest) as error:
-            raise SourceError(f"{option} {path} line {number}: {error}; give one item of POST /score") from error
-        if isinstance(checked, ChatItem):
-            item["messages"] = [_as_read(*pair) for pair in zip(item["messages"], checked.messages, strict=True)]
-        items += _one_by_one(item)
-    if not items:
-        raise SourceError(f"{option} {path}: holds no items; give one item of POST /score per line")
-    return items
-
-
-def _as_read(given: Mapping[str, Any], message: Message) -> dict[str, Any]:
-    """What a chat template gets of a message, in the file's order of keys."""
-    read = message.to_template()
-    return {name: read[name] for name in given if name in read}
-
-
-def _one_by_one(item: Item) -> list[Item]:
-    """The sequences of an item as items of their own."""
-    completions = item.get("completions")
-    if completions is None:
-        return [item]
-    rest = {name: value for name, value in item.items() if name != "completions"}
-    if "messages" not in item:
-        return [{**rest, "completion": completion} for completion in completions]
-    turns = [{"role": "assistant", "content": completion} for completion in completions]
-    return [{**rest, "messages": [*item["messages"], turn]} for turn in turns]

@@ -1,22 +1,15 @@
 """What an export measured: the content of `report.json`, and what a person reads of it."""
 
 import dataclasses
-import importlib.metadata
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from plaudit_export.checks.comparison import Comparison
+from plaudit_export.versions import versions
 from plaudit_service.bundles.bundle import Bundle, Golden
 from plaudit_service.serving.parity import ParityReport
-
-PACKAGES = ("plaudit", "torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that made the bundle."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def build_report(

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 import transformers
 
-from plaudit_export.checkpoints.architecture import check_pad, own_code, sequence_classifier
+from plaudit_export.checkpoints.architecture import check_numbers, own_code, sequence_classifier
 from plaudit_export.checkpoints.checkpoint import Checkpoint, load_tokenizer
 from plaudit_export.checkpoints.loading import load_config
 from plaudit_export.errors import SourceError, first_line
@@ -52,7 +52,7 @@ def load_onnx(directory: Path) -> OnnxSource:
     with quiet():
         config = load_config(home)
         architecture = sequence_classifier(home, config)
-        check_pad(home, config)
+        check_numbers(home, config)
         with torch.device("meta"):
             model = getattr(transformers, architecture)(config).eval()
         tokenizer = load_tokenizer(home)

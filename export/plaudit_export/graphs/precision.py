@@ -17,7 +17,6 @@ from plaudit_service.bundles.bundle import GOLDEN, GRAPH, GRAPH_DATA, Bundle, Ma
 from plaudit_service.engine.engines import open_engine
 from plaudit_service.errors import BundleError
 from plaudit_service.queueing.batching import cut
-from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS
 from plaudit_service.text.tokenization import TokenizedText
 
 Say = Callable[[str], None]
@@ -89,12 +88,12 @@ class GraphScorer:
         scores: Scores = heads @ self._weights
         return scores
 
-    @staticmethod
-    def batches(texts: Texts) -> list[list[int]]:
+    def batches(self, texts: Texts) -> list[list[int]]:
         """Which texts are computed together."""
         order = sorted(range(len(texts)), key=lambda at: -len(texts[at].token_ids))
         lengths = [len(texts[at].token_ids) for at in order]
-        return [order[start:stop] for start, stop in cut(lengths, max_padded_tokens=DEFAULT_MAX_BATCH_TOKENS)]
+        costs = self.engine.costs
+        return [order[start:stop] for start, stop in cut(lengths, costs, max_padded_tokens=costs.batch_tokens)]
 
 
 @dataclass(frozen=True)

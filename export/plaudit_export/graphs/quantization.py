@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from plaudit_service.engine.engines import Feeds
-from plaudit_service.engine.runtimes import open_session
+from plaudit_service.engine.onnx_runtime import open_session
 
 Floats = npt.NDArray[np.float32]
 

@@ -15,6 +15,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from plaudit_export.checkpoints.checkpoint import Checkpoint
 from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import ExportError, first_line
+from plaudit_export.graphs.causal_attention import KeyValues, NewKeyValues, is_maskless, maskless
 from plaudit_export.quiet import quiet
 
 # From 23 on, attention is one native operator (also RMSNormalization and RotaryEmbedding).
@@ -22,18 +23,23 @@ OPSET = 23
 # A protobuf file ends at 2 GiB; the rest of the graph has to fit beside the weights.
 MAX_INLINE_BYTES = 2_000_000_000
 
-KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 # Of each input or output: a name for every axis that may change, None for one that does not.
 Axes = dict[str, tuple[str | None, ...]]
 
 
 class CausalGraph(torch.nn.Module):
-    """A decoder with a scalar head that continues a prefix, which may be empty."""
+    """A decoder with a scalar head that continues a prefix, which may be empty.
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    Args:
+        model: the decoder.
+        has_mask: whether its layers need a mask (`causal_attention.is_maskless`).
+    """
+
+    def __init__(self, model: torch.nn.Module, *, has_mask: bool) -> None:
         super().__init__()
         self.base = network(model)
         self.score: Any = model.score
+        self.has_mask = has_mask
 
     def forward(
         self,
@@ -42,30 +48,41 @@ class CausalGraph(torch.nn.Module):
         position_ids: torch.Tensor,  # (B, T)
         prefix_index: torch.Tensor,  # (B,)
         last_index: torch.Tensor,  # (B,)
+        token_index: torch.Tensor,  # (K,)
+        present_index: torch.Tensor,  # (M,)
         past: KeyValues,  # per layer (N, H, P, D)
-    ) -> tuple[torch.Tensor, KeyValues]:
-        """Scores (B, heads), and keys and values (B, H, P + T, D) of every layer."""
-        # Built empty and filled: the one form that both majors of transformers trace.
-        cache = _empty_cache()
-        for layer, (key, value) in enumerate(past):
-            cache.update(key.index_select(0, prefix_index), value.index_select(0, prefix_index), layer)
-        hidden = self.base(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        pooled = hidden[torch.arange(hidden.shape[0]), last_index]
-        return self._scores(pooled.float()), [(layer.keys, layer.values) for layer in cache.layers]
+    ) -> tuple[torch.Tensor, torch.Tensor, KeyValues]:
+        """Scores (B, heads), those of K tokens (B, K, heads), and M keys and values (B, H, M, D) of every layer.
 
-    def _scores(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Scores (B, heads) of hidden states (B, hidden). A head in low precision ties scores."""
+        Tokens that an index does not name are not computed by the head, or not kept until the end of the call.
+        """
+        rows = [(key.index_select(0, prefix_index), value.index_select(0, prefix_index)) for key, value in past]
+        given = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": True}
+        if self.has_mask:
+            # Built empty and filled: the one form that both majors of transformers trace.
+            cache = _empty_cache()
+            for layer, (key, value) in enumerate(rows):
+                cache.update(key, value, layer)
+            hidden = self.base(**given, attention_mask=attention_mask, past_key_values=cache).last_hidden_state
+            present = [(layer.keys, layer.values) for layer in cache.layers]
+        else:
+            with maskless(self.base, rows) as layers:
+                hidden = self.base(**given, attention_mask=None, past_key_values=NewKeyValues()).last_hidden_state
+            present = [layers.present[layer] for layer in range(len(rows))]
+        B, K = hidden.shape[0], token_index.shape[0]
+        pooled = hidden[torch.arange(B), last_index]
+        # In rows, so that it is the same product of the same weights.
+        tokens = self._head(hidden.index_select(1, token_index).reshape(B * K, hidden.shape[-1]))
+        kept = [(key.index_select(2, present_index), value.index_select(2, present_index)) for key, value in present]
+        return self._head(pooled), tokens.reshape(B, K, tokens.shape[-1]), kept
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores (rows, heads) of hidden states (rows, hidden). A head in low precision ties scores."""
         if not isinstance(self.score, torch.nn.Linear):
-            scores: torch.Tensor = self.score(pooled)
+            scores: torch.Tensor = self.score(hidden.float())
             return scores
         bias = None if self.score.bias is None else self.score.bias.float()
-        return torch.nn.functional.linear(pooled, self.score.weight.float(), bias)
+        return torch.nn.functional.linear(hidden.float(), self.score.weight.float(), bias)
 
 
 class EncoderGraph(torch.nn.Module):
@@ -105,15 +122,37 @@ def halve(model: torch.nn.Module) -> None:
         head.register_forward_pre_hook(lambda _, given: tuple(value.float() for value in given))
 
 
-def export_graph(checkpoint: Checkpoint, path: Path) -> None:
+def needs_mask(checkpoint: Checkpoint, max_tokens: int) -> bool:
+    """Whether attention has to be told what it must not see; ask while the model is in float32.
+
+    Args:
+        checkpoint: the reward model.
+        max_tokens: of the longest text that will be scored; a window of fewer tokens needs a mask.
+    """
+    if checkpoint.kind != "causal":
+        return True
+    with quiet(), torch.no_grad():
+        return not is_maskless(network(checkpoint.model), _key_value_shapes(checkpoint), max_tokens)
+
+
+def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -> None:
     """Trace the model and write its graph to `path`.
+
+    Args:
+        checkpoint: the reward model.
+        path: the file to write.
+        has_mask: what `needs_mask` says.
 
     Raises:
         ExportError: this architecture cannot be traced.
     """
     try:
         with quiet(), torch.no_grad():
-            model = _trace_causal(checkpoint) if checkpoint.kind == "causal" else _trace_encoder(checkpoint)
+            model = (
+                _trace_causal(checkpoint, has_mask=has_mask)
+                if checkpoint.kind == "causal"
+                else _trace_encoder(checkpoint)
+            )
     except ExportError:
         raise
     except Exception as error:  # the tracer runs a foreign model: it can raise anything
@@ -133,8 +172,8 @@ def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLIN
         ir.save(model, path)
 
 
-def _trace_causal(checkpoint: Checkpoint) -> ir.Model:
-    B, T, P, N = 2, 5, 7, 3  # any sizes do, if they are unequal and none is 0 or 1
+def _trace_causal(checkpoint: Checkpoint, *, has_mask: bool) -> ir.Model:
+    B, T, P, N, K, M = 2, 5, 7, 3, 4, 6  # any sizes do, if they are unequal and none is 0 or 1
     shapes = _key_value_shapes(checkpoint)
     dtype = next(network(checkpoint.model).parameters()).dtype
     example = (
@@ -143,6 +182,8 @@ def _trace_causal(checkpoint: Checkpoint) -> ir.Model:
         torch.arange(P, P + T).repeat(B, 1),
         torch.tensor([2, 0]),
         torch.tensor([T - 1, 1]),
+        torch.arange(K),
+        torch.arange(M),
         [
             (torch.zeros(N, heads, P, size, dtype=dtype), torch.zeros(N, heads, P, value, dtype=dtype))
             for heads, size, value in shapes
@@ -155,17 +196,22 @@ def _trace_causal(checkpoint: Checkpoint) -> ir.Model:
         "position_ids": ("B", "T"),
         "prefix_index": ("B",),
         "last_index": ("B",),
+        "token_index": ("K",),
+        "present_index": ("M",),
     }
     pasts: Axes = {f"past.{layer}": ("N", None, "P", None) for layer in layers}
-    presents: Axes = {f"present.{layer}": ("B", None, "P+T", None) for layer in layers}
+    presents: Axes = {f"present.{layer}": ("B", None, "M", None) for layer in layers}
     dynamic = _dynamic(pasts)
-    return _trace(
-        CausalGraph(checkpoint.model),
+    model = _trace(
+        CausalGraph(checkpoint.model, has_mask=has_mask),
         example,
         (*_dynamic(inputs), list(zip(dynamic[::2], dynamic[1::2], strict=True))),
         inputs | pasts,
-        {"scores": ("B", None)} | presents,
+        {"scores": ("B", None), "token_scores": ("B", "K", None)} | presents,
     )
+    if not has_mask:
+        model.graph.inputs.remove(next(value for value in model.graph.inputs if value.name == "attention_mask"))
+    return model
 
 
 def _trace_encoder(checkpoint: Checkpoint) -> ir.Model:

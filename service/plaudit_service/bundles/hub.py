@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from plaudit_service.bundles.bundle import MANIFEST, read_manifest
-from plaudit_service.errors import BundleError
+from plaudit_service.errors import BundleError, NotExported
 from plaudit_service.whole_files import whole_directory
 
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
@@ -21,10 +21,13 @@ def local_directory(source: str) -> Path:
 
     Raises:
         BundleError: there is no such directory, and nothing of that id can be had from the hub.
+        NotExported: there is a checkpoint, or a repository of the hub that holds no bundle.
     """
     match = _HUB_ID.fullmatch(source)
     try:
         if Path(source).exists() or match is None:
+            if _is_checkpoint(Path(source)):
+                raise _not_exported(source)
             return Path(source)
     except OSError as error:  # its name is too long
         raise BundleError(f"bundle {source}: cannot be read ({error.strerror})") from error
@@ -41,10 +44,30 @@ def local_directory(source: str) -> Path:
         raise BundleError(f"bundle {source}: no such directory, and it cannot be had from the hub: {reason}") from error
 
 
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import constants, hf_hub_download
+def _is_checkpoint(directory: Path) -> bool:
+    names = ("config.json", "adapter_config.json")
+    return not (directory / MANIFEST).exists() and any((directory / name).is_file() for name in names)
 
-    cached = Path(hf_hub_download(repo, MANIFEST, revision=revision))
+
+def _not_exported(source: str) -> NotExported:
+    return NotExported(
+        f"bundle {source}: holds no {MANIFEST}; make a bundle of the checkpoint with "
+        f"`plaudit-export checkpoint {source} BUNDLE`"
+    )
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        cached = Path(hf_hub_download(repo, MANIFEST, revision=revision))
+    except EntryNotFoundError as error:
+        # Where the hub is not asked, its cache knows what was not there when it was.
+        unknown = try_to_load_from_cache(repo, MANIFEST, revision=revision) is not _CACHED_NO_EXIST
+        if isinstance(error, LocalEntryNotFoundError) and unknown:
+            raise
+        raise _not_exported(repo if revision is None else f"{repo}@{revision}") from error
     commit = cached.parent.name  # every file of the same commit, also when a branch moves in between
     manifest = read_manifest(cached)
     directory = Path(constants.HF_HOME) / "plaudit" / repo.replace("/", "--") / commit

@@ -36,6 +36,11 @@ class EngineThread:
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is computed any more, nor will be."""
+        return not self._thread.is_alive()
+
     def stop(self) -> None:
         """End after the jobs that were given, without waiting for them."""
         self._jobs.put(None)

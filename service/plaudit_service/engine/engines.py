@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit_service.bundles.bundle import GRAPH, Bundle
-from plaudit_service.engine.runtimes import RUNTIMES, Input, Runtime
-from plaudit_service.errors import BundleError, SettingsError
+from plaudit_service.engine.runtime import Costs, Input, Runtime
+from plaudit_service.engine.runtimes import open_runtime
+from plaudit_service.errors import BundleError
 from plaudit_service.text.token_ids import Ids
 from plaudit_service.text.tokenization import TokenizedText
 
@@ -28,7 +29,15 @@ _MIN_TOKENS = 2
 _MAX_PAST_ENTRIES = 1 << 31
 
 _INPUTS = {
-    "causal": {"input_ids", "attention_mask", "position_ids", "prefix_index", "last_index"},
+    "causal": {
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "prefix_index",
+        "last_index",
+        "token_index",
+        "present_index",
+    },
     "encoder": {"input_ids", "attention_mask", "token_type_ids"},
     "plain": {"input_ids", "attention_mask", "token_type_ids", "position_ids"},
 }
@@ -56,11 +65,13 @@ class Engine(Protocol):
         name: What computes the scores: runtime, device, precision.
         tolerance: How far it may move a score, in standard deviations of the golden texts' scores; 0: not at all.
         promises_bits: Whether a score's bits are to be the same in every batch.
+        costs: Of its device.
     """
 
     name: str
     tolerance: float
     promises_bits: bool
+    costs: Costs
 
     def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
         """Raw head values of every sequence, shape (B, heads), float32; raises whatever the runtime raises.
@@ -80,30 +91,27 @@ def _is_past(tensor: Input) -> bool:
     return heads is not None and size is not None and 0 < heads * size < _MAX_PAST_ENTRIES
 
 
-def padded_tokens(lengths: Sequence[int]) -> int:
+def padded_tokens(lengths: Sequence[int], costs: Costs) -> int:
     """Tokens that one call on sequences of these lengths computes, padding included."""
-    return len(lengths) * max(_MIN_TOKENS, *lengths)
+    return len(lengths) * _row_tokens(max(lengths), costs)
+
+
+def _row_tokens(longest: int, costs: Costs) -> int:
+    return -(-max(_MIN_TOKENS, longest) // costs.row_multiple) * costs.row_multiple
 
 
 def open_engine(
-    bundle: Bundle, *, runtime: str = "onnxruntime", provider: str = "cpu", num_threads: int = 0
+    bundle: Bundle, *, runtime: str = "onnxruntime", device: str = "cpu", num_threads: int = 0
 ) -> "GraphEngine":
-    """Load a bundle's graph.
-
-    Args:
-        bundle: A verified bundle.
-        runtime: `onnxruntime` or `openvino`.
-        provider: `cpu` or `cuda`.
-        num_threads: Threads of one call; 0: one per core that this process may use.
+    """Load a bundle's graph; the arguments are those of `open_runtime`.
 
     Raises:
         BundleError: the graph cannot be loaded, or is not of the contract.
-        SettingsError: the runtime has no such provider.
+        SettingsError: the runtime has no such device.
         ServiceError: the device is not there.
     """
-    if (runtime, provider) not in RUNTIMES:
-        raise SettingsError(f"--runtime {runtime} has no provider {provider}; leave --provider at cpu")
-    return GraphEngine(bundle, RUNTIMES[runtime, provider](bundle.path / GRAPH, num_threads))
+    precision, graph = bundle.scoring.precision, bundle.path / GRAPH
+    return GraphEngine(bundle, open_runtime(graph, precision, runtime=runtime, device=device, num_threads=num_threads))
 
 
 class GraphEngine:
@@ -113,6 +121,9 @@ class GraphEngine:
         bundle: A verified bundle.
         runtime: Its loaded graph.
 
+    Attributes:
+        prefix_cache_bytes: Of the runtime.
+
     Raises:
         BundleError: the graph is not of the contract.
     """
@@ -121,19 +132,17 @@ class GraphEngine:
         scoring = bundle.scoring
         self.name = runtime.name if runtime.name.startswith("openvino") else f"{runtime.name}-{scoring.precision}"
         self.tolerance, self.promises_bits = runtime.tolerance, runtime.promises_bits
+        self.costs, self.prefix_cache_bytes = runtime.costs, runtime.prefix_cache_bytes
+        self._max_tokens = scoring.max_tokens
         self._pad_id = scoring.pad_token_id or 0
         self._output = "logits" if scoring.kind == "plain" else "scores"
         self._num_heads = len(scoring.heads)
         self._runtime = runtime
         self._check_graph(bundle.path, scoring.kind)
-        past = {
-            name: np.zeros([1, tensor.shape[1] or 0, 0, tensor.shape[3] or 0], dtype=tensor.dtype)
-            for name, tensor in runtime.inputs.items()
-            if name.startswith("past.")
-        }
-        self._no_prefix = Prefix(0, past, 0)
+        pasts = {name: tensor for name, tensor in runtime.inputs.items() if name.startswith("past.")}
+        self._no_prefix = Prefix(0, {name: runtime.no_tokens(name) for name in pasts}, 0)
         self._bytes_per_prefix_token = sum(
-            value.shape[1] * value.shape[3] * value.dtype.itemsize for value in past.values()
+            (tensor.shape[1] or 0) * (tensor.shape[3] or 0) * tensor.itemsize for tensor in pasts.values()
         )
 
     def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
@@ -146,16 +155,24 @@ class GraphEngine:
         names = list(self._no_prefix.past)
         text = TokenizedText(token_ids, None, len(token_ids), truncated=False)
         outputs = [name.replace("past.", "present.") for name in names]
-        kept = self._runtime.run_kept(outputs, self.feeds([text], base))
+        kept = self._runtime.run_kept(outputs, self.feeds([text], base, num_present=len(token_ids)))
         past = {name: self._runtime.cut(value, len(token_ids)) for name, value in zip(names, kept, strict=True)}
         return Prefix(len(token_ids), past, len(token_ids) * self._bytes_per_prefix_token)
 
-    def feeds(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Feeds:
-        """The graph's inputs for what follows the prefix, the rows padded on the right to one length."""
+    def feeds(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None, *, num_present: int = 0) -> Feeds:
+        """The graph's inputs for what follows the prefix, the rows padded on the right to one length.
+
+        Args:
+            batch: Sequences.
+            prefix: What they all begin with.
+            num_present: Of how many first tokens, those of the prefix included, keys and values are asked for.
+        """
         prefix = prefix or self._no_prefix
         P = prefix.num_tokens
         lengths = np.array([len(text.token_ids) - P for text in batch])
-        shape = len(batch), max(_MIN_TOKENS, int(lengths.max()))
+        longest = int(lengths.max())
+        # No padding has a position that the model does not have.
+        shape = len(batch), min(_row_tokens(longest, self.costs), max(_MIN_TOKENS, longest, self._max_tokens - P))
         input_ids = np.full(shape, self._pad_id, dtype=np.int64)
         type_ids = np.zeros(shape, dtype=np.int64)
         for row, text in enumerate(batch):
@@ -169,6 +186,8 @@ class GraphEngine:
             "position_ids": np.tile(np.arange(P, P + shape[1]), (len(batch), 1)),
             "prefix_index": np.zeros(len(batch), dtype=np.int64),
             "last_index": lengths - 1,
+            "token_index": np.zeros(0, dtype=np.int64),
+            "present_index": np.arange(num_present),
             **prefix.past,
         }
         return {name: feeds[name] for name in self._runtime.inputs}

@@ -87,7 +87,7 @@ class Model:
             if len(batch) == 1:
                 return [_engine_failure(error)]
             if _OUT_OF_MEMORY.search(str(error)) or isinstance(error, MemoryError):
-                self.max_batch_tokens = padded_tokens([len(text.token_ids) for text in batch]) // 2
+                self.max_batch_tokens = padded_tokens([len(text.token_ids) for text in batch], self.engine.costs) // 2
             half = len(batch) // 2
             return self.compute(batch[:half]) + self.compute(batch[half:])
         if len(batch) == 1 and num_prefix_tokens == 0:

@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from plaudit_service.engine.runtime import Costs
 from plaudit_service.text.token_ids import Ids, token_key
 
 # Sharing pays from here on, in tokens that need not be computed: the prefix is a call of its own, and batches become
@@ -23,12 +24,8 @@ _MIN_SAVED_SHARE = 0.1
 _MIN_PREFIX_TOKENS = 16
 # How many sequences one plan may put before the next oldest.
 _MAX_GROUP = 64
-# A call takes about as long as this many tokens take beyond its own (docs/decisions.md).
-_CALL_COST_TOKENS = 16
 # How many sequences, longer and shorter, are looked at to find the mates of one.
 _MAX_NEIGHBOURS = 32
-# Attending to a prefix token, whose keys and values are copied for every row, counts as this part of computing a token.
-_PREFIX_TOKEN_COST = 1 / 16
 
 
 class Waiting(Protocol):
@@ -55,12 +52,14 @@ class Backlog(Generic[T]):
     """The sequences that wait for one engine.
 
     Args:
+        costs: Of the device that computes.
         longest_kept: Number of first tokens of a sequence (given as `token_key`) whose computation the engine kept;
             None: the engine cannot continue from a prefix.
     """
 
-    def __init__(self, longest_kept: Callable[[bytes], int] | None = None) -> None:
+    def __init__(self, costs: Costs, longest_kept: Callable[[bytes], int] | None = None) -> None:
         self.num_tokens = 0
+        self._costs = costs
         self._longest_kept = longest_kept
         self._entries: dict[int, T] = {}
         self._numbers: dict[T, int] = {}
@@ -136,7 +135,7 @@ class Backlog(Generic[T]):
         at = bisect_left(self._by_length, (len(anchor.token_ids), -self._numbers[anchor]))
         near = self._by_length[max(0, at - _MAX_NEIGHBOURS) : at + _MAX_NEIGHBOURS + 1][::-1]
         entries = [self._entries[-number] for _, number in near]
-        batches = cut([length for length, _ in near], max_padded_tokens=max_padded_tokens)
+        batches = cut([length for length, _ in near], self._costs, max_padded_tokens=max_padded_tokens)
         place = entries.index(anchor)
         start, stop = next(rows for rows in batches if place < rows[1])
         return Batch(entries[start:stop])
@@ -149,16 +148,17 @@ class Backlog(Generic[T]):
         num_prefix_tokens = best_prefix(
             [(shared, len(entry.token_ids)) for shared, entry in sharers],
             num_kept=self._longest_kept(token_key(anchor.token_ids)),
+            multiple=self._costs.row_multiple,
         )
         if num_prefix_tokens == 0:
             return deque()
         group = [entry for shared, entry in sharers if shared >= num_prefix_tokens]
         group.sort(key=lambda entry: -len(entry.token_ids))
-        attended = num_prefix_tokens * (1 - _PREFIX_TOKEN_COST)
+        attended = num_prefix_tokens * (1 - self._costs.prefix_token)
         costs = [len(entry.token_ids) - attended for entry in group]
         batches = [
             Batch(group[start:stop], num_prefix_tokens)
-            for start, stop in cut(costs, max_padded_tokens=max_padded_tokens)
+            for start, stop in cut(costs, self._costs, max_padded_tokens=max_padded_tokens)
         ]
         return deque(sorted(batches, key=lambda batch: anchor not in batch.sequences))
 
@@ -189,7 +189,7 @@ def num_common_tokens(first: Ids, second: Ids) -> int:
     return int(differ[0]) if len(differ) else num
 
 
-def best_prefix(sharers: Sequence[tuple[int, int]], *, num_kept: int) -> int:
+def best_prefix(sharers: Sequence[tuple[int, int]], *, num_kept: int, multiple: int = 1) -> int:
     """How many first tokens to compute once for those sequences that share them; 0 where sharing does not pay.
 
     Tokens saved by a prefix of P tokens over n sequences: (n - 1) P, or n P where its computation was kept.
@@ -197,9 +197,11 @@ def best_prefix(sharers: Sequence[tuple[int, int]], *, num_kept: int) -> int:
     Args:
         sharers: (tokens that it could share with the first one, length) of each sequence; the first is the anchor.
         num_kept: First tokens of the anchor whose computation was kept.
+        multiple: What the number has to be a multiple of.
     """
     best, best_saved = 0, 0
-    for prefix in {shared for shared, _ in sharers} | {min(num_kept, sharers[0][0])}:
+    shared_most = {shared for shared, _ in sharers} | {min(num_kept, sharers[0][0])}
+    for prefix in {shared // multiple * multiple for shared in shared_most}:
         if prefix < _MIN_PREFIX_TOKENS:
             continue
         lengths = [length for shared, length in sharers if shared >= prefix]
@@ -209,7 +211,7 @@ def best_prefix(sharers: Sequence[tuple[int, int]], *, num_kept: int) -> int:
     return best
 
 
-def cut(lengths: Sequence[float], *, max_padded_tokens: int) -> list[tuple[int, int]]:
+def cut(lengths: Sequence[float], costs: Costs, *, max_padded_tokens: int) -> list[tuple[int, int]]:
     """Cut sequences into batches so that all calls together cost the least.
 
     A call costs rows x longest row, padding included, and as much as some tokens for itself. Dynamic programming over
@@ -217,6 +219,7 @@ def cut(lengths: Sequence[float], *, max_padded_tokens: int) -> list[tuple[int, 
 
     Args:
         lengths: Length of each sequence in tokens, falling.
+        costs: Of the device.
         max_padded_tokens: Limit of rows x longest row; a sequence over it goes alone.
 
     Returns:
@@ -225,7 +228,7 @@ def cut(lengths: Sequence[float], *, max_padded_tokens: int) -> list[tuple[int, 
     least = [0.0] + [float("inf")] * len(lengths)  # of the first n sequences
     starts = [0] * (len(lengths) + 1)  # of the last batch of the first n sequences
     for start, longest in enumerate(lengths):
-        before = least[start] + _CALL_COST_TOKENS
+        before = least[start] + costs.call_tokens
         for stop in range(start + 1, min(len(lengths), start + max(1, int(max_padded_tokens // longest))) + 1):
             cost = before + (stop - start) * longest
             if cost < least[stop]:

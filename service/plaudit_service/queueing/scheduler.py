@@ -115,7 +115,7 @@ class Scheduler:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._backlog: Backlog[_Job] = Backlog(model.longest_kept)
+        self._backlog: Backlog[_Job] = Backlog(model.engine.costs, model.longest_kept)
         self._jobs: dict[_Key, _Job] = {}  # what waits or is computed
         self._cache = ScoreCache(settings.score_cache_size)
         self._pace = Pace()
@@ -269,7 +269,8 @@ class Scheduler:
 
     def _hand_over(self) -> None:
         """Give the engine's thread its next batches: the first at once, the second when it is full."""
-        max_tokens = min(self._settings.max_batch_tokens, self.model.max_batch_tokens)
+        wanted = self._settings.max_batch_tokens or self.model.engine.costs.batch_tokens
+        max_tokens = min(wanted, self.model.max_batch_tokens)
         while self._num_handed_over < _MAX_HANDED_OVER:
             is_full = self._backlog.num_tokens >= max_tokens
             if self._num_handed_over and not is_full:
@@ -340,7 +341,7 @@ class Scheduler:
     def _observe(self, batch: Batch[_Job], computed: _Computed) -> None:
         shared = batch.num_prefix_tokens
         lengths = [len(job.token_ids) - shared for job in batch.sequences]
-        padded = padded_tokens(lengths)
+        padded = padded_tokens(lengths, self.model.engine.costs)
         self._metrics.infer_seconds.observe(computed.finished - computed.started)
         self._metrics.batch_sequences.observe(len(lengths))
         self._metrics.batch_tokens.observe(padded + computed.num_prefix_tokens)

@@ -15,7 +15,6 @@ from plaudit_service.items import ScoreRequest, Truncation, check_request
 from plaudit_service.queueing.batching import Backlog
 from plaudit_service.results import Identity, Result
 from plaudit_service.serving.combining import parse_combinations
-from plaudit_service.settings import DEFAULT_MAX_BATCH_TOKENS, DEFAULT_PREFIX_CACHE_BYTES
 from plaudit_service.text.token_ids import Ids
 from plaudit_service.text.tokenization import TokenizedText
 
@@ -99,10 +98,10 @@ class Scorer(_InProcess):
     Args:
         bundle: A bundle directory, or a loaded bundle.
         num_threads: Threads of the engine; 0: one per core that this process may use.
-        max_batch_tokens: Limit of rows x longest row of one engine call.
+        max_batch_tokens: Limit of rows x longest row of one engine call; None: what suits the device.
         share_prefixes: Whether tokens that causal sequences begin with in common are computed only once.
         runtime: `onnxruntime` or `openvino`.
-        provider: `cpu` or `cuda`.
+        device: `cpu`, `cuda` (the first one) or `cuda:N`.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -113,16 +112,16 @@ class Scorer(_InProcess):
         bundle: Path | str | Bundle,
         *,
         num_threads: int = 0,
-        max_batch_tokens: int = DEFAULT_MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
         share_prefixes: bool = True,
         runtime: str = "onnxruntime",
-        provider: str = "cpu",
+        device: str = "cpu",
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        engine = open_engine(self.bundle, runtime=runtime, provider=provider, num_threads=num_threads)
-        self.model = Model(self.bundle, engine, PrefixCache(DEFAULT_PREFIX_CACHE_BYTES) if share_prefixes else None)
+        engine = open_engine(self.bundle, runtime=runtime, device=device, num_threads=num_threads)
+        self.model = Model(self.bundle, engine, PrefixCache(engine.prefix_cache_bytes) if share_prefixes else None)
         self.identity = self.model.identity
-        self._max_batch_tokens = max_batch_tokens
+        self._max_batch_tokens = max_batch_tokens or engine.costs.batch_tokens
 
     def results(self, request: ScoreRequest) -> list[Result]:
         """One result per sequence, in order.
@@ -136,7 +135,7 @@ class Scorer(_InProcess):
 
     def _compute(self, texts: Sequence[TokenizedText]) -> list[Outcome]:
         model = self.model
-        backlog: Backlog[_Waiting] = Backlog(model.longest_kept)
+        backlog: Backlog[_Waiting] = Backlog(model.engine.costs, model.longest_kept)
         for place, text in enumerate(texts):
             backlog.add(_Waiting(place, text))
         outcomes: dict[int, Outcome] = {}

@@ -81,8 +81,13 @@ class Service:
 
     def _load(self, bundle: Bundle) -> Pipeline:
         settings = self.settings
-        engine = open_engine(bundle, runtime=settings.runtime, provider=settings.provider, num_threads=self.num_threads)
-        prefixes = PrefixCache(settings.prefix_cache_bytes) if settings.share_prefixes else None
+        engine = open_engine(
+            bundle, runtime=settings.runtime, device=settings.computes_on, num_threads=self.num_threads
+        )
+        given = settings.prefix_cache_bytes
+        prefixes = (
+            PrefixCache(engine.prefix_cache_bytes if given is None else given) if settings.share_prefixes else None
+        )
         model = Model(bundle, engine, prefixes)
         scheduler = Scheduler(model, self.settings, self.metrics, self._engine_thread, self.clock)
         return Pipeline(model, scheduler, self.metrics, self._tokenizer_threads, self.clock)
@@ -142,6 +147,11 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._engine_thread.stop()
         self._tokenizer_threads.shutdown(cancel_futures=True)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is computed any more; after `stop`, a call of the engine may still run to its end."""
+        return self._engine_thread.has_ended
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -213,7 +223,11 @@ class Service:
 
     def _model_info(self, model: ServedModel) -> dict[str, Any]:
         """What is known of a bundle, or of what a combination is made."""
-        about: dict[str, Any] = {**asdict(model.identity), "runtime": self.settings.runtime}
+        about: dict[str, Any] = {
+            **asdict(model.identity),
+            "runtime": self.settings.runtime,
+            "device": self.settings.computes_on,
+        }
         if model.combination is not None:
             about["formula"] = model.combination.formula
             about["parts"] = {part.model.identity.name: part.model.identity.fingerprint for part in model.parts}

@@ -206,6 +206,12 @@ def test_an_adapter_without_its_head_is_refused_instead_of_scored_at_random(copy
         load_checkpoint(str(copy))
 
 
+def test_an_adapter_with_two_heads_is_refused(copy):
+    save_file(load_file(copy / WEIGHTS) | {"v_head.summary.weight": torch.ones(1, 32)}, copy / WEIGHTS)
+    with pytest.raises(SourceError, match="holds two heads"):
+        load_checkpoint(str(copy))
+
+
 def test_a_base_that_lacks_more_than_the_head_is_refused(base, copy, tmp_path):
     half = Path(shutil.copytree(base, tmp_path / "half"))
     weights = load_file(half / "model.safetensors")

@@ -67,6 +67,14 @@ def test_a_class_of_the_checkpoints_own_is_refused_also_where_it_has_the_name_of
     )
 
 
+@pytest.mark.parametrize(
+    "auto_map", ["modeling_own.LlamaForSequenceClassification", {"AutoModelForRewardModel": "own.RewardModel"}]
+)
+def test_code_for_an_auto_class_that_is_not_known_to_be_harmless_is_refused(copy, auto_map):
+    set_config(copy, auto_map=auto_map)
+    assert "code of the checkpoint's own, which is never run" in refusal(copy)
+
+
 def test_that_the_built_in_class_is_right_is_said_by_an_option_and_told(copy, tmp_path, capsys):
     ids = torch.tensor([[9, 8, 7]])
     with quiet(), torch.no_grad():
@@ -130,6 +138,11 @@ def test_a_config_that_normalizes_scores_after_the_head_is_refused(copy, field):
     assert f"its config.json says {field}" in refusal(copy)
     set_config(copy, **{field: False})
     assert load_checkpoint(str(copy)).kind == "causal"
+
+
+def test_labels_that_are_not_numbered_from_0_are_refused(copy):
+    set_config(copy, id2label={"5": "score"})
+    assert "id2label of its config.json names the heads 5; number them from 0 on" in refusal(copy)
 
 
 def test_a_config_without_architectures_is_told_what_is_missing(copy):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.cli import main
 from plaudit_export.errors import SourceError
+from plaudit_export.exporter import export_checkpoint
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_encoder_checkpoint
 
@@ -162,3 +163,37 @@ def test_a_weight_of_another_shape_than_the_config_makes_it_is_named_with_both_s
     assert "model.embed_tokens.weight is stored in shape (328, 32), and its config.json makes it (400, 32)" in refusal(
         copy
     )
+
+
+def test_a_head_with_and_without_a_prefix_is_two_heads(copy):
+    weights = load_file(copy / "model.safetensors")
+    twice = weights | {"model.score.weight": weights["score.weight"] + 1}
+    save_file(twice, copy / "model.safetensors", {"format": "pt"})
+    assert "holds both score.weight and model.score.weight" in refusal(copy)
+
+
+@pytest.mark.parametrize("name", ["v_head.pooler.dense.weight", "reward.lm_head.weight", "mtp.scores.weight"])
+def test_a_head_is_not_harmless_whatever_else_is_in_its_name(copy, name):
+    store(copy, name)
+    assert f"{name} is a weight of the head" in refusal(copy)
+
+
+@pytest.mark.parametrize("name", ["v_head.bin", "reward_head.pt", "score_head.pth"])
+def test_a_pickled_head_is_refused_with_its_conversion(copy, name):
+    (copy / name).write_bytes(b"")
+    assert f"{name} is pickled, and never loaded" in refusal(copy)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{"])
+def test_an_index_that_names_no_weights_is_one_line(copy, text):
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
+    (copy / "model.safetensors.index.json").write_text(text)
+    assert "names no files of weights" in refusal(copy)
+
+
+def test_weights_that_give_no_finite_score_are_one_line(copy, tmp_path):
+    weights = load_file(copy / "model.safetensors")
+    broken = weights | {"score.weight": weights["score.weight"] * float("nan")}
+    save_file(broken, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=r"golden texts get a score from transformers that is not finite"):
+        export_checkpoint(str(copy), tmp_path / "bundle")

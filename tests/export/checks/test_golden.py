@@ -1,9 +1,4 @@
-import json
-
-import pytest
-
 from plaudit_export.checks import golden
-from plaudit_export.errors import SourceError
 from plaudit_service.items import check_request
 
 
@@ -30,39 +25,3 @@ def test_token_items_reach_the_given_length():
 
 def test_a_decoder_with_a_pad_token_is_asked_for_padding_at_the_end_and_nothing_else():
     assert [item["token_ids"] for item in golden.token_items([5, 6, 7], 10, 9)][-2:] == [[5, 6, 7, 9, 9], [9, 9]]
-
-
-def test_a_chat_is_read_as_the_service_hands_it_to_the_template(tmp_path):
-    message = {"content": [{"type": "text", "text": "a"}], "role": "user", "name": None, "reasoning_content": "b"}
-    path = tmp_path / "golden.jsonl"
-    path.write_text(json.dumps({"messages": [message], "completions": ["c"]}))
-    (item,) = golden.read_items("--golden", path)
-    assert list(item["messages"][0].items()) == [("content", "a"), ("role", "user"), ("reasoning_content", "b")]
-    assert item["messages"][1] == {"role": "assistant", "content": "c"}
-
-
-def test_users_items_are_read_one_per_line(tmp_path):
-    items = [{"text": "grün"}, {"prompt": "a", "completion": "b", "finished": False}]
-    path = tmp_path / "golden.jsonl"
-    path.write_text("\n\n".join(json.dumps(item) for item in items) + "\n")
-    assert golden.read_items("--golden", path) == items
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2"),
-        ('{"txt": "a"}', "line 2"),
-        ('["text"]', "line 2"),
-    ],
-)
-def test_a_line_that_is_no_item_is_named(tmp_path, line, message):
-    path = tmp_path / "golden.jsonl"
-    path.write_text('{"text": "fine"}\n' + line)
-    with pytest.raises(SourceError, match=message):
-        golden.read_items("--golden", path)
-
-
-def test_a_golden_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(SourceError, match=r"nothing\.jsonl: cannot be read"):
-        golden.read_items("--golden", tmp_path / "nothing.jsonl")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plaudit_export.checkpoints.rules import Options, TextFile
 from plaudit_export.checks import normalization
-from plaudit_export.checks.golden import read_items
+from plaudit_export.checks.text_files import read_items
 from plaudit_export.errors import SourceError
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.testing import tiny_encoder_checkpoint

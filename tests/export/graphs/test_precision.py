@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from plaudit_export.checkpoints.rules import Options, TextFile
-from plaudit_export.checks.golden import read_items
+from plaudit_export.checks.text_files import read_items
 from plaudit_export.errors import ExportError, SourceError
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.graphs import precision as precision_module

@@ -12,7 +12,7 @@ from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.errors import ExportError
 from plaudit_export.graphs.precision import GraphScorer
-from plaudit_export.graphs.tracing import OPSET, export_graph, save_graph
+from plaudit_export.graphs.tracing import OPSET, export_graph, needs_mask, save_graph
 from plaudit_export.testing import (
     CAUSAL_ARCHITECTURES,
     ENCODER_ARCHITECTURES,
@@ -48,7 +48,13 @@ class Graph:
         with torch.no_grad():
             return self.model(torch.tensor([ids])).logits[0, 0].item()
 
-    def run(self, rows: list[list[int]], past: dict | None = None, prefix_index: list[int] | None = None) -> dict:
+    def run(
+        self,
+        rows: list[list[int]],
+        past: dict | None = None,
+        prefix_index: list[int] | None = None,
+        **indices: list[int],
+    ) -> dict:
         """Rows padded on the right; a causal graph continues from `past`, which is empty where it is not given."""
         length = max(map(len, rows))
         ids = np.array([row + [0] * (length - len(row)) for row in rows], dtype=np.int64)
@@ -57,12 +63,18 @@ class Graph:
         if "prefix_index" in self.inputs:
             past = past or self.empty_past()
             P = past["past.0.key"].shape[2]
-            feeds |= past | {
-                "attention_mask": np.concatenate([np.ones((len(rows), P), dtype=np.int64), keep], axis=1),
-                "position_ids": np.tile(np.arange(P, P + length), (len(rows), 1)),
-                "prefix_index": np.array(prefix_index or [0] * len(rows)),
-                "last_index": np.array([len(row) - 1 for row in rows]),
-            }
+            feeds |= (
+                past
+                | {
+                    "attention_mask": np.concatenate([np.ones((len(rows), P), dtype=np.int64), keep], axis=1),
+                    "position_ids": np.tile(np.arange(P, P + length), (len(rows), 1)),
+                    "prefix_index": np.array(prefix_index or [0] * len(rows)),
+                    "last_index": np.array([len(row) - 1 for row in rows]),
+                    "token_index": np.arange(length),
+                    "present_index": np.arange(P + length),
+                }
+                | {name: np.array(index, dtype=np.int64) for name, index in indices.items()}
+            )
         values = self.session.run(None, {name: feeds[name] for name in self.inputs})
         return dict(zip(self.outputs, values, strict=True))
 
@@ -76,7 +88,9 @@ class Graph:
     def past_of(self, prefixes: list[list[int]]) -> dict:
         """Keys and values of prefixes of one length."""
         present = self.run(prefixes)
-        return {name.replace("present", "past"): value for name, value in present.items() if name != "scores"}
+        return {
+            name.replace("present", "past"): value for name, value in present.items() if name.startswith("present.")
+        }
 
 
 def widen(model: torch.nn.Module) -> None:
@@ -111,7 +125,8 @@ def graph_of(
             directory = build(tmp_path_factory.mktemp(architecture), architecture=architecture)
             checkpoint = load_checkpoint(str(directory))
             widen(checkpoint.model)
-            export_graph(checkpoint, directory / "model.onnx")
+            has_mask = needs_mask(checkpoint, checkpoint.config.max_position_embeddings)
+            export_graph(checkpoint, directory / "model.onnx", has_mask=has_mask)
             graphs[architecture] = Graph(directory, directory / "model.onnx")
         return graphs[architecture]
 
@@ -180,24 +195,56 @@ def test_the_bits_of_a_score_do_not_depend_on_batch_mates_or_a_shared_prefix(gra
     assert graph.scores(ends, graph.past_of([prefix])) == alone
 
 
+def test_a_prefix_that_continues_another_one_leaves_the_bits_as_they_are(graph_of):
+    graph = graph_of("llama")
+    first, second, *ends = random_rows(7, [11, 30, 2, 9, 33])
+    present = graph.run([second], graph.past_of([first]))
+    chained = {name.replace("present", "past"): value for name, value in present.items() if "present" in name}
+    assert graph.scores(ends, chained) == [graph.scores([first + second + end])[0] for end in ends]
+
+
+def test_the_head_gives_every_token_the_score_of_the_text_up_to_it(graph_of):
+    graph = graph_of("llama")
+    rows = random_rows(8, [5, 17])
+    along = graph.run(rows)["token_scores"][..., 0]
+    assert along[1].tolist() == within_tolerance([graph.reference(rows[1][: end + 1]) for end in range(17)])
+    assert along[0, :5].tolist() == within_tolerance([graph.reference(rows[0][: end + 1]) for end in range(5)])
+
+
+def test_scores_have_the_same_bits_whatever_else_is_asked_for(graph_of):
+    graph = graph_of("llama")
+    rows = random_rows(9, [5, 17, 40])
+    everything = graph.run(rows)
+    nothing = graph.run(rows, token_index=[], present_index=[])
+    assert nothing["scores"].tobytes() == everything["scores"].tobytes()
+    assert nothing["token_scores"].shape == (3, 0, 1)
+    assert nothing["present.1.value"].shape == (3, 2, 0, 8)
+    some = graph.run(rows, token_index=[16, 3], present_index=[0, 1, 2])
+    assert some["scores"].tobytes() == everything["scores"].tobytes()
+    assert some["token_scores"].tolist() == everything["token_scores"][:, [16, 3]].tolist()
+    assert some["present.0.key"].tolist() == everything["present.0.key"][:, :, :3].tolist()
+
+
 def test_inputs_and_outputs_of_a_causal_graph_are_those_of_the_contract(graph_of):
     graph = graph_of("llama")
     shapes = {value.name: value.shape for value in [*graph.session.get_inputs(), *graph.session.get_outputs()]}
     assert shapes == {
         "input_ids": ["B", "T"],
-        "attention_mask": ["B", "P+T"],
         "position_ids": ["B", "T"],
         "prefix_index": ["B"],
         "last_index": ["B"],
+        "token_index": ["K"],
+        "present_index": ["M"],
         "past.0.key": ["N", 2, "P", 8],
         "past.0.value": ["N", 2, "P", 8],
         "past.1.key": ["N", 2, "P", 8],
         "past.1.value": ["N", 2, "P", 8],
         "scores": ["B", 1],
-        "present.0.key": ["B", 2, "P+T", 8],
-        "present.0.value": ["B", 2, "P+T", 8],
-        "present.1.key": ["B", 2, "P+T", 8],
-        "present.1.value": ["B", 2, "P+T", 8],
+        "token_scores": ["B", "K", 1],
+        "present.0.key": ["B", 2, "M", 8],
+        "present.0.value": ["B", 2, "M", 8],
+        "present.1.key": ["B", 2, "M", 8],
+        "present.1.value": ["B", 2, "M", 8],
     }
 
 
@@ -211,7 +258,9 @@ def test_inputs_and_outputs_of_an_encoder_graph_are_those_of_the_contract(graph_
 def test_attention_is_one_native_operator(graph_of):
     model = onnx.load(graph_of("llama").path)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
-    assert [node.op_type for node in model.graph.node].count("Attention") == 2
+    operators = [node.op_type for node in model.graph.node]
+    assert operators.count("Attention") == 2
+    assert "Expand" not in operators  # of keys and values, whose heads are half as many as the queries'
 
 
 def test_the_graph_holds_no_trace_of_the_machine_that_made_it(graph_of):

@@ -45,3 +45,16 @@ def test_a_job_that_hangs_does_not_keep_the_process_alive():
     is_daemon = thread.submit(lambda: threading.current_thread().daemon).result(10)
     thread.stop()
     assert is_daemon
+
+
+def test_it_has_ended_only_when_its_last_job_has():
+    thread = EngineThread()
+    gate, entered = threading.Event(), threading.Event()
+    job = thread.submit(lambda: entered.set() or gate.wait())
+    entered.wait()
+    thread.stop()
+    assert not thread.has_ended
+    gate.set()
+    assert job.result()
+    thread._thread.join()
+    assert thread.has_ended

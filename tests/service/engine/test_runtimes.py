@@ -8,8 +8,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from plaudit_service import Scorer
-from plaudit_service.engine.runtimes import OnnxRuntimeCuda, OpenVino, refuse_attention_on_cpu
-from plaudit_service.errors import ServiceError
+from plaudit_service.engine.onnx_runtime import open_session
+from plaudit_service.engine.onnx_runtime_cuda import OnnxRuntimeCuda, refuse_attention_on_cpu, refuse_fallback
+from plaudit_service.engine.openvino_runtime import OpenVino
+from plaudit_service.engine.runtimes import open_runtime
+from plaudit_service.errors import BundleError, ServiceError, SettingsError
 from plaudit_service.serving.parity import check
 
 TEXTS = [f"the egg boils {'no ' * (number * 7 % 30)}{number}" for number in range(24)]
@@ -57,12 +60,26 @@ def test_openvino_refuses_a_graph_that_is_none_in_one_line(tmp_path):
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="there is a CUDA provider")
 def test_a_device_is_refused_with_the_remedy_where_there_is_none(tiny_bundle):
     with pytest.raises(ServiceError, match=r"no CUDAExecutionProvider; install 'plaudit\[service-gpu\]'"):
-        OnnxRuntimeCuda(tiny_bundle() / "model.onnx", 0)
+        OnnxRuntimeCuda(tiny_bundle() / "model.onnx", "fp32", 0)
 
 
-def test_a_runtime_with_a_provider_that_it_does_not_have_is_refused(tiny_bundle):
-    with pytest.raises(ServiceError, match="--runtime openvino has no provider cuda"):
-        Scorer(tiny_bundle(), runtime="openvino", provider="cuda")
+def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_bundle):
+    session = open_session(tiny_bundle() / "model.onnx")
+    with pytest.raises(
+        ServiceError, match=r"--device cuda:1 cannot be used \(.* CPUExecutionProvider\); .* --device cpu"
+    ):
+        refuse_fallback(session, 1)
+
+
+def test_a_runtime_with_a_device_that_it_does_not_have_is_refused(tiny_bundle):
+    with pytest.raises(SettingsError, match="--runtime openvino has no device cuda:1; leave --device at cpu"):
+        Scorer(tiny_bundle(), runtime="openvino", device="cuda:1")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_bfloat16_is_refused_on_the_cpu_with_the_remedy(runtime, tmp_path):
+    with pytest.raises(BundleError, match="precision bf16 runs on CUDA devices only; give --device cuda, or export"):
+        open_runtime(tmp_path / "model.onnx", "bf16", runtime=runtime, device="cpu", num_threads=1)
 
 
 def test_attention_on_the_cpu_is_refused_beside_a_device(causal_bundle, tmp_path):

@@ -1,10 +1,11 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plaudit_service.engine.runtime import CPU_COSTS, Costs
 from plaudit_service.queueing.batching import Backlog, best_prefix, cut, num_common_tokens
 from plaudit_service.text.token_ids import token_key
 
@@ -27,8 +28,8 @@ def of_length(length, arrival=0, first=0):
     return waiting(*range(first, first + length), arrival=arrival)
 
 
-def backlog_of(*entries, **options):
-    backlog = Backlog(**options)
+def backlog_of(*entries, costs=CPU_COSTS, **options):
+    backlog = Backlog(costs, **options)
     for entry in entries:
         backlog.add(entry)
     return backlog
@@ -65,26 +66,28 @@ def test_the_oldest_goes_before_longer_and_better_fitting_ones():
     assert entries[2] in backlog_of(*entries).take(max_padded_tokens=100).sequences
 
 
-def slow_least_cost(lengths, budget):
+def slow_least_cost(lengths, call_tokens, budget):
     """The least cost of cutting falling lengths into batches, by trying every cut."""
     if not lengths:
         return 0
     return min(
-        16 + stop * lengths[0] + slow_least_cost(lengths[stop:], budget)
+        call_tokens + stop * lengths[0] + slow_least_cost(lengths[stop:], call_tokens, budget)
         for stop in range(1, len(lengths) + 1)
         if stop == 1 or stop * lengths[0] <= budget
     )
 
 
 @given(
-    st.lists(st.integers(1, 200), max_size=9).map(lambda lengths: sorted(lengths, reverse=True)), st.integers(1, 900)
+    st.lists(st.integers(1, 200), max_size=9).map(lambda lengths: sorted(lengths, reverse=True)),
+    st.sampled_from([0, 16, 256]),
+    st.integers(1, 900),
 )
-def test_sequences_are_cut_where_padding_and_calls_together_cost_the_least(lengths, budget):
-    batches = cut(lengths, max_padded_tokens=budget)
+def test_sequences_are_cut_where_padding_and_calls_together_cost_the_least(lengths, call_tokens, budget):
+    batches = cut(lengths, replace(CPU_COSTS, call_tokens=call_tokens), max_padded_tokens=budget)
     assert [at for start, stop in batches for at in range(start, stop)] == list(range(len(lengths)))
     assert all(stop - start == 1 or (stop - start) * lengths[start] <= budget for start, stop in batches)
-    cost = sum(16 + (stop - start) * lengths[start] for start, stop in batches)
-    assert cost == slow_least_cost(lengths, budget)
+    cost = sum(call_tokens + (stop - start) * lengths[start] for start, stop in batches)
+    assert cost == slow_least_cost(lengths, call_tokens, budget)
 
 
 def test_a_sequence_over_the_budget_goes_alone():
@@ -145,6 +148,22 @@ def test_a_prefix_whose_computation_is_kept_is_used_for_one_sequence_alone():
 )
 def test_sharing_is_chosen_where_it_saves_most_and_pays(sharers, num_kept, expected):
     assert best_prefix(sharers, num_kept=num_kept) == expected
+
+
+def test_where_rows_are_padded_to_a_multiple_the_prefix_is_one_too():
+    assert best_prefix([(100, 150), (100, 160)], num_kept=0, multiple=8) == 96
+    assert best_prefix([(149, 150)], num_kept=71, multiple=8) == 64
+    assert best_prefix([(71, 100), (71, 100)], num_kept=0, multiple=8) == 64
+    assert best_prefix([(63, 100), (63, 100), (63, 100)], num_kept=0, multiple=64) == 0
+
+
+def test_a_device_with_costly_calls_gets_larger_batches():
+    lengths = [40, 30, 20, 10]
+    entries = [of_length(length) for length in lengths]
+    cheap = Costs(call_tokens=1, prefix_token=0, batch_tokens=0)
+    assert [len(batch.sequences) for batch in take_all(backlog_of(*entries, costs=cheap), 1000)] == [1, 1, 1, 1]
+    dear = replace(cheap, call_tokens=1000)
+    assert [len(batch.sequences) for batch in take_all(backlog_of(*entries, costs=dear), 1000)] == [4]
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.lists(st.integers(0, 3), min_size=1, max_size=30))

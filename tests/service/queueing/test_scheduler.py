@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from plaudit_service.bundles.bundle import load_bundle
 from plaudit_service.engine.engine_thread import EngineThread
 from plaudit_service.engine.model import Failure, Model
+from plaudit_service.engine.runtime import CPU_COSTS
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
 from plaudit_service.metrics import Metrics
 from plaudit_service.queueing.scheduler import Scheduler, admit
@@ -29,6 +30,7 @@ class FakeEngine:
     name = "fake"
     tolerance = 0.0
     promises_bits = True
+    costs = CPU_COSTS
 
     def __init__(self):
         self.batches = []

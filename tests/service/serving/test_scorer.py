@@ -151,6 +151,7 @@ class NoBatches:
 
     def __init__(self, engine):
         self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
+        self.costs = engine.costs
         self._engine = engine
 
     def run(self, batch, prefix=None):
@@ -190,6 +191,7 @@ class Recording:
 
     def __init__(self, engine):
         self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
+        self.costs = engine.costs
         self._engine = engine
         self.lengths = []
 

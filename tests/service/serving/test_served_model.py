@@ -156,6 +156,7 @@ class OneIsNotFinite:
 
     def __init__(self, engine, length):
         self.name, self.tolerance, self.promises_bits = engine.name, engine.tolerance, True
+        self.costs = engine.costs
         self._engine, self._length = engine, length
 
     def run(self, batch, prefix=None):

@@ -57,18 +57,25 @@ _ANYWHERE = re.compile(_SOMEWHERE)
 _AT_START = re.compile(rf"\s*({any_of(_BOS)})")
 _AT_END = re.compile(rf"({_SOMEWHERE}|{any_of(_EOS)})\Z")
 _MAX_TOKEN_CHARS = 80
-# HTML that strikes a text through, on one line. At the start of a text it may be a whole sequence between BOS and EOS,
-# unless ordinary text follows.
-_STRUCK = re.compile(r"(?<=.)(?<!</s>)<s>[^<\n]*</s>|\A<s>[^<\n]*</s>(?=\s*[^\s<\[])", re.DOTALL)
-_STRUCK_AT_END = re.compile(r"<s>[^<\n]*</s>\s*\Z")
+# The tags with which HTML strikes a text through; in quotes, they are only spoken of.
+_TAG = re.compile(r"""(?P<quote>["'`])</?s>(?P=quote)|(?P<opens><s(?:\s[^<>]{0,200})?>)|</s>""")
+_BEGINNING = re.compile(rf"(?:\s*(?:{any_of(_BOS)}))*")
+_NO_TEXT_FOLLOWS = re.compile(rf"\s*(?:\Z|{_SOMEWHERE}|{any_of((*_BOS, *_EOS))})")
+# Elements on lines of their own, as no sequence begins and ends.
+_BLOCK_BEGINS = re.compile(r"<s>[ \t]*\n\s*<[a-z]\w{0,20}(?:\s[^<>]{0,200})?>")
+_BLOCK_ENDS = re.compile(r"</[a-z]\w{0,20}>[ \t]*\n[ \t]*</s>\Z")
 
 
 class KnownTokens:
-    """The special tokens of any policy."""
+    """The special tokens of any policy.
+
+    `</s>` after an unclosed `<s>` is HTML, and so is that `<s>`; but where `<s>` begins a whole text and no text
+    follows on its `</s>`, they are BOS and EOS.
+    """
 
     def find(self, text: str) -> Iterator[str]:
         """Each one in a text that was decoded."""
-        edges = _STRUCK.sub("", text) if "<s>" in text else text
+        edges = _without(text, _struck(text, is_whole=True)) if _HTML_END in text else text
         at = 0
         while (first := _AT_START.match(edges, at)) is not None:
             yield first.group(1)
@@ -79,9 +86,53 @@ class KnownTokens:
     def last(self, text: str) -> LastToken | None:
         """The one that ends a turn at the very end of a text, spaces aside; None: there is none."""
         for start, token in _from_end(text):
-            is_html = token == _HTML_END and _STRUCK_AT_END.search(text, max(0, text.rfind("<s>")))
+            is_html = token == _HTML_END and any(end > start for _, end in _struck(text, is_whole=False))
             return None if is_html or token in _ENDS_NO_TURN else LastToken(start, token in _PADDING)
         return None
+
+
+def _struck(text: str, *, is_whole: bool) -> list[tuple[int, int]]:
+    """Where HTML strikes a text through, from each `<s>` that is not within another to the end of its `</s>`.
+
+    Args:
+        text: What was decoded.
+        is_whole: Whether BOS may begin it; otherwise it is a completion.
+    """
+    spans: list[tuple[int, int]] = []
+    opened: list[tuple[int, bool]] = []  # where, and whether it may be BOS
+    beginning = _BEGINNING.match(text) if is_whole else None
+    after_bos = beginning.end() if beginning else 0
+    after_eos = len(text)
+    for tag in _TAG.finditer(text):
+        start, end = tag.span()
+        if tag["quote"]:
+            continue
+        if tag["opens"]:
+            follows_eos = start >= after_eos and not text[after_eos:start].strip()
+            opened.append((start, tag["opens"] == "<s>" and (start < after_bos or follows_eos)))
+            after_eos = len(text)
+            continue
+        begin, may_be_bos = opened.pop() if opened else (end, True)
+        if begin == end or (may_be_bos and _NO_TEXT_FOLLOWS.match(text, end) and not _is_block(text, begin, end)):
+            after_eos = end
+            continue
+        while spans and spans[-1][0] > begin:
+            spans.pop()
+        spans.append((begin, end))
+    return spans
+
+
+def _is_block(text: str, begin: int, end: int) -> bool:
+    return bool(
+        _BLOCK_BEGINS.match(text, begin, end) and _BLOCK_ENDS.search(text[max(begin, end - _MAX_TOKEN_CHARS) : end])
+    )
+
+
+def _without(text: str, spans: list[tuple[int, int]]) -> str:
+    """A text with a word in place of each span, so that no token comes to an edge."""
+    starts = [0, *(end for _, end in spans)]
+    ends = [*(start for start, _ in spans), len(text)]
+    return "struck".join(text[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def _from_end(text: str) -> Iterator[tuple[int, str]]:

@@ -91,3 +91,63 @@ def test_what_looks_like_a_chat_and_cannot_be_used_is_refused_with_the_reason(la
     assert looks_like_chat(label)
     with pytest.raises(InvalidRequest, match=message):
         find_chat(label, "labels[0]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + json.dumps(CHAT),
+        json.dumps(json.dumps(CHAT)),
+        "\n".join([json.dumps(CHAT[0])] * 2) + "\n",
+    ],
+)
+def test_a_chat_is_read_with_a_byte_order_mark_dumped_twice_or_a_message_a_line(text):
+    assert {message.content for message in find_chat(text, "labels[0]")} == {"good"}
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        {"messages": CHAT, "id": 3},
+        json.dumps({"id": 3, "messages": CHAT}),
+        str({"id": 3, "messages": CHAT}),
+        {"messages": json.dumps(CHAT), "id": 3},
+        {"conversations": [{"from": "human", "value": "a"}], "model": "m"},
+        "[{'id': 1, 'role': 'user', 'content': 'bad'}]",
+        "array([{'content': 'bad', 'role': 'user'}], dtype=object)",
+        "\ufeff" + str(CHAT),
+        [{"role": "user", "text": "a"}],
+        [{"role": "user", "parts": ["a"]}],
+        [{"from": "human", "content": "a"}],
+        [{"from": "gpt", "value": "a", "weight": 1}],
+        [{"Role": "User", "Content": "a"}],
+        [{"role": "user"}],
+        "[{'role': 'user', 'parts': ['a']}]",
+        str([{"from": "human", "value": "a"}]),
+    ],
+)
+def test_a_chat_in_a_form_of_other_data_sets_is_refused(label):
+    assert looks_like_chat(label)
+    with pytest.raises(InvalidRequest, match=r"^labels\[0\]"):
+        find_chat(label, "labels[0]")
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        [{"from": "Coal", "to": "Grid", "value": 75.2}],
+        {"from": "EUR", "value": 12, "to": "USD"},
+        [{"Role": "Chief", "Content": "a"}],
+        [{"role": "user", "email": "a@b.c"}],
+        [{"role": "lead", "text": "a"}],
+        '"quoted"',
+        '"',
+        '{"a": 1}\n{"a": 2}',
+        "f([{'a': 1}])",
+        "{'a': {'role': 'user', 'content': 'x'}}",
+        {"messages": ["a"], "id": 3},
+    ],
+)
+def test_records_with_the_same_keys_are_no_chat_without_the_name_of_a_speaker(label):
+    for written in (label, json.dumps(label), str(label)):
+        assert find_chat(written, "labels[0]") is None

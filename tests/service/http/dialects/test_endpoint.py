@@ -181,7 +181,7 @@ THINKING = "{% for m in messages %}{{ m.content }} {{ m.reasoning_content }} {{ 
         ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}], "reasoning_content": "good"}, -1.25),
         ({"role": "user", "content": "bad", "id": 7}, "id: no field of a message that chat templates read"),
         ({"role": "user", "content": [{"type": "text", "text": "bad"}] * 2}, "content: 2 parts"),
-        ({"role": "user", "content": None}, "content: there is none"),
+        ({"role": "user", "content": None}, "content: missing"),
     ],
 )
 def test_a_chat_is_scored_as_one_or_refused_and_never_taken_for_a_plain_label(serve, tiny_bundle, message, score):
@@ -208,6 +208,18 @@ def test_a_chat_is_scored_as_one_or_refused_and_never_taken_for_a_plain_label(se
                 given = answer.json()
                 given = given["results"][0]["score"] if path == "/score" else number(path.split("?")[0], given)
                 assert given == score, path
+
+
+def test_over_the_wire_html_is_scored_whole_and_a_chat_of_another_data_set_is_no_plain_label(serve, tiny_bundle):
+    with serve(tiny_bundle(), flags=["--dialects", ALL]) as service:
+        for text in ("good <s>x\ny</s>", "good <s>x <b>y</b></s>", "<s>x <i>y</i></s> good"):
+            for path, body in bodies(text).items():
+                assert number(path, post(service, path, body).json()) == 1.0, text
+        for label in ({"messages": CHAT, "id": 3}, [{"from": "human", "content": "bad"}], [{"role": "user"}]):
+            answer = post(service, "/get_reward", {"query": ["good"], "prompts": ["g"], "labels": [label]})
+            assert (answer.status_code, answer.json()["detail"][:9]) == (422, "labels[0]"), label
+        answer = post(service, "/get_reward", {"query": ["good"], "labels": [{"from": "EUR", "value": 12}]})
+        assert answer.json()["rewards"] == [1.0]
 
 
 def test_a_model_that_was_trained_on_pairs_reads_texts_alone(serve, tiny_bundle):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,47 @@ def test_what_ends_a_turn_is_taken_off_and_what_belongs_to_it_stays(completion, 
 def test_an_end_is_looked_for_in_bounded_work(text):
     stripped, _ = strip_end(text + "</s>" * 100, KNOWN)
     assert stripped.endswith("</s>" * (100 - 8))
+
+
+STRUCK = [
+    "see <s>fine\nbad</s>",
+    "This is <s>old <b>price</b></s>",
+    "<s>$20 <i>x</i></s> now $10",
+    "<s>\n<li>a</li>\n</s>",
+    "<p><s>a <s>b</s> c</s>\n",
+    "was <s>a</s><s>b</s>",
+    'was <s class="old">a</s>',
+    "<s>a</s><br>b",
+]
+
+
+@pytest.mark.parametrize("text", STRUCK)
+def test_html_that_strikes_a_text_through_is_never_refused_nor_cut(text):
+    assert find_foreign([TextItem(text=text)], KNOWN, lambda _: False) is None
+    assert strip_end(text, KNOWN) == (text, False)
+    assert strip_end(f"{text}</s>", KNOWN) == (text, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("<s>a</s>", ["<s>", "</s>"]),
+        ("<s>a\n<b>b</b></s>\n", ["<s>", "</s>"]),
+        ("<pad><s>a <s>old</s> b</s><pad>", ["<pad>", "<s>", "<pad>", "</s>"]),
+        ("<s>a <s>old</s>", ["<s>"]),  # cut by length
+        ("a</s> <s>b</s>", ["</s>"]),
+        ("the token `<s>` begins it</s>", ["</s>"]),
+        ("<s>a\nb</s> c", []),
+    ],
+)
+def test_a_whole_sequence_begins_with_bos_and_ends_with_eos_whatever_html_it_holds(text, tokens):
+    assert list(KNOWN.find(text)) == tokens
+
+
+@pytest.mark.parametrize("part", ["<s>", "</s>", "<s>a</s>", "<s ", "<s>\n<a ", "</s>" + " " * 50, " ", "</s> <s>"])
+def test_html_is_looked_for_in_linear_time(part):
+    text = part * (400_000 // len(part)) + "</s>"
+    begun = time.process_time()
+    list(KNOWN.find(text))
+    strip_end(text, KNOWN)
+    assert time.process_time() - begun < 20  # a second; quadratic: hours

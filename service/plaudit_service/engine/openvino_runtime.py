@@ -1,0 +1,110 @@
+"""OpenVINO on an x86 CPU: bfloat16 where the CPU computes in it, else float32."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plaudit_service.engine.cores import num_cores
+from plaudit_service.engine.runtime import (
+    BF16_TOLERANCE,
+    CPU_COSTS,
+    CPU_PREFIX_CACHE_BYTES,
+    Array,
+    Input,
+    cannot_be_loaded,
+    itemsize,
+    no_tokens_shape,
+)
+from plaudit_service.errors import ServiceError
+
+
+class OpenVino:
+    """A graph in OpenVINO.
+
+    Args:
+        graph: The ONNX file.
+        num_threads: Threads of one call; 0: one per core that this process may use.
+
+    Raises:
+        BundleError: the graph cannot be loaded.
+        ServiceError: OpenVINO is not installed.
+    """
+
+    promises_bits = False
+    costs = CPU_COSTS
+    prefix_cache_bytes = CPU_PREFIX_CACHE_BYTES
+
+    def __init__(self, graph: Path, num_threads: int) -> None:
+        # A package that reports each import of openvino to Google Analytics; openvino goes on without it.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to hide a module
+        try:
+            import openvino
+        except ModuleNotFoundError as error:
+            raise ServiceError(
+                "--runtime openvino: openvino is not installed; pip install 'plaudit[openvino]'"
+            ) from error
+        core = openvino.Core()
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.name = f"openvino-cpu-{'bf16' if has_bf16 else 'fp32'}"
+        self.tolerance = BF16_TOLERANCE if has_bf16 else 0.0
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32",
+            "INFERENCE_NUM_THREADS": num_threads or num_cores(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            model = core.compile_model(_with_repeated_heads(core.read_model(str(graph))), "CPU", options)
+        except RuntimeError as error:
+            raise cannot_be_loaded(graph, error) from error
+        self._request = model.create_infer_request()
+        self.inputs = {
+            tensor.any_name: Input(
+                tuple(size.get_length() if size.is_static else None for size in tensor.partial_shape),
+                itemsize(tensor.element_type.to_dtype()),
+            )
+            for tensor in model.inputs
+        }
+        self._dtypes = {tensor.any_name: tensor.element_type.to_dtype() for tensor in model.inputs}
+        self.outputs = [tensor.any_name for tensor in model.outputs]
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
+        """Compute all outputs and copy some."""
+        self._request.infer(dict(feeds))
+        return [np.array(self._request.get_tensor(name).data) for name in outputs]
+
+    run_kept = run
+
+    def cut(self, kept: Array, num_tokens: int) -> Array:
+        """The first tokens of a kept result."""
+        return np.ascontiguousarray(kept[:, :, :num_tokens])
+
+    def no_tokens(self, name: str) -> Array:
+        """Keys or values of no prefix."""
+        return np.zeros(no_tokens_shape(self.inputs[name]), dtype=self._dtypes[name])
+
+
+def _with_repeated_heads(model: Any) -> Any:
+    """Gives every attention as many heads of keys and values as of queries, in place.
+
+    OpenVINO 2026.4 reads grouped heads, and then refuses to run them: "Incompatible MatMul batch dimension".
+    """
+    from openvino import opset13 as ops
+
+    for attention in model.get_ordered_ops():
+        if attention.get_type_name() != "ScaledDotProductAttention":
+            continue
+        query, *grouped = (attention.input_value(place) for place in range(3))
+        heads = ops.gather(ops.shape_of(query), ops.constant([1]), ops.constant(0))  # (1,)
+        for place, value in enumerate(grouped, start=1):
+            batch, groups, tokens, size = (
+                ops.gather(ops.shape_of(value), ops.constant([axis]), ops.constant(0)) for axis in range(4)
+            )
+            wide = ops.concat([batch, groups, ops.divide(heads, groups), tokens, size], 0)
+            repeated = ops.broadcast(ops.unsqueeze(value, ops.constant([2])), wide)
+            flat = ops.reshape(repeated, ops.concat([batch, heads, tokens, size], 0), special_zero=False)
+            attention.input(place).replace_source_output(flat.output(0))
+    model.validate_nodes_and_infer_types()
+    return model

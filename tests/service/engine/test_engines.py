@@ -1,0 +1,129 @@
+"""What an engine feeds to a graph: rows of one length, what a device wants padded, and what is asked for."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plaudit_service.bundles.bundle import Bundle, Head, Manifest, Scoring, Source
+from plaudit_service.engine.engines import GraphEngine, padded_tokens
+from plaudit_service.engine.runtime import CPU_COSTS, Input
+from plaudit_service.text.tokenization import TokenizedText
+
+MAX_TOKENS = 20
+FIRST_FORM = ("input_ids", "attention_mask", "position_ids", "prefix_index", "last_index")
+SECOND_FORM = ("input_ids", "position_ids", "prefix_index", "last_index", "token_index", "present_index")
+
+
+@dataclass
+class FakeRuntime:
+    """A graph of 2 heads of 4 numbers in a type that numpy does not have; remembers what it was fed."""
+
+    named: tuple[str, ...]
+    costs: Any = CPU_COSTS
+    name: str = "fake"
+    tolerance: float = 0.0
+    promises_bits: bool = False
+    prefix_cache_bytes: int = 0
+    outputs: tuple[str, ...] = ("scores",)
+    fed: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        past = {f"past.0.{part}": Input((None, 2, None, 4), 2) for part in ("key", "value")}
+        return {name: Input((None, None), 8) for name in self.named} | past
+
+    def run(self, outputs, feeds):
+        self.fed.append(feeds)
+        return [np.zeros((len(feeds["input_ids"]), 1), dtype=np.float32)]
+
+    def run_kept(self, outputs, feeds):
+        self.fed.append(feeds)
+        return [f"kept {name}" for name in outputs]
+
+    def cut(self, kept, num_tokens):
+        return f"{kept} of {num_tokens}"
+
+    def no_tokens(self, name):
+        return f"nothing of {name}"
+
+
+def engine_on(runtime, kind="causal"):
+    hashes = {"model.onnx": "0" * 64, "tokenizer.json": "0" * 64}
+    scoring = Scoring(kind=kind, max_tokens=MAX_TOKENS, vocab_size=99, heads=(Head(name="score"),), sha256=hashes)
+    source = Source(id="none", architecture="none", attention="none")
+    manifest = Manifest(
+        name="fake",
+        scoring=scoring,
+        tolerance=1e-5,
+        opset=23,
+        source=source,
+        versions={},
+        sha256={"golden.jsonl": "0" * 64},
+    )
+    return GraphEngine(Bundle(None, manifest, None, ()), runtime)
+
+
+def text(length):
+    return TokenizedText(np.arange(10, 10 + length), None, length, truncated=False)
+
+
+def test_a_scoring_call_asks_for_no_keys_and_values():
+    runtime = FakeRuntime(SECOND_FORM)
+    engine_on(runtime).run([text(3), text(5)])
+    (fed,) = runtime.fed
+    assert set(fed) == set(runtime.inputs)
+    assert fed["input_ids"].tolist() == [[10, 11, 12, 0, 0], [10, 11, 12, 13, 14]]
+    assert fed["last_index"].tolist() == [2, 4]
+    assert (len(fed["token_index"]), len(fed["present_index"])) == (0, 0)
+    assert fed["past.0.key"] == "nothing of past.0.key"
+
+
+def test_a_prefix_is_kept_to_its_last_token_and_continued():
+    runtime = FakeRuntime(SECOND_FORM)
+    engine = engine_on(runtime)
+    first = engine.compute_prefix(text(3).token_ids)
+    assert runtime.fed[-1]["present_index"].tolist() == [0, 1, 2]
+    assert first.num_bytes == 3 * 2 * (2 * 4 * 2)  # tokens x (key, value) x heads x numbers x bytes
+    assert first.past["past.0.value"] == "kept present.0.value of 3"
+    second = engine.compute_prefix(text(7).token_ids, first)
+    assert runtime.fed[-1]["input_ids"].tolist() == [[13, 14, 15, 16]]
+    assert runtime.fed[-1]["present_index"].tolist() == list(range(7))
+    assert runtime.fed[-1]["past.0.value"] == first.past["past.0.value"]
+    assert second.num_tokens == 7
+
+
+def test_a_graph_of_the_first_form_is_fed_its_mask():
+    runtime = FakeRuntime(FIRST_FORM)
+    engine = engine_on(runtime)
+    prefix = engine.compute_prefix(text(2).token_ids)
+    engine.run([text(3), text(4)], prefix)
+    assert runtime.fed[-1]["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert "present_index" not in runtime.fed[-1]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_prefix", "expected"),
+    [
+        ([1], 0, 8),
+        ([8], 0, 8),
+        ([3, 9], 0, 16),
+        ([17], 0, MAX_TOKENS),  # no position beyond those that the model has
+        ([19], 8, 12),
+        ([11], 8, 8),
+    ],
+)
+def test_rows_are_padded_to_a_multiple_where_the_device_wants_it(lengths, num_prefix, expected):
+    runtime = FakeRuntime(SECOND_FORM, costs=replace(CPU_COSTS, row_multiple=8))
+    engine = engine_on(runtime)
+    prefix = engine.compute_prefix(text(num_prefix).token_ids) if num_prefix else None
+    engine.run([text(length) for length in lengths], prefix)
+    assert runtime.fed[-1]["input_ids"].shape == (len(lengths), expected)
+    assert runtime.fed[-1]["position_ids"].max() < MAX_TOKENS
+
+
+def test_padding_counts_as_computed_tokens():
+    assert padded_tokens([3, 9], CPU_COSTS) == 18
+    assert padded_tokens([1], CPU_COSTS) == 2
+    assert padded_tokens([3, 9], replace(CPU_COSTS, row_multiple=8)) == 32

@@ -74,7 +74,7 @@ def shifted(records: list) -> list:
 
 
 def test_scores_that_hardly_differ_are_told(encoder_checkpoint, tmp_path, monkeypatch):
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise ExportError("far enough")
 
     notes: list[str] = []

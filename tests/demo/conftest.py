@@ -11,9 +11,13 @@ from plaudit_demo.service import Latency
 from plaudit_demo.settings import DemoSettings
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread():
+    """Of each test alone: the exporter's tests, which come after, compare with processes of all threads."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -112,7 +112,14 @@ def refused(capsys, *argv):
 def test_a_run_over_http_leaves_a_policy_and_one_line(write_config, service, tmp_path):
     """The real process over a real socket; flag and environment win over the file."""
     done = subprocess.run(
-        [COMMAND, "train", "--config", write_config(scorer_timeout_s=30.0), "--output", str(tmp_path / "other")],
+        [
+            COMMAND,
+            "train",
+            "--config",
+            write_config(scorer_timeout_s=30.0, max_completion_tokens=32),
+            "--output",
+            str(tmp_path / "other"),
+        ],
         env={"PLAUDIT_URL": service.url, "PLAUDIT_API_KEY": "secret", "PATH": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -110,9 +110,11 @@ def _note(line: str) -> None:
 def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Options` that every source has."""
     from plaudit_export.checkpoints.rules import DEFAULT_GOLDEN_MAX_TOKENS
+    from plaudit_export.checks.devices import check_device
     from plaudit_export.checks.text_files import read_items
     from plaudit_service.bundles.bundle import Head
 
+    check_device(parsed.device)
     return {
         "name": parsed.name,
         "append_eos": parsed.append_eos,
@@ -128,6 +130,7 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
         "golden_max_tokens": parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
         "tolerance": parsed.tolerance,
         "builtin_class": parsed.builtin_class,
+        "device": parsed.device,
     }
 
 
@@ -332,6 +335,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="longest built-in text to check, in tokens: long ones take long, also at every start (default: 4096)",
     )
     add(
+        "--device",
+        type=_device,
+        default="cpu",
+        metavar="cpu|cuda[:N]",
+        help="where transformers computes the reference scores, in float32, one layer after the other (default: cpu)",
+    )
+    add(
         "--tolerance",
         type=_tolerance,
         metavar="X",
@@ -344,6 +354,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
     return int(text)
+
+
+def _device(text: str) -> str:
+    kind, colon, number = text.partition(":")
+    if text != "cpu" and not (kind == "cuda" and (number.isdecimal() if colon else True)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:N")
+    return text
 
 
 def _tolerance(text: str) -> float:

@@ -11,15 +11,24 @@ from tqdm import tqdm
 
 from plaudit_export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from plaudit_export.checkpoints.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
-from plaudit_export.checks.comparison import Comparison
+from plaudit_export.checks.comparison import Comparison, Scores
+from plaudit_export.checks.devices import computing_on
 from plaudit_export.checks.readings import other_readings
 from plaudit_export.checks.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.checks.report import score_std
 from plaudit_export.errors import ExportError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
 from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
-from plaudit_export.graphs.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
-from plaudit_export.graphs.tracing import OPSET, export_graph, halve, needs_mask
+from plaudit_export.graphs.precision import (
+    MIN_AGREEMENT,
+    Float32,
+    GraphScorer,
+    compare,
+    graph_bytes,
+    graph_float32,
+    write_int8,
+)
+from plaudit_export.graphs.tracing import OPSET, export_graph, halve, needs_mask, release
 from plaudit_export.progress import elapsed
 from plaudit_export.writer import (
     staged,
@@ -28,6 +37,7 @@ from plaudit_export.writer import (
     write_tokenizer,
 )
 from plaudit_service.bundles.bundle import GRAPH, Golden, ScoringFile, Source, load_bundle
+from plaudit_service.text.tokenization import TokenizedText
 
 # Reference scores that lie closer together than this many tolerances would hide a wrong text behind a right one.
 _MIN_SPREAD = 1_000
@@ -66,9 +76,9 @@ def export_checkpoint(
         staged(bundle, force=force) as directory,
         tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch,
     ):
-        float_directory = directory if options.precision == "fp32" else Path(scratch)
+        float_directory = Path(scratch) if options.precision == "int8" else directory
         draft = _build(source, directory, float_directory, options, step, note)
-        gc.collect()  # the model goes before the engine loads the weights again
+        gc.collect()
         comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
         if options.precision != "fp32":
             comparison, tolerance = _reduce(draft, directory, float_directory, options, step)
@@ -77,7 +87,10 @@ def export_checkpoint(
 
 
 def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> Draft:
-    """Write the float32 graph, that of float16, the tokenizer, the template and the golden texts."""
+    """Write the graph (for int8 that of float32), the tokenizer, the template and the golden texts.
+
+    The model is gone when this returns: the engine loads the weights again.
+    """
     step(f"loading {source}")
     checkpoint = load_checkpoint(
         source,
@@ -96,7 +109,10 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
     )
     for line in notes:
         note(line)
-    records = _references(checkpoint, rules, cases, step)
+    golden = sequences(rules, cases)
+    with computing_on(checkpoint.model, options.device):
+        records = _references(checkpoint, rules, cases, options.device, step)
+        float_scores = _float_scores(checkpoint, rules, records, measured, options)
     write_golden(records, directory)
     if score_std(records) < _MIN_SPREAD * (options.tolerance or DEFAULT_TOLERANCE):
         notes.append(f"the golden texts' scores differ by {score_std(records):.1e} only; add texts of yours (--golden)")
@@ -104,13 +120,13 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
     step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
     checkpoint.merge_adapter()
     has_mask = needs_mask(checkpoint, rules.max_tokens)
+    float_bytes = _weights_bytes(checkpoint)
+    if options.precision == "fp16":
+        halve(checkpoint.model)
     with elapsed("tracing"):
         export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask)
-    if options.precision == "fp16":
-        step(f"tracing {checkpoint.architecture} in float16")
-        halve(checkpoint.model)
-        with elapsed("tracing"):
-            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
+    saved_bytes = float_bytes - _weights_bytes(checkpoint)
+    release(checkpoint.model)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:
         write_chat_template(rules.chat_template, directory)
@@ -121,7 +137,38 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         architecture=checkpoint.architecture,
         attention=checkpoint.attention,
     )
-    return Draft(rules, made_from, OPSET, notes, records, sequences(rules, cases), measured, normalized)
+    return Draft(rules, made_from, OPSET, notes, records, golden, measured, normalized, float_scores, saved_bytes)
+
+
+def _float_scores(
+    checkpoint: Checkpoint,
+    rules: Rules,
+    records: Sequence[Golden],
+    measured: Sequence[TokenizedText] | None,
+    options: Options,
+) -> Scores | None:
+    """What float32 gives the texts that measure a precision; None for int8, which is made of a float32 graph."""
+    if options.precision in {"fp32", "int8"}:
+        return None
+    if measured is None:
+        return np.array([record.score for record in records])
+    reference = Reference(checkpoint, rules, options.device)
+    bar = tqdm(_measuring(measured)[1], desc="--calibrate", unit="text", leave=False, disable=None)
+    return np.array([reference.weigh(_heads(reference, text)) for text in bar])
+
+
+def _heads(reference: Reference, text: TokenizedText) -> list[float]:
+    return reference.heads(text.token_ids.tolist(), None if text.type_ids is None else text.type_ids.tolist())
+
+
+def _measuring(texts: Sequence[TokenizedText]) -> tuple[Sequence[TokenizedText], Sequence[TokenizedText], bool]:
+    """Of the user's texts those that calibrate and those that measure, the last third, and whether these are others."""
+    split = len(texts) - len(texts) // 3
+    return texts[:split], texts[split:] or texts, split < len(texts)
+
+
+def _weights_bytes(checkpoint: Checkpoint) -> int:
+    return sum(parameter.nbytes for parameter in checkpoint.model.parameters())
 
 
 def export_onnx(
@@ -174,7 +221,9 @@ def export_onnx(
             step(f"scoring {len(cases)} golden texts with the graph, one at a time")
             records = _graph_references(directory, rules, cases)
         else:
-            records = _references(original, rules, cases, step)
+            with computing_on(original.model, options.device):
+                records = _references(original, rules, cases, options.device, step)
+            release(original.model)
         write_golden(records, directory)
         attention = "unknown (a foreign graph)" if original is None else original.attention
         made_from = Source(
@@ -206,9 +255,9 @@ def _window_notes(checkpoint: Checkpoint, rules: Rules, options: Options) -> lis
     return [f"no built-in golden text is longer than the sliding window of {window} tokens (--golden-max-tokens)"]
 
 
-def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], step: Say) -> list[Golden]:
+def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], device: str, step: Say) -> list[Golden]:
     step(f"scoring {len(cases)} golden texts with transformers")
-    reference = Reference(checkpoint, rules)
+    reference = Reference(checkpoint, rules, device)
     bar = tqdm(cases, unit="text", leave=False, disable=None)
     records = [reference.score(item, tokens) for item, tokens in bar]
     if lost := sum(not math.isfinite(record.score) for record in records):
@@ -230,19 +279,17 @@ def _reduce(
         ExportError: too many pairs are ranked otherwise than by float32.
     """
     scoring = draft.rules.scoring(_PLACEHOLDER_HASHES, options.precision)
-    texts = draft.measured or draft.golden
-    split = len(texts) - len(texts) // 3 if draft.measured else len(texts)
-    kept = "the head"
-    if options.precision == "int8":
+    calibrating, texts, held_out = _measuring(draft.measured) if draft.measured else (draft.golden, draft.golden, False)
+    if draft.float_scores is None:
         scratch = float_directory / "int8"
         scratch.mkdir()
-        int8 = write_int8(float_directory, directory, scoring, texts[:split], scratch, step)
-        kept = int8.describe()
+        kept = write_int8(float_directory, directory, scoring, calibrating, scratch, step).describe()
+        float32 = graph_float32(float_directory, scoring, texts)
+    else:
+        kept = "the head"
+        float32 = Float32(draft.float_scores, graph_bytes(directory) + draft.saved_bytes)
     step("comparing with float32")
-    held_out = texts[split:]
-    comparison = compare(
-        float_directory, directory, scoring, held_out or texts, held_out=bool(held_out), left_in_float=kept
-    )
+    comparison = compare(float32, directory, scoring, texts, held_out=held_out, left_in_float=kept)
     if comparison.pair_agreement < MIN_AGREEMENT and not options.allow_loss:
         raise ExportError(
             f"{options.precision} ranks {comparison.pair_agreement:.2%} of {comparison.num_texts} texts' pairs as "

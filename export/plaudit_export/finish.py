@@ -6,7 +6,7 @@ from pathlib import Path
 
 from plaudit_export.checkpoints.rules import Options, Rules
 from plaudit_export.checks import normalization
-from plaudit_export.checks.comparison import Comparison
+from plaudit_export.checks.comparison import Comparison, Scores
 from plaudit_export.checks.report import build_report, describe_parity
 from plaudit_export.errors import ExportError, ParityError
 from plaudit_export.graphs.precision import GraphScorer
@@ -46,7 +46,8 @@ class Draft:
     """What is left of a checkpoint when its model is gone: all that the manifest and the report need.
 
     `golden`, `measured` and `normalized` are sequences to score: the golden texts', the user's to calibrate and measure
-    on, and the user's to normalize on.
+    on, and the user's to normalize on. `float_scores` are what the model gave in float32 to the texts that measure, and
+    `saved_bytes` how much smaller its weights are now: of a reduced precision that no float32 graph was written for.
     """
 
     rules: Rules
@@ -57,6 +58,8 @@ class Draft:
     golden: list[TokenizedText]
     measured: list[TokenizedText] | None
     normalized: list[TokenizedText] | None
+    float_scores: Scores | None = None
+    saved_bytes: int = 0
 
 
 def finish(

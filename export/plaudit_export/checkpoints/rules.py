@@ -61,6 +61,7 @@ class Options:
         token_logits: it is a language model, and these tokens' logits are its heads.
         builtin_class: the class of transformers is right, also where the checkpoint has code of its own.
         pad_token: what the trainer padded with; "" for nothing.
+        device: where the reference scores are computed: `cpu`, `cuda` or `cuda:N`.
     """
 
     name: str | None = None
@@ -85,6 +86,7 @@ class Options:
     token_logits: Sequence[Head] = ()
     builtin_class: bool = False
     pad_token: str | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,18 @@ Case = tuple[Mapping[str, Any], Tokens]
 
 
 class Reference:
-    """Tokenizes and scores with the checkpoint's own tokenizer and model."""
+    """Tokenizes and scores with the checkpoint's own tokenizer and model.
 
-    def __init__(self, checkpoint: Checkpoint, rules: Rules) -> None:
+    Args:
+        checkpoint: the reward model.
+        rules: how its texts are tokenized, and what its heads weigh.
+        device: where the model computes (`devices.computing_on`).
+    """
+
+    def __init__(self, checkpoint: Checkpoint, rules: Rules, device: str = "cpu") -> None:
         self._checkpoint = checkpoint
         self._rules = rules
+        self._device = device
 
     def tokenize(self, item: Mapping[str, Any]) -> Tokens:
         """Token ids of a wire item, by the rules of docs/scoring.md.
@@ -63,14 +70,22 @@ class Reference:
 
     def score(self, item: Mapping[str, Any], tokens: Tokens) -> Golden:
         """Raw score of one text by transformers' own forward pass."""
-        inputs = {"input_ids": torch.tensor([tokens.token_ids])}
+        heads = self.heads(tokens.token_ids, tokens.type_ids)
+        return Golden(item=item, token_ids=tuple(tokens.token_ids), heads=tuple(heads), score=self.weigh(heads))
+
+    def heads(self, token_ids: Sequence[int], type_ids: Sequence[int] | None) -> list[float]:
+        """Raw head values of one text."""
+        inputs = {"input_ids": torch.tensor([list(token_ids)], device=self._device)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if tokens.type_ids is not None:
-            inputs["token_type_ids"] = torch.tensor([tokens.type_ids])
+        if type_ids is not None:
+            inputs["token_type_ids"] = torch.tensor([list(type_ids)], device=self._device)
         with quiet(), torch.no_grad():
-            heads = self._checkpoint.model(**inputs).logits[0].double().tolist()
-        score = sum(head.weight * value for head, value in zip(self._rules.heads, heads, strict=True))
-        return Golden(item=item, token_ids=tuple(tokens.token_ids), heads=tuple(heads), score=score)
+            heads: list[float] = self._checkpoint.model(**inputs).logits[0].double().tolist()
+        return heads
+
+    def weigh(self, heads: Sequence[float]) -> float:
+        """The raw score of head values."""
+        return sum(head.weight * value for head, value in zip(self._rules.heads, heads, strict=True))
 
     def _texts(self, item: Mapping[str, Any]) -> tuple[str, ...]:
         if "text" in item:

@@ -171,26 +171,47 @@ def _by_sensitivity(
     return order[: int(_MAX_KEPT_SHARE * len(order))]
 
 
+@dataclass(frozen=True)
+class Float32:
+    """What a reduced precision is held against.
+
+    Attributes:
+        scores: raw scores of the texts, shape (N,).
+        size_bytes: of the graph and its weights.
+        scorer: with the graph, to be timed; None where none was written.
+    """
+
+    scores: Scores
+    size_bytes: int
+    scorer: GraphScorer | None = None
+
+
+def graph_float32(directory: Path, scoring: Scoring, texts: Texts) -> Float32:
+    """What the float32 graph of a directory gives the texts."""
+    scorer = GraphScorer(directory, scoring.model_copy(update={"precision": "fp32"}))
+    return Float32(scorer.scores(texts, "float32"), graph_bytes(directory), scorer)
+
+
 def compare(
-    float_directory: Path, directory: Path, scoring: Scoring, texts: Texts, *, held_out: bool, left_in_float: str
+    float32: Float32, directory: Path, scoring: Scoring, texts: Texts, *, held_out: bool, left_in_float: str
 ) -> Comparison:
-    """Hold a graph of reduced precision against the float32 one.
+    """Hold a graph of reduced precision against float32.
 
     Args:
-        float_directory: holds the float32 graph.
-        directory: holds the other one.
+        float32: of the same texts.
+        directory: holds the graph of the reduced precision.
         scoring: rules of scoring, in the reduced precision.
         texts: to score.
         held_out: none of them was calibrated on.
         left_in_float: what stayed in float32.
     """
-    pair = (
-        GraphScorer(float_directory, scoring.model_copy(update={"precision": "fp32"})),
-        GraphScorer(directory, scoring),
-    )
-    reference, scores = pair[0].scores(texts, "float32"), pair[1].scores(texts, scoring.precision)
+    scorer, reference = GraphScorer(directory, scoring), float32.scores
+    scores = scorer.scores(texts, scoring.precision)
     difference = np.abs(scores - reference)
-    size_bytes, float_size_bytes = _graph_bytes(directory), _graph_bytes(float_directory)
+    size_bytes = graph_bytes(directory)
+    speed_ratio = None
+    if float32.scorer is not None:
+        speed_ratio = _speed_ratio((float32.scorer, scorer), texts[:_NUM_TIMED_TEXTS])
     return Comparison(
         num_texts=len(texts),
         held_out=held_out,
@@ -201,8 +222,8 @@ def compare(
         kendall=kendall(reference, scores),
         pair_agreement=pair_agreement(reference, scores),
         size_bytes=size_bytes,
-        size_ratio=size_bytes / float_size_bytes,
-        speed_ratio=_speed_ratio(pair, texts[:_NUM_TIMED_TEXTS]),
+        size_ratio=size_bytes / float32.size_bytes,
+        speed_ratio=speed_ratio,
         left_in_float=left_in_float,
     )
 
@@ -221,5 +242,6 @@ def _speed_ratio(scorers: tuple[GraphScorer, GraphScorer], texts: Texts) -> floa
     return statistics.median(ratios)
 
 
-def _graph_bytes(directory: Path) -> int:
+def graph_bytes(directory: Path) -> int:
+    """Size of a graph and its weights."""
     return sum((directory / name).stat().st_size for name in (GRAPH, GRAPH_DATA) if (directory / name).is_file())

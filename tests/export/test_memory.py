@@ -46,13 +46,19 @@ def wide_checkpoint(path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def baseline_bytes(causal_checkpoint, tmp_path_factory):
+    """What imports, tracer and engine take."""
+    return peak_bytes(causal_checkpoint, tmp_path_factory.mktemp("tiny") / "bundle", "fp32")
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_an_export_needs_at_most_one_and_a_half_times_the_float32_weights(precision, causal_checkpoint, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
+def test_an_export_needs_at_most_one_and_a_half_times_the_float32_weights(precision, baseline_bytes, tmp_path):
     wide = wide_checkpoint(tmp_path / "wide")
     weights_bytes = sum(weight.numel() * 4 for weight in load_file(wide / "model.safetensors").values())
     assert weights_bytes > 100_000_000
-    baseline = peak_bytes(causal_checkpoint, tmp_path / "tiny-bundle", precision)
     peak = peak_bytes(wide, tmp_path / "bundle", precision)
     assert (tmp_path / "bundle" / "model.onnx.data").is_file()
-    assert peak - baseline <= 1.5 * weights_bytes + CONSTANT_BYTES
+    print("PEAK", peak, baseline_bytes, weights_bytes)
+    assert peak - baseline_bytes <= 1.5 * weights_bytes + CONSTANT_BYTES

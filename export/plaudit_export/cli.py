@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
-from plaudit_service.command_line import Parser, run, say, tell
+from plaudit_service.command_line import Parser, interruptible, run, say, tell
 
 if TYPE_CHECKING:
     from plaudit_export.checkpoints.rules import Options, TextFile
@@ -42,7 +42,9 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
 
     options = _checkpoint_options(parsed)
-    return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
+    with interruptible():
+        exported = export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
@@ -74,7 +76,9 @@ def _cache(parsed: argparse.Namespace) -> int:
         _require_docstrings()
         from plaudit_export.exporter import export_checkpoint
 
-        exported = export_checkpoint(source, bundle, _checkpoint_options(parsed), step=_step, note=_note)
+        options = _checkpoint_options(parsed)
+        with interruptible():
+            exported = export_checkpoint(source, bundle, options, step=_step, note=_note)
         if exported.comparison is not None:
             say(exported.comparison.describe())
         _warn_of_unchecked(exported.bundle)
@@ -91,7 +95,9 @@ def _onnx(parsed: argparse.Namespace) -> int:
 
     options = Options(**_model_options(parsed))
     arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
-    return _tell(export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+    with interruptible():
+        exported = export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _require_docstrings() -> None:

@@ -11,9 +11,11 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import torch
+from ppo_runs import free_port, wait_until
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
@@ -257,7 +259,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(folder, full, serv
 
 
 @pytest.mark.parametrize(
-    "command", [["plaudit-fetch", "bundle", "fetched"], ["plaudit-export", "inspect", "bundle"]], ids=" ".join
+    "command",
+    [
+        ["plaudit-fetch", "bundle", "fetched"],
+        ["plaudit-export", "inspect", "bundle"],
+        ["plaudit-serve", "--help"],
+        ["plaudit-score", "--help"],
+    ],
+    ids=" ".join,
 )
 def test_an_output_that_cannot_be_written_is_one_line(folder, command):
     read, write = os.pipe()
@@ -266,8 +275,66 @@ def test_an_output_that_cannot_be_written_is_one_line(folder, command):
         done = run(folder, *command, stdout=output)
         os.close(output)
         assert done.returncode == 1
-        assert done.stderr.startswith(f"{command[0]}: error: [Errno ")
+        assert done.stderr.startswith(f"{command[0]}: error: output: ")
         assert done.stderr.count("\n") == 1
+
+
+CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-"}
+
+
+def run_closed(folder, names, command):
+    """A finished command that was started without some of its standard streams."""
+    shell = ["sh", "-c", f'exec "$@" {" ".join(CLOSED[name] for name in names)}', "sh"]
+    return subprocess.run(
+        [*shell, BIN / command[0], *command[1:]], cwd=folder, env=os.environ | NO_HUB, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [["stdin"], ["stdout"], ["stderr"], ["stdin", "stdout"], list(CLOSED)], ids=",".join)
+def test_a_command_that_has_something_to_write_and_nowhere_to_says_so(folder, serve, names):
+    (folder / "one.jsonl").write_text('"good"\n')
+    with serve(folder / "bundle") as service:
+        commands = [
+            ["plaudit-score", "one.jsonl", "--url", service.url],
+            ["plaudit-export", "inspect", "bundle"],
+            ["plaudit-fetch", "bundle", "closed"],
+        ]
+        ended = [run_closed(folder, names, command) for command in commands]
+        whole = run_closed(folder, names, ["plaudit-score", "one.jsonl", "-o", "scores.jsonl", "--url", service.url])
+    for done, (name, *_) in zip(ended, commands, strict=True):
+        says = f"{name}: error: output: it is closed\n" if "stdout" in names and "stderr" not in names else ""
+        assert (done.returncode, done.stderr) == (int("stdout" in names), says)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert len((folder / "scores.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("names", [["stdin"], list(CLOSED)], ids=",".join)
+def test_an_input_that_is_closed_is_exit_2(folder, names):
+    done = run_closed(folder, names, ["plaudit-score", "--url", "http://127.0.0.1:9"])
+    assert done.returncode == 2
+    assert done.stderr == (
+        "" if "stderr" in names else "plaudit-score: error: -: cannot be read: Bad file descriptor\n"
+    )
+
+
+def answers(url):
+    try:
+        return urlopen(url).status == 200  # noqa: S310  of ours
+    except OSError:  # it listens not yet, or is not ready
+        return False
+
+
+def test_a_service_without_standard_streams_answers_and_ends_as_ever(folder):
+    port = free_port()
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    command = [*shell, BIN / "plaudit-serve", "bundle", "--port", str(port)]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE) as process:
+        try:
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), process)
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_what_is_done_is_done_though_its_report_cannot_be_printed(folder):
@@ -296,6 +363,28 @@ def test_letters_that_the_output_lacks_and_docstrings_that_python_strips_change_
     with serve(folder / "bundle") if "URL" in command else nullcontext() as service:
         done = run(folder, *(service.url if part == "URL" else part for part in command), **LATIN, **OPTIMIZED)
     assert (done.returncode, "error" in done.stderr) == (0, False)
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+from plaudit_service.cli import main
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "plaudit_service.settings":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except BaseException:  # C code may take it for a bug, or swallow it
+                sys.exit("raised")
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main(["bundle"]))
+"""
+
+
+def test_sigterm_while_packages_are_imported_raises_nothing(folder):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("command", ["checkpoint", "onnx"])

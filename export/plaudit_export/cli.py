@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PROG = "plaudit-export"
 
+_MAX_DIGITS = 18  # Python refuses to read numbers of thousands
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -347,9 +349,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not _is_count(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
     return int(text)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MAX_DIGITS
 
 
 def _tolerance(text: str) -> float:
@@ -365,7 +371,7 @@ def _tolerance(text: str) -> float:
 def _token_logits(text: str) -> list[tuple[str, float]]:
     heads = _heads(text)
     for name, _ in heads:
-        if name.startswith("id:") and not name.removeprefix("id:").isdecimal():
+        if name.startswith("id:") and not _is_count(name.removeprefix("id:")):
             raise argparse.ArgumentTypeError(f"{name!r}: {name.removeprefix('id:')!r} is not a token id")
     return heads
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from plaudit_client.command_line import Parser, interruptible, run, say, tell
 from plaudit_ppo.errors import ConfigError
-from plaudit_ppo.termination import Terminated, Termination
+from plaudit_ppo.termination import Terminated, Termination, leave
 
 # What plaudit[train] brings is imported in functions: it may not be installed, and some of it takes seconds.
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
     """
-    return run("plaudit-ppo", lambda: _run_until_terminated(argv), extra="train", quiet=not _is_first_process())
+    exit_code = run("plaudit-ppo", lambda: _run_until_terminated(argv), extra="train", quiet=not _is_first_process())
+    leave(exit_code)
+    return exit_code
 
 
 def _run_until_terminated(argv: Sequence[str] | None) -> int:

@@ -46,7 +46,7 @@ def read_fields(directory: Path, name: str) -> dict[str, Any]:
     try:
         fields = json.loads((directory / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{directory}: its {name} cannot be read: {error}") from error
+        raise SourceError(f"{directory}: its {name} cannot be loaded: {error}") from error
     if not isinstance(fields, dict):
         raise SourceError(f"{directory}: its {name} is no JSON object")
     for field, (is_right, what) in _FIELDS[name].items():

@@ -3,6 +3,7 @@
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import modeling_utils
 
+from plaudit_export.checkpoints.config_files import CONFIG, read_fields
 from plaudit_export.errors import SourceError, first_line
 
 T = TypeVar("T")
@@ -97,6 +99,7 @@ def load_config(source: str) -> Any:
     Raises:
         SourceError: there is none that transformers knows.
     """
+    read_fields(Path(source), CONFIG)
     return loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 

@@ -185,7 +185,7 @@ LOCK := $(VENV_RELEASE)/bin/uv pip compile --quiet --no-config --generate-hashes
 locks: $(READY_RELEASE) ## pin the images' packages by version and hash: deploy/locks
 	$(LOCK) --python-version 3.13 deploy/locks/build.in --output-file deploy/locks/build.txt
 	$(LOCK) --python-version 3.13 pyproject.toml --extra service --output-file deploy/locks/cpu.txt
-	$(LOCK) --python-version 3.13 pyproject.toml deploy/locks/cuda.in --extra service-gpu --output-file deploy/locks/cuda.txt
+	$(LOCK) --python-version 3.13 pyproject.toml --extra service-gpu --output-file deploy/locks/cuda.txt
 	$(LOCK) --python-version 3.13 pyproject.toml --extra train --output-file deploy/locks/train.txt
 	$(LOCK) --python-version 3.11 --universal deploy/locks/release.in --output-file deploy/locks/release.txt
 

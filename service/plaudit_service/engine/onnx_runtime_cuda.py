@@ -55,7 +55,7 @@ class OnnxRuntimeCuda:
         # In the reserve of the arena, weights take a tenth more of the memory.
         entries = {"session.use_device_allocator_for_initializers": "1"}
         providers = [(_PROVIDER, {"device_id": str(device_id), "use_tf32": "0"}), "CPUExecutionProvider"]
-        free_bytes = free_memory_bytes(device_id)
+        room_bytes = free_memory_bytes(device_id)
         try:
             # Planned blocks lie beside those of the first call: twice the memory, as lengths are seldom the same.
             self._session = open_session(graph, num_threads, providers, entries, plans_memory=False)
@@ -63,7 +63,7 @@ class OnnxRuntimeCuda:
             if "out of memory" not in str(error):
                 raise
             raise ServiceError(
-                f"--device cuda:{device_id}: {graph} does not fit into the {free_bytes} bytes that are free there; "
+                f"--device cuda:{device_id}: {graph} does not fit into the {room_bytes} bytes that are free there; "
                 "give another device, or export the checkpoint with a --precision of fewer bytes"
             ) from error
         refuse_fallback(self._session, device_id)
@@ -71,7 +71,8 @@ class OnnxRuntimeCuda:
         self.inputs, self.outputs = describe(self._session)
         self._types = {tensor.name: tensor.type for tensor in self._session.get_inputs()}
         self.tolerance = _TOLERANCES.get(precision, 0.0)
-        self.prefix_cache_bytes = prefix_cache_bytes(free_memory_bytes(device_id))
+        free_bytes = free_memory_bytes(device_id)
+        self.prefix_cache_bytes = prefix_cache_bytes(free_bytes)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
         """Compute some outputs."""

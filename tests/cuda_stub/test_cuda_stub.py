@@ -10,13 +10,14 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import pytest
 from calls_on_stub import LONGER_PREFIX, PREFIX, ROWS, TOKENS
 from stub_log import Section, sections
 
-from plaudit_export.checkpoints.rules import Options
+from plaudit_export.checkpoints.rules import Options, Precision
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.testing import CAUSAL_ARCHITECTURES, tiny_causal_checkpoint, tiny_encoder_checkpoint
 
@@ -45,9 +46,10 @@ MODELS = {
     "deberta-v2": ("deberta-v2", {}),
     "modernbert": ("modernbert", {}),
 }
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = tuple(precision for precision in get_args(Precision) if precision != "int8")
+NOT_EXPORTED = {("gemma2", "fp16")}  # two types meet in its norms
 CASES = [
-    f"{model}-{precision}" for model in MODELS for precision in PRECISIONS if (model, precision) != ("gemma2", "fp16")
+    f"{model}-{precision}" for model in MODELS for precision in PRECISIONS if (model, precision) not in NOT_EXPORTED
 ]
 REDUCED = [case for case in CASES if not case.endswith("fp32")]
 ITEMSIZES = {"fp32": 4, "fp16": 2, "bf16": 2}

@@ -5,7 +5,7 @@ Knows nothing of graphs and bundles.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from plaudit_export.checkpoints.architecture import (
     tokenizer_notes,
 )
 from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits, read_config
-from plaudit_export.checkpoints.formats import VALUE_HEAD, recognize
+from plaudit_export.checkpoints.formats import VALUE_HEAD, SavedNormalization, recognize, saved_normalization
 from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
 from plaudit_export.checkpoints.places import Place, check_directory, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
@@ -56,6 +56,7 @@ class Checkpoint:
         auto_tokenizer: what transformers' AutoTokenizer makes of the same files, where that is another one.
         tokenizer_notes: what the files beside `tokenizer.json` change in it.
         foreign: of a format that transformers has no class for, None where `model` is of its classes.
+        kept: mean and deviation that the config keeps beside a class of transformers.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
         notes: what was decided by loading it, for the user.
@@ -70,6 +71,7 @@ class Checkpoint:
     auto_tokenizer: Any = None
     tokenizer_notes: tuple[str, ...] = ()
     foreign: Foreign | None = None
+    kept: SavedNormalization | None = None
     adapter: Any = None
     notes: tuple[str, ...] = ()
 
@@ -80,6 +82,11 @@ class Checkpoint:
             return self.foreign.labels
         config: Any = self.model.config
         return [str(config.id2label[index]) for index in range(config.num_labels)]
+
+    @property
+    def saved_normalization(self) -> SavedNormalization | None:
+        """The mean and the deviation that the trainer kept."""
+        return self.kept if self.foreign is None else self.foreign.normalization
 
     @property
     def format_name(self) -> str | None:
@@ -144,11 +151,13 @@ def load_checkpoint(
     """
     place = locate(source)
     adapter, base_directory = None, place.directory
+    unseen = _unseen_pickles(place)
     if is_adapter(place.directory):
         with quiet():
             adapter = read_adapter(place.directory)
         base = locate(adapter.base if adapter.revision is None else f"{adapter.base}@{adapter.revision}")
         base_directory = base.directory
+        unseen += _unseen_pickles(base)
     with quiet():
         check_directory(base_directory)
         if token_logits:
@@ -165,14 +174,26 @@ def load_checkpoint(
         if checkpoint.foreign is not None:
             raise SourceError(f"--pad-token: the head of {source} reads one token, whatever the pad token is")
         say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
-    return checkpoint
+    return replace(checkpoint, notes=(*checkpoint.notes, *unseen))
+
+
+def _unseen_pickles(place: Place) -> list[str]:
+    """Refuse a head in a file of the hub's that is never downloaded; a note where that cannot be known."""
+    check_pickled_head(place.directory, place.left_out or ())
+    if place.left_out is not None:
+        return []
+    return [
+        f"the hub cannot be asked what {place.id} holds besides the files of the cache: a head in a pickle would not "
+        "be seen; export it once with the hub"
+    ]
 
 
 def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     source = str(place.directory)
     check_pickled_head(place.directory)
     files = [path.name for path in place.directory.iterdir()]
-    found = recognize(source, read_config(place.directory), stored_weights(place.directory), files)
+    raw = read_config(place.directory)
+    found = recognize(source, raw, stored_weights(place.directory), files)
     if found is not None:
         foreign = load_foreign(place.directory, found, builtin_class=builtin_class)
         return _foreign(place, foreign, place.directory, builtin_class=builtin_class)
@@ -200,6 +221,7 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
         tokenizer=tokenizer.taken,
         auto_tokenizer=tokenizer.auto,
         tokenizer_notes=tokenizer.notes,
+        kept=saved_normalization(source, None, raw, {}),
         notes=(*notes, *heed_soft_cap(model)),
     )
 

@@ -162,8 +162,13 @@ def own_code(auto_map: Any) -> dict[str, str]:
     return {str(auto): str(name) for auto, name in sorted(names.items()) if name}
 
 
-def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
+def tokenizer_notes(directory: Path, *, builtin_class: bool, source: Path | None = None) -> list[str]:
     """A note where a tokenizer has a class of its own: harmless where a tokenizer.json says how it tokenizes.
+
+    Args:
+        directory: of its files.
+        builtin_class: what transformers' own class computes is right.
+        source: how messages name the directory, None for its path.
 
     Raises:
         SourceError: there is none.
@@ -181,7 +186,7 @@ def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
         asked = f"auto_map of tokenizer_config.json names {name}"
         if not whole and not builtin_class:
             raise SourceError(
-                f"{directory}: {asked}: code of its own, which is never run, and there is no tokenizer.json; "
+                f"{source or directory}: {asked}: code of its own, which is never run, and there is no tokenizer.json; "
                 "save one beside it, or say with --builtin-class that transformers' own class gives the same tokens"
             )
         notes.append(f"{asked}; that code is not run, the tokens are those of {taken}")

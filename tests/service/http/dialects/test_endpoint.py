@@ -168,7 +168,12 @@ def test_a_policys_tokenizer_that_is_none_is_one_clear_line(tiny_bundle, tmp_pat
     assert ended.stderr.startswith(f"plaudit-serve: error: --policy-tokenizer {tmp_path / 'none'}: holds neither")
 
 
-THINKING = "{% for m in messages %}{{ m.content }} {{ m.reasoning_content }} {{ m.name is defined }} {% endfor %}"
+THINKING = (
+    "{% for m in messages %}{{ m.content }} {{ m.reasoning_content }} {{ m.name is defined }} "
+    "{% for call in m.tool_calls or [] %}{% for key in call.arguments or {} %}bad {% endfor %}{% endfor %}{% endfor %}"
+)
+# As a table with other rows has it; the template would write a word for every key.
+NULLS = [{"name": "f", "id": None, "arguments": {"unit": None, "city": None}}]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +184,7 @@ THINKING = "{% for m in messages %}{{ m.content }} {{ m.reasoning_content }} {{ 
         ({"role": "user", "content": [{"type": "text", "text": "bad", "image": None}]}, -3.25),
         ({"role": "user", "content": "bad", "reasoning_content": "good"}, -2.25),
         ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}], "reasoning_content": "good"}, -1.25),
+        ({"role": "assistant", "content": None, "tool_calls": NULLS, "reasoning_content": "good"}, -1.25),
         ({"role": "user", "content": "bad", "id": 7}, "id: no field of a message that chat templates read"),
         ({"role": "user", "content": [{"type": "text", "text": "bad"}] * 2}, "content: 2 parts"),
         ({"role": "user", "content": None}, "content: missing"),

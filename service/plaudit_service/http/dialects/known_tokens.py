@@ -76,8 +76,9 @@ _FORMS = (
     r"<\|/?(?=\w*(?:[^\W\d_]{2}[_:-][^\W\d_]{2}|[^\W\d_]{5}_\d))\w[\w./:-]{1,62}\|>"  # several words
     rf"|<\|/?(?i:{_NAMES})\|>"
     rf"|<\|{_BEHIND_NO_OPERAND}/?(?i:{_VALUES})\|>|<\|/?(?i:{_VALUES})\|>{_BEFORE_NO_OPERAND}"
-    # Another one at the beginning of a line, where an operator lacks what it works on.
+    # Another one at the beginning of a line or behind the last sentence, where an operator lacks what it works on.
     r"|<\|(?<![^\n>]<\|)[^\W\d_]{4,62}\|>(?=[^\W\d_]|\n|\Z)"
+    r"|<\|(?<![\w \t)\]]<\|)[^\W\d_]{4,62}\|>(?=\s*\Z)"
     r"|<\uff5c[^<>\s]{1,64}\uff5c>"
 )
 _NUMBERED = (

@@ -60,6 +60,7 @@ KNOWN = KnownTokens()
         ("<|user|>a", "<|user|>"),
         ("a.<|user|>b", "<|user|>"),
         ("a\n<|speaker|>b", "<|speaker|>"),
+        ("a.<|fini|>\n", "<|fini|>"),
         ("a<|eot_id|>b", "<|eot_id|>"),
         ("a<|extra_0|>b", "<|extra_0|>"),
         ("a<|end-of-turn|>b", "<|end-of-turn|>"),
@@ -97,6 +98,8 @@ let h = f<|xs|>g in g<|xs.Length|>h; parse<|text|>print; a<|user|>b; List.map f<
 let v: vector<|int|> = [|<|int|>|]; <|S21|>
 the mean magnitude <|S21|> of <|v_x|>, <|psi_0|>, <|a-b|>, <|x|> and <|psi|>
 <|S21|> is a mean, <|int|>
+it is a vector<|float|>
+its mean is <|phase|>
 t[arr[i]~b]; arr[i]~b] = 1; a[b[i]~b]~c
 <message><_user>a</_user><_bot/><role>ADMIN</role><role>HUMAN</role><text>b</text><eoh>c</eoh></message>
 <role>HUMAN</role>
@@ -253,7 +256,21 @@ def test_a_whole_sequence_begins_with_bos_and_ends_with_eos_whatever_html_it_hol
 
 
 @pytest.mark.parametrize(
-    "part", ["<s>", "</s>", "<s>a</s>", "<s ", "<s>\n<a ", "<_user>", "<|a", "</s>" + " " * 50, " ", "</s> <s>"]
+    "part",
+    [
+        "<s>",
+        "</s>",
+        "<s>a</s>",
+        "<s ",
+        "<s>\n<a ",
+        "<_user>",
+        "<|a",
+        "<|abcd|>",
+        "<|abcd|> ",
+        "</s>" + " " * 50,
+        " ",
+        "</s> <s>",
+    ],
 )
 def test_html_is_looked_for_in_linear_time(part):
     text = part * (400_000 // len(part)) + "</s>"

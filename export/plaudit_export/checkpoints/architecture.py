@@ -81,14 +81,13 @@ def check_config(
         check_normalization(source, config)
     check_numbers(source, config)
     own_classes = () if row is None else row.own_classes
-    return [
-        *_check_own_code(source, config, architecture, own_classes, builtin_class=builtin_class),
-        *behind_the_head(source, config, architecture, builtin_class=builtin_class),
-    ]
+    return _check_own_code(source, config, architecture, own_classes, builtin_class=builtin_class)
 
 
 def behind_the_head(source: str, config: Any, architecture: str, *, builtin_class: bool) -> list[str]:
-    """A note for each thing that libraries other than transformers do to a text or to a head's output.
+    """A note for each thing that other libraries, and pipelines, do to a text or to a head's output.
+
+    Not for the base of an adapter, which has a head of its own.
 
     Args:
         source: the directory.

@@ -15,6 +15,7 @@ import transformers
 from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, read_adapter
 from plaudit_export.checkpoints.adapter_config import is_adapter
 from plaudit_export.checkpoints.architecture import (
+    behind_the_head,
     check_config,
     classifier_of,
     normalizes_not,
@@ -208,6 +209,7 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     config = load_config(source)
     architecture = sequence_classifier(source, config)
     notes = check_config(source, config, architecture, builtin_class=builtin_class)
+    notes += behind_the_head(source, config, architecture, builtin_class=builtin_class)
     notes += tokenizer_notes(place.directory, builtin_class=builtin_class)
     tokenizer = load_tokenizer(source)
     model, info = load_model(transformers.AutoModelForSequenceClassification, source, config)

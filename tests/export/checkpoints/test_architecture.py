@@ -129,7 +129,13 @@ def test_the_base_of_an_adapter_is_held_to_the_same(copy, tmp_path):
     # An adapter of a classifier is trained on transformers' classifier, whatever code a base has for language models.
     set_config(copy, architectures=["LlamaForCausalLM"], auto_map={"AutoModelForCausalLM": "own.LlamaForCausalLM"})
     assert len(load_checkpoint(str(tmp_path / "adapter")).notes) == 1
-    set_config(copy, auto_map={}, do_normalize=True)
+    # What is behind the base's head is not behind the adapter's.
+    set_config(copy, auto_map={}, function_to_apply="sigmoid")
+    set_file(
+        copy, "modules.json", modules("sentence_transformers.models.Transformer", "sentence_transformers.models.Dense")
+    )
+    assert load_checkpoint(str(tmp_path / "adapter")).notes == ()
+    set_config(copy, do_normalize=True)
     assert "do_normalize" in refusal(tmp_path / "adapter")
 
 

@@ -25,6 +25,7 @@ _NO_ATTENTION = {"linear_attention", "mamba", "conv", "recurrent", "hybrid"}
 _NO_ACTIVATION = {"identity", "none"}
 # Files and modules of sentence-transformers. These modules have no weights that a classifier's score could need.
 _MODULES, _SENTENCE_TRANSFORMERS = "modules.json", "config_sentence_transformers.json"
+_ENCODER = "sentence_bert_config.json"
 _WITHOUT_WEIGHTS = {"Transformer", "Pooling", "Normalize", "Dropout"}
 
 
@@ -101,7 +102,7 @@ def behind_the_head(source: str, config: Any, architecture: str, *, builtin_clas
     library = _fields_of(Path(source) / _SENTENCE_TRANSFORMERS)
     return [
         *_activation_notes(activations(config, library)),
-        *_prompt_notes(library),
+        *_text_notes(library, _fields_of(Path(source) / _ENCODER)),
         *_check_pipelines(source, config, architecture, builtin_class=builtin_class),
         *_check_modules(source, architecture, builtin_class=builtin_class),
     ]
@@ -252,15 +253,22 @@ def _activation_notes(named: Mapping[str, str]) -> list[str]:
     return notes
 
 
-def _prompt_notes(library: Mapping[str, Any]) -> list[str]:
+def _text_notes(library: Mapping[str, Any], encoder: Mapping[str, Any]) -> list[str]:
+    """What sentence-transformers makes of a text before it is tokenized."""
     name, prompts = library.get("default_prompt_name"), library.get("prompts")
     prompt = prompts.get(name) if isinstance(prompts, dict) else None
-    if not prompt:
-        return []
-    return [
-        f"{_SENTENCE_TRANSFORMERS} puts the prompt {prompt!r} before every text; texts are scored without it; for the "
-        "other reading, send it with them"
-    ]
+    notes = []
+    if prompt:
+        notes.append(
+            f"{_SENTENCE_TRANSFORMERS} puts the prompt {prompt!r} before every text; texts are scored without it; for "
+            "the other reading, send it with them"
+        )
+    if encoder.get("do_lower_case"):
+        notes.append(
+            f"{_ENCODER} says do_lower_case: sentence-transformers makes texts lower case; they are scored as they are; "
+            "for the other reading, send them in lower case"
+        )
+    return notes
 
 
 def _check_pipelines(source: str, config: Any, architecture: str, *, builtin_class: bool) -> list[str]:

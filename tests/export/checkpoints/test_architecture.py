@@ -226,14 +226,16 @@ def test_an_activation_behind_the_head_is_told_with_the_score_that_is_served(cop
     assert note in json.loads((tmp_path / "bundle" / "report.json").read_text())["notes"]
 
 
-def test_an_activation_in_the_file_of_sentence_transformers_is_told_and_a_prompt_before_texts_too(copy):
+def test_an_activation_in_the_files_of_sentence_transformers_is_told_and_what_it_does_to_texts_too(copy):
     content = {
         "activation_fn": "torch.nn.modules.activation.Tanh",
         "prompts": {"rm": "Rate: "},
         "default_prompt_name": "rm",
     }
     set_file(copy, "config_sentence_transformers.json", content)
-    activation, prompt = load_checkpoint(str(copy)).notes
+    set_file(copy, "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": True})
+    activation, prompt, case = load_checkpoint(str(copy)).notes
+    assert case.startswith("sentence_bert_config.json says do_lower_case")
     assert activation.startswith("activation_fn of config_sentence_transformers.json names Tanh")
     assert activation.endswith("for the other reading take Tanh of raw scores")
     assert prompt.startswith("config_sentence_transformers.json puts the prompt 'Rate: ' before every text; texts are")

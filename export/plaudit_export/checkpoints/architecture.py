@@ -265,7 +265,7 @@ def _text_notes(library: Mapping[str, Any], encoder: Mapping[str, Any]) -> list[
         )
     if encoder.get("do_lower_case"):
         notes.append(
-            f"{_ENCODER} says do_lower_case: sentence-transformers makes texts lower case; they are scored as they are; "
+            f"{_ENCODER} says do_lower_case: sentence-transformers lowers texts; they are scored as they are; "
             "for the other reading, send them in lower case"
         )
     return notes

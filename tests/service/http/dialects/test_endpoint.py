@@ -119,13 +119,16 @@ def test_texts_of_another_tokenizer_are_refused_with_the_remedy_and_chats_are_sc
             assert number(path, post(service, path, body).json()) == 1.0
 
 
-# The template tokens of Gemma 4, EXAONE, Seed-OSS, Nemotron and MiniMax.
+# The template tokens of Gemma 4, EXAONE, Seed-OSS, Nemotron, MiniMax, Cohere, TeleChat and LongCat.
 TURNS = {
     "<turn|>": "<|turn>user\n",
     "[|endofturn|]": "[|user|]\n[|endofturn|]",
     "<seed:eos>": "<seed:bos>user\n",
     "<SPECIAL_12>": "<SPECIAL_11>User\n",
     "[e~[": "]~b]user\n",
+    "<EOS_TOKEN>": "<BOS_TOKEN>",
+    "<_end>": "<_user>",
+    "</longcat_s>": "[Round 0] USER:",
 }
 
 
@@ -140,7 +143,12 @@ def test_template_tokens_of_other_families_are_refused_as_words_and_stripped_fro
             assert post(service, "/slime", {"prompt": CHAT, "response": f"awful{end}"}).json() == -3.25
             body = {"query": [f"{begin}awful{end}\n"], "prompts": [begin], "labels": [CHAT]}
             assert post(service, "/get_reward", body).json()["rewards"] == [-3.25]
-        for text in ("good |> f <| [| 1; 2 |]", "<seed> good <p><s>x</s></p>", "vector<SPECIAL> good a<|b|c"):
+        for text in (
+            "good |> f <| [| 1; 2 |]",
+            "<seed> good <p><s>x</s></p>",
+            "vector<SPECIAL> good a<|b|c",
+            "f<|xs|>g good",
+        ):
             for path, body in bodies(text).items():
                 assert number(path, post(service, path, body).json()) == 1.0
 

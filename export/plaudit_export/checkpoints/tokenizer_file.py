@@ -20,10 +20,10 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, processors
 
+from plaudit_export.checkpoints.config_files import TOKENIZER_CONFIG, read_fields
 from plaudit_export.errors import first_line
 
 FILE = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
 
 _NAMES = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
@@ -53,20 +53,21 @@ def load_from_files(directory: Path) -> LoadedTokenizer:
     Without `tokenizer.json` there is only AutoTokenizer's; with it, AutoTokenizer may fail.
 
     Raises:
+        SourceError: a field of tokenizer_config.json is of another type than it is read as.
         ValueError: a token cannot have the id that another file gives it, or a field is of another type.
         ImportError: sentencepiece is missing.
         Exception: transformers or tokenizers cannot load it.
     """
     there = (directory / FILE).is_file()
+    config = read_fields(directory, TOKENIZER_CONFIG) if (directory / TOKENIZER_CONFIG).is_file() else {}
     if not there:
         _check_sentencepiece(directory)
-    if not there:
         return LoadedTokenizer(_auto_tokenizer(directory))
     backend = Tokenizer.from_file(str(directory / FILE))
     backend.no_truncation()
     backend.no_padding()
     declared = transformers.PreTrainedTokenizerFast.from_pretrained(str(directory))
-    config, named, added = (_read(directory / name) for name in (CONFIG, _NAMES, _ADDED))
+    named, added = _read(directory / _NAMES), _read(directory / _ADDED)
     notes = [
         *_add_tokens(backend, declared, config, added),
         *_set_ends(backend, declared, config),
@@ -90,9 +91,9 @@ def adapters_tokenizer(directory: Path, base: Path) -> Iterator[Path]:
     they do not say is the base's.
     """
     vocabulary = _present(directory, _VOCABULARY)
-    if directory == base or not _present(directory, (*_VOCABULARY, CONFIG, _NAMES, _ADDED, *_TEMPLATES)):
+    if directory == base or not _present(directory, (*_VOCABULARY, TOKENIZER_CONFIG, _NAMES, _ADDED, *_TEMPLATES)):
         yield base
-    elif vocabulary and (directory / CONFIG).is_file():
+    elif vocabulary and (directory / TOKENIZER_CONFIG).is_file():
         yield directory
     else:
         with tempfile.TemporaryDirectory() as scratch:
@@ -102,17 +103,17 @@ def adapters_tokenizer(directory: Path, base: Path) -> Iterator[Path]:
 
 def names_special_tokens(directory: Path) -> bool:
     """Whether a directory has a file that names the special tokens of a tokenizer, the pad token among them."""
-    return bool(_present(directory, (CONFIG, _NAMES)))
+    return bool(_present(directory, (TOKENIZER_CONFIG, _NAMES)))
 
 
 def describe_parts(directory: Path) -> str:
     """The files that a directory has of a tokenizer."""
-    return ", ".join(_present(directory, (*_VOCABULARY, CONFIG, _NAMES, _ADDED, *_TEMPLATES)))
+    return ", ".join(_present(directory, (*_VOCABULARY, TOKENIZER_CONFIG, _NAMES, _ADDED, *_TEMPLATES)))
 
 
 def _lay_over(directory: Path, base: Path, home: Path) -> None:
     """Put the adapter's files over the base's: vocabularies whole, the special tokens name by name, templates whole."""
-    config, named = _read(directory / CONFIG), _read(directory / _NAMES)
+    config, named = _read(directory / TOKENIZER_CONFIG), _read(directory / _NAMES)
     of_base = ["config.json"]
     if not _present(directory, _VOCABULARY):
         of_base += [*_VOCABULARY, _ADDED]
@@ -124,7 +125,7 @@ def _lay_over(directory: Path, base: Path, home: Path) -> None:
         for name in _present(source, patterns):
             (home / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, home / name)
-    (home / CONFIG).write_text(json.dumps(config or _read(base / CONFIG) | named), encoding="utf-8")
+    (home / TOKENIZER_CONFIG).write_text(json.dumps(config or _read(base / TOKENIZER_CONFIG) | named), encoding="utf-8")
 
 
 def _present(directory: Path, patterns: Iterable[str]) -> list[str]:
@@ -179,10 +180,10 @@ def _add_tokens(backend: Tokenizer, declared: Any, config: Mapping[str, Any], ad
     ]
     backend.add_tokens(tokens)
     names = ", ".join(repr(token.content) for token in tokens)
-    notes = [f"{CONFIG} adds tokens to {FILE}, or sets their flags: {names}"] if tokens else []
+    notes = [f"{TOKENIZER_CONFIG} adds tokens to {FILE}, or sets their flags: {names}"] if tokens else []
     decoder = config.get("added_tokens_decoder") or {}
     given = [
-        *((CONFIG, fields["content"], int(number)) for number, fields in decoder.items()),
+        *((TOKENIZER_CONFIG, fields["content"], int(number)) for number, fields in decoder.items()),
         *((_ADDED, token, int(number)) for token, number in added.items()),
     ]
     for file, token, number in given:
@@ -203,9 +204,7 @@ def _named_twice(declared: Any, config: Mapping[str, Any], named: Mapping[str, A
         one, other = (each.get("content") if isinstance(each, dict) else each for each in (config[name], named[name]))
         if one and other and one != other:
             taken = getattr(declared, name, None)
-            notes.append(
-                f"{name} is {one!r} in {CONFIG} and {other!r} in {_NAMES}; {taken!r} is taken (correct the other)"
-            )
+            notes.append(f"{name} is {one!r} in {TOKENIZER_CONFIG} and {other!r} in {_NAMES}; {taken!r} is taken")
     return notes
 
 
@@ -214,7 +213,7 @@ def _set_ends(backend: Tokenizer, declared: Any, config: Mapping[str, Any]) -> l
     asked = {name: config[name] for name in ("add_bos_token", "add_eos_token") if config.get(name) is not None}
     for name, value in asked.items():
         if not isinstance(value, bool):
-            raise ValueError(f"{name} {value!r} of {CONFIG} is neither true nor false; correct it")
+            raise ValueError(f"{name} {value!r} of {TOKENIZER_CONFIG} is neither true nor false; correct it")
     leading, trailing = _ends(backend)
     bos, eos = declared.bos_token, declared.eos_token
     wanted_leading, wanted_trailing = leading, trailing
@@ -227,7 +226,7 @@ def _set_ends(backend: Tokenizer, declared: Any, config: Mapping[str, Any]) -> l
     backend.post_processor = _around(backend, wanted_leading, wanted_trailing)
     said = ", ".join(f"{name} {config[name]}" for name in ("add_bos_token", "add_eos_token") if name in config)
     return [
-        f"{CONFIG} says {said}: a text becomes {_shown(wanted_leading, wanted_trailing)}, "
+        f"{TOKENIZER_CONFIG} says {said}: a text becomes {_shown(wanted_leading, wanted_trailing)}, "
         f"by {FILE} alone it would be {_shown(leading, trailing)}"
     ]
 

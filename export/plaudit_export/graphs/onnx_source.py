@@ -18,7 +18,7 @@ from plaudit_export.checkpoints.architecture import (
     sequence_classifier,
 )
 from plaudit_export.checkpoints.checkpoint import Checkpoint, load_tokenizer
-from plaudit_export.checkpoints.foreign import read_config
+from plaudit_export.checkpoints.config_files import CONFIG, read_fields
 from plaudit_export.checkpoints.formats import saved_normalization
 from plaudit_export.checkpoints.loading import load_config
 from plaudit_export.errors import SourceError, first_line
@@ -74,7 +74,7 @@ def load_onnx(directory: Path) -> OnnxSource:
         tokenizer=tokenizer.taken,
         auto_tokenizer=tokenizer.auto,
         tokenizer_notes=tokenizer.notes,
-        kept=saved_normalization(home, None, read_config(homes[0]), {}),
+        kept=saved_normalization(home, None, read_fields(homes[0], CONFIG), {}),
         notes=(
             *(
                 f"auto_map of the config names {name} for {auto}; that code is not run, the graph is taken as it is"

@@ -276,7 +276,11 @@ def test_rounding_each_operator_of_a_trained_model_passes_the_check_at_start(
 
 def without_first_token(feeds: Feeds) -> Feeds:
     """A BOS, or a CLS, that is missing."""
-    return {**feeds, "input_ids": np.roll(feeds["input_ids"], -1, axis=1)}
+    ids = np.roll(feeds["input_ids"], -1, axis=1)
+    if "last_index" in feeds:
+        return {**feeds, "input_ids": ids, "last_index": np.maximum(feeds["last_index"] - 1, 0)}
+    mask = np.pad(feeds["attention_mask"][:, 1:], ((0, 0), (0, 1)))
+    return {**feeds, "input_ids": ids, "attention_mask": mask}
 
 
 def one_token_of_another_id(feeds: Feeds) -> Feeds:

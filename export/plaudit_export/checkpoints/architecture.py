@@ -100,7 +100,7 @@ def check_numbers(source: str, config: Any) -> None:
 
 def own_code(auto_map: Any) -> dict[str, str]:
     """What an `auto_map` names for each Auto class: code of the checkpoint's repository."""
-    entries = {"every class": auto_map} if isinstance(auto_map, str) else auto_map if isinstance(auto_map, dict) else {}
+    entries = auto_map if isinstance(auto_map, dict) else {"every class": auto_map}
     # Of a tokenizer: the slow class and the fast one, of which either may be missing.
     names = {auto: next(filter(None, name), "") if isinstance(name, list) else name for auto, name in entries.items()}
     return {str(auto): str(name) for auto, name in sorted(names.items()) if name}

@@ -13,7 +13,6 @@ import torch
 import transformers
 
 from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, read_adapter
-from plaudit_export.checkpoints.adapter_config import is_adapter
 from plaudit_export.checkpoints.architecture import (
     check_config,
     classifier_of,
@@ -21,7 +20,8 @@ from plaudit_export.checkpoints.architecture import (
     sequence_classifier,
     tokenizer_notes,
 )
-from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits, read_config
+from plaudit_export.checkpoints.config_files import CONFIG, is_adapter, read_fields
+from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits
 from plaudit_export.checkpoints.formats import VALUE_HEAD, recognize
 from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
 from plaudit_export.checkpoints.places import Place, check_directory, locate
@@ -172,7 +172,7 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     source = str(place.directory)
     check_pickled_head(place.directory)
     files = [path.name for path in place.directory.iterdir()]
-    found = recognize(source, read_config(place.directory), stored_weights(place.directory), files)
+    found = recognize(source, read_fields(place.directory, CONFIG), stored_weights(place.directory), files)
     if found is not None:
         foreign = load_foreign(place.directory, found, builtin_class=builtin_class)
         return _foreign(place, foreign, place.directory, builtin_class=builtin_class)

@@ -373,7 +373,8 @@ def _chat_template(checkpoint: Checkpoint, options: Options, notes: list[str]) -
     if isinstance(template, Mapping):
         names = ", ".join(map(repr, template))
         template = template.get("default")
-        notes.append(f"of the tokenizer's chat templates ({names}) the one called 'default' is used (--chat-template)")
+        which = "none is called 'default'" if template is None else "the one called 'default' is used"
+        notes.append(f"of the tokenizer's chat templates ({names}) {which} (--chat-template FILE)")
     if template is None:
         if not options.pair:
             notes.append("the tokenizer has no chat template, so chats are not scored (--chat-template FILE)")

@@ -16,8 +16,9 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, processors
 
+from plaudit_export.checkpoints.config_files import TOKENIZER_CONFIG, read_fields
+
 FILE = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
 
 _PROBE = "a"
 
@@ -44,11 +45,13 @@ def load_from_files(directory: Path) -> LoadedTokenizer:
     Without `tokenizer.json` there is only AutoTokenizer's.
 
     Raises:
+        SourceError: a field of tokenizer_config.json is of another type than it is read as.
         ValueError: a token cannot have the id that tokenizer_config.json gives it.
         ImportError: sentencepiece is missing.
         Exception: transformers or tokenizers cannot load it.
     """
     there = (directory / FILE).is_file()
+    config = read_fields(directory, TOKENIZER_CONFIG) if (directory / TOKENIZER_CONFIG).is_file() else {}
     if not there:
         _check_sentencepiece(directory)
     auto = transformers.AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False, use_fast=True)
@@ -58,7 +61,6 @@ def load_from_files(directory: Path) -> LoadedTokenizer:
     backend.no_truncation()
     backend.no_padding()
     declared = transformers.PreTrainedTokenizerFast.from_pretrained(str(directory))
-    config = json.loads((directory / CONFIG).read_bytes()) if (directory / CONFIG).is_file() else {}
     notes = (*_add_tokens(backend, declared, config), *_set_ends(backend, declared, config))
     if auto.is_fast and _parts(auto.backend_tokenizer) == _parts(backend):
         return LoadedTokenizer(auto, notes=notes)
@@ -98,12 +100,12 @@ def _add_tokens(backend: Tokenizer, declared: Any, config: Mapping[str, Any]) ->
     ]
     backend.add_tokens(tokens)
     names = ", ".join(repr(token.content) for token in tokens)
-    notes = [f"{CONFIG} adds tokens to {FILE}, or sets their flags: {names}"] if tokens else []
+    notes = [f"{TOKENIZER_CONFIG} adds tokens to {FILE}, or sets their flags: {names}"] if tokens else []
     for number, fields in (config.get("added_tokens_decoder") or {}).items():
         token, actual = fields["content"], backend.token_to_id(fields["content"])
         if actual == int(number):
             continue
-        contradiction = f"{CONFIG} gives {token!r} the id {number}, {FILE} the id {actual}"
+        contradiction = f"{TOKENIZER_CONFIG} gives {token!r} the id {number}, {FILE} the id {actual}"
         if token not in vocab:
             raise ValueError(f"{contradiction}, the next one that is free; correct one of them")
         notes.append(f"{contradiction}, which holds")
@@ -124,7 +126,7 @@ def _set_ends(backend: Tokenizer, declared: Any, config: Mapping[str, Any]) -> l
     backend.post_processor = _around(backend, wanted_leading, wanted_trailing)
     said = ", ".join(f"{name} {config[name]}" for name in ("add_bos_token", "add_eos_token") if name in config)
     return [
-        f"{CONFIG} says {said}: a text becomes {_shown(wanted_leading, wanted_trailing)}, "
+        f"{TOKENIZER_CONFIG} says {said}: a text becomes {_shown(wanted_leading, wanted_trailing)}, "
         f"by {FILE} alone it would be {_shown(leading, trailing)}"
     ]
 

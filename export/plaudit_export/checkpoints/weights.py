@@ -228,7 +228,8 @@ def _files(directory: Path) -> tuple[list[str], list[str]]:
         read = [_ONE_FILE] if _ONE_FILE in found else found
     else:
         try:
-            read = sorted(set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            weight_map = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+            read = sorted({str(Path(file)) for file in weight_map.values()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SourceError(
                 f"{directory}: its {_INDEX} names no files of weights; save the checkpoint again"

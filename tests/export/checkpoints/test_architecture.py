@@ -68,7 +68,12 @@ def test_a_class_of_the_checkpoints_own_is_refused_also_where_it_has_the_name_of
 
 
 @pytest.mark.parametrize(
-    "auto_map", ["modeling_own.LlamaForSequenceClassification", {"AutoModelForRewardModel": "own.RewardModel"}]
+    "auto_map",
+    [
+        "modeling_own.LlamaForSequenceClassification",
+        ["modeling_own.LlamaForSequenceClassification"],
+        {"AutoModelForRewardModel": "own.RewardModel"},
+    ],
 )
 def test_code_for_an_auto_class_that_is_not_known_to_be_harmless_is_refused(copy, auto_map):
     set_config(copy, auto_map=auto_map)

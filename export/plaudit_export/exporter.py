@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from plaudit_export.checkpoints.checkpoint import Checkpoint, load_checkpoint
@@ -28,7 +29,8 @@ from plaudit_export.graphs.precision import (
     graph_float32,
     write_int8,
 )
-from plaudit_export.graphs.tracing import OPSET, export_graph, halve, needs_mask, release
+from plaudit_export.graphs.torch_runtime import TorchRuntime
+from plaudit_export.graphs.tracing import OPSET, check_types, export_graph, lower, needs_mask, release
 from plaudit_export.progress import elapsed
 from plaudit_export.writer import (
     staged,
@@ -37,6 +39,7 @@ from plaudit_export.writer import (
     write_tokenizer,
 )
 from plaudit_service.bundles.bundle import GRAPH, Golden, ScoringFile, Source, load_bundle
+from plaudit_service.engine.onnx_runtime_cuda import TOLERANCES
 from plaudit_service.text.tokenization import TokenizedText
 
 # Reference scores that lie closer together than this many tolerances would hide a wrong text behind a right one.
@@ -76,18 +79,28 @@ def export_checkpoint(
         staged(bundle, force=force) as directory,
         tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch,
     ):
-        float_directory = Path(scratch) if options.precision == "int8" else directory
+        float_directory = Path(scratch) if options.precision in {"int8", "bf16"} else directory
         draft = _build(source, directory, float_directory, options, step, note)
         gc.collect()
         comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
         if options.precision != "fp32":
             comparison, tolerance = _reduce(draft, directory, float_directory, options, step)
-        report = finish(draft, directory, tolerance, comparison, options, step)
+        if options.precision == "bf16":
+            draft.notes.extend(_beyond_the_device(comparison, note))
+        report = finish(
+            draft,
+            directory,
+            tolerance,
+            comparison,
+            options,
+            step,
+            float_directory=float_directory if options.precision == "bf16" else None,
+        )
     return Exported(load_bundle(bundle.expanduser()), report, comparison)
 
 
 def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> Draft:
-    """Write the graph (for int8 that of float32), the tokenizer, the template and the golden texts.
+    """Write the graph (for int8 and bfloat16 that of float32, too), the tokenizer, the template and the golden texts.
 
     The model is gone when this returns: the engine loads the weights again.
     """
@@ -122,9 +135,18 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
     has_mask = needs_mask(checkpoint, rules.max_tokens)
     float_bytes = _weights_bytes(checkpoint)
     if options.precision == "fp16":
-        halve(checkpoint.model)
+        lower(checkpoint.model, torch.float16)
     with elapsed("tracing"):
         export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask)
+    emulated = None
+    if options.precision == "bf16":
+        step(f"tracing {checkpoint.architecture} in bf16")
+        lower(checkpoint.model, torch.bfloat16)
+        with elapsed("tracing"):
+            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
+        check_types(directory / GRAPH)
+        emulated = _emulate(checkpoint, rules, _measuring(measured)[1] if measured else golden, step)
+        write_tokenizer(checkpoint.tokenizer.backend_tokenizer, float_directory)
     saved_bytes = float_bytes - _weights_bytes(checkpoint)
     release(checkpoint.model)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
@@ -137,7 +159,9 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         architecture=checkpoint.architecture,
         attention=checkpoint.attention,
     )
-    return Draft(rules, made_from, OPSET, notes, records, golden, measured, normalized, float_scores, saved_bytes)
+    return Draft(
+        rules, made_from, OPSET, notes, records, golden, measured, normalized, float_scores, saved_bytes, emulated
+    )
 
 
 def _float_scores(
@@ -147,8 +171,8 @@ def _float_scores(
     measured: Sequence[TokenizedText] | None,
     options: Options,
 ) -> Scores | None:
-    """What float32 gives the texts that measure a precision; None for int8, which is made of a float32 graph."""
-    if options.precision in {"fp32", "int8"}:
+    """What float32 gives the texts that measure float16, of which no float32 graph is written; None for the others."""
+    if options.precision != "fp16":
         return None
     if measured is None:
         return np.array([record.score for record in records])
@@ -169,6 +193,13 @@ def _measuring(texts: Sequence[TokenizedText]) -> tuple[Sequence[TokenizedText],
 
 def _weights_bytes(checkpoint: Checkpoint) -> int:
     return sum(parameter.nbytes for parameter in checkpoint.model.parameters())
+
+
+def _emulate(checkpoint: Checkpoint, rules: Rules, texts: Sequence[TokenizedText], step: Say) -> Scores:
+    """Scores (N,) of a lowered model by torch: ONNX Runtime computes in bfloat16 on no CPU."""
+    step(f"scoring {len(texts)} texts with torch in bfloat16")
+    scoring = rules.scoring(_PLACEHOLDER_HASHES, "bf16")
+    return GraphScorer(Path(), scoring, TorchRuntime(checkpoint)).scores(texts, "bfloat16")
 
 
 def export_onnx(
@@ -280,23 +311,42 @@ def _reduce(
     """
     scoring = draft.rules.scoring(_PLACEHOLDER_HASHES, options.precision)
     calibrating, texts, held_out = _measuring(draft.measured) if draft.measured else (draft.golden, draft.golden, False)
-    if draft.float_scores is None:
+    kept = "the head"
+    if options.precision == "int8":
         scratch = float_directory / "int8"
         scratch.mkdir()
         kept = write_int8(float_directory, directory, scoring, calibrating, scratch, step).describe()
+    if draft.float_scores is None:
         float32 = graph_float32(float_directory, scoring, texts)
     else:
-        kept = "the head"
         float32 = Float32(draft.float_scores, graph_bytes(directory) + draft.saved_bytes)
     step("comparing with float32")
-    comparison = compare(float32, directory, scoring, texts, held_out=held_out, left_in_float=kept)
+    comparison = compare(
+        float32, directory, scoring, texts, held_out=held_out, left_in_float=kept, emulated=draft.emulated
+    )
     if comparison.pair_agreement < MIN_AGREEMENT and not options.allow_loss:
         raise ExportError(
             f"{options.precision} ranks {comparison.pair_agreement:.2%} of {comparison.num_texts} texts' pairs as "
             f"float32 does, at least {MIN_AGREEMENT:.0%} are needed; calibrate on more texts like those to score "
             "(--calibrate FILE), export another precision, or accept it with --allow-loss; no bundle was written"
         )
+    if options.precision == "bf16":  # its parity is that of the float32 graph
+        return comparison, options.tolerance or DEFAULT_TOLERANCE
     return comparison, options.tolerance or _measured_tolerance(GraphScorer(directory, scoring), draft)
+
+
+def _beyond_the_device(comparison: Comparison | None, note: Say) -> list[str]:
+    """A note where a device that rounds as torch does would refuse the bundle at its start."""
+    assert comparison is not None
+    moved = comparison.max_abs_diff / comparison.score_std
+    if moved <= TOLERANCES["bf16"]:
+        return []
+    line = (
+        f"bfloat16 moves a score by {moved:.2f} standard deviations of the scores in torch, and a service on a CUDA "
+        f"device starts with at most {TOLERANCES['bf16']} on the golden texts; export it in fp16 or fp32"
+    )
+    note(line)
+    return [line]
 
 
 def _measured_tolerance(scorer: GraphScorer, draft: Draft) -> float:

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from plaudit_export.checkpoints.adapter import Adapter, refuse_headless
-from plaudit_export.checkpoints.architecture import check_config
+from plaudit_export.checkpoints.architecture import behind_the_head, check_config
 from plaudit_export.checkpoints.config_files import CONFIG, read_fields
 from plaudit_export.checkpoints.formats import (
     WRAPPER,
@@ -82,6 +82,7 @@ def load_foreign(directory: Path, found: Found, *, builtin_class: bool) -> Forei
     config = _config(source, raw, row)
     backbone_class = _class_of(source, transformers.MODEL_MAPPING, config)
     notes = check_config(source, config, backbone_class.__name__, builtin_class=builtin_class, row=row)
+    notes += behind_the_head(source, config, backbone_class.__name__, builtin_class=builtin_class)
     stored = stored_weights(directory)
     renamed = _renaming(backbone_class.base_model_prefix, stored)
     backbone, info = load_model(transformers.AutoModel, source, config, key_mapping=renamed)
@@ -153,6 +154,8 @@ def _load_language_model(directory: Path, adapter: Adapter | None, *, builtin_cl
     config = load_config(source)
     causal_class = _class_of(source, transformers.MODEL_FOR_CAUSAL_LM_MAPPING, config)
     notes = check_config(source, config, causal_class.__name__, builtin_class=builtin_class)
+    if adapter is None:
+        notes += behind_the_head(source, config, causal_class.__name__, builtin_class=builtin_class)
     model, info = load_model(transformers.AutoModelForCausalLM, source, config)
     check_complete(source, info, config.num_labels, adapter.brings if adapter else lambda _: False)
     notes += check_stored(directory, causal_class.__name__, names_in(model), info["unexpected_keys"])

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from plaudit_export.checkpoints.config_files import ADAPTER_CONFIG, is_adapter
@@ -17,11 +18,19 @@ _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a checkpoint is: its directory, its id, and the commit of the hub that it was downloaded from."""
+    """Where a checkpoint is.
+
+    Attributes:
+        directory: that holds its files.
+        id: the hub id, or the directory's name.
+        revision: the commit of the hub that it was downloaded from, None for a directory.
+        left_out: names of the hub's files that were not downloaded; None: the hub cannot be asked.
+    """
 
     directory: Path
     id: str
     revision: str | None = None
+    left_out: tuple[str, ...] | None = ()
 
 
 def locate(source: str) -> Place:
@@ -30,7 +39,8 @@ def locate(source: str) -> Place:
     Raises:
         SourceError: it is neither.
     """
-    return _locate(source, _download)
+    place = _locate(source, _download)
+    return place if place.revision is None else replace(place, left_out=_left_out(place.id, place.revision))
 
 
 def look_up(source: str) -> Place:
@@ -103,6 +113,14 @@ def _download(repo: str, revision: str | None) -> Path:
     """All that a checkpoint is made of, of one commit; no pickles, no code, no other formats of the weights."""
     patterns = _CHECKPOINT_FILES
     return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+
+
+def _left_out(repo: str, commit: str) -> tuple[str, ...] | None:
+    try:
+        names = HfApi().list_repo_files(repo, revision=commit)
+    except Exception:  # noqa: BLE001 - as above; without the hub its cache is all that is known
+        return None
+    return tuple(name for name in names if not any(fnmatch(name, pattern) for pattern in _CHECKPOINT_FILES))
 
 
 def _download_config(repo: str, revision: str | None) -> Path:

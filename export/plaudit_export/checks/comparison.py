@@ -24,7 +24,7 @@ class Comparison:
         pair_agreement: share of the text pairs ranked as float32 ranks them.
         size_bytes: of the graph and its weights.
         size_ratio: by float32's size.
-        speed_ratio: sequences per second by float32's, on ONNX Runtime CPU here; None where not both were computed there.
+        speed_ratio: sequences per second by float32's, on ONNX Runtime CPU here; None where not both ran there.
         left_in_float: products of activations and weights that were kept in float32, of all of them.
     """
 

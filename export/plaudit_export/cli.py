@@ -115,6 +115,7 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
 
     return {
         "name": parsed.name,
+        "recipe": parsed.recipe,
         "append_eos": parsed.append_eos,
         "strip_newlines": parsed.strip_newlines,
         "space_before_eos": parsed.space_before_eos,
@@ -294,21 +295,29 @@ def _add_onnx(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    from plaudit_export.recipes.table import RECIPES
+
     add = parser.add_argument
     flag = argparse.BooleanOptionalAction
     add("--name", help="model name that requests use (default: the last part of SOURCE)")
-    add("--append-eos", action=flag, help="the model was trained on texts that end with EOS (default: no)")
-    add("--strip-newlines", action=flag, help="newlines at the end of a finished text are left out (default: no)")
-    add("--space-before-eos", action=flag, help="EOS is appended behind a space (default: no)")
+    add(
+        "--recipe",
+        choices=RECIPES,
+        help="whose text rules the model was trained by (default: what its files say, else template); the options "
+        "below set one rule each (default: the recipe's)",
+    )
+    add("--append-eos", action=flag, help="the model was trained on texts that end with EOS")
+    add("--strip-newlines", action=flag, help="newlines at the end of a finished text are left out")
+    add("--space-before-eos", action=flag, help="EOS is appended behind a space")
     add(
         "--add-special-tokens",
         action=flag,
-        help="text and prompt + completion get the tokenizer's special tokens (default: yes)",
+        help="text and prompt + completion get the tokenizer's special tokens",
     )
     add(
         "--chat-special-tokens",
         action=flag,
-        help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS (default: no)",
+        help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS",
     )
     add(
         "--builtin-class",

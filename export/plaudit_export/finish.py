@@ -93,6 +93,7 @@ def _manifest(draft: Draft, directory: Path, tolerance: float, options: Options,
     return Manifest(
         name=draft.rules.name,
         scoring=scoring,
+        recipe=draft.rules.recipe,
         tolerance=tolerance,
         opset=draft.opset,
         source=draft.source,

@@ -5,7 +5,7 @@ Knows nothing of graphs and bundles.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ from plaudit_export.checkpoints.weights import (
 )
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
+from plaudit_export.recipes.on_disk import Named, recipe_on_disk
 
 Kind = Literal["causal", "encoder", "plain"]
 
@@ -58,6 +59,7 @@ class Checkpoint:
         foreign: of a format that transformers has no class for, None where `model` is of its classes.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
+        trained_by: the recipe of its texts that the files beside it name, None where they name none.
         notes: what was decided by loading it, for the user.
     """
 
@@ -71,6 +73,7 @@ class Checkpoint:
     tokenizer_notes: tuple[str, ...] = ()
     foreign: Foreign | None = None
     adapter: Any = None
+    trained_by: Named | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -165,7 +168,7 @@ def load_checkpoint(
         if checkpoint.foreign is not None:
             raise SourceError(f"--pad-token: the head of {source} reads one token, whatever the pad token is")
         say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
-    return checkpoint
+    return replace(checkpoint, trained_by=recipe_on_disk(place.directory))
 
 
 def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:

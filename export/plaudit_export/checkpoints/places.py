@@ -10,6 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from plaudit_export.checkpoints.adapter_config import CONFIG
 from plaudit_export.errors import SourceError
+from plaudit_export.recipes.on_disk import MODEL_CARD
 
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -73,8 +74,8 @@ def _not_to_be_had(source: str, error: Exception) -> SourceError:
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    """All that a checkpoint is made of, of one commit; no pickles, no code, no other formats of the weights."""
-    patterns = _CHECKPOINT_FILES
+    """A checkpoint and its card, of one commit; no pickles, no code, no other formats of the weights."""
+    patterns = [*_CHECKPOINT_FILES, MODEL_CARD]
     return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
 
 

@@ -51,9 +51,13 @@ class Reference:
         """
         if "token_ids" in item:
             return Tokens(list(item["token_ids"]))
-        finished = item.get("finished", True)
+        finished, chat_end = item.get("finished", True), self._rules.chat_end
         if "messages" in item and not self._rules.pair:
-            rendered = self._ended(self._render(item["messages"]), finished)
+            finished = finished and chat_end != "template"
+            rendered = self._render(item["messages"])
+            if finished and chat_end == "eos":
+                rendered = rendered.rstrip("\n")
+            rendered = self._ended(rendered, finished)
             tokens = self._encode(rendered, add_special_tokens=self._rules.chat_special_tokens)
         else:
             texts = [self._ended(text, finished) for text in self._texts(item)]
@@ -172,7 +176,7 @@ def users_sequences(
     fitting = []
     for number, item in enumerate(tqdm(items, desc=option, unit="text", leave=False, disable=None), start=1):
         tokens = _tokenize_item(reference, rules, f"{option}: item {number}", item)
-        if _fits(tokens, rules):
+        if fits(tokens, rules):
             fitting.append(_sequence(rules, tokens))
     if num_left_out := len(items) - len(fitting):
         limits = f"1 to {rules.max_tokens} tokens"
@@ -210,7 +214,7 @@ def _built_in_cases(
     return [
         (item, tokens)
         for item, tokens in cases
-        if _fits(tokens, rules) and ("token_ids" in item or not special_ids.issuperset(tokens.token_ids))
+        if fits(tokens, rules) and ("token_ids" in item or not special_ids.issuperset(tokens.token_ids))
     ]
 
 
@@ -237,7 +241,7 @@ def _chat_cases(reference: Reference, rules: Rules, notes: list[str]) -> list[Ca
 def _tokenize_golden(reference: Reference, rules: Rules, number: int, item: Mapping[str, Any]) -> Tokens:
     where = f"--golden: item {number}"
     tokens = _tokenize_item(reference, rules, where, item)
-    if not _fits(tokens, rules):
+    if not fits(tokens, rules):
         limits = f"1 to {rules.max_tokens} tokens, ids below {rules.vocab_size}"
         raise SourceError(f"{where}: {len(tokens.token_ids)} tokens; the model takes {limits}")
     return tokens
@@ -254,6 +258,7 @@ def _tokenize_item(reference: Reference, rules: Rules, where: str, item: Mapping
         raise SourceError(f"{where}: {first_line(error)}") from error
 
 
-def _fits(tokens: Tokens, rules: Rules) -> bool:
+def fits(tokens: Tokens, rules: Rules) -> bool:
+    """Whether the model takes a text of these tokens."""
     ids = tokens.token_ids
     return 0 < len(ids) <= rules.max_tokens and max(ids) < rules.vocab_size

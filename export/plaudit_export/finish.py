@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from plaudit_export.checkpoints.rules import Options, Rules
 from plaudit_export.checks import normalization
@@ -46,7 +47,7 @@ class Draft:
     """What is left of a checkpoint when its model is gone: all that the manifest and the report need.
 
     `golden`, `measured` and `normalized` are sequences to score: the golden texts', the user's to calibrate and measure
-    on, and the user's to normalize on.
+    on, and the user's to normalize on. `pairs` is what preference pairs say of the text rule.
     """
 
     rules: Rules
@@ -57,6 +58,7 @@ class Draft:
     golden: list[TokenizedText]
     measured: list[TokenizedText] | None
     normalized: list[TokenizedText] | None
+    pairs: dict[str, Any] | None = None
 
 
 def finish(
@@ -78,7 +80,7 @@ def finish(
     """
     write_manifest(_manifest(draft, directory, tolerance, options, step), directory)
     step("checking the served scores")
-    return _check(directory, draft.notes, comparison)
+    return _check(directory, draft, comparison)
 
 
 def _manifest(draft: Draft, directory: Path, tolerance: float, options: Options, step: Say) -> Manifest:
@@ -103,7 +105,7 @@ def _manifest(draft: Draft, directory: Path, tolerance: float, options: Options,
     )
 
 
-def _check(directory: Path, notes: list[str], comparison: Comparison | None) -> ParityReport:
+def _check(directory: Path, draft: Draft, comparison: Comparison | None) -> ParityReport:
     """Score the golden texts as the service does, and add the report to the bundle."""
     try:
         with elapsed("checking"):
@@ -119,7 +121,8 @@ def _check(directory: Path, notes: list[str], comparison: Comparison | None) -> 
             describe_parity(report),
         )
     bundle = scorer.bundle
-    write_json(build_report(bundle, scorer.model.engine.name, report, comparison, notes), directory / REPORT)
+    content = build_report(bundle, scorer.model.engine.name, report, comparison, draft.pairs, draft.notes)
+    write_json(content, directory / REPORT)
     hashes = bundle.manifest.sha256 | {REPORT: sha256_of(directory / REPORT)}
     write_manifest(bundle.manifest.model_copy(update={"sha256": hashes}), directory)
     return report

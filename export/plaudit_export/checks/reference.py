@@ -1,7 +1,8 @@
 """What transformers itself makes of a text: token ids and raw scores, in float32, one text at a time, never batched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -98,7 +99,7 @@ class Reference:
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
         template = self._rules.chat_template
         if template is not None:
-            self._render_within_bounds(template, messages)
+            self._render_within_bounds(messages)
             if "strftime_now" in template:
                 template = NO_CLOCK + template
         rendered: str = self._checkpoint.tokenizer.apply_chat_template(
@@ -109,15 +110,16 @@ class Reference:
         )
         return rendered
 
-    def _render_within_bounds(self, template: str, messages: Sequence[Mapping[str, str]]) -> None:
-        """Render as the service will: transformers' sandbox would wait for a template that never ends.
+    @cached_property
+    def _render_within_bounds(self) -> Callable[[Sequence[Mapping[str, Any]]], str]:
+        """Renders as the service will: transformers' sandbox would wait for a template that never ends.
 
         Raises:
-            ChatTemplateError: the service would not render these messages.
+            ChatTemplateError: the service would not render with this template; from the function, these messages.
         """
         named = {"bos_token": self._rules.bos, "eos_token": self._rules.eos}
         tokens = {name: token.text for name, token in named.items() if token is not None}
-        compile_chat_template(template, self._rules.template_tokens | tokens)(messages)
+        return compile_chat_template(str(self._rules.chat_template), self._rules.template_tokens | tokens)
 
     def _ended(self, text: str, finished: bool) -> str:
         """How the trainer's text ends, before it is encoded; docs/scoring.md."""

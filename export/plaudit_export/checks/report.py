@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,23 @@ from plaudit_service.serving.parity import ParityReport
 
 
 def build_report(
-    bundle: Bundle, engine: str, parity: ParityReport, comparison: Comparison | None, notes: Sequence[str]
+    bundle: Bundle,
+    engine: str,
+    parity: ParityReport,
+    comparison: Comparison | None,
+    pairs: Mapping[str, Any] | None,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of `report.json`; `comparison` with float32 where the precision is reduced."""
+    """The content of `report.json`.
+
+    Args:
+        bundle: of the report.
+        engine: that the parity was measured on.
+        parity: of the golden texts.
+        comparison: with float32, where the precision is reduced.
+        pairs: what preference pairs say of the text rule, where any were given.
+        notes: of the export.
+    """
     rows = [
         {
             "index": row.index,
@@ -36,6 +50,7 @@ def build_report(
             "rows": rows,
         },
         "against_float32": None if comparison is None else dataclasses.asdict(comparison),
+        "pairs": None if pairs is None else dict(pairs),
         "golden_score_std": score_std(bundle.golden),
         "checked_tokens": longest_golden(bundle),
         "unchecked": describe_unchecked(bundle),

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,15 @@ from plaudit_service.bundles.bundle import REPORT
 GOOD = ["kind", "clear", "true", "warm", "calm", "fair"]
 BAD = ["rude", "vague", "false", "cold", "loud", "mean"]
 OTHER = ["egg", "tea", "fox", "dog", "story", "model", "water", "time", "night", "road"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads gain a tiny model nothing, and wait for each other where the machine is busy."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def completion(rng: random.Random, words: list[str]) -> str:
@@ -112,14 +122,14 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     rows = [
         {"prompt": pair.chosen["prompt"], "chosen": pair.chosen["completion"], "rejected": pair.rejected["completion"]}
-        for pair in made_pairs(250, 7)
+        for pair in made_pairs(200, 7)
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
 def test_the_pairs_tell_the_rule_that_a_reward_model_was_trained_by(with_eos):
-    answer = asked(with_eos, made_pairs(250, 7))
+    answer = asked(with_eos, made_pairs(200, 7))
     (best, standing), *_ = answer.ranked
     assert answer.evident is answer.better is best
     assert best.name == "as texts, EOS at the end = as texts without special tokens, EOS at the end"
@@ -127,7 +137,7 @@ def test_the_pairs_tell_the_rule_that_a_reward_model_was_trained_by(with_eos):
     assert answer.verdict().startswith("the checkpoint was evidently trained on such pairs as texts, EOS at the end")
     assert answer.chosen.name == "as texts = as texts without special tokens"
     assert dict(answer.ranked)[answer.chosen].accuracy < 0.8 < standing.accuracy
-    assert asked(with_eos, made_pairs(250, 7), recipe="trl").better is None
+    assert asked(with_eos, made_pairs(200, 7), recipe="trl").better is None
 
 
 def test_a_few_pairs_and_pairs_that_mean_nothing_to_it_cannot_tell(with_eos, causal_checkpoint):
@@ -201,12 +211,12 @@ def test_scores_are_those_of_the_reference_one_at_a_time(with_eos):
 def test_the_command_prints_a_table_or_json(with_eos, pairs_file, capsys):
     assert main(["rules", str(with_eos), "--pairs", str(pairs_file)]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[0] == "250 of 250 pairs"
+    assert table[0] == "200 of 200 pairs"
     assert sum("* as texts = as texts without special tokens" in line for line in table) == 1
     assert table[-1].endswith("(--recipe trl or --no-add-special-tokens --append-eos)")
     assert main(["rules", str(with_eos), "--pairs", str(pairs_file), "--json", "--recipe", "trl"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert (content["num_given"], content["num_pairs"], content["num_left_out"]) == (250, 250, 0)
+    assert (content["num_given"], content["num_pairs"], content["num_left_out"]) == (200, 200, 0)
     assert content["evident"].startswith("as texts, EOS at the end")
     assert content["clearly_better"] is None
     assert [rule["chosen"] for rule in content["rules"]].index(True) == 0

@@ -78,6 +78,9 @@ class Settings:
     """sequences that may wait; beyond: 429"""
     max_queued_tokens: Count = 16_777_216
     """tokens that may wait; beyond: 429"""
+    fair_by_address: bool = False
+    """share queue and turns fairly between the addresses of clients where there are no API keys; between several keys
+    this is always so"""
     max_sequences_per_request: Count = 1024
     """sequences of one request; beyond: 413"""
     max_body_bytes: Count = 33_554_432

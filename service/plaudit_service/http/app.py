@@ -54,7 +54,14 @@ def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
         await (endpoints.get(scope["path"], app) if method == "POST" else app)(scope, receive, send)
 
     routes = {route.path for route in app.routes if hasattr(route, "path")}
-    return Access(dispatch, metrics=service.metrics, api_keys=api_keys, routes=routes, open_routes=open_routes)
+    return Access(
+        dispatch,
+        metrics=service.metrics,
+        api_keys=api_keys,
+        routes=routes,
+        open_routes=open_routes,
+        fair_by_address=settings.fair_by_address,
+    )
 
 
 def build_routes(service: Service, *, keys: bool = False, open_routes: Collection[str] = PROBES) -> FastAPI:

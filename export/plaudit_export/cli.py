@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit_export.errors import ExportError, ParityError, RuleError, SourceError
-from plaudit_service.command_line import Parser, run, say, tell
+from plaudit_service.command_line import Parser, interruptible, run, say, tell
 
 if TYPE_CHECKING:
     from plaudit_export.checkpoints.rules import Options, TextFile
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from plaudit_service.bundles.bundle import Bundle
 
 PROG = "plaudit-export"
+
+_MAX_DIGITS = 18  # Python refuses to read numbers of thousands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +47,9 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
 
     options = _checkpoint_options(parsed)
     arguments = {"pairs": _pairs(parsed), "force": parsed.force}
-    return _tell(export_checkpoint(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+    with interruptible():
+        exported = export_checkpoint(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
@@ -78,7 +82,9 @@ def _cache(parsed: argparse.Namespace) -> int:
         from plaudit_export.exporter import export_checkpoint
 
         options = _checkpoint_options(parsed)
-        exported = export_checkpoint(source, bundle, options, pairs=_pairs(parsed), step=_step, note=_note)
+        pairs = _pairs(parsed)
+        with interruptible():
+            exported = export_checkpoint(source, bundle, options, pairs=pairs, step=_step, note=_note)
         if exported.comparison is not None:
             say(exported.comparison.describe())
         _warn_of_unchecked(exported.bundle)
@@ -122,7 +128,9 @@ def _onnx(parsed: argparse.Namespace) -> int:
 
     options = Options(**_model_options(parsed))
     arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
-    return _tell(export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+    with interruptible():
+        exported = export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _require_docstrings() -> None:
@@ -400,9 +408,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not _is_count(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
     return int(text)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MAX_DIGITS
 
 
 def _tolerance(text: str) -> float:
@@ -418,7 +430,7 @@ def _tolerance(text: str) -> float:
 def _token_logits(text: str) -> list[tuple[str, float]]:
     heads = _heads(text)
     for name, _ in heads:
-        if name.startswith("id:") and not name.removeprefix("id:").isdecimal():
+        if name.startswith("id:") and not _is_count(name.removeprefix("id:")):
             raise argparse.ArgumentTypeError(f"{name!r}: {name.removeprefix('id:')!r} is not a token id")
     return heads
 

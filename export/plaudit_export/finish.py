@@ -7,7 +7,7 @@ from typing import Any
 
 from plaudit_export.checkpoints.rules import Options, Rules
 from plaudit_export.checks import normalization
-from plaudit_export.checks.comparison import Comparison
+from plaudit_export.checks.comparison import Comparison, Scores
 from plaudit_export.checks.report import build_report, describe_parity
 from plaudit_export.errors import ExportError, ParityError
 from plaudit_export.graphs.precision import GraphScorer
@@ -21,7 +21,9 @@ from plaudit_service.bundles.bundle import (
     Golden,
     Manifest,
     NormalizationSource,
+    Scoring,
     Source,
+    load_bundle,
     sha256_of,
 )
 from plaudit_service.errors import ServiceError
@@ -47,7 +49,8 @@ class Draft:
     """What is left of a checkpoint when its model is gone: all that the manifest and the report need.
 
     `golden`, `measured` and `normalized` are sequences to score: the golden texts', the user's to calibrate and measure
-    on, and the user's to normalize on. `pairs` is what preference pairs say of the text rule.
+    on, and the user's to normalize on. `emulated` are torch's scores of `measured`, else of `golden`, in a precision
+    that ONNX Runtime runs on no CPU. `pairs` is what preference pairs say of the text rule.
     """
 
     rules: Rules
@@ -58,11 +61,19 @@ class Draft:
     golden: list[TokenizedText]
     measured: list[TokenizedText] | None
     normalized: list[TokenizedText] | None
+    emulated: Scores | None = None
     pairs: dict[str, Any] | None = None
 
 
 def finish(
-    draft: Draft, directory: Path, tolerance: float, comparison: Comparison | None, options: Options, step: Say
+    draft: Draft,
+    directory: Path,
+    tolerance: float,
+    comparison: Comparison | None,
+    options: Options,
+    step: Say,
+    *,
+    float_directory: Path | None = None,
 ) -> ParityReport:
     """Normalize, write the manifest, check every served score, and write the report.
 
@@ -73,22 +84,26 @@ def finish(
         comparison: of a reduced precision with float32.
         options: what the user says about the model.
         step: called with a line before each long step.
+        float_directory: holds the float32 graph and the tokenizer, where no CPU runs the bundle's own graph.
 
     Raises:
         SourceError: the texts to normalize on all score alike.
         ExportError: a served score is further from its reference than the tolerance.
     """
-    write_manifest(_manifest(draft, directory, tolerance, options, step), directory)
+    write_manifest(_manifest(draft, directory, float_directory, tolerance, options, step), directory)
     step("checking the served scores")
-    return _check(directory, draft, comparison)
+    return _check(directory, float_directory, draft, comparison)
 
 
-def _manifest(draft: Draft, directory: Path, tolerance: float, options: Options, step: Say) -> Manifest:
+def _manifest(
+    draft: Draft, directory: Path, float_directory: Path | None, tolerance: float, options: Options, step: Say
+) -> Manifest:
     scoring = draft.rules.scoring(scoring_hashes(directory), options.precision)
     normalized_on = None
     if options.normalize_on is not None and draft.normalized is not None:
         step(f"normalizing on {len(draft.normalized)} texts")
-        scores = GraphScorer(directory, scoring).scores(draft.normalized, "reference texts")
+        run = (directory, scoring) if float_directory is None else (float_directory, _in_float32(scoring))
+        scores = GraphScorer(*run).scores(draft.normalized, "reference texts")
         fitted = normalization.fit(scores, scale=options.normalize_std)
         scoring = scoring.model_copy(update={"normalization": fitted})
         normalized_on = NormalizationSource(num_texts=len(scores), sha256=options.normalize_on.sha256)
@@ -105,11 +120,22 @@ def _manifest(draft: Draft, directory: Path, tolerance: float, options: Options,
     )
 
 
-def _check(directory: Path, draft: Draft, comparison: Comparison | None) -> ParityReport:
+def _in_float32(scoring: Scoring) -> Scoring:
+    return scoring.model_copy(update={"precision": "fp32"})
+
+
+def _float_twin(bundle: Bundle, float_directory: Path) -> Bundle:
+    """The bundle with the float32 graph of the same model instead of its own."""
+    manifest = bundle.manifest.model_copy(update={"scoring": _in_float32(bundle.scoring)})
+    return Bundle(float_directory, manifest, bundle.chat_template, bundle.golden)
+
+
+def _check(directory: Path, float_directory: Path | None, draft: Draft, comparison: Comparison | None) -> ParityReport:
     """Score the golden texts as the service does, and add the report to the bundle."""
     try:
         with elapsed("checking"):
-            scorer = Scorer(directory)
+            bundle = load_bundle(directory)
+            scorer = Scorer(bundle if float_directory is None else _float_twin(bundle, float_directory))
             report = parity.check(scorer)
     except ServiceError as error:
         raise ExportError(f"the serving path refuses the new bundle: {error}") from error
@@ -120,7 +146,6 @@ def _check(directory: Path, draft: Draft, comparison: Comparison | None) -> Pari
             "no bundle was written",
             describe_parity(report),
         )
-    bundle = scorer.bundle
     content = build_report(bundle, scorer.model.engine.name, report, comparison, draft.pairs, draft.notes)
     write_json(content, directory / REPORT)
     hashes = bundle.manifest.sha256 | {REPORT: sha256_of(directory / REPORT)}

@@ -14,10 +14,13 @@ from plaudit_export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from plaudit_export.checkpoints.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
 from plaudit_export.checks.comparison import Comparison, Scores
 from plaudit_export.checks.devices import computing_on
+from plaudit_export.checks.pair_answer import Answer
+from plaudit_export.checks.pair_rules import ask_pairs
 from plaudit_export.checks.readings import other_readings
 from plaudit_export.checks.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.checks.report import score_std
-from plaudit_export.errors import ExportError, SourceError
+from plaudit_export.checks.text_files import Pair
+from plaudit_export.errors import ExportError, RuleError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
 from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
 from plaudit_export.graphs.precision import (
@@ -55,6 +58,7 @@ def export_checkpoint(
     bundle: Path,
     options: Options | None = None,
     *,
+    pairs: Sequence[Pair] = (),
     force: bool = False,
     step: Say = lambda _: None,
     note: Say = lambda _: None,
@@ -65,12 +69,13 @@ def export_checkpoint(
         source: a directory, or a hub id.
         bundle: the directory to make.
         options: what the user says about the model.
+        pairs: preference pairs, which are asked whether the text rule is right.
         force: replace a bundle that is there already.
         step: called with a line before each long step.
         note: called with a line for each guess.
 
     Raises:
-        SourceError: what the user gave cannot be exported.
+        SourceError: what the user gave cannot be exported, or the pairs speak clearly for another rule.
         ExportError: tracing failed, a served score is further from its reference than the tolerance, or a reduced
             precision ranks too many pairs otherwise.
     """
@@ -80,7 +85,7 @@ def export_checkpoint(
         tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch,
     ):
         float_directory = Path(scratch) if options.precision in {"int8", "bf16"} else directory
-        draft = _build(source, directory, float_directory, options, step, note)
+        draft = _build(source, directory, float_directory, options, pairs, step, note)
         gc.collect()
         comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
         if options.precision != "fp32":
@@ -99,7 +104,15 @@ def export_checkpoint(
     return Exported(load_bundle(bundle.expanduser()), report, comparison)
 
 
-def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> Draft:
+def _build(
+    source: str,
+    directory: Path,
+    float_directory: Path,
+    options: Options,
+    pairs: Sequence[Pair],
+    step: Say,
+    note: Say,
+) -> Draft:
     """Write the graph (for int8 and bfloat16 that of float32, too), the tokenizer, the template and the golden texts.
 
     The model is gone when this returns: the engine loads the weights again.
@@ -120,6 +133,9 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         None if file is None else users_sequences(checkpoint, rules, option, file.items, notes)
         for option, file in (("--calibrate", options.calibrate), ("--normalize-on", options.normalize_on))
     )
+    answer = _ask(checkpoint, rules, pairs, step) if pairs else None
+    if answer is not None:
+        notes.append(f"--pairs: {answer.verdict()}")
     for line in notes:
         note(line)
     golden = sequences(rules, cases)
@@ -159,9 +175,29 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         architecture=checkpoint.architecture,
         attention=checkpoint.attention,
     )
+    asked = None if answer is None else answer.as_json()
     return Draft(
-        rules, made_from, OPSET, notes, records, golden, measured, normalized, float_scores, saved_bytes, emulated
+        rules,
+        made_from,
+        OPSET,
+        notes,
+        records,
+        golden,
+        measured,
+        normalized,
+        float_scores,
+        saved_bytes,
+        emulated,
+        asked,
     )
+
+
+def _ask(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair], step: Say) -> Answer:
+    step("asking preference pairs by which rule the checkpoint was trained")
+    answer = ask_pairs(checkpoint, rules, pairs)
+    if objection := answer.objection():
+        raise RuleError(f"{checkpoint.id}: {objection}; no bundle was written", answer.describe())
+    return answer
 
 
 def _float_scores(

@@ -4,6 +4,7 @@ import gc
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -269,7 +270,8 @@ def export_onnx(
         step(f"reading {source}")
         foreign = load_onnx(source)
         original = None if checkpoint is None else load_checkpoint(checkpoint, builtin_class=options.builtin_class)
-        rules = derive_rules(foreign.checkpoint, options)
+        named = None if original is None else original.named_recipe
+        rules = derive_rules(replace(foreign.checkpoint, trained_by=named or foreign.checkpoint.trained_by), options)
         notes = [*rules.notes, *(original.notes if original else ())]
         longest = min(rules.max_tokens, options.golden_max_tokens)
         cases = golden_cases(original or foreign.checkpoint, rules, options.golden, longest, notes)

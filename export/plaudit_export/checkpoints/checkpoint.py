@@ -95,6 +95,19 @@ class Checkpoint:
         return [str(config.id2label[index]) for index in range(config.num_labels)]
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether the model sees the whole text at once; of a graph, whether its class does."""
+        return (_kind(self.model) if self.kind == "plain" else self.kind) == "encoder"
+
+    @property
+    def named_recipe(self) -> Named | None:
+        """The recipe of its trainer: the format's, else the one that the files name; None: nothing names one."""
+        row = None if self.foreign is None else self.foreign.format
+        if row is not None and row.recipe is not None:
+            return Named(row.recipe, f"its format is that of {row.name}")
+        return self.trained_by
+
+    @property
     def saved_normalization(self) -> SavedNormalization | None:
         """The mean and the deviation that the trainer kept."""
         return self.kept if self.foreign is None else self.foreign.normalization

@@ -320,7 +320,7 @@ def _text_rule(
 
 def _recipe(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Named:
     """The recipe that the user named, else the format's, else that of the files, else transformers' own way."""
-    is_encoder = checkpoint.kind == "encoder"
+    is_encoder = checkpoint.is_encoder
     if options.recipe is not None:
         recipe = RECIPES[options.recipe]
         refuse_contradiction(recipe, options.text_rule)
@@ -330,10 +330,7 @@ def _recipe(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Named
                 f"tokenizer ends them; give --recipe {TEMPLATE.name}"
             )
         return Named(recipe, "--recipe")
-    row = None if checkpoint.foreign is None else checkpoint.foreign.format
-    if row is not None and row.recipe is not None:
-        return Named(row.recipe, f"its format is that of {row.name}")
-    found = checkpoint.trained_by
+    found = checkpoint.named_recipe
     if found is not None and is_encoder and found.recipe.rule.append_eos:
         notes.append(
             f"{found.by}, which puts EOS behind plain texts before an encoder's own end: that is not done here"

@@ -10,6 +10,8 @@ from plaudit_export.checks.pair_statistics import Standing
 
 # How a pair's texts are given to the model: as one text, as a chat, as the two texts of a pair.
 Form = Literal["text", "chat", "pair"]
+# A rule that ranks fewer right does not guess.
+_MOSTLY_WRONG = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,17 @@ class Answer:
         num_given: pairs of the user's.
         num_pairs: that were scored.
         num_left_out: of those to score, where a rule makes no text that the model takes.
+        num_repeating: of the user's, with a text that another pair has, or with one text twice.
         ranked: every rule and how it ranks the pairs, the best first.
         chosen: the rule as exported.
         evident: the rule that the checkpoint was evidently trained by; None: the pairs cannot tell.
-        better: the best rule, where it is clearly better than the chosen one.
+        better: the best rule, where it is clearly better than the chosen one and than chance.
     """
 
     num_given: int
     num_pairs: int
     num_left_out: int
+    num_repeating: int
     ranked: tuple[tuple[Rule, Standing], ...]
     chosen: Rule
     evident: Rule | None
@@ -65,6 +69,7 @@ class Answer:
             "num_given": self.num_given,
             "num_pairs": self.num_pairs,
             "num_left_out": self.num_left_out,
+            "num_repeating": self.num_repeating,
             "evident": None if self.evident is None else self.evident.name,
             "clearly_better": None if self.better is None else self.better.name,
             "rules": [
@@ -77,8 +82,10 @@ class Answer:
     def describe(self) -> str:
         """A table for a terminal, and what it shows."""
         left_out = f" ({self.num_left_out} left out: some rule makes no text of them that the model takes)"
+        repeating = f" ({self.num_repeating} left out: a text of theirs is in another pair, or twice in one)"
         lines = [
-            f"{self.num_pairs} of {self.num_given} pairs{left_out if self.num_left_out else ''}",
+            f"{self.num_pairs} of {self.num_given} pairs{left_out if self.num_left_out else ''}"
+            f"{repeating if self.num_repeating else ''}",
             "rules joined by = give the same token ids of every pair; * is the one as exported",
             "accuracy  mean margin  log sigmoid  behind the best    rule",
         ]
@@ -96,8 +103,12 @@ class Answer:
             return f"the checkpoint was evidently trained on such pairs {self.evident.name} ({self.evident.remedy})"
         if len(self.ranked) == 1:
             return "the pairs cannot tell: every rule gives the same token ids"
-        few = f"; give at least {pair_statistics.MIN_PAIRS} pairs" if self.num_pairs < pair_statistics.MIN_PAIRS else ""
-        return f"the pairs cannot tell by which rule the checkpoint was trained{few}"
+        why = ""
+        if self.num_pairs < pair_statistics.MIN_PAIRS:
+            why = f"; give at least {pair_statistics.MIN_PAIRS} pairs"
+        elif all(standing.accuracy < _MOSTLY_WRONG for _, standing in self.ranked):
+            why = "; every rule ranks most of them the other way around: are chosen and rejected swapped?"
+        return f"the pairs cannot tell by which rule the checkpoint was trained{why}"
 
     def objection(self) -> str | None:
         """One line: why the rule as exported is wrong, and the remedy; None: nothing shows that it is."""
@@ -114,7 +125,9 @@ class Answer:
         )
 
 
-def answer(rules: Sequence[Rule], margins: Sequence[Scores], num_given: int, num_left_out: int) -> Answer:
+def answer(
+    rules: Sequence[Rule], margins: Sequence[Scores], num_given: int, num_left_out: int, num_repeating: int = 0
+) -> Answer:
     """What the pairs say.
 
     Args:
@@ -122,16 +135,20 @@ def answer(rules: Sequence[Rule], margins: Sequence[Scores], num_given: int, num
         margins: of each, score(chosen) - score(rejected), shape (pairs,).
         num_given: pairs of the user's.
         num_left_out: of those that were to be scored.
+        num_repeating: of the user's, which were not.
     """
     evident = pair_statistics.evident(margins) if len(rules) > 1 else None
     standings = pair_statistics.standings(margins)
     best = max(range(len(rules)), key=lambda at: standings[at].log_sigmoid)
+    # A rule whose scores say nothing loses less than the right one on pairs that are the other way around.
+    is_better = pair_statistics.knows(margins[best]) and pair_statistics.clearly_better(margins[best], margins[0])
     return Answer(
         num_given=num_given,
         num_pairs=len(margins[0]),
         num_left_out=num_left_out,
+        num_repeating=num_repeating,
         ranked=tuple(sorted(zip(rules, standings, strict=True), key=lambda each: -each[1].log_sigmoid)),
         chosen=rules[0],
         evident=None if evident is None else rules[evident],
-        better=rules[best] if pair_statistics.clearly_better(margins[best], margins[0]) else None,
+        better=rules[best] if is_better else None,
     )

@@ -3,6 +3,8 @@
 Knows nothing of graphs.
 """
 
+import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -62,10 +64,15 @@ def ask_pairs(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair]) -> An
         pairs: preference pairs.
 
     Raises:
-        SourceError: fewer than two pairs are left that every rule makes a text of.
+        SourceError: fewer than two pairs are left that every rule makes a text of, or a score is not finite.
     """
-    num_given = len(pairs)
-    pairs = pairs[:: -(-num_given // MAX_PAIRS)]
+    num_given, pairs = len(pairs), _independent(pairs)
+    num_repeating = num_given - len(pairs)
+    if len(pairs) < 2:
+        raise SourceError(
+            f"--pairs: {len(pairs)} of {num_given} pairs have two texts that no other pair has; give at least 2"
+        )
+    pairs = pairs[:: -(-len(pairs) // MAX_PAIRS)]
     chosen, *others = candidates(checkpoint, rules, pairs)
     with quiet():
         made = [(chosen, _sequences(checkpoint, chosen, pairs))]
@@ -83,8 +90,26 @@ def ask_pairs(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair]) -> An
     for candidate, texts in made:
         groups.setdefault(tuple(each for at in complete if (each := texts[at]) is not None), []).append(candidate)
     scores = _scores(checkpoint, rules, {text for group in groups for pair in group for text in pair})
+    if lost := sum(not math.isfinite(score) for score in scores.values()):
+        raise SourceError(
+            f"--pairs: {lost} of {len(scores)} texts that rules make of the pairs get a score that is not finite (NaN "
+            f"or infinite) from {checkpoint.id}; are its weights whole?"
+        )
     margins = [np.array([scores[one] - scores[other] for one, other in group]) for group in groups]
-    return answer([_joined(group) for group in groups.values()], margins, num_given, len(pairs) - len(complete))
+    num_left_out = len(pairs) - len(complete)
+    return answer([_joined(group) for group in groups.values()], margins, num_given, num_left_out, num_repeating)
+
+
+def _independent(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs of which no text is in an earlier one, nor twice: copies are no evidence of their own."""
+    seen: set[str] = set()
+    found = []
+    for pair in pairs:
+        texts = {json.dumps(item, sort_keys=True) for item in (pair.chosen, pair.rejected)}
+        if len(texts) == 2 and not texts & seen:
+            found.append(pair)
+            seen |= texts
+    return found
 
 
 def candidates(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair]) -> list[Candidate]:
@@ -93,7 +118,12 @@ def candidates(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair]) -> l
     Raises:
         SourceError: the model does not score pairs of this form.
     """
-    given: Form = "chat" if "messages" in pairs[0].chosen else "text"
+    are_chats = {"messages" in item for pair in pairs for item in (pair.chosen, pair.rejected)}
+    if len(are_chats) > 1:
+        raise SourceError("--pairs: some are chats and some are texts; give pairs of one form")
+    given: Form = "chat" if True in are_chats else "text"
+    if rules.pair and not any(_in_form("pair", pair.chosen) for pair in pairs):
+        raise SourceError("--pairs: a model of pairs scores prompt and completion; give rows with a prompt")
     if given == "chat" and rules.chat_template is None and not rules.pair:
         raise SourceError("--pairs: holds chats, and the model has no chat template (--chat-template FILE)")
     forms: list[Form] = ["text", *(("chat",) if rules.chat_template is not None else ())]

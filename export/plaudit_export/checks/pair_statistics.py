@@ -68,6 +68,15 @@ def clearly_better(one: Scores, other: Scores) -> bool:
     return _is_above_zero(log_sigmoid(one) - log_sigmoid(other)) and _accuracy(one) >= _accuracy(other)
 
 
+def knows(margins: Scores) -> bool:
+    """Whether the pairs speak for a rule over chance: its mean log-sigmoid margin is clearly above that of no score.
+
+    Args:
+        margins: of the rule, shape (N,).
+    """
+    return _is_above_zero(log_sigmoid(margins) - _CHANCE)
+
+
 def evident(margins: Sequence[Scores]) -> int | None:
     """The rule that the pairs speak for over each other one and over chance; None: they cannot tell.
 
@@ -76,8 +85,7 @@ def evident(margins: Sequence[Scores]) -> int | None:
     """
     best = max(range(len(margins)), key=lambda at: float(log_sigmoid(margins[at]).mean()))
     others = [each for at, each in enumerate(margins) if at != best]
-    knows = _is_above_zero(log_sigmoid(margins[best]) - _CHANCE)
-    return best if knows and all(clearly_better(margins[best], other) for other in others) else None
+    return best if knows(margins[best]) and all(clearly_better(margins[best], other) for other in others) else None
 
 
 def _accuracy(margins: Scores) -> float:

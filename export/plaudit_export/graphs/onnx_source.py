@@ -24,6 +24,7 @@ from plaudit_export.checkpoints.loading import load_config
 from plaudit_export.errors import SourceError, first_line
 from plaudit_export.graphs.tracing import save_graph, strip
 from plaudit_export.quiet import quiet
+from plaudit_export.recipes.on_disk import recipe_on_disk
 
 INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 OUTPUT = "logits"
@@ -75,6 +76,7 @@ def load_onnx(directory: Path) -> OnnxSource:
         auto_tokenizer=tokenizer.auto,
         tokenizer_notes=tokenizer.notes,
         kept=saved_normalization(home, None, read_fields(homes[0], CONFIG), {}),
+        trained_by=recipe_on_disk(homes[0]),
         notes=(
             *(
                 f"auto_map of the config names {name} for {auto}; that code is not run, the graph is taken as it is"

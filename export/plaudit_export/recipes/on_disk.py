@@ -20,7 +20,7 @@ _CARD_TAGS = {"- trl", "- reward-trainer"}
 _REWARD_CONFIG = re.compile(r"trl\..* RewardConfig")
 # Since this version TRL ends texts with EOS, and takes chats as their template writes them. Its arguments name the EOS.
 _TRL_WITH_EOS = (0, 24)
-_TRL_VERSION = re.compile(r"^- TRL: (\d+)\.(\d+)", re.MULTILINE)
+_TRL_VERSION = re.compile(r"^- TRL: (\d{1,9})\.(\d{1,9})", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _by_arguments(file: Path) -> Named | None:
 
 def _by_card(file: Path) -> Named | None:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError):
         return None
     metadata, version = _CARD_METADATA.match(text), _TRL_VERSION.search(text)
@@ -65,8 +65,8 @@ def _strings(file: Path) -> set[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             (pickle,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
-            if pickle.file_size > _MAX_ARGUMENTS_BYTES:
-                return set()
+            if pickle.compress_type != zipfile.ZIP_STORED or pickle.file_size > _MAX_ARGUMENTS_BYTES:
+                return set()  # torch.save compresses nothing, and what is compressed can be of any size
             return {given for _, given, _ in pickletools.genops(archive.read(pickle)) if isinstance(given, str)}
-    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, RuntimeError):
         return set()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from plaudit_service.engine.engine_thread import EngineThread
 from plaudit_service.engine.engines import padded_tokens
@@ -140,7 +141,8 @@ class Scheduler:
         self._last_finished = -math.inf
         self._arrivals = 0
         self._handed_over: list[_HandedOver] = []
-        self._turn_to_wait = asyncio.Lock()
+        # Of each client that waits for room: a burst of one keeps no other from the room that is left.
+        self._turns_to_wait: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._queue_changed = asyncio.Event()
         self._failure: Unavailable | None = None
         self._shown = (0, 0)  # sequences and tokens that this queue has in the gauges
@@ -199,7 +201,7 @@ class Scheduler:
     async def wait_for_room(
         self, texts: Sequence[TokenizedText], *, deadline: float = math.inf, client: str = ""
     ) -> None:
-        """Wait, in the order of arrival, until `admit` would admit these sequences; call it at once then.
+        """Wait, in the client's order of arrival, until `admit` would admit these sequences; call it at once then.
 
         A deadline that passes meanwhile ends nothing: what is late expires once it is admitted.
 
@@ -208,7 +210,8 @@ class Scheduler:
             Unavailable: the engine hangs.
         """
         num_tokens = _count_tokens(texts)
-        async with self._turn_to_wait:
+        turn = self._turns_to_wait.setdefault(client, asyncio.Lock())
+        async with turn:
             while True:
                 try:
                     self.require_room(len(texts), num_tokens, deadline=deadline, client=client)

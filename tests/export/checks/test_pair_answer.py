@@ -45,3 +45,15 @@ def test_there_is_no_objection_to_a_rule_that_is_not_clearly_worse():
     assert said((EXPORTED, RIGHT), (WITH_EOS, RIGHT)).verdict() == (
         "the pairs cannot tell by which rule the checkpoint was trained"
     )
+
+
+def test_a_rule_that_ranks_no_more_than_chance_is_no_objection():
+    less_wrong = np.full(200, -0.1)
+    found = said((EXPORTED, WRONG), (WITH_EOS, less_wrong))
+    assert (found.better, found.objection()) == (None, None)
+    assert found.verdict().endswith("are chosen and rejected swapped?")
+
+
+def test_pairs_that_repeat_others_are_told_of():
+    first = answer([EXPORTED], [RIGHT], 300, 0, 100).describe().splitlines()[0]
+    assert first == "200 of 300 pairs (100 left out: a text of theirs is in another pair, or twice in one)"

@@ -148,6 +148,50 @@ def test_a_few_pairs_and_pairs_that_mean_nothing_to_it_cannot_tell(with_eos, cau
     assert untrained.evident is None
 
 
+def test_pairs_the_other_way_around_speak_for_no_rule(with_eos):
+    swapped = [Pair(pair.rejected, pair.chosen) for pair in made_pairs(200, 7)]
+    answer = asked(with_eos, swapped, recipe="trl")
+    assert (answer.evident, answer.better) == (None, None)
+    assert answer.verdict().endswith(
+        "; every rule ranks most of them the other way around: are chosen and rejected swapped?"
+    )
+
+
+def test_copies_of_a_pair_are_one_pair_and_two_equal_texts_are_none(causal_checkpoint):
+    pairs = made_pairs(3, 7)
+    both = [*pairs, Pair(pairs[0].chosen, pairs[1].rejected), *pairs, Pair(pairs[0].chosen, pairs[0].chosen)] * 100
+    answer = asked(causal_checkpoint, both)
+    assert (answer.num_given, answer.num_pairs, answer.num_repeating) == (800, 3, 797)
+    assert answer.verdict().endswith("give at least 200 pairs")
+    with pytest.raises(
+        SourceError, match="--pairs: 1 of 200 pairs have two texts that no other pair has; give at least 2"
+    ):
+        asked(causal_checkpoint, pairs[:1] * 200)
+
+
+def test_texts_and_chats_in_one_file_are_refused(causal_checkpoint):
+    def chat(item: dict) -> dict:
+        turns = (("user", item["prompt"]), ("assistant", item["completion"]))
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    first, second = made_pairs(2, 7)
+    with pytest.raises(SourceError, match="some are chats and some are texts; give pairs of one form"):
+        asked(causal_checkpoint, [first, Pair(chat(second.chosen), chat(second.rejected))])
+
+
+def test_a_model_of_pairs_needs_prompts(encoder_checkpoint):
+    pairs = [Pair({"text": f"good {n}"}, {"text": f"bad {n}"}) for n in range(2)]
+    with pytest.raises(SourceError, match="a model of pairs scores prompt and completion; give rows with a prompt"):
+        asked(encoder_checkpoint, pairs, pair=True)
+
+
+def test_scores_that_are_not_finite_are_no_evidence(causal_checkpoint):
+    checkpoint = load_checkpoint(str(causal_checkpoint))
+    checkpoint.model.score.weight.data.fill_(float("nan"))
+    with pytest.raises(SourceError, match="24 of 24 texts that rules make of the pairs get a score that is not"):
+        ask_pairs(checkpoint, derive_rules(checkpoint, Options(name="rm", recipe="trl")), made_pairs(3, 7))
+
+
 def test_rules_that_make_the_same_ids_of_every_pair_are_one(with_eos):
     pairs = [Pair({"text": f"{n} good<|im_end|>"}, {"text": f"{n} bad<|im_end|>"}) for n in range(5)]
     answer = asked(with_eos, pairs)

@@ -46,6 +46,22 @@ def test_a_foreign_graph_is_served_with_the_scores_of_the_checkpoint_that_it_cam
     assert ir.load(bundle.path / "model.onnx").producer_name == "plaudit"
 
 
+@pytest.mark.parametrize("beside", ["the graph", "the checkpoint"])
+def test_texts_are_made_as_the_trainer_that_the_files_name_made_them(foreign, encoder_checkpoint, tmp_path, beside):
+    checkpoint = Path(shutil.copytree(encoder_checkpoint, tmp_path / "checkpoint"))
+    card = "---\ntags:\n- trl\n- reward-trainer\n---\n- TRL: 0.9.0\n"
+    ((foreign if beside == "the graph" else checkpoint) / "README.md").write_text(card)
+    notes: list[str] = []
+    exported = export_onnx(foreign, tmp_path / "bundle", checkpoint=str(checkpoint), note=notes.append)
+    assert exported.bundle.scoring.chat_special_tokens
+    assert sum(note.startswith("recipe hf, because README.md names RewardTrainer") for note in notes) == 1
+
+
+def test_an_encoders_graph_gets_no_eos(foreign, tmp_path):
+    with pytest.raises(SourceError, match="--recipe trl: ends texts with EOS, and BertForSequenceClassification is an"):
+        export_onnx(foreign, tmp_path / "bundle", Options(recipe="trl"))
+
+
 def test_without_the_checkpoint_the_references_are_the_graphs_own_and_that_is_said(foreign, tmp_path):
     notes: list[str] = []
     exported = export_onnx(foreign, tmp_path / "bundle", note=notes.append)

@@ -72,6 +72,26 @@ def test_a_file_that_is_no_archive_names_nobody(tmp_path, content):
     assert recipe_on_disk(tmp_path) is None
 
 
+def test_compressed_arguments_which_may_be_of_any_size_name_nobody(tmp_path):
+    file = tmp_path / "training_args.bin"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("training_args/data.pkl", REWARD_CONFIG + b".")
+    assert recipe_on_disk(tmp_path) is None
+    content = file.read_bytes()
+    file.write_bytes(content.replace(content[52:60], b"\xff" * 8))  # no deflated data
+    assert recipe_on_disk(tmp_path) is None
+
+
+def test_arguments_whose_index_says_more_than_there_is_name_nobody(tmp_path):
+    write_pickle(tmp_path, REWARD_CONFIG + b".")
+    file = tmp_path / "training_args.bin"
+    content = bytearray(file.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 20 : entry + 28] = (1000).to_bytes(4, "little") * 2  # its size, twice
+    file.write_bytes(content)
+    assert recipe_on_disk(tmp_path) is None
+
+
 @pytest.mark.parametrize(
     ("tag", "version", "recipe"),
     [
@@ -80,6 +100,7 @@ def test_a_file_that_is_no_archive_names_nobody(tmp_path, content):
         ("reward-trainer", "0.9.6", HF),
         ("sft", "1.0.0", None),
         ("reward-trainer", "unknown", None),
+        ("reward-trainer", f"{'9' * 5000}.0", None),
     ],
 )
 def test_the_tags_and_the_version_of_a_model_card_name_the_recipe(tmp_path, tag, version, recipe):

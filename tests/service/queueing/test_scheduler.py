@@ -534,6 +534,21 @@ def test_a_client_leaves_room_for_others_and_is_told_what_its_share_is(running):
     asyncio.run(scenario())
 
 
+def test_who_waits_for_room_keeps_no_other_client_from_the_room_that_is_left(running):
+    async def scenario():
+        async with running(max_queued_sequences=10) as queue:
+            await queue.occupy(1, client="person")
+            burst = queue.ask(*range(20, 28), client="trainer")
+            more = [await queue.wait_for_room(first, client="trainer") for first in (30, 31)]
+            await asyncio.wait_for(queue.scheduler.wait_for_room(texts(2), client="person"), _PATIENCE_S)
+            single = queue.ask(2, client="person")
+            queue.engine.go_on()
+            await asyncio.wait_for(asyncio.gather(*more), _PATIENCE_S)
+            await outcomes(burst, single)
+
+    asyncio.run(scenario())
+
+
 def test_a_sequence_that_another_client_queued_is_computed_at_the_earlier_turn(running):
     async def scenario():
         async with running(max_batch_tokens=4) as queue:

@@ -256,7 +256,7 @@ def _activation_notes(named: Mapping[str, str]) -> list[str]:
 def _text_notes(library: Mapping[str, Any], encoder: Mapping[str, Any]) -> list[str]:
     """What sentence-transformers makes of a text before it is tokenized."""
     name, prompts = library.get("default_prompt_name"), library.get("prompts")
-    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
     notes = []
     if prompt:
         notes.append(
@@ -277,7 +277,7 @@ def _check_pipelines(source: str, config: Any, architecture: str, *, builtin_cla
     pipelines = getattr(config, "custom_pipelines", None)
     for task, fields in sorted(pipelines.items()) if isinstance(pipelines, dict) else ():
         classes = fields.get("pt") if isinstance(fields, dict) else None
-        named = [classes] if isinstance(classes, str) else list(classes or ())
+        named = [str(each) for each in (classes if isinstance(classes, list) else [classes]) if each]
         asked = f"custom_pipelines of the config names {fields.get('impl') if named else fields} for {task}"
         if not builtin_class and not (named and set(named) <= _NO_REWARD_MODELS):
             raise _code_of_its_own(source, asked, architecture)

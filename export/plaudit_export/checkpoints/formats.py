@@ -7,6 +7,7 @@ knows nothing of how a model is loaded. No code of a checkpoint's own is ever ru
 
 import math
 import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -354,6 +355,6 @@ def _number(source: str, field: str, value: Any) -> float | None:
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     if value is None:
         return None
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise SourceError(f"{source}: {field} {value!r} is not one finite number")
     return float(value)

@@ -210,7 +210,7 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
 
 def _special(checkpoint: Checkpoint, which: str) -> SpecialToken | None:
     token = getattr(checkpoint.tokenizer, which)
-    if token is None:
+    if token is None or not str(token):
         return None
     return SpecialToken(text=str(token), id=checkpoint.tokenizer.convert_tokens_to_ids(str(token)))
 
@@ -301,7 +301,7 @@ def _text_rule(
 ) -> tuple[str | None, TextRule]:
     """How its texts are made, and the name of the recipe that makes them so, if there is one."""
     said = options.text_rule
-    chosen = _recipe(checkpoint, options, notes)
+    chosen = _recipe(checkpoint, options)
     has_template = template is not None and not options.pair
     has_eos_at_end = template is not None and eos is not None and ends_with_eos(template, eos.text, _tokens(checkpoint))
 
@@ -318,7 +318,7 @@ def _text_rule(
     return (names[0] if names else None), rule
 
 
-def _recipe(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Named:
+def _recipe(checkpoint: Checkpoint, options: Options) -> Named:
     """The recipe that the user named, else the format's, else that of the files, else transformers' own way."""
     is_encoder = checkpoint.is_encoder
     if options.recipe is not None:
@@ -332,10 +332,10 @@ def _recipe(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Named
         return Named(recipe, "--recipe")
     found = checkpoint.named_recipe
     if found is not None and is_encoder and found.recipe.rule.append_eos:
-        notes.append(
-            f"{found.by}, which puts EOS behind plain texts before an encoder's own end: that is not done here"
+        return Named(
+            TEMPLATE,
+            f"{found.by}, which puts EOS behind plain texts before an encoder's own end, which is not done here",
         )
-        return Named(TEMPLATE, "")
     return found or Named(TEMPLATE, "")
 
 

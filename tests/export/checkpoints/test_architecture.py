@@ -251,6 +251,8 @@ def test_an_activation_that_changes_nothing_is_not_told(copy):
     set_config(copy, sentence_transformers={"activation_fn": identity}, function_to_apply="none")
     set_file(copy, "config_sentence_transformers.json", {"activation_fn": identity, "prompts": {"a": ""}})
     assert load_checkpoint(str(copy)).notes == ()
+    set_file(copy, "config_sentence_transformers.json", {"prompts": {"a": "b"}, "default_prompt_name": ["a"]})
+    assert load_checkpoint(str(copy)).notes == ()
 
 
 def test_the_classes_of_a_softmax_that_the_config_applies_are_not_summed_by_a_guess(tmp_path):
@@ -273,6 +275,9 @@ def test_a_pipeline_of_the_checkpoints_own_is_refused_unless_the_built_in_class_
     assert len(load_checkpoint(str(copy)).notes) == 1
     set_config(copy, custom_pipelines={"reward": "pipeline.RewardPipeline"})
     assert "names pipeline.RewardPipeline for reward: code" in refusal(copy)
+    for classes in (5, [["AutoModel"]]):
+        set_config(copy, custom_pipelines={"reward": own | {"pt": classes}})
+        assert "names pipeline.RewardPipeline for reward: code" in refusal(copy)
 
 
 def modules(*names: str) -> list[dict[str, Any]]:
@@ -305,3 +310,5 @@ def test_a_mean_and_a_deviation_of_the_config_are_told_and_applied_on_demand(cop
     assert (applied.mean, applied.std) == (0.5, pytest.approx(std, rel=1e-7))
     set_config(copy, mean=[1, 2])
     assert "mean [1, 2] is not one finite number" in refusal(copy)
+    set_config(copy, mean=10**400)
+    assert "0 is not one finite number" in refusal(copy)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,13 @@ def test_the_heads_of_a_classifier_are_not_summed_by_a_guess(tmp_path, num_label
 def test_an_option_that_does_not_fit_the_checkpoint_is_refused(causal, options, message):
     with pytest.raises(SourceError, match=message):
         derive_rules(causal, options)
+
+
+def test_a_special_token_without_a_text_is_none(tmp_path):
+    directory = tiny_causal_checkpoint(tmp_path, num_hidden_layers=1)
+    file = directory / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token": ""}))
+    assert derive_rules(load_checkpoint(str(directory)), Options()).eos is None
 
 
 def test_appending_eos_needs_an_eos_token(encoder):

@@ -312,6 +312,8 @@ def _text_rule(
     if rule.append_eos and eos is None:
         what = "--append-eos:" if options.append_eos else f"{checkpoint.id}: its trainer ends texts with EOS, and"
         raise SourceError(f"{what} the tokenizer has no EOS token")
+    if rule.space_before_eos and not rule.append_eos:
+        raise SourceError("--space-before-eos: no EOS is appended; give --append-eos, too, or --recipe openrlhf")
     names = [each.name for each in (chosen.recipe, *RECIPES.values()) if settled(each, {}) == rule]
     could_append = eos.text if eos is not None and checkpoint.kind == "causal" else None
     notes += notes_on(chosen, said, names[0] if names else None, could_append)
@@ -332,10 +334,8 @@ def _recipe(checkpoint: Checkpoint, options: Options) -> Named:
         return Named(recipe, "--recipe")
     found = checkpoint.named_recipe
     if found is not None and is_encoder and found.recipe.rule.append_eos:
-        return Named(
-            TEMPLATE,
-            f"{found.by}, which puts EOS behind plain texts before an encoder's own end, which is not done here",
-        )
+        otherwise = "which puts EOS behind plain texts before an encoder's own end; that is not done here"
+        return Named(TEMPLATE, f"{found.by}, {otherwise}")
     return found or Named(TEMPLATE, "")
 
 
@@ -407,7 +407,11 @@ def _name(checkpoint: Checkpoint, options: Options, notes: list[str]) -> str:
 
 
 def _chat_template(checkpoint: Checkpoint, options: Options, notes: list[str]) -> str | None:
-    template = options.chat_template or checkpoint.tokenizer.chat_template
+    template = options.chat_template
+    if template is None:
+        template = checkpoint.tokenizer.chat_template
+    elif not template.strip():
+        raise SourceError("--chat-template: the file is empty; leave the option out for the tokenizer's own template")
     if isinstance(template, Mapping):
         names = ", ".join(map(repr, template))
         template = template.get("default")

@@ -70,11 +70,13 @@ def room(limit: int, queued: int, own: int) -> int:
     """How much more a client may queue, so that there is always some room for others.
 
     own + more <= 4 · (limit - queued - more): the dynamic threshold of Choudhury and Hahne 1998, "Dynamic queue length
-    thresholds for shared-memory packet switches", section 3, with alpha = 4.
+    thresholds for shared-memory packet switches", section 3, with alpha = 4. Deviation: a client that has nothing yet may
+    take the last place.
 
     Args:
         limit: What the queue holds.
         queued: What waits, of all clients.
         own: What of it is this client's.
     """
-    return max(0, (_TIMES_LEFT * (limit - queued) - own) // (1 + _TIMES_LEFT))
+    least = 1 if own == 0 and queued < limit else 0
+    return max(least, (_TIMES_LEFT * (limit - queued) - own) // (1 + _TIMES_LEFT))

@@ -99,6 +99,8 @@ def test_the_heads_of_a_classifier_are_not_summed_by_a_guess(tmp_path, num_label
         (Options(max_tokens=257), "--max-tokens 257: tiny-llama has 256 usable positions"),
         (Options(pair=True), "--pair: LlamaForSequenceClassification is a decoder"),
         (Options(name="../rm"), "--name"),
+        (Options(space_before_eos=True), "--space-before-eos: no EOS is appended"),
+        (Options(chat_template="\n"), "--chat-template: the file is empty"),
     ],
 )
 def test_an_option_that_does_not_fit_the_checkpoint_is_refused(causal, options, message):

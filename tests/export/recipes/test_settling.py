@@ -122,7 +122,9 @@ def test_an_encoder_gets_no_recipe_that_appends_eos(encoder_checkpoint):
         rules_of(encoder, recipe="trl")
     rules = rules_of(replace(encoder, trained_by=Named(TRL, "README.md names it")))
     assert (rules.recipe, rules.append_eos) == ("template", False)
-    assert any(note.startswith("README.md names it, which puts EOS behind plain texts") for note in rules.notes)
+    told = "recipe template, because README.md names it, which puts EOS behind plain texts before an encoder's own end"
+    assert any(note.startswith(told) for note in rules.notes)
+    assert not any("nothing on disk names a trainer" in note for note in rules.notes)
 
 
 CHATS = [

@@ -48,7 +48,8 @@ def test_of_each_other_client_no_more_is_served_before_than_of_ones_own():
 
 
 @pytest.mark.parametrize(
-    ("limit", "queued", "own", "expected"), [(100, 0, 0, 80), (100, 80, 80, 0), (100, 80, 0, 16), (100, 100, 0, 0)]
+    ("limit", "queued", "own", "expected"),
+    [(100, 0, 0, 80), (100, 80, 80, 0), (100, 80, 0, 16), (100, 100, 0, 0), (1, 0, 0, 1), (5, 4, 0, 1), (5, 4, 4, 0)],
 )
 def test_a_client_may_fill_four_times_the_room_that_it_leaves(limit, queued, own, expected):
     assert room(limit, queued, own) == expected

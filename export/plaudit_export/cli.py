@@ -92,7 +92,7 @@ def _cache(parsed: argparse.Namespace) -> int:
         _warn_of_unchecked(exported.bundle)
 
     options = {name: value for name, value in vars(parsed).items() if name not in {"run", "source", "cache"}}
-    tell(str(cached_bundle(parsed.source, options, export, cache=parsed.cache, say=_step)))
+    print(cached_bundle(parsed.source, options, export, cache=parsed.cache, say=_step))
     return 0
 
 
@@ -113,7 +113,7 @@ def _rules(parsed: argparse.Namespace) -> int:
         token_logits=[head.name for head in options.token_logits],
     )
     answer = ask_pairs(checkpoint, derive_rules(checkpoint, options), pairs)
-    tell(json.dumps(answer.as_json(), indent=2) if parsed.json else answer.describe())
+    print(json.dumps(answer.as_json(), indent=2) if parsed.json else answer.describe())
     return 0
 
 

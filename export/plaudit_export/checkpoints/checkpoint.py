@@ -344,7 +344,7 @@ def _tokenizer_of(directory: Path, base_directory: Path, *, builtin_class: bool)
                 f"of a tokenizer the adapter has {describe_parts(directory)} only; what else it takes is the base's "
                 "(save the trainer's tokenizer whole beside the adapter to take that one)"
             )
-        return load_tokenizer(str(directory if home == directory else base_directory), home), notes
+        return load_tokenizer(str(base_directory if home == base_directory else directory), home), notes
 
 
 def _token_id(source: str, tokenizer: Any, token: str) -> int:

@@ -21,7 +21,7 @@ import transformers
 from tokenizers import Tokenizer, processors
 
 from plaudit_export.checkpoints.config_files import TOKENIZER_CONFIG, read_fields
-from plaudit_export.errors import first_line
+from plaudit_export.errors import SourceError, first_line
 
 FILE = "tokenizer.json"
 
@@ -89,6 +89,9 @@ def adapters_tokenizer(directory: Path, base: Path) -> Iterator[Path]:
 
     A vocabulary beside a tokenizer_config.json is a tokenizer. Where the adapter has less, its files hold, and what
     they do not say is the base's.
+
+    Raises:
+        SourceError: a file of one of them cannot be read.
     """
     vocabulary = _present(directory, _VOCABULARY)
     if directory == base or not _present(directory, (*_VOCABULARY, TOKENIZER_CONFIG, _NAMES, _ADDED, *_TEMPLATES)):
@@ -97,7 +100,10 @@ def adapters_tokenizer(directory: Path, base: Path) -> Iterator[Path]:
         yield directory
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            _lay_over(directory, base, Path(scratch))
+            try:
+                _lay_over(directory, base, Path(scratch))
+            except (OSError, ValueError, RecursionError) as error:
+                raise SourceError(f"{directory}: its tokenizer cannot be laid over that of {base}: {error}") from error
             yield Path(scratch)
 
 
@@ -137,7 +143,10 @@ def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no file."""
     if not path.is_file():
         return {}
-    fields = json.loads(path.read_bytes())
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path.name} is no JSON object")
     return fields

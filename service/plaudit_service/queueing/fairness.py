@@ -70,8 +70,8 @@ def room(limit: int, queued: int, own: int) -> int:
     """How much more a client may queue, so that there is always some room for others.
 
     own + more <= 4 · (limit - queued - more): the dynamic threshold of Choudhury and Hahne 1998, "Dynamic queue length
-    thresholds for shared-memory packet switches", section 3, with alpha = 4. Deviation: a client that has nothing yet may
-    take the last place.
+    thresholds for shared-memory packet switches", section 3, with alpha = 4. Deviation: a client that has nothing
+    yet may take the last place.
 
     Args:
         limit: What the queue holds.

@@ -11,6 +11,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from plaudit_export.checkpoints.checkpoint import load_checkpoint, load_tokenizer
+from plaudit_export.checkpoints.tokenizer_file import adapters_tokenizer
 from plaudit_export.errors import SourceError
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.testing import CORPUS, tiny_causal_checkpoint, tiny_encoder_checkpoint
@@ -289,3 +290,17 @@ def test_a_special_token_that_two_files_name_differently_is_told_with_the_one_th
     (note,) = loaded.notes
     assert note.startswith("eos_token is '</s>' in tokenizer_config.json and '<pad>' in special_tokens_map.json; ")
     assert f"; {loaded.taken.eos_token!r} is taken" in note
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "special_tokens_map.json is no JSON"), ("[]", "no JSON obj")])
+    ("content", "message"), [("{", "special_tokens_map.json is no JSON"), ("[]", "no JSON object")]
+)
+def test_an_adapters_file_that_cannot_be_laid_over_the_bases_is_refused_by_name(tmp_path, content, message):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "special_tokens_map.json").write_text(content)
+    with (
+        pytest.raises(SourceError, match=rf"adapter: its tokenizer cannot be laid over .*{message}"),
+        adapters_tokenizer(tmp_path / "adapter", tmp_path / "base"),
+    ):
+        pass

@@ -270,6 +270,13 @@ def test_the_command_prints_a_table_or_json(with_eos, pairs_file, capsys):
     }
 
 
+def test_an_answer_that_cannot_be_printed_is_no_success(with_eos, pairs_file, capsys, monkeypatch):
+    with Path("/dev/full").open("w") as full, monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", full)
+        assert main(["rules", str(with_eos), "--pairs", str(pairs_file)]) == 1
+    assert capsys.readouterr().err.endswith("error: output: No space left on device\n")
+
+
 def test_the_command_needs_pairs(with_eos, capsys):
     assert main(["rules", str(with_eos)]) == 2
     assert "--pairs FILE" in capsys.readouterr().err

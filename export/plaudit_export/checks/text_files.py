@@ -29,6 +29,10 @@ _COLUMNS = (
 )
 # Columns that change what a trainer's chat template writes, or what its model sees.
 _NOT_RENDERED = ("tools", "chat_template_kwargs", "image", "images")
+# What other data sets call the prompt.
+_PROMPTS = ("question", "instruction", "query")
+# Two answers may begin with a shorter prompt by chance.
+_MIN_REPEATED_CHARS = 20
 _EXPECTED = "give items of POST /score, or rows with chosen and rejected"
 
 
@@ -102,7 +106,7 @@ def _read_table(path: Path) -> Iterator[Any]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        known = [name for name in file.schema_arrow.names if name in _COLUMNS + _NOT_RENDERED]
+        known = [name for name in file.schema_arrow.names if name in _COLUMNS + _NOT_RENDERED + _PROMPTS]
         for batch in file.iter_batches(columns=known):
             for row in batch.to_pylist():
                 yield {name: value for name, value in row.items() if value or (name in _COLUMNS and value is not None)}
@@ -128,10 +132,38 @@ def _as_pair(where: str, row: Mapping[str, Any]) -> Pair:
         raise SourceError(
             f"{where}: chosen and rejected are not both texts or both chats; give two strings or two lists of messages"
         )
+    _check_prompt(where, row)
     return Pair(
         chosen=_completed(f"{where}: chosen", row.get("prompt"), chosen),
         rejected=_completed(f"{where}: rejected", row.get("prompt"), rejected),
     )
+
+
+def _check_prompt(where: str, row: Mapping[str, Any]) -> None:
+    """The texts of a pair get their prompt once.
+
+    Raises:
+        SourceError: it is in another column alone, or in both texts and in `prompt`.
+    """
+    prompt, answers = row.get("prompt"), (row["chosen"], row["rejected"])
+    if not all(isinstance(answer, str) for answer in answers):
+        return
+    if (
+        isinstance(prompt, str)
+        and len(prompt) >= _MIN_REPEATED_CHARS
+        and all(answer.startswith(prompt) for answer in answers)
+    ):
+        raise SourceError(
+            f"{where}: chosen and rejected begin with the prompt, which would be read twice; leave prompt out, or take "
+            "it off there"
+        )
+    for name in _PROMPTS if prompt is None else ():
+        asked = row.get(name)
+        if isinstance(asked, str) and asked.strip() not in answers[0]:
+            raise SourceError(
+                f"{where}: has {name}, which is not in chosen, so the scores would be those of answers to nothing; "
+                "call it prompt"
+            )
 
 
 def _as_items(where: str, row: Any) -> list[Item]:

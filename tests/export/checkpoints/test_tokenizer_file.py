@@ -293,8 +293,6 @@ def test_a_special_token_that_two_files_name_differently_is_told_with_the_one_th
 
 
 @pytest.mark.parametrize(("content", "message"), [("{", "special_tokens_map.json is no JSON"), ("[]", "no JSON obj")])
-    ("content", "message"), [("{", "special_tokens_map.json is no JSON"), ("[]", "no JSON object")]
-)
 def test_an_adapters_file_that_cannot_be_laid_over_the_bases_is_refused_by_name(tmp_path, content, message):
     (tmp_path / "base").mkdir()
     (tmp_path / "adapter").mkdir()

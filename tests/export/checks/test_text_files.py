@@ -10,6 +10,7 @@ from pyarrow import parquet
 from plaudit_export.checks.text_files import Pair, read_items, read_pairs
 from plaudit_export.errors import SourceError
 
+ANSWERS = ("chosen", "rejected")
 USER = [{"role": "user", "content": "p"}]
 SAYS_C, SAYS_D = ([{"role": "assistant", "content": text}] for text in "cd")
 
@@ -74,6 +75,11 @@ def test_a_table_gives_its_columns_of_text_and_no_others(tmp_path):
             {"chosen": SAYS_C, "rejected": [{"content": "d"}]},
             r"rejected: messages\[0\]\.role: Field required",
         ),
+        (
+            {"prompt": "Boil me an egg, please.", **{each: f"Boil me an egg, please. {each}" for each in ANSWERS}},
+            "chosen and rejected begin with the prompt, which would be read twice",
+        ),
+        ({"question": "q?", "chosen": "c", "rejected": "d"}, "has question, which is not in chosen, so the scores"),
         ({"prompt": 3, "chosen": "c", "rejected": "d"}, "chosen's prompt: messages: Input should be a valid list"),
         ({"chosen": "c", "rejected": "d", "tools": ["t"]}, "has tools, which POST /score does not take"),
         ({"messages": USER, "images": ["i"]}, "has images, which POST /score does not take"),
@@ -84,6 +90,11 @@ def test_a_row_that_cannot_be_scored_as_it_is_meant_is_named_by_its_number(tmp_p
     path = write(tmp_path, row, form=form)
     with pytest.raises(SourceError, match=f"--golden .*texts.{form} (line|row) 1: {message}"):
         read_items("--golden", path)
+
+
+def test_a_prompt_of_another_name_that_the_texts_begin_with_is_about_them(tmp_path):
+    row = {"question": "q?", "chosen": "q? c", "rejected": "q? d"}
+    assert read_pairs("--pairs", write(tmp_path, row)) == [Pair({"text": "q? c"}, {"text": "q? d"})]
 
 
 def test_a_file_of_pairs_holds_nothing_else(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
-from plaudit_service.command_line import Parser, run, say, tell
+from plaudit_service.command_line import Parser, interruptible, run, say, tell
 
 if TYPE_CHECKING:
     from plaudit_export.checkpoints.rules import Options, TextFile
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from plaudit_service.bundles.bundle import Bundle
 
 PROG = "plaudit-export"
+
+_MAX_DIGITS = 18  # Python refuses to read numbers of thousands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +44,9 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
 
     options = _checkpoint_options(parsed)
-    return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
+    with interruptible():
+        exported = export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
@@ -74,7 +78,9 @@ def _cache(parsed: argparse.Namespace) -> int:
         _require_docstrings()
         from plaudit_export.exporter import export_checkpoint
 
-        exported = export_checkpoint(source, bundle, _checkpoint_options(parsed), step=_step, note=_note)
+        options = _checkpoint_options(parsed)
+        with interruptible():
+            exported = export_checkpoint(source, bundle, options, step=_step, note=_note)
         if exported.comparison is not None:
             say(exported.comparison.describe())
         _warn_of_unchecked(exported.bundle)
@@ -91,7 +97,9 @@ def _onnx(parsed: argparse.Namespace) -> int:
 
     options = Options(**_model_options(parsed))
     arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
-    return _tell(export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+    with interruptible():
+        exported = export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _require_docstrings() -> None:
@@ -341,9 +349,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not _is_count(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
     return int(text)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MAX_DIGITS
 
 
 def _tolerance(text: str) -> float:
@@ -359,7 +371,7 @@ def _tolerance(text: str) -> float:
 def _token_logits(text: str) -> list[tuple[str, float]]:
     heads = _heads(text)
     for name, _ in heads:
-        if name.startswith("id:") and not name.removeprefix("id:").isdecimal():
+        if name.startswith("id:") and not _is_count(name.removeprefix("id:")):
             raise argparse.ArgumentTypeError(f"{name!r}: {name.removeprefix('id:')!r} is not a token id")
     return heads
 

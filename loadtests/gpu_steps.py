@@ -467,7 +467,7 @@ def _taken_bytes(setting: Setting) -> int:
     from plaudit_service.engine.onnx_runtime_cuda import free_memory_bytes
 
     free_bytes = free_memory_bytes(_device_id(setting))
-    if not free_bytes:
+    if free_bytes is None:
         raise RuntimeError(f"--device {setting.device} does not say how much of its memory is free")
     return -free_bytes
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,9 @@ def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
     from plaudit_service.bundles.bundle import Head
 
     if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
-        raise SourceError("--calibrate and --allow-loss are for a reduced precision; give --precision int8 or fp16")
+        raise SourceError(
+            "--calibrate and --allow-loss are for a reduced precision; give --precision int8, fp16 or bf16"
+        )
     of_texts = parsed.normalize in {"mean-std", "mean"}
     if parsed.normalize is not None and of_texts != (parsed.normalize_on is not None):
         raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none go without it")
@@ -173,29 +176,29 @@ def _inspect(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     from plaudit_export.checks.report import describe_parity
     from plaudit_export.progress import elapsed
-    from plaudit_service.errors import BundleError, ServiceError
+    from plaudit_service.errors import BundleError, ServiceError, SettingsError
     from plaudit_service.serving import parity
     from plaudit_service.serving.scorer import Scorer
 
     try:
         with elapsed("checking"):
-            scorer = Scorer(parsed.bundle)
+            scorer = Scorer(parsed.bundle, device=parsed.device)
             report = parity.check(scorer)
-    except BundleError as error:
+    except (BundleError, SettingsError) as error:
         raise SourceError(str(error)) from error
     except ServiceError as error:
         raise ExportError(str(error)) from error
     if not report.ok:
         raise ParityError(f"{parsed.bundle}: {report.describe_worst()}", describe_parity(report))
     print(describe_parity(report))
-    _warn_of_unchecked(scorer.bundle)
+    _warn_of_unchecked(scorer.bundle, graph_ran=True)
     return 0
 
 
-def _warn_of_unchecked(bundle: "Bundle") -> None:
+def _warn_of_unchecked(bundle: "Bundle", *, graph_ran: bool = False) -> None:
     from plaudit_export.checks.report import describe_unchecked
 
-    if unchecked := describe_unchecked(bundle):
+    if unchecked := describe_unchecked(bundle, graph_ran=graph_ran):
         say(f"{PROG}: warning: {unchecked}")
 
 
@@ -219,6 +222,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
     verify = commands.add_parser("verify", help="score the golden texts as the service does, and compare")
     verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
+    verify.add_argument(
+        "--device",
+        type=_device,
+        default="cpu",
+        help="what computes: cpu, cuda or cuda:N, as of plaudit-serve (default: cpu)",
+    )
     verify.set_defaults(run=_verify)
     return parser
 
@@ -260,9 +269,10 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--precision",
-        choices=["fp32", "fp16", "int8"],
+        choices=["fp32", "fp16", "bf16", "int8"],
         default="fp32",
-        help="of the weights and the computation; fp16 is for GPUs, int8 is static (default: fp32)",
+        help="of the weights and the computation; fp16 and bf16 are for GPUs, never run on one yet, and no CPU serves "
+        "bf16; int8 is static (default: fp32)",
     )
     add("--calibrate", type=Path, metavar="FILE", help="texts like those to score: int8's ranges, and what it costs")
     add("--allow-loss", action="store_true", help="accept under 98 %% of text pairs ranked as float32 ranks them")
@@ -346,6 +356,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5); fp16 and int8 state "
         "what they measured",
     )
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of cpu, cuda and cuda:N")
+    return text
 
 
 def _positive(text: str) -> int:

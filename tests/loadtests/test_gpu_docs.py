@@ -70,6 +70,7 @@ OURS = [
     "the graph would run on CPUExecutionProvider",
     "attention nodes would run on the CPU",
     "precision bf16 runs on CUDA devices only",
+    "does not fit into the",
     "the engine failed",
 ]
 

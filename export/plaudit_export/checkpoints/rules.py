@@ -21,7 +21,7 @@ DEFAULT_TOLERANCE = 1e-5
 DEFAULT_GOLDEN_MAX_TOKENS = 4096
 
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HeadKind = Literal["linear", "mlp", "token_logits"]
 
 

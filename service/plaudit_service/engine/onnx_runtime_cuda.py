@@ -20,7 +20,7 @@ from plaudit_service.errors import BundleError, ServiceError
 _PROVIDER = "CUDAExecutionProvider"
 # In standard deviations of the golden scores: some times what rounding each operator to the precision moves them by
 # (docs/decisions.md). Not held against a GPU yet.
-_TOLERANCES = {"fp16": 0.05, "bf16": BF16_TOLERANCE}
+TOLERANCES = {"fp16": 0.05, "bf16": BF16_TOLERANCE}
 # Estimates: a call of some hundred kernels, and work for a chip that computes thousands of tokens in the same time.
 # Attention kernels choose other code where a total length is no multiple of 8.
 _COSTS = Costs(call_tokens=256, prefix_token=1 / 64, batch_tokens=16_384, row_multiple=8)
@@ -70,7 +70,7 @@ class OnnxRuntimeCuda:
         refuse_attention_on_cpu(self._session)
         self.inputs, self.outputs = describe(self._session)
         self._types = {tensor.name: tensor.type for tensor in self._session.get_inputs()}
-        self.tolerance = _TOLERANCES.get(precision, 0.0)
+        self.tolerance = TOLERANCES.get(precision, 0.0)
         free_bytes = free_memory_bytes(device_id)
         self.prefix_cache_bytes = prefix_cache_bytes(free_bytes)
 

@@ -245,13 +245,16 @@ def write_report(head: Mapping[str, Any], parts: Sequence[Part], output: Path) -
 
 
 def page(head: Mapping[str, Any], parts: Sequence[Part]) -> str:
-    """The report as HTML: a table of the parts of each step, and one of each table among their figures."""
+    """The report as HTML: a table of the parts of each step, one part downwards; and the tables among their figures."""
     count = {status: sum(part.status == status for part in parts) for status in ("ok", "failed", "skipped")}
     sections = []
     for name, step in STEPS.items():
         own = [part for part in parts if part.step == name]
         if own:
-            sections.append(_table(step.title, [_row(part) for part in own]))
+            table = [_row(part) for part in own]
+            if len(own) == 1:
+                table = [{"figure": name.replace("_", " "), "value": value} for name, value in table[0].items()]
+            sections.append(_table(step.title, table))
         for part in own:
             for figure, rows in part.figures.items():
                 if isinstance(rows, list):

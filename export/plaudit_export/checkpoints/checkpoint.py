@@ -24,12 +24,13 @@ from plaudit_export.checkpoints.architecture import (
 from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits, read_config
 from plaudit_export.checkpoints.formats import VALUE_HEAD, recognize
 from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
-from plaudit_export.checkpoints.places import Place, check_directory, locate
+from plaudit_export.checkpoints.places import Place, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
 from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, load_from_files
 from plaudit_export.checkpoints.weights import (
     check_adapter_files,
     check_complete,
+    check_directory,
     check_pickled_head,
     check_stored,
     names_in,

@@ -18,7 +18,7 @@ OTHERS = ("classifier, ", "classifier of ", "LoRA adapter of ", "logits of token
 WITH_TESTS = [row for table in ("format", "refused", "on disk", "architecture") for row in rows(TEXT, table, "test")]
 
 
-def tests_of(file: Path) -> set[str]:
+def names_of_tests(file: Path) -> set[str]:
     """The names of a file's tests, those of a class behind the class's."""
     names = set()
     for node in ast.parse(file.read_text()).body:
@@ -32,7 +32,7 @@ def tests_of(file: Path) -> set[str]:
 @pytest.mark.parametrize("test", sorted({test for row in WITH_TESTS for test in names_in(row["test"])}))
 def test_every_test_that_the_page_names_is_there(test):
     file, _, name = test.partition("::")
-    assert name in tests_of(TESTS / file)
+    assert name in names_of_tests(TESTS / file)
 
 
 def test_every_row_names_a_test():

@@ -122,13 +122,13 @@ def test_the_value_head_of_a_language_model_that_scales_its_logits_is_not_scaled
 
 
 def test_a_classifier_is_not_capped_where_its_language_model_would_be(tmp_path):
-    path = tiny_causal_checkpoint(tmp_path / "it", architecture="gemma2", final_logit_softcapping=0.5)
+    path = tiny_causal_checkpoint(tmp_path / "it", architecture="gemma2", final_logit_softcapping=0.1)
     with quiet(), torch.no_grad():
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, attn_implementation="eager"
         ).eval()
         expected = [model(ids).logits.item() for ids in ids_of(path)]
-    assert max(map(abs, expected)) > 0.5
+    assert max(map(abs, expected)) > 0.1  # the cap
     exported = export_checkpoint(str(path), tmp_path / "bundle")
     assert Scorer(exported.bundle).score(TEXTS).floats == pytest.approx(expected, rel=1e-5, abs=1e-5)
 

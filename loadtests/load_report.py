@@ -2,8 +2,9 @@
 
 Single texts arrive at random times from clients that retry with backoff until their deadline. Goodput: requests per
 second that got their score in time. Capacity is measured first, by 64 clients that wait for their answers; at the end,
-right after the highest load, half of it is offered once more. Exit code 1: goodput at the highest load is less than 0.9
-of its peak, or after it not everything is scored in time.
+right after the highest load, half of it is offered once more. Then a person asks for one score after the other beside a
+trainer's burst with another key. Exit code 1: goodput at the highest load is less than 0.9 of its peak, after it not
+everything is scored in time, or the person waits longer than in an idle service and two full batches more.
 
     make load-report        or        .venv/bin/python loadtests/load_report.py --help
 """
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from burst import measure_burst
 from checkpoints import WORK, minilm_bundle
 from figures import percentile
 from http_load import Client, closed_loop, poisson_arrivals, post
@@ -82,18 +84,21 @@ def main() -> int:
             seconds = options.overload_s if load == max(options.loads) else options.seconds
             steps.append(asyncio.run(run_step(server, texts, load * capacity, seconds, options.deadline_s)))
         after = asyncio.run(run_step(server, texts, RECOVERY_LOAD * capacity, options.seconds, options.deadline_s))
+    burst = measure_burst(
+        bundle, texts, num_sequences=options.burst, idle_requests=options.idle_requests, flags=options.flag
+    )
     share = steps[-1].goodput / max(step.goodput for step in steps)
     verdict = (
         f"goodput at {options.loads[-1]:g}x capacity is {share:.3f} of its peak (at least {LEAST_GOODPUT} wanted); "
         f"right after it, at {RECOVERY_LOAD:g}x, {after.share_in_time:.1%} were scored in time, "
-        f"p99 {1000 * after.p99_s:.0f} ms"
+        f"p99 {1000 * after.p99_s:.0f} ms; {burst.describe()}"
     )
     setting = f"capacity {capacity:.1f} requests/s, deadline {options.deadline_s:g} s, {' '.join(flags)}"
     print(f"{setting}\n{as_text(steps)}\n{verdict}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(page(steps, capacity, setting, verdict), encoding="utf-8")
     print(f"report: {options.output}", file=sys.stderr)
-    return int(share < LEAST_GOODPUT or after.share_in_time < 1)
+    return int(share < LEAST_GOODPUT or after.share_in_time < 1 or not burst.ok)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -103,6 +108,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overload-s", type=float, default=60.0, help="of the highest load (default: %(default)s)")
     parser.add_argument("--deadline-s", type=float, default=5.0, help="until a score is useless (default: %(default)s)")
     parser.add_argument("--loads", type=_loads, default=list(LOADS), help="shares of the capacity, 0.5,1,3 for example")
+    parser.add_argument(
+        "--burst", type=int, default=8192, help="sequences of the trainer's burst (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--idle-requests", type=int, default=200, help="of the person before the burst (default: %(default)s)"
+    )
     parser.add_argument("--bundle", type=Path, help="bundle to serve (default: the MiniLM encoder, exported for this)")
     parser.add_argument("--flag", action="append", default=[], help="one more flag of plaudit-serve, as --flag=--x=1")
     parser.add_argument("--output", type=Path, default=WORK / "load-report.html", help="default: %(default)s")

@@ -2,13 +2,14 @@
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit_export.errors import ExportError, ParityError, SourceError
-from plaudit_service.command_line import Parser, run, say, tell
+from plaudit_service.command_line import Parser, interruptible, run, say, tell
 
 if TYPE_CHECKING:
     from plaudit_export.checkpoints.rules import Options, TextFile
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from plaudit_service.bundles.bundle import Bundle
 
 PROG = "plaudit-export"
+
+_MAX_DIGITS = 18  # Python refuses to read numbers of thousands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +45,9 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
 
     options = _checkpoint_options(parsed)
-    return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
+    with interruptible():
+        exported = export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
@@ -50,7 +55,9 @@ def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
     from plaudit_service.bundles.bundle import Head
 
     if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
-        raise SourceError("--calibrate and --allow-loss are for a reduced precision; give --precision int8 or fp16")
+        raise SourceError(
+            "--calibrate and --allow-loss are for a reduced precision; give --precision int8, fp16 or bf16"
+        )
     of_texts = parsed.normalize in {"mean-std", "mean"}
     if parsed.normalize is not None and of_texts != (parsed.normalize_on is not None):
         raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none go without it")
@@ -74,7 +81,9 @@ def _cache(parsed: argparse.Namespace) -> int:
         _require_docstrings()
         from plaudit_export.exporter import export_checkpoint
 
-        exported = export_checkpoint(source, bundle, _checkpoint_options(parsed), step=_step, note=_note)
+        options = _checkpoint_options(parsed)
+        with interruptible():
+            exported = export_checkpoint(source, bundle, options, step=_step, note=_note)
         if exported.comparison is not None:
             say(exported.comparison.describe())
         _warn_of_unchecked(exported.bundle)
@@ -91,7 +100,9 @@ def _onnx(parsed: argparse.Namespace) -> int:
 
     options = Options(**_model_options(parsed))
     arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
-    return _tell(export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+    with interruptible():
+        exported = export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _require_docstrings() -> None:
@@ -165,29 +176,29 @@ def _inspect(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     from plaudit_export.checks.report import describe_parity
     from plaudit_export.progress import elapsed
-    from plaudit_service.errors import BundleError, ServiceError
+    from plaudit_service.errors import BundleError, ServiceError, SettingsError
     from plaudit_service.serving import parity
     from plaudit_service.serving.scorer import Scorer
 
     try:
         with elapsed("checking"):
-            scorer = Scorer(parsed.bundle)
+            scorer = Scorer(parsed.bundle, device=parsed.device)
             report = parity.check(scorer)
-    except BundleError as error:
+    except (BundleError, SettingsError) as error:
         raise SourceError(str(error)) from error
     except ServiceError as error:
         raise ExportError(str(error)) from error
     if not report.ok:
         raise ParityError(f"{parsed.bundle}: {report.describe_worst()}", describe_parity(report))
     print(describe_parity(report))
-    _warn_of_unchecked(scorer.bundle)
+    _warn_of_unchecked(scorer.bundle, graph_ran=True)
     return 0
 
 
-def _warn_of_unchecked(bundle: "Bundle") -> None:
+def _warn_of_unchecked(bundle: "Bundle", *, graph_ran: bool = False) -> None:
     from plaudit_export.checks.report import describe_unchecked
 
-    if unchecked := describe_unchecked(bundle):
+    if unchecked := describe_unchecked(bundle, graph_ran=graph_ran):
         say(f"{PROG}: warning: {unchecked}")
 
 
@@ -211,6 +222,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
     verify = commands.add_parser("verify", help="score the golden texts as the service does, and compare")
     verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
+    verify.add_argument(
+        "--device",
+        type=_device,
+        default="cpu",
+        help="what computes: cpu, cuda or cuda:N, as of plaudit-serve (default: cpu)",
+    )
     verify.set_defaults(run=_verify)
     return parser
 
@@ -252,9 +269,10 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--precision",
-        choices=["fp32", "fp16", "int8"],
+        choices=["fp32", "fp16", "bf16", "int8"],
         default="fp32",
-        help="of the weights and the computation; fp16 is for GPUs, int8 is static (default: fp32)",
+        help="of the weights and the computation; fp16 and bf16 are for GPUs, never run on one yet, and no CPU serves "
+        "bf16; int8 is static (default: fp32)",
     )
     add("--calibrate", type=Path, metavar="FILE", help="texts like those to score: int8's ranges, and what it costs")
     add("--allow-loss", action="store_true", help="accept under 98 %% of text pairs ranked as float32 ranks them")
@@ -340,10 +358,20 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of cpu, cuda and cuda:N")
+    return text
+
+
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not _is_count(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
     return int(text)
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MAX_DIGITS
 
 
 def _tolerance(text: str) -> float:
@@ -359,7 +387,7 @@ def _tolerance(text: str) -> float:
 def _token_logits(text: str) -> list[tuple[str, float]]:
     heads = _heads(text)
     for name, _ in heads:
-        if name.startswith("id:") and not name.removeprefix("id:").isdecimal():
+        if name.startswith("id:") and not _is_count(name.removeprefix("id:")):
             raise argparse.ArgumentTypeError(f"{name!r}: {name.removeprefix('id:')!r} is not a token id")
     return heads
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from plaudit_export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from plaudit_export.checkpoints.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
-from plaudit_export.checks.comparison import Comparison
+from plaudit_export.checks.comparison import Comparison, Scores
 from plaudit_export.checks.readings import other_readings
 from plaudit_export.checks.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.checks.report import score_std
@@ -19,7 +20,8 @@ from plaudit_export.errors import ExportError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
 from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
 from plaudit_export.graphs.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
-from plaudit_export.graphs.tracing import OPSET, export_graph, halve, needs_mask
+from plaudit_export.graphs.torch_runtime import TorchRuntime
+from plaudit_export.graphs.tracing import OPSET, check_types, export_graph, lower, needs_mask
 from plaudit_export.progress import elapsed
 from plaudit_export.writer import (
     staged,
@@ -28,11 +30,14 @@ from plaudit_export.writer import (
     write_tokenizer,
 )
 from plaudit_service.bundles.bundle import GRAPH, Golden, ScoringFile, Source, load_bundle
+from plaudit_service.engine.onnx_runtime_cuda import TOLERANCES
+from plaudit_service.text.tokenization import TokenizedText
 
 # Reference scores that lie closer together than this many tolerances would hide a wrong text behind a right one.
 _MIN_SPREAD = 1_000
 # Of the files of a graph that is measured before the manifest is made.
 _PLACEHOLDER_HASHES: dict[ScoringFile, str] = dict.fromkeys(("model.onnx", "tokenizer.json"), "0" * 64)
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # A reduced precision may be this much further from float32 on another kind of CPU than it was here.
 _HEADROOM = 1.5
 
@@ -72,12 +77,22 @@ def export_checkpoint(
         comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
         if options.precision != "fp32":
             comparison, tolerance = _reduce(draft, directory, float_directory, options, step)
-        report = finish(draft, directory, tolerance, comparison, options, step)
+        if options.precision == "bf16":
+            draft.notes.extend(_beyond_the_device(comparison, note))
+        report = finish(
+            draft,
+            directory,
+            tolerance,
+            comparison,
+            options,
+            step,
+            float_directory=float_directory if options.precision == "bf16" else None,
+        )
     return Exported(load_bundle(bundle.expanduser()), report, comparison)
 
 
 def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> Draft:
-    """Write the float32 graph, that of float16, the tokenizer, the template and the golden texts."""
+    """Write the float32 graph, that of float16 or bfloat16, the tokenizer, the template and the golden texts."""
     step(f"loading {source}")
     checkpoint = load_checkpoint(
         source,
@@ -106,11 +121,16 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
     has_mask = needs_mask(checkpoint, rules.max_tokens)
     with elapsed("tracing"):
         export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask)
-    if options.precision == "fp16":
-        step(f"tracing {checkpoint.architecture} in float16")
-        halve(checkpoint.model)
+    texts, emulated = sequences(rules, cases), None
+    if (dtype := _DTYPES.get(options.precision)) is not None:
+        step(f"tracing {checkpoint.architecture} in {options.precision}")
+        lower(checkpoint.model, dtype)
         with elapsed("tracing"):
             export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
+    if options.precision == "bf16":
+        check_types(directory / GRAPH)
+        emulated = _emulate(checkpoint, rules, measured or texts, step)
+        write_tokenizer(checkpoint.tokenizer.backend_tokenizer, float_directory)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:
         write_chat_template(rules.chat_template, directory)
@@ -121,7 +141,14 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         architecture=checkpoint.architecture,
         attention=checkpoint.attention,
     )
-    return Draft(rules, made_from, OPSET, notes, records, sequences(rules, cases), measured, normalized)
+    return Draft(rules, made_from, OPSET, notes, records, texts, measured, normalized, emulated)
+
+
+def _emulate(checkpoint: Checkpoint, rules: Rules, texts: Sequence[TokenizedText], step: Say) -> Scores:
+    """Scores (N,) of a lowered model by torch: ONNX Runtime computes in bfloat16 on no CPU."""
+    step(f"scoring {len(texts)} texts with torch in bfloat16")
+    scoring = rules.scoring(_PLACEHOLDER_HASHES, "bf16")
+    return GraphScorer(Path(), scoring, TorchRuntime(checkpoint)).scores(texts, "bfloat16")
 
 
 def export_onnx(
@@ -241,7 +268,13 @@ def _reduce(
     step("comparing with float32")
     held_out = texts[split:]
     comparison = compare(
-        float_directory, directory, scoring, held_out or texts, held_out=bool(held_out), left_in_float=kept
+        float_directory,
+        directory,
+        scoring,
+        held_out or texts,
+        held_out=bool(held_out),
+        left_in_float=kept,
+        emulated=None if draft.emulated is None else draft.emulated[split if held_out else 0 :],
     )
     if comparison.pair_agreement < MIN_AGREEMENT and not options.allow_loss:
         raise ExportError(
@@ -249,7 +282,23 @@ def _reduce(
             f"float32 does, at least {MIN_AGREEMENT:.0%} are needed; calibrate on more texts like those to score "
             "(--calibrate FILE), export another precision, or accept it with --allow-loss; no bundle was written"
         )
+    if options.precision == "bf16":  # its parity is that of the float32 graph
+        return comparison, options.tolerance or DEFAULT_TOLERANCE
     return comparison, options.tolerance or _measured_tolerance(GraphScorer(directory, scoring), draft)
+
+
+def _beyond_the_device(comparison: Comparison | None, note: Say) -> list[str]:
+    """A note where a device that rounds as torch does would refuse the bundle at its start."""
+    assert comparison is not None
+    moved = comparison.max_abs_diff / comparison.score_std
+    if moved <= TOLERANCES["bf16"]:
+        return []
+    line = (
+        f"bfloat16 moves a score by {moved:.2f} standard deviations of the scores in torch, and a service on a CUDA "
+        f"device starts with at most {TOLERANCES['bf16']} on the golden texts; export it in fp16 or fp32"
+    )
+    note(line)
+    return [line]
 
 
 def _measured_tolerance(scorer: GraphScorer, draft: Draft) -> float:

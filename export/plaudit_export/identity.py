@@ -6,8 +6,8 @@ Needs neither torch nor the hub's weights.
 from dataclasses import dataclass
 from typing import Any
 
-from plaudit_export.checkpoints.adapter_config import base_of, is_adapter, read_config
-from plaudit_export.checkpoints.places import checkpoint_files, look_up
+from plaudit_export.checkpoints.config_files import is_adapter, read_adapter_config
+from plaudit_export.checkpoints.places import base_of, checkpoint_files, look_up
 from plaudit_export.errors import SourceError
 from plaudit_service.bundles.bundle import sha256_of
 
@@ -53,7 +53,7 @@ def identify(source: str) -> Identity:
     else:
         source = f"{place.id}@{place.revision}"
     if is_adapter(place.directory):
-        fields = read_config(place.directory)
+        fields = read_adapter_config(place.directory)
         base, revision = base_of(place.directory, fields["base_model_name_or_path"]), fields.get("revision")
         content["base"] = identify(base if revision is None else f"{base}@{revision}").content
     return Identity(source, place.id, content)

@@ -30,6 +30,9 @@ class Metrics:
         self.sequences = self._counter("sequences", "Sequences by status", "model", "status")
         self.queued_sequences = self._gauge("queued_sequences", "Sequences that wait for the engine")
         self.queued_tokens = self._gauge("queued_tokens", "Tokens that wait for the engine")
+        self.batches_taken_back = self._counter(
+            "batches_taken_back", "Batches that lay ready and were put back for another client's turn"
+        )
         self.waiting_requests = self._gauge("waiting_requests", "Requests of dialects that are not in the queue yet")
         self.running_sequences = self._gauge("running_sequences", "Sequences in the engine now")
         self.batch_sequences = self._histogram("batch_sequences", "Sequences of a batch", COUNTS)

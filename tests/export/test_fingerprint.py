@@ -44,7 +44,7 @@ SCORING: dict[str, st.SearchStrategy[Any]] = {
     "head": st.sampled_from(["linear", "mlp", "token_logits"]),
     "heads": heads.map(tuple),
     "normalization": st.none() | st.builds(Normalization, mean=numbers, std=st.floats(1e-6, 1e6)),
-    "precision": st.sampled_from(["fp32", "fp16", "int8"]),
+    "precision": st.sampled_from(["fp32", "fp16", "bf16", "int8"]),
     "sha256": st.builds(lambda files, more: files | more, required, optional),
 }
 OUTSIDE: dict[str, st.SearchStrategy[Any]] = {

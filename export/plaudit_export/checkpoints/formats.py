@@ -328,22 +328,23 @@ def _check_fields(source: str, row: Format, config: Mapping[str, Any]) -> None:
 
 
 def saved_normalization(
-    source: str, row: Format, config: Mapping[str, Any], stored: Mapping[str, float]
+    source: str, row: Format | None, config: Mapping[str, Any], stored: Mapping[str, float]
 ) -> SavedNormalization | None:
     """The mean and the deviation that the trainer kept, None where it kept none.
 
     Args:
         source: the directory.
-        row: of the format.
+        row: of the format, None for transformers' own.
         config: content of the checkpoint's `config.json`.
         stored: of the weights that lie beside the head, those of one number.
 
     Raises:
         SourceError: they are no numbers to normalize with.
     """
-    if row.normalizing is None:
-        return None
-    switch, spread = ("normalize_reward", "std") if row.normalizing == "mean_std" else ("do_normalize", "var")
+    normalizing = None if row is None else row.normalizing
+    if normalizing is None:
+        normalizing = "mean_var" if "var" in config and "std" not in config else "mean_std"
+    switch, spread = ("normalize_reward", "std") if normalizing == "mean_std" else ("do_normalize", "var")
     mean, variation = (
         _number(source, field, stored.get(f"normalizer.{field}", config.get(field))) for field in ("mean", spread)
     )
@@ -352,7 +353,7 @@ def saved_normalization(
     mean, variation = 0.0 if mean is None else mean, 1.0 if variation is None else variation
     if variation <= 0:
         raise SourceError(f"{source}: {spread} {variation} of its config.json: scores cannot be divided by it")
-    if row.normalizing == "mean_std":
+    if normalizing == "mean_std":
         return SavedNormalization(mean, variation, bool(config.get(switch)))
     mean = 0.0 if config.get("score_type") == "cost" else mean
     return SavedNormalization(mean, math.sqrt(variation) + _EPSILON, bool(config.get(switch)))

@@ -2,12 +2,14 @@
 
 import importlib.metadata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
 from safetensors import SafetensorError
 
+from plaudit_export.checkpoints.config_files import CONFIG, read_fields
 from plaudit_export.errors import SourceError, first_line
 
 T = TypeVar("T")
@@ -73,6 +75,7 @@ def load_config(source: str) -> Any:
     Raises:
         SourceError: there is none that transformers knows.
     """
+    read_fields(Path(source), CONFIG)
     return loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 

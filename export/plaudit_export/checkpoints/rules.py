@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from plaudit_export.checkpoints.architecture import has_softmax
 from plaudit_export.checkpoints.checkpoint import Checkpoint, Kind
 from plaudit_export.checkpoints.formats import ATHENE_CLASS_ID, TextRule
 from plaudit_export.checkpoints.positions import usable_positions
@@ -20,7 +21,7 @@ DEFAULT_TOLERANCE = 1e-5
 DEFAULT_GOLDEN_MAX_TOKENS = 4096
 
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HeadKind = Literal["linear", "mlp", "token_logits"]
 
 
@@ -254,7 +255,7 @@ def _class_token(checkpoint: Checkpoint, notes: list[str]) -> SpecialToken | Non
 
 
 def _saved_normalization(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Normalization | None:
-    saved = None if checkpoint.foreign is None else checkpoint.foreign.normalization
+    saved = checkpoint.saved_normalization
     if saved is None:
         if options.normalize_saved:
             raise SourceError(f"--normalize saved: {checkpoint.id} keeps no mean and deviation of its trainer's")
@@ -336,11 +337,13 @@ def _check_sum(checkpoint: Checkpoint, labels: Sequence[str]) -> None:
         SourceError: the sum of the heads is no guess to make.
     """
     problem: Any = getattr(checkpoint.model.config, "problem_type", None)
-    if problem != "single_label_classification" and (len(labels) > 2 or problem is not None):
+    is_softmax = problem == "single_label_classification"
+    softmax = "of a softmax" if has_softmax(checkpoint.model.config) and not is_softmax else None
+    if not (is_softmax or softmax) and (len(labels) > 2 or problem is not None):
         return
     first, *rest = labels
     odds = ",".join([f"{first}=-1", *(f"{label}=1" for label in rest)])
-    why = f"whose problem_type is {problem}" if problem else "of a classifier, or two scores"
+    why = softmax or (f"whose problem_type is {problem}" if problem else "of a classifier, or two scores")
     which = f"--heads {odds} for the log odds of {rest[0]}" if len(labels) == 2 else "--heads NAME=WEIGHT,..."
     raise SourceError(
         f"{checkpoint.id}: {len(labels)} heads ({', '.join(labels)}) {why}: the config does not say what the score is; "
@@ -373,7 +376,8 @@ def _chat_template(checkpoint: Checkpoint, options: Options, notes: list[str]) -
     if isinstance(template, Mapping):
         names = ", ".join(map(repr, template))
         template = template.get("default")
-        notes.append(f"of the tokenizer's chat templates ({names}) the one called 'default' is used (--chat-template)")
+        which = "none is called 'default'" if template is None else "the one called 'default' is used"
+        notes.append(f"of the tokenizer's chat templates ({names}) {which} (--chat-template FILE)")
     if template is None:
         if not options.pair:
             notes.append("the tokenizer has no chat template, so chats are not scored (--chat-template FILE)")

@@ -157,18 +157,23 @@ def check_adapter_files(directory: Path, weights: Collection[str]) -> list[str]:
     ]
 
 
-def check_pickled_head(directory: Path) -> None:
+def check_pickled_head(directory: Path, left_out: Iterable[str] = ()) -> None:
     """No head lies in a pickle, LLaMA-Factory's or another.
+
+    Args:
+        directory: of the checkpoint.
+        left_out: names of further files of it, which were not downloaded.
 
     Raises:
         SourceError: one does, and no other file has it.
     """
-    for path in sorted(directory.iterdir()):
-        if path.suffix not in _PICKLED or not _NAMES_HEAD.search(path.stem):
+    for name in sorted({*left_out, *(path.name for path in directory.iterdir())}):
+        path = Path(name)
+        if path.parent != Path() or path.suffix not in _PICKLED or not _NAMES_HEAD.search(path.stem):
             continue
-        converted = VALUE_HEAD if path.name == _PICKLED_HEAD else f"{path.stem}.safetensors"
+        converted = VALUE_HEAD if name == _PICKLED_HEAD else f"{path.stem}.safetensors"
         if not (directory / converted).is_file():
-            raise pickled(directory, path.name, converted)
+            raise pickled(directory, name, converted)
 
 
 def pickled(directory: Path, names: str, converted: str) -> SourceError:
@@ -245,7 +250,8 @@ def _files(directory: Path) -> tuple[list[str], list[str]]:
         read = [_ONE_FILE] if _ONE_FILE in found else found
     else:
         try:
-            read = sorted(set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            weight_map = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+            read = sorted({str(Path(file)) for file in weight_map.values()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SourceError(
                 f"{directory}: its {_INDEX} names no files of weights; save the checkpoint again"

@@ -28,6 +28,7 @@ def build_report(
         for row in parity.rows
     ]
     return {
+        "precision": bundle.scoring.precision,
         "parity": {
             "engine": engine,
             "max_abs_diff": parity.max_abs_diff,
@@ -37,6 +38,7 @@ def build_report(
         },
         "against_float32": None if comparison is None else dataclasses.asdict(comparison),
         "golden_score_std": score_std(bundle.golden),
+        "checked": describe_checked(bundle),
         "checked_tokens": longest_golden(bundle),
         "unchecked": describe_unchecked(bundle),
         "size_bytes": {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())},
@@ -55,12 +57,35 @@ def longest_golden(bundle: Bundle) -> int:
     return max(len(record.token_ids) for record in bundle.golden)
 
 
-def describe_unchecked(bundle: Bundle) -> str | None:
-    """Which texts the bundle takes and no golden text stands for; None where the golden texts reach the limit."""
+def describe_checked(bundle: Bundle) -> list[str]:
+    """What the figures of a report were measured on."""
+    if bundle.scoring.precision != "bf16":
+        return ["parity: the bundle's graph in ONNX Runtime on the CPU"]
+    return [
+        "parity: the float32 graph of the same model in ONNX Runtime on the CPU",
+        "the bfloat16 graph: every node and its types, by onnx.checker",
+        "against_float32: the model in torch on the CPU, each operator in bfloat16",
+    ]
+
+
+def describe_unchecked(bundle: Bundle, *, graph_ran: bool = False) -> str | None:
+    """What was not checked: the graph that no CPU runs, texts longer than all golden ones; None: nothing of that.
+
+    Args:
+        bundle: a bundle.
+        graph_ran: a device has run the graph just now.
+    """
+    unchecked = []
+    if bundle.scoring.precision == "bf16" and not graph_ran:
+        unchecked.append(
+            "the bfloat16 graph was not run, because no CPU does; a service with --device cuda checks it at its start"
+        )
     checked, limit = longest_golden(bundle), bundle.scoring.max_tokens
-    if checked >= limit:
-        return None
-    return f"texts of more than {checked} tokens were not checked; --golden-max-tokens {limit} checks them"
+    if checked < limit:
+        unchecked.append(
+            f"texts of more than {checked} tokens were not checked; --golden-max-tokens {limit} checks them"
+        )
+    return "; ".join(unchecked) or None
 
 
 def describe_bundle(bundle: Bundle) -> str:

@@ -14,7 +14,8 @@ from plaudit_export.errors import ExportError
 from plaudit_export.graphs.quantization import Activation, calibrate, quantize
 from plaudit_export.graphs.tracing import OPSET
 from plaudit_service.bundles.bundle import GOLDEN, GRAPH, GRAPH_DATA, Bundle, Manifest, Scoring, Source
-from plaudit_service.engine.engines import open_engine
+from plaudit_service.engine.engines import GraphEngine, open_engine
+from plaudit_service.engine.runtime import Runtime
 from plaudit_service.errors import BundleError
 from plaudit_service.queueing.batching import cut
 from plaudit_service.text.tokenization import TokenizedText
@@ -36,11 +37,16 @@ _NUM_TIMED_ROUNDS = 5
 class GraphScorer:
     """Scores token sequences with the graph of one directory, in the batches of the service.
 
+    Args:
+        directory: holds the graph.
+        scoring: rules of scoring.
+        runtime: what computes instead of the graph; None: the graph, in ONNX Runtime on the CPU.
+
     Raises:
         ExportError: the graph cannot be loaded.
     """
 
-    def __init__(self, directory: Path, scoring: Scoring) -> None:
+    def __init__(self, directory: Path, scoring: Scoring, runtime: Runtime | None = None) -> None:
         source = Source(id="draft", architecture="draft", attention="draft")
         manifest = Manifest(
             name="draft",
@@ -52,8 +58,9 @@ class GraphScorer:
             sha256={GOLDEN: "0" * 64},
         )
         self._weights = np.array([head.weight for head in scoring.heads])
+        bundle = Bundle(directory, manifest, None, ())
         try:
-            self.engine = open_engine(Bundle(directory, manifest, None, ()))
+            self.engine = open_engine(bundle) if runtime is None else GraphEngine(bundle, runtime)
         except BundleError as error:
             raise ExportError(f"the new graph cannot be run: {error}") from error
 
@@ -69,7 +76,7 @@ class GraphScorer:
                 try:
                     heads[batch] = self.engine.run([texts[at] for at in batch])
                 except Exception as error:  # the runtime raises classes of its own
-                    raise ExportError(f"ONNX Runtime fails on the new graph: {error}") from error
+                    raise ExportError(f"{self.engine.name} fails on the new graph: {error}") from error
                 bar.update(len(batch))
         if not np.isfinite(heads).all():
             num_lost = int((~np.isfinite(heads).all(axis=1)).sum())
@@ -172,7 +179,14 @@ def _by_sensitivity(
 
 
 def compare(
-    float_directory: Path, directory: Path, scoring: Scoring, texts: Texts, *, held_out: bool, left_in_float: str
+    float_directory: Path,
+    directory: Path,
+    scoring: Scoring,
+    texts: Texts,
+    *,
+    held_out: bool,
+    left_in_float: str,
+    emulated: Scores | None = None,
 ) -> Comparison:
     """Hold a graph of reduced precision against the float32 one.
 
@@ -183,12 +197,16 @@ def compare(
         texts: to score.
         held_out: none of them was calibrated on.
         left_in_float: what stayed in float32.
+        emulated: what torch made of the texts in the reduced precision, shape (N,); None: the graph is run.
     """
-    pair = (
-        GraphScorer(float_directory, scoring.model_copy(update={"precision": "fp32"})),
-        GraphScorer(directory, scoring),
-    )
-    reference, scores = pair[0].scores(texts, "float32"), pair[1].scores(texts, scoring.precision)
+    float_scorer = GraphScorer(float_directory, scoring.model_copy(update={"precision": "fp32"}))
+    reference, speed_ratio = float_scorer.scores(texts, "float32"), None
+    if emulated is None:
+        scorer = GraphScorer(directory, scoring)
+        scores = scorer.scores(texts, scoring.precision)
+        speed_ratio = _speed_ratio((float_scorer, scorer), texts[:_NUM_TIMED_TEXTS])
+    else:
+        scores = emulated
     difference = np.abs(scores - reference)
     size_bytes, float_size_bytes = _graph_bytes(directory), _graph_bytes(float_directory)
     return Comparison(
@@ -202,7 +220,7 @@ def compare(
         pair_agreement=pair_agreement(reference, scores),
         size_bytes=size_bytes,
         size_ratio=size_bytes / float_size_bytes,
-        speed_ratio=_speed_ratio(pair, texts[:_NUM_TIMED_TEXTS]),
+        speed_ratio=speed_ratio,
         left_in_float=left_in_float,
     )
 

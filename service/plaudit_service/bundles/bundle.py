@@ -115,7 +115,7 @@ class Scoring(_Frozen):
     head: Literal["linear", "mlp", "token_logits"] = "linear"
     heads: tuple[Head, ...] = Field(min_length=1)
     normalization: Normalization | None = None
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     sha256: dict[ScoringFile, Sha256]
 
     @model_validator(mode="after")

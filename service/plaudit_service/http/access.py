@@ -42,6 +42,7 @@ class Access:
         app: The application.
         metrics: Where requests are counted.
         api_keys: Keys of which one must be given; empty: no key is asked for.
+        fair_by_address: Whether clients are told apart by address where there are no keys.
         routes: Known paths; others are counted together as "other".
         open_routes: Paths, and prefixes that end with a slash, that need no key besides the probes.
     """
@@ -54,10 +55,12 @@ class Access:
         api_keys: Collection[str],
         routes: Collection[str],
         open_routes: Collection[str] = (),
+        fair_by_address: bool = False,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._key_digests = [_digest(key.encode()) for key in api_keys]
+        self._key_digests = [_digest(key.encode()) for key in dict.fromkeys(api_keys)]
+        self._fair_by_address = fair_by_address
         self._routes = frozenset(routes)
         self._open_routes = PROBES | frozenset(open_routes)
         self._open_prefixes = tuple(route for route in open_routes if route.endswith("/"))
@@ -72,7 +75,7 @@ class Access:
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
         fields: dict[str, Any] = {}
-        scope["state"] = {**scope.get("state", {}), "log": fields}
+        scope["state"] = {**scope.get("state", {}), "log": fields, "client": ""}
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -84,7 +87,8 @@ class Access:
 
         outcome = None
         try:
-            self._check_key(scope["path"], headers.get(b"authorization", b""))
+            key = self._check_key(scope["path"], headers.get(b"authorization", b""))
+            scope["state"]["client"] = self._client(key, scope.get("client"))
             await self._app(scope, receive, send_with_id)
         except RequestError as error:
             outcome = error.slug
@@ -121,15 +125,29 @@ class Access:
             **fields,
         )
 
-    def _check_key(self, path: str, authorization: bytes) -> None:
+    def _check_key(self, path: str, authorization: bytes) -> int | None:
+        """Which of the keys was given; None where none is asked for.
+
+        Raises:
+            Unauthorized: none of them.
+        """
         if not self._key_digests or path in self._open_routes or path.startswith(self._open_prefixes):
-            return
+            return None
         scheme, _, key = authorization.partition(b" ")
         digest = _digest(key.strip())
         # All keys are compared, and digests of one length, so that the time tells nothing.
         matches = [hmac.compare_digest(digest, known) for known in self._key_digests]
         if scheme.lower() != b"bearer" or not any(matches):
             raise Unauthorized("send one of the service's API keys as the header Authorization: Bearer KEY")
+        return matches.index(True)
+
+    def _client(self, key: int | None, address: tuple[str, int] | None) -> str:
+        """Who shares queue and turns with others: a key, of several, or an address; "" where nobody is told apart."""
+        if len(self._key_digests) > 1 and key is not None:
+            return f"key {key}"
+        if self._fair_by_address and not self._key_digests and address:
+            return address[0]
+        return ""
 
 
 def _digest(key: bytes) -> bytes:

@@ -54,7 +54,14 @@ def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
         await (endpoints.get(scope["path"], app) if method == "POST" else app)(scope, receive, send)
 
     routes = {route.path for route in app.routes if hasattr(route, "path")}
-    return Access(dispatch, metrics=service.metrics, api_keys=api_keys, routes=routes, open_routes=open_routes)
+    return Access(
+        dispatch,
+        metrics=service.metrics,
+        api_keys=api_keys,
+        routes=routes,
+        open_routes=open_routes,
+        fair_by_address=settings.fair_by_address,
+    )
 
 
 def build_routes(service: Service, *, keys: bool = False, open_routes: Collection[str] = PROBES) -> FastAPI:
@@ -149,7 +156,10 @@ def _add_docs(app: FastAPI) -> None:
 async def _answer_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     document = problem_document(error.status_code, error.detail, error.detail)
-    return JSONResponse(document, error.status_code, dict(error.headers or {}), media_type=PROBLEM_MEDIA_TYPE)
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # which is answered as GET
+    return JSONResponse(document, error.status_code, headers, media_type=PROBLEM_MEDIA_TYPE)
 
 
 async def _answer_bug(_: Request, __: Exception) -> Response:

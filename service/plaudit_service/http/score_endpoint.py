@@ -43,7 +43,9 @@ class ScoreEndpoint:
                 model = service.model(request.model)
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
                 share.grow(check_sizes(request, settings))
-                scored = await model.score(request, deadline=deadline, on_admitted=share.release)
+                scored = await model.score(
+                    request, deadline=deadline, client=scope["state"]["client"], on_admitted=share.release
+                )
         answer = {
             "model": model.name,
             "fingerprint": model.identity.fingerprint,

@@ -1,7 +1,7 @@
 """Which waiting sequences make the next engine call: pure, without clock, event loop or engine.
 
 Sequences of close length go together. Where sequences begin with the same tokens, the tokens are computed once and the
-sequences continue from there, if that pays. Always one of the oldest is among the chosen, so nothing starves.
+sequences continue from there, if that pays. Always the next in turn is among the chosen, so nothing starves.
 """
 
 import heapq
@@ -22,15 +22,22 @@ _MIN_SAVED_TOKENS = 64
 _MIN_SAVED_SHARE = 0.1
 # Shorter common beginnings are chance: BOS, a role, the first word.
 _MIN_PREFIX_TOKENS = 16
-# How many sequences one plan may put before the next oldest.
+# How many sequences one plan may put before the next in turn.
 _MAX_GROUP = 64
 # How many sequences, longer and shorter, are looked at to find the mates of one.
 _MAX_NEIGHBOURS = 32
 
 
 class Waiting(Protocol):
-    """What the backlog holds; `arrival` numbers grow, and the sequences of one request have the same."""
+    """What the backlog holds. The smallest `turn` goes first, then the smallest `arrival`, then the longest sequence.
 
+    `arrival` numbers grow, and the sequences of one request have the same. `fairness` has the turns.
+    """
+
+    @property
+    def client(self) -> str: ...  # noqa: D102
+    @property
+    def turn(self) -> int: ...  # noqa: D102
     @property
     def arrival(self) -> int: ...  # noqa: D102
     @property
@@ -46,6 +53,15 @@ class Batch(Generic[T]):
 
     sequences: Sequence[T]
     num_prefix_tokens: int = 0
+
+    @property
+    def turn(self) -> int:
+        """The first turn of its sequences."""
+        return min(entry.turn for entry in self.sequences)
+
+    def yields_to(self, entry: T) -> bool:
+        """Whether a waiting sequence goes before all of these: it is another client's, and its turn comes first."""
+        return entry.turn < self.turn and all(own.client != entry.client for own in self.sequences)
 
 
 class Backlog(Generic[T]):
@@ -64,8 +80,8 @@ class Backlog(Generic[T]):
         self._entries: dict[int, T] = {}
         self._numbers: dict[T, int] = {}
         self._next_number = 0
-        # A heap of (arrival, -length, number); what was taken out stays until it is on top.
-        self._by_age: list[tuple[int, int, int]] = []
+        # A heap of (turn, arrival, -length, number); what was taken out stays until it is on top.
+        self._by_turn: list[tuple[int, int, int, int]] = []
         # Sorted (length, -number), read from the end: of one length, the oldest first.
         self._by_length: list[tuple[int, int]] = []
         # Sorted (token_key, number).
@@ -76,6 +92,9 @@ class Backlog(Generic[T]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, entry: object) -> bool:
+        return entry in self._numbers
+
     def __iter__(self) -> Iterator[T]:
         return iter(self._entries.values())
 
@@ -85,7 +104,7 @@ class Backlog(Generic[T]):
         self._next_number += 1
         self._entries[number], self._numbers[entry] = entry, number
         self.num_tokens += length
-        heapq.heappush(self._by_age, (entry.arrival, -length, number))
+        heapq.heappush(self._by_turn, (entry.turn, entry.arrival, -length, number))
         insort(self._by_length, (length, -number))
         if self._longest_kept is not None:
             insort(self._by_tokens, (token_key(entry.token_ids), number))
@@ -104,19 +123,28 @@ class Backlog(Generic[T]):
     def take(self, *, max_padded_tokens: int) -> Batch[T] | None:
         """Take the next batch out; None when nothing waits.
 
-        The anchor is the longest sequence of the oldest request. Its group shares a prefix, cut into batches that are
-        taken one after the other; without a group, it goes with the sequences closest in length.
+        The anchor is the next in turn. Its group shares a prefix, cut into batches that are taken one after the other;
+        without a group, it goes with the sequences closest in length.
 
         Args:
             max_padded_tokens: Limit of rows x longest row of one call; a sequence over it goes alone.
         """
+        anchor = self.next_in_turn()
+        if anchor is None:
+            return None
         batch = self._next_planned()
-        if batch is None and (anchor := self._oldest()) is not None:
+        if batch is None or batch.yields_to(anchor):
             self._plan = self._plan_group(anchor, max_padded_tokens)
             batch = self._next_planned() or self._of_close_length(anchor, max_padded_tokens)
-        for entry in batch.sequences if batch else ():
+        for entry in batch.sequences:
             self.discard(entry)
         return batch
+
+    def next_in_turn(self) -> T | None:
+        """The sequence that goes first; None when nothing waits."""
+        while self._by_turn and self._by_turn[0][-1] not in self._entries:
+            heapq.heappop(self._by_turn)
+        return self._entries[self._by_turn[0][-1]] if self._by_turn else None
 
     def _next_planned(self) -> Batch[T] | None:
         while self._plan:
@@ -124,11 +152,6 @@ class Backlog(Generic[T]):
             if left := [entry for entry in planned.sequences if entry in self._numbers]:
                 return Batch(left, planned.num_prefix_tokens)
         return None
-
-    def _oldest(self) -> T | None:
-        while self._by_age and self._by_age[0][2] not in self._entries:
-            heapq.heappop(self._by_age)
-        return self._entries[self._by_age[0][2]] if self._by_age else None
 
     def _of_close_length(self, anchor: T, max_padded_tokens: int) -> Batch[T]:
         """The anchor's batch, where it and its neighbours in length are cut into batches at the least cost."""

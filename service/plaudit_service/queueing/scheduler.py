@@ -7,6 +7,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from plaudit_service.engine.engine_thread import EngineThread
@@ -15,6 +16,7 @@ from plaudit_service.engine.model import Failure, Model, Outcome
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
 from plaudit_service.metrics import Metrics
 from plaudit_service.queueing.batching import Backlog, Batch
+from plaudit_service.queueing.fairness import Clients, room
 from plaudit_service.queueing.pace import Pace
 from plaudit_service.queueing.score_cache import ScoreCache
 from plaudit_service.results import Status
@@ -38,6 +40,7 @@ class Ticket:
     Await `done`; who cancels it takes what is not computed yet out of the queue. Unavailable: the engine hangs.
     """
 
+    client: str
     arrival: int
     deadline: float
     arrived: float
@@ -61,10 +64,15 @@ class Ticket:
 
 @dataclass(eq=False)
 class _Job:
-    """One sequence to compute, and all who wait for it: (ticket, place in its outcomes)."""
+    """One sequence to compute, and all who wait for it: (ticket, place in its outcomes).
+
+    It is on the account of `client`, whose turn for it came first.
+    """
 
     key: "_Key"
     text: TokenizedText
+    client: str
+    turn: int
     arrival: int
     waiters: set[tuple[Ticket, int]] = field(default_factory=set)
 
@@ -75,6 +83,14 @@ class _Job:
 
 # What a score is a function of: the bytes of token ids and of type ids.
 _Key = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, eq=False)
+class _HandedOver:
+    """A batch that computes, or lies ready."""
+
+    batch: Batch[_Job]
+    future: "Future[_Computed]"
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,8 @@ class Scheduler:
 
     No timer: an idle engine takes what is there at once, and under load batches grow by themselves. While the engine
     computes, the next batch is handed over as soon as it is full; until then it stays open to what arrives. Identical
-    sequences are computed once.
+    sequences are computed once. Clients that have names share queue and turns; a batch that lies ready is taken back
+    where another client's turn comes first.
 
     Args:
         model: What computes.
@@ -117,26 +134,30 @@ class Scheduler:
         self._clock = clock
         self._backlog: Backlog[_Job] = Backlog(model.engine.costs, model.longest_kept)
         self._jobs: dict[_Key, _Job] = {}  # what waits or is computed
+        self._clients = Clients()  # whose they are
         self._cache = ScoreCache(settings.score_cache_size)
         self._pace = Pace()
         self._last_finished = -math.inf
         self._arrivals = 0
-        self._num_handed_over = 0
+        self._handed_over: list[_HandedOver] = []
         self._turn_to_wait = asyncio.Lock()
         self._queue_changed = asyncio.Event()
         self._failure: Unavailable | None = None
         self._shown = (0, 0)  # sequences and tokens that this queue has in the gauges
 
-    def require_room(self, num_sequences: int, num_tokens: int = 0, *, deadline: float = math.inf) -> None:
+    def require_room(
+        self, num_sequences: int, num_tokens: int = 0, *, deadline: float = math.inf, client: str = ""
+    ) -> None:
         """Refuse what `admit` would not admit now, before any work is done for it.
 
-        What waits already may take longer than the deadline leaves, by the pace of the last batches. Such a request
+        What goes first may take longer than the deadline leaves, by the pace of the last batches. Such a request
         would only keep others out, so the queue is full for it. An empty queue refuses nobody, whatever the pace was.
 
         Args:
             num_sequences: Sequences of the request.
             num_tokens: Tokens of all of them; 0 where they are not known yet.
             deadline: Time of the scheduler's clock after which nobody wants them.
+            client: Whose share of the queue they take; "": of one who shares with nobody.
 
         Raises:
             QueueFull: there is no room now, or the deadline would pass first.
@@ -146,16 +167,24 @@ class Scheduler:
         if self._failure is not None:
             raise Unavailable(self._failure.detail)
         waiting, waiting_tokens = len(self._backlog), self._backlog.num_tokens
+        own, own_tokens = self._clients.in_hand(client)
         limits = (
-            ("sequences", num_sequences, waiting, self._settings.max_queued_sequences),
-            ("tokens", num_tokens, waiting_tokens, self._settings.max_queued_tokens),
+            ("sequences", num_sequences, waiting, own, self._settings.max_queued_sequences),
+            ("tokens", num_tokens, waiting_tokens, own_tokens, self._settings.max_queued_tokens),
         )
-        for what, wanted, queued, limit in limits:
-            if wanted > limit:
-                raise TooLarge(f"the request has {wanted} {what}, the whole queue holds {limit}; send smaller requests")
-            if queued + wanted > limit:
-                raise self._full(f"{queued} {what} wait, the request has {wanted} more, limit {limit}; try again later")
-        wait_s, left_s = self._pace.seconds_for(waiting_tokens), deadline - self._clock()
+        for what, wanted, queued, queued_own, limit in limits:
+            most = room(limit, 0, 0) if client else limit
+            left = room(limit, queued, queued_own) if client else limit - queued
+            if wanted > most:
+                whole = f"one client's share of the queue is {most}" if client else f"the whole queue holds {limit}"
+                raise TooLarge(f"the request has {wanted} {what}, {whole}; send smaller requests")
+            if wanted > left:
+                share = f" and {queued_own} of this client are in hand" if client else ""
+                raise self._full(
+                    f"{queued} {what} wait{share}, the request has {wanted} more, limit {limit}; try again later"
+                )
+        before = self._clients.num_tokens_before(client, num_tokens) if client else waiting_tokens
+        wait_s, left_s = self._pace.seconds_for(before), deadline - self._clock()
         if wait_s > left_s > 0:
             raise self._full(
                 f"{waiting} sequences wait, which takes about {wait_s:.1f} s, and the request's deadline passes in "
@@ -167,7 +196,9 @@ class Scheduler:
         half_s = math.ceil(self._pace.seconds_for(self._backlog.num_tokens) / 2)
         return QueueFull(detail, retry_after_s=min(_MAX_RETRY_AFTER_S, max(_MIN_RETRY_AFTER_S, half_s)))
 
-    async def wait_for_room(self, texts: Sequence[TokenizedText], *, deadline: float = math.inf) -> None:
+    async def wait_for_room(
+        self, texts: Sequence[TokenizedText], *, deadline: float = math.inf, client: str = ""
+    ) -> None:
         """Wait, in the order of arrival, until `admit` would admit these sequences; call it at once then.
 
         A deadline that passes meanwhile ends nothing: what is late expires once it is admitted.
@@ -180,7 +211,7 @@ class Scheduler:
         async with self._turn_to_wait:
             while True:
                 try:
-                    self.require_room(len(texts), num_tokens, deadline=deadline)
+                    self.require_room(len(texts), num_tokens, deadline=deadline, client=client)
                 except QueueFull:
                     self._queue_changed.clear()
                     await self._queue_changed.wait()
@@ -197,25 +228,33 @@ class Scheduler:
                 ticket.done.set_exception(error)
 
     def submit(
-        self, texts: Sequence[TokenizedText], *, deadline: float = math.inf, may_be_known: bool = True
+        self,
+        texts: Sequence[TokenizedText],
+        *,
+        deadline: float = math.inf,
+        client: str = "",
+        may_be_known: bool = True,
     ) -> Ticket:
         """Queue sequences, whether there is room or not; requests come through `admit`.
 
         Args:
             texts: The sequences.
             deadline: Time of the scheduler's clock after which nobody wants them.
+            client: Whose turn they take.
             may_be_known: Whether the cache may answer.
         """
         loop = asyncio.get_running_loop()
-        ticket = Ticket(self._arrivals, deadline, self._clock(), [_EXPIRED] * len(texts), loop.create_future())
+        now, done = self._clock(), loop.create_future()
+        ticket = Ticket(client, self._arrivals, deadline, now, [_EXPIRED] * len(texts), done)
         self._arrivals += 1
-        for place, text in enumerate(texts):
-            self._enqueue(ticket, place, text, may_be_known=may_be_known)
+        for place in sorted(range(len(texts)), key=lambda place: -len(texts[place].token_ids)):
+            self._enqueue(ticket, place, texts[place], may_be_known=may_be_known)
         ticket.done.add_done_callback(lambda _: self._leave(ticket))
         if not ticket.jobs:
             self._end(ticket)
         elif deadline < math.inf:
             ticket.timer = loop.call_later(deadline - ticket.arrived, self._expire, ticket)
+        self._take_back()
         self._hand_over()
         return ticket
 
@@ -235,8 +274,16 @@ class Scheduler:
             ticket.outcomes[place] = known
             return
         job = self._jobs.get(key)
+        turn, num_tokens = self._clients.next_turn(ticket.client), len(text.token_ids)
         if job is None:
-            job = self._jobs[key] = _Job(key, text, ticket.arrival)
+            job = self._jobs[key] = _Job(key, text, ticket.client, turn, ticket.arrival)
+            self._clients.add(job.client, turn, num_tokens)
+            self._backlog.add(job)
+        elif turn < job.turn and job in self._backlog:  # it waits for another client, whose turn comes later
+            self._backlog.discard(job)
+            self._clients.remove(job.client, num_tokens)
+            job.client, job.turn = ticket.client, turn
+            self._clients.add(job.client, turn, num_tokens)
             self._backlog.add(job)
         job.waiters.add((ticket, place))
         ticket.jobs[place] = job
@@ -255,6 +302,7 @@ class Scheduler:
         self._backlog.discard(job)
         if self._jobs.get(job.key) is job:
             del self._jobs[job.key]
+            self._clients.remove(job.client, len(job.token_ids))
 
     def _expire(self, ticket: Ticket) -> None:
         """End the wait at the deadline; the outcome of what is not computed yet stays `expired`."""
@@ -271,9 +319,9 @@ class Scheduler:
         """Give the engine's thread its next batches: the first at once, the second when it is full."""
         wanted = self._settings.max_batch_tokens or self.model.engine.costs.batch_tokens
         max_tokens = min(wanted, self.model.max_batch_tokens)
-        while self._num_handed_over < _MAX_HANDED_OVER:
+        while len(self._handed_over) < _MAX_HANDED_OVER:
             is_full = self._backlog.num_tokens >= max_tokens
-            if self._num_handed_over and not is_full:
+            if self._handed_over and not is_full:
                 break
             batch = self._backlog.take(max_padded_tokens=int(max_tokens))
             if batch is None:
@@ -281,7 +329,30 @@ class Scheduler:
             batch = self._without_expired(batch)
             if batch.sequences:
                 self._start(batch)
+        self._reach_turn()
         self._show_queue()
+
+    def _take_back(self) -> None:
+        """Put the batches back that have not begun, and before which another client's turn comes."""
+        next_in_turn = self._backlog.next_in_turn()
+        while self._handed_over and next_in_turn is not None:
+            last = self._handed_over[-1]
+            if not last.batch.yields_to(next_in_turn) or not last.future.cancel():
+                break
+            self._handed_over.pop()
+            self._metrics.running_sequences.dec(len(last.batch.sequences))
+            self._metrics.batches_taken_back.inc()
+            for job in last.batch.sequences:
+                if job.waiters:
+                    self._backlog.add(job)
+
+    def _reach_turn(self) -> None:
+        """The earliest turn that is not over is where newcomers start."""
+        turns = [handed_over.batch.turn for handed_over in self._handed_over]
+        if (next_in_turn := self._backlog.next_in_turn()) is not None:
+            turns.append(next_in_turn.turn)
+        if turns:
+            self._clients.reach(min(turns))
 
     def _without_expired(self, batch: Batch[_Job]) -> Batch[_Job]:
         """The part of a batch that somebody wants still; timers may be late where the event loop is busy."""
@@ -293,10 +364,15 @@ class Scheduler:
 
     def _start(self, batch: Batch[_Job]) -> None:
         loop, since = asyncio.get_running_loop(), self._clock()
-        self._num_handed_over += 1
         self._metrics.running_sequences.inc(len(batch.sequences))
-        future = self.engine_thread.submit(lambda: self._compute(batch))
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, batch, done.result(), since))
+        handed_over = _HandedOver(batch, self.engine_thread.submit(lambda: self._compute(batch)))
+        self._handed_over.append(handed_over)
+
+        def finish(future: "Future[_Computed]") -> None:
+            if not future.cancelled():
+                loop.call_soon_threadsafe(self._finish, handed_over, future.result(), since)
+
+        handed_over.future.add_done_callback(finish)
 
     def _compute(self, batch: Batch[_Job]) -> _Computed:
         """In the engine's thread. Never raises: `Model.compute` makes failures of what the engine raises."""
@@ -313,13 +389,14 @@ class Scheduler:
             model.num_computed_prefix_tokens - before,
         )
 
-    def _finish(self, batch: Batch[_Job], computed: _Computed, handed_over: float) -> None:
+    def _finish(self, handed_over: _HandedOver, computed: _Computed, since: float) -> None:
         """In the event loop again: deliver, and keep the engine busy."""
+        batch = handed_over.batch
         # Other models' batches, which the thread takes in turn, are part of what this queue waits for.
-        began = max(handed_over, self._last_finished)
+        began = max(since, self._last_finished)
         self._pace.observe(sum(len(job.token_ids) for job in batch.sequences), computed.finished - began)
         self._last_finished = computed.finished
-        self._num_handed_over -= 1
+        self._handed_over.remove(handed_over)
         self._metrics.running_sequences.dec(len(batch.sequences))
         self._hand_over()
         self._observe(batch, computed)
@@ -357,7 +434,9 @@ class Scheduler:
         self._metrics.queued_tokens.inc(self._shown[1] - shown[1])
 
 
-def admit(requests: Sequence[tuple[Scheduler, Sequence[TokenizedText]]], *, deadline: float = math.inf) -> list[Ticket]:
+def admit(
+    requests: Sequence[tuple[Scheduler, Sequence[TokenizedText]]], *, deadline: float = math.inf, client: str = ""
+) -> list[Ticket]:
     """Queue the sequences of a request in one queue or several: in all of them, or where one has no room, in none.
 
     Nothing is awaited between the first question and the last ticket: nobody can take the room meanwhile, and no engine
@@ -367,8 +446,8 @@ def admit(requests: Sequence[tuple[Scheduler, Sequence[TokenizedText]]], *, dead
         QueueFull, TooLarge, Unavailable: as `require_room` does.
     """
     for scheduler, texts in requests:
-        scheduler.require_room(len(texts), _count_tokens(texts), deadline=deadline)
-    return [scheduler.submit(texts, deadline=deadline) for scheduler, texts in requests]
+        scheduler.require_room(len(texts), _count_tokens(texts), deadline=deadline, client=client)
+    return [scheduler.submit(texts, deadline=deadline, client=client) for scheduler, texts in requests]
 
 
 def _count_tokens(texts: Sequence[TokenizedText]) -> int:

@@ -178,10 +178,12 @@ class CombinedScorer(_InProcess):
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A sequence of one call, which all arrived at once."""
+    """A sequence of one call, which all arrived at once from one client."""
 
     place: int
     text: TokenizedText
+    client: str = ""
+    turn: int = 0
     arrival: int = 0
 
     @property

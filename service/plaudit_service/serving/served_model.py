@@ -56,6 +56,7 @@ class ServedModel:
         request: ScoreRequest,
         *,
         deadline: float = math.inf,
+        client: str = "",
         waits: bool = False,
         on_admitted: Callable[[], None] = lambda: None,
     ) -> Scored:
@@ -67,6 +68,7 @@ class ServedModel:
         Args:
             request: What to score, and what it pins.
             deadline: Time of the parts' clock after which nobody wants the answer.
+            client: Who shares queue and turns with other clients; "": one who does not.
             waits: Whether it waits where a queue is full; else it is refused.
             on_admitted: Called once all parts have queued the request; must not raise.
 
@@ -82,11 +84,11 @@ class ServedModel:
             self.combination.check_items(request.items, [part.model.bundle for part in self.parts])
         if not waits:
             for part in self.parts:
-                part.scheduler.require_room(request.num_sequences, deadline=deadline)
+                part.scheduler.require_room(request.num_sequences, deadline=deadline, client=client)
         tokenized = await _gather(
             part.tokenize(request.items, request.truncation, deadline=deadline) for part in self.parts
         )
-        tickets = await self._admit(tokenized, deadline, waits=waits)
+        tickets = await self._admit(tokenized, deadline, client, waits=waits)
         on_admitted()
         first, *others = (ticket.done for ticket in tickets)
         await (asyncio.gather(first, *others) if others else first)  # cancelled, it cancels all of them
@@ -96,19 +98,21 @@ class ServedModel:
             raise AllExpired("the deadline of X-Request-Timeout-S passed before any sequence was computed")
         return scored
 
-    async def _admit(self, tokenized: Sequence[Tokenized], deadline: float, *, waits: bool) -> list[Ticket]:
+    async def _admit(
+        self, tokenized: Sequence[Tokenized], deadline: float, client: str, *, waits: bool
+    ) -> list[Ticket]:
         """Queue in all parts at once; or first wait for room in one queue after the other, until all have it."""
         requests = [(part.scheduler, texts.sequences) for part, texts in zip(self.parts, tokenized, strict=True)]
         if not waits:
-            return admit(requests, deadline=deadline)
+            return admit(requests, deadline=deadline, client=client)
         timeout_s = None if deadline == math.inf else deadline - self.parts[0].clock()
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
                     for scheduler, sequences in requests:
-                        await scheduler.wait_for_room(sequences, deadline=deadline)
+                        await scheduler.wait_for_room(sequences, deadline=deadline, client=client)
                     with suppress(QueueFull):  # one was full again by the time that the last had room
-                        return admit(requests, deadline=deadline)
+                        return admit(requests, deadline=deadline, client=client)
         except TimeoutError:
             raise AllExpired("the deadline of X-Request-Timeout-S passed while the request waited for room") from None
 

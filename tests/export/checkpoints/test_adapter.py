@@ -12,8 +12,9 @@ from conversion import run_conversion
 from safetensors.torch import load_file, save_file
 
 from plaudit_export.checkpoints import places
-from plaudit_export.checkpoints.adapter import CONFIG, WEIGHTS
+from plaudit_export.checkpoints.adapter import WEIGHTS
 from plaudit_export.checkpoints.checkpoint import load_checkpoint
+from plaudit_export.checkpoints.config_files import ADAPTER_CONFIG
 from plaudit_export.errors import ExportError, SourceError
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.finish import Exported
@@ -39,7 +40,7 @@ def save_adapter(base: Path, path: Path, *, num_labels: int = 1, **config: objec
 
 
 def set_adapter_config(adapter: Path, **fields: object) -> None:
-    path = adapter / CONFIG
+    path = adapter / ADAPTER_CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
@@ -241,8 +242,8 @@ def test_an_adapters_weights_are_whole_safetensors(copy, content, message):
 
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_a_damaged_adapter_config_is_refused(copy, text):
-    (copy / CONFIG).write_text(text)
-    with pytest.raises(SourceError, match=f"its {CONFIG} "):
+    (copy / ADAPTER_CONFIG).write_text(text)
+    with pytest.raises(SourceError, match=f"its {ADAPTER_CONFIG} "):
         load_checkpoint(str(copy))
 
 

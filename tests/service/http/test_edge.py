@@ -99,6 +99,46 @@ def test_every_key_is_compared_with_digests_of_one_length_in_constant_time(given
     assert compared == [(32, 32), (32, 32)]
 
 
+@pytest.mark.parametrize(
+    ("keys", "key", "fair_by_address", "client"),
+    [
+        (("a", "b"), "b", False, "key 1"),
+        (("a", "a"), "a", True, ""),
+        ((), "", True, "10.0.0.7"),
+        ((), "", False, ""),
+    ],
+)
+def test_clients_are_told_apart_by_several_keys_or_where_it_is_wanted_by_address(keys, key, fair_by_address, client):
+    seen = []
+
+    async def answer(scope, receive, send):
+        seen.append(scope["state"]["client"])
+        await answer_ok(scope, receive, send)
+
+    layer = Access(answer, metrics=Metrics(), api_keys=keys, routes=(), fair_by_address=fair_by_address)
+
+    async def ask():
+        transport = httpx2.ASGITransport(app=layer, client=("10.0.0.7", 1234))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://plaudit") as asking:
+            await asking.get("/score", headers={"Authorization": f"Bearer {key}"})
+
+    asyncio.run(ask())
+    assert seen == [client]
+
+
+def test_with_two_keys_a_client_leaves_room_for_the_other(serve, tiny_bundle, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("trainer\nperson\n")
+    flags = ["--api-key-file", str(keys), "--max-queued-sequences", "10"]
+    with serve(tiny_bundle(), flags=flags) as service:
+        body = json.dumps({"items": [{"text": "good"}] * 9})
+        answer = httpx2.post(f"{service.url}/score", content=body, headers={"Authorization": "Bearer trainer"})
+        assert answer.status_code == 413
+        assert "one client's share of the queue is 8" in answer.json()["detail"]
+        answer = httpx2.post(f"{service.url}/score", content=BODY, headers={"Authorization": "Bearer person"})
+        assert answer.status_code == 200
+
+
 class Links(HTMLParser):
     """Collects what a page loads."""
 

@@ -18,14 +18,16 @@ def no_prefix_is_kept(_):
 class Waiting:
     arrival: int
     token_ids: np.ndarray
+    client: str = ""
+    turn: int = 0
 
 
-def waiting(*ids, arrival=0):
-    return Waiting(arrival, np.array(ids, dtype=np.int64))
+def waiting(*ids, arrival=0, **account):
+    return Waiting(arrival, np.array(ids, dtype=np.int64), **account)
 
 
-def of_length(length, arrival=0, first=0):
-    return waiting(*range(first, first + length), arrival=arrival)
+def of_length(length, arrival=0, first=0, **account):
+    return waiting(*range(first, first + length), arrival=arrival, **account)
 
 
 def backlog_of(*entries, costs=CPU_COSTS, **options):
@@ -44,7 +46,8 @@ def take_all(backlog, budget):
 
 # A small alphabet makes common beginnings frequent.
 sequences = st.builds(
-    lambda arrival, stem, tail: waiting(*([7] * stem), *tail, arrival=arrival),
+    lambda account, arrival, stem, tail: waiting(*([7] * stem), *tail, arrival=arrival, **account),
+    st.fixed_dictionaries({"client": st.sampled_from(["", "a", "b"]), "turn": st.integers(0, 3)}),
     st.integers(0, 5),
     st.sampled_from([0, 1, 16, 40, 200]),
     st.lists(st.integers(0, 2), min_size=1, max_size=40),
@@ -112,6 +115,21 @@ def test_a_group_shares_its_prompt_and_its_batches_follow_each_other():
     assert [batch.num_prefix_tokens for batch in batches[:-1]] == [100] * (len(batches) - 1)
     assert [entry for batch in batches for entry in batch.sequences] == [*reversed(group), other]
     assert len(batches) > 2
+
+
+def test_the_earliest_turn_goes_before_older_ones():
+    entries = [of_length(90, arrival=1, turn=500), of_length(20, arrival=2, client="b", turn=90)]
+    assert backlog_of(*entries).take(max_padded_tokens=100).sequences == [entries[1]]
+
+
+@pytest.mark.parametrize(("client", "turn", "goes_first"), [("b", 0, True), ("b", 5, False), ("a", 0, False)])
+def test_the_rest_of_a_group_yields_to_an_earlier_turn_of_another_client_only(client, turn, goes_first):
+    group = [waiting(*range(100), number, client="a", turn=1 + number) for number in range(8)]
+    backlog = backlog_of(*group, longest_kept=no_prefix_is_kept)
+    assert len(backlog.take(max_padded_tokens=32).sequences) < 8
+    other = of_length(30, arrival=1, first=500, client=client, turn=turn)
+    backlog.add(other)
+    assert (backlog.take(max_padded_tokens=32).sequences == [other]) is goes_first
 
 
 def test_what_left_in_the_middle_of_a_group_is_not_taken():
@@ -183,10 +201,11 @@ def test_taking_until_nothing_is_left_takes_every_sequence_once(entries, budget,
 
 
 @given(backlogs, st.integers(1, 2000), st.booleans())
-def test_the_first_batch_fits_the_budget_and_holds_one_of_the_oldest(entries, budget, share):
+def test_the_first_batch_fits_the_budget_and_holds_one_whose_turn_is_next(entries, budget, share):
     batch = backlog_of(*entries, longest_kept=no_prefix_is_kept if share else None).take(max_padded_tokens=budget)
     if entries:
-        assert min(entry.arrival for entry in entries) in {entry.arrival for entry in batch.sequences}
+        order = {(entry.turn, entry.arrival) for entry in batch.sequences}
+        assert min((entry.turn, entry.arrival) for entry in entries) in order
         longest = max(len(entry.token_ids) for entry in batch.sequences) - batch.num_prefix_tokens
         assert len(batch.sequences) == 1 or len(batch.sequences) * longest <= budget
 

@@ -476,6 +476,95 @@ def test_exact_scores_are_kept_when_asked_for_and_failures_are_not(running):
     asyncio.run(scenario())
 
 
+def test_a_client_waits_for_the_batch_that_computes_and_for_nothing_else_that_another_queued(running):
+    async def scenario():
+        async with running(max_batch_tokens=8) as queue:
+            burst = [await queue.occupy(1, client="trainer"), queue.ask(*range(20, 30), client="trainer")]
+            single = queue.ask(5, client="person")
+            queue.engine.go_on()
+            await outcomes(*burst, single)
+            assert queue.engine.batches[0] == [1]
+            assert 5 in queue.engine.batches[1]
+            assert queue.value("batches_taken_back_total") == 1
+            assert sorted(chain(*queue.engine.batches)) == [1, 5, *range(20, 30)]  # each once
+
+    asyncio.run(scenario())
+
+
+def test_clients_that_are_not_told_apart_are_served_in_the_order_of_arrival(running):
+    async def scenario():
+        async with running(max_batch_tokens=4) as queue:
+            requests = [await queue.occupy(1), queue.ask(20, 21, 22), queue.ask(5)]
+            queue.engine.go_on()
+            await outcomes(*requests)
+            assert queue.engine.batches == [[1], [20], [21], [22], [5]]
+            assert queue.value("batches_taken_back_total") == 0
+
+    asyncio.run(scenario())
+
+
+def test_two_clients_get_the_engine_in_turn_by_tokens(running):
+    async def scenario():
+        async with running(max_batch_tokens=4) as queue:
+            requests = [await queue.occupy(1, client="a"), queue.ask(*range(20, 24), client="a")]
+            requests.append(queue.ask_for([*texts(31, 32, length=8)], client="b"))
+            queue.engine.go_on()
+            await outcomes(*requests)
+            # 8 tokens of b, 4 of what a had before, then as many of a as of b.
+            assert queue.engine.batches == [[1], [31], [20], [21], [32], [22], [23]]
+
+    asyncio.run(scenario())
+
+
+def test_a_client_leaves_room_for_others_and_is_told_what_its_share_is(running):
+    async def scenario():
+        async with running(max_queued_sequences=10) as queue:
+            await queue.occupy(1, client="person")
+            with pytest.raises(TooLarge, match="9 sequences, one client's share of the queue is 8"):
+                queue.ask(*range(20, 29), client="trainer")
+            burst = queue.ask(*range(20, 28), client="trainer")
+            with pytest.raises(
+                QueueFull, match="8 sequences wait and 8 of this client are in hand, the request has 1 more"
+            ):
+                queue.ask(30, client="trainer")
+            single = queue.ask(2, client="person")
+            queue.engine.go_on()
+            await outcomes(burst, single)
+
+    asyncio.run(scenario())
+
+
+def test_a_sequence_that_another_client_queued_is_computed_at_the_earlier_turn(running):
+    async def scenario():
+        async with running(max_batch_tokens=4) as queue:
+            requests = [await queue.occupy(1, client="a"), queue.ask(*range(20, 24), client="a")]
+            requests.append(queue.ask(23, client="b"))
+            queue.engine.go_on()
+            await outcomes(*requests)
+            assert queue.engine.batches == [[1], [23], [20], [21], [22]]
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_is_held_against_what_goes_before_and_not_against_what_others_queued(running):
+    async def scenario():
+        async with running(max_batch_tokens=4) as queue:
+            queue.engine.go_on()
+            first = queue.ask(1, client="trainer")
+            queue.pass_time(1)
+            await outcomes(first)
+            queue.engine.hold()
+            burst = [await queue.occupy(2, client="trainer"), queue.ask(*range(20, 30), client="trainer")]
+            with pytest.raises(QueueFull, match="which takes about"):
+                queue.ask(30, client="trainer", deadline=queue.now + 1)
+            single = queue.ask(30, client="person", deadline=queue.now + 3)
+            queue.engine.go_on()
+            assert await outcomes(single) == [[(30.0,)]]
+            await outcomes(*burst)
+
+    asyncio.run(scenario())
+
+
 def test_models_on_one_device_are_served_in_turn(running):
     async def scenario():
         async with running(max_batch_tokens=4) as first:
@@ -490,16 +579,19 @@ def test_models_on_one_device_are_served_in_turn(running):
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.booleans()), max_size=12),
+    st.lists(
+        st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.booleans(), st.sampled_from(["", "a", "b"])),
+        max_size=12,
+    ),
     st.integers(4, 40),
 )
 def test_everyone_gets_the_scores_of_their_own_sequences_whoever_leaves(running, requests, budget):
     async def scenario():
         async with running(max_batch_tokens=budget) as queue:
             first = await queue.occupy(1)
-            tickets = [queue.ask(*ids) for ids, _ in requests]
-            leaving = [ticket for ticket, (_, leaves) in zip(tickets, requests, strict=True) if leaves]
-            staying = [(ticket, ids) for ticket, (ids, leaves) in zip(tickets, requests, strict=True) if not leaves]
+            asked = [(queue.ask(*ids, client=client), ids, leaves) for ids, leaves, client in requests]
+            leaving = [ticket for ticket, _, leaves in asked if leaves]
+            staying = [(ticket, ids) for ticket, ids, leaves in asked if not leaves]
             for ticket in leaving:
                 ticket.done.cancel()
             queue.engine.go_on()  # before the scheduler sees who left

@@ -75,7 +75,7 @@ def test_tokenization_stops_at_the_deadline(make):
 
 
 class FullQueue:
-    def require_room(self, num_sequences, num_tokens=0, *, deadline):
+    def require_room(self, num_sequences, num_tokens=0, *, client, deadline):
         raise QueueFull(f"no room for {num_sequences} sequences")
 
 

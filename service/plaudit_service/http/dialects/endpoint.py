@@ -89,7 +89,13 @@ class DialectEndpoint:
                 )
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
                 share.grow(check_sizes(request, settings))
-                scored = await model.score(request, deadline=deadline, waits=True, on_admitted=stack.close)
+                scored = await model.score(
+                    request,
+                    deadline=deadline,
+                    client=scope["state"]["client"],
+                    waits=True,
+                    on_admitted=stack.close,
+                )
         num_tokens = [result.num_tokens for result in scored.results]
         return asked.write(
             Answered(model.name, _scores(scored.results), num_tokens, uuid.uuid4().hex, int(time.time()))

@@ -46,6 +46,7 @@ from plaudit_export.checkpoints.weights import (
 )
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
+from plaudit_export.recipes.on_disk import Named, recipe_on_disk
 
 Kind = Literal["causal", "encoder", "plain"]
 
@@ -68,6 +69,7 @@ class Checkpoint:
         kept: mean and deviation that the config keeps beside a class of transformers.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
+        trained_by: the recipe of its texts that the files beside it name, None where they name none.
         notes: what was decided by loading it, for the user.
     """
 
@@ -82,6 +84,7 @@ class Checkpoint:
     foreign: Foreign | None = None
     kept: SavedNormalization | None = None
     adapter: Any = None
+    trained_by: Named | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -183,7 +186,8 @@ def load_checkpoint(
         if checkpoint.foreign is not None:
             raise SourceError(f"--pad-token: the head of {source} reads one token, whatever the pad token is")
         say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
-    return replace(checkpoint, notes=(*checkpoint.notes, *unseen))
+    notes = (*checkpoint.notes, *unseen)
+    return replace(checkpoint, trained_by=recipe_on_disk(place.directory), notes=notes)
 
 
 def _unseen_pickles(place: Place) -> list[str]:

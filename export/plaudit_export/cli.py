@@ -1,18 +1,19 @@
 """`plaudit-export`: turn a reward-model checkpoint into a verified bundle, and look at bundles."""
 
 import argparse
+import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit_export.errors import ExportError, ParityError, SourceError
+from plaudit_export.errors import ExportError, ParityError, RuleError, SourceError
 from plaudit_service.command_line import Parser, interruptible, run, say, tell
 
 if TYPE_CHECKING:
     from plaudit_export.checkpoints.rules import Options, TextFile
+    from plaudit_export.checks.text_files import Pair
     from plaudit_export.finish import Exported
     from plaudit_service.bundles.bundle import Bundle
 
@@ -34,7 +35,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         exit_code: int = parsed.run(parsed)
-    except ParityError as error:
+    except (ParityError, RuleError) as error:
         tell(error.table)
         raise
     return exit_code
@@ -45,8 +46,9 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
 
     options = _checkpoint_options(parsed)
+    arguments = {"pairs": _pairs(parsed), "force": parsed.force}
     with interruptible():
-        exported = export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note)
+        exported = export_checkpoint(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note)
     return _tell(exported)
 
 
@@ -82,8 +84,9 @@ def _cache(parsed: argparse.Namespace) -> int:
         from plaudit_export.exporter import export_checkpoint
 
         options = _checkpoint_options(parsed)
+        pairs = _pairs(parsed)
         with interruptible():
-            exported = export_checkpoint(source, bundle, options, step=_step, note=_note)
+            exported = export_checkpoint(source, bundle, options, pairs=pairs, step=_step, note=_note)
         if exported.comparison is not None:
             say(exported.comparison.describe())
         _warn_of_unchecked(exported.bundle)
@@ -91,6 +94,33 @@ def _cache(parsed: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(parsed).items() if name not in {"run", "source", "cache"}}
     tell(str(cached_bundle(parsed.source, options, export, cache=parsed.cache, say=_step)))
     return 0
+
+
+def _rules(parsed: argparse.Namespace) -> int:
+    _require_docstrings()
+    from plaudit_export.checkpoints.checkpoint import load_checkpoint
+    from plaudit_export.checkpoints.rules import derive_rules
+    from plaudit_export.checks.pair_rules import ask_pairs
+
+    if parsed.pairs is None:
+        raise SourceError("rules: give preference pairs with --pairs FILE")
+    pairs, options = _pairs(parsed), _checkpoint_options(parsed)
+    _step(f"loading {parsed.source}")
+    checkpoint = load_checkpoint(
+        parsed.source,
+        builtin_class=options.builtin_class,
+        pad_token=options.pad_token,
+        token_logits=[head.name for head in options.token_logits],
+    )
+    answer = ask_pairs(checkpoint, derive_rules(checkpoint, options), pairs)
+    tell(json.dumps(answer.as_json(), indent=2) if parsed.json else answer.describe())
+    return 0
+
+
+def _pairs(parsed: argparse.Namespace) -> "Sequence[Pair]":
+    from plaudit_export.checks.text_files import read_pairs
+
+    return read_pairs("--pairs", parsed.pairs) if parsed.pairs else ()
 
 
 def _onnx(parsed: argparse.Namespace) -> int:
@@ -121,11 +151,14 @@ def _note(line: str) -> None:
 def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Options` that every source has."""
     from plaudit_export.checkpoints.rules import DEFAULT_GOLDEN_MAX_TOKENS
+    from plaudit_export.checks.devices import check_device
     from plaudit_export.checks.text_files import read_items
     from plaudit_service.bundles.bundle import Head
 
+    check_device(parsed.device)
     return {
         "name": parsed.name,
+        "recipe": parsed.recipe,
         "append_eos": parsed.append_eos,
         "strip_newlines": parsed.strip_newlines,
         "space_before_eos": parsed.space_before_eos,
@@ -139,6 +172,7 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
         "golden_max_tokens": parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
         "tolerance": parsed.tolerance,
         "builtin_class": parsed.builtin_class,
+        "device": parsed.device,
     }
 
 
@@ -216,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
     _add_cache(commands.add_parser("cache", help="checkpoint -> bundle in a cache, once"))
+    _add_rules(commands.add_parser("rules", help="by which text rule a checkpoint was trained: preference pairs tell"))
     _add_onnx(commands.add_parser("onnx", help="a directory made by `optimum-cli export onnx` -> bundle"))
     inspect = commands.add_parser("inspect", help="what a bundle is; checks every hash")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
@@ -258,6 +293,18 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     _add_checkpoint_options(parser)
 
 
+def _add_rules(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Score preference pairs with transformers under every plausible text rule (as texts or as chats, with special "
+        "tokens or without, with EOS or without, with token types), and say by which rule the checkpoint was evidently "
+        "trained, or that the pairs cannot tell. The options say by which rule it would be exported."
+    )
+    parser.set_defaults(run=_rules)
+    parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    _add_checkpoint_options(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 _SOURCE = "checkpoint or LoRA adapter directory, or hub id (org/name@revision)"
 
 
@@ -275,6 +322,12 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         "bf16; int8 is static (default: fp32)",
     )
     add("--calibrate", type=Path, metavar="FILE", help="texts like those to score: int8's ranges, and what it costs")
+    add(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help="preference pairs (chosen, rejected), which are asked whether the text rule is right",
+    )
     add("--allow-loss", action="store_true", help="accept under 98 %% of text pairs ranked as float32 ranks them")
     add("--normalize-on", type=Path, metavar="FILE", help="reference texts whose scores get mean 0 and deviation 1")
     add(
@@ -312,21 +365,29 @@ def _add_onnx(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    from plaudit_export.recipes.table import RECIPES
+
     add = parser.add_argument
     flag = argparse.BooleanOptionalAction
     add("--name", help="model name that requests use (default: the last part of SOURCE)")
-    add("--append-eos", action=flag, help="the model was trained on texts that end with EOS (default: no)")
-    add("--strip-newlines", action=flag, help="newlines at the end of a finished text are left out (default: no)")
-    add("--space-before-eos", action=flag, help="EOS is appended behind a space (default: no)")
+    add(
+        "--recipe",
+        choices=RECIPES,
+        help="whose text rules the model was trained by (default: what its files say, else template); the options "
+        "below set one rule each (default: the recipe's)",
+    )
+    add("--append-eos", action=flag, help="the model was trained on texts that end with EOS")
+    add("--strip-newlines", action=flag, help="newlines at the end of a finished text are left out")
+    add("--space-before-eos", action=flag, help="EOS is appended behind a space")
     add(
         "--add-special-tokens",
         action=flag,
-        help="text and prompt + completion get the tokenizer's special tokens (default: yes)",
+        help="text and prompt + completion get the tokenizer's special tokens",
     )
     add(
         "--chat-special-tokens",
         action=flag,
-        help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS (default: no)",
+        help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS",
     )
     add(
         "--builtin-class",
@@ -350,6 +411,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="longest built-in text to check, in tokens: long ones take long, also at every start (default: 4096)",
     )
     add(
+        "--device",
+        type=_device,
+        default="cpu",
+        metavar="cpu|cuda[:N]",
+        help="where transformers computes the reference scores, in float32, one layer after the other (default: cpu)",
+    )
+    add(
         "--tolerance",
         type=_tolerance,
         metavar="X",
@@ -358,16 +426,17 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of cpu, cuda and cuda:N")
-    return text
-
-
 def _positive(text: str) -> int:
     if not _is_count(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
     return int(text)
+
+
+def _device(text: str) -> str:
+    kind, colon, number = text.partition(":")
+    if text != "cpu" and not (kind == "cuda" and (_is_count(number) if colon else True)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:N")
+    return text
 
 
 def _is_count(text: str) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from plaudit_export.checkpoints.rules import Options, Rules
 from plaudit_export.checks import normalization
@@ -48,8 +49,10 @@ class Draft:
     """What is left of a checkpoint when its model is gone: all that the manifest and the report need.
 
     `golden`, `measured` and `normalized` are sequences to score: the golden texts', the user's to calibrate and measure
-    on, and the user's to normalize on. `emulated` are torch's scores of `measured`, else of `golden`, in a precision
-    that ONNX Runtime runs on no CPU.
+    on, and the user's to normalize on. `float_scores` are what the model gave in float32 to the texts that measure, and
+    `saved_bytes` how much smaller its weights are now: of a reduced precision that no float32 graph was written for.
+    `emulated` are torch's scores of the texts that measure, in a precision that ONNX Runtime runs on no CPU. `pairs` is
+    what preference pairs say of the text rule.
     """
 
     rules: Rules
@@ -60,7 +63,10 @@ class Draft:
     golden: list[TokenizedText]
     measured: list[TokenizedText] | None
     normalized: list[TokenizedText] | None
+    float_scores: Scores | None = None
+    saved_bytes: int = 0
     emulated: Scores | None = None
+    pairs: dict[str, Any] | None = None
 
 
 def finish(
@@ -90,7 +96,7 @@ def finish(
     """
     write_manifest(_manifest(draft, directory, float_directory, tolerance, options, step), directory)
     step("checking the served scores")
-    return _check(directory, float_directory, draft.notes, comparison)
+    return _check(directory, float_directory, draft, comparison)
 
 
 def _manifest(
@@ -108,6 +114,7 @@ def _manifest(
     return Manifest(
         name=draft.rules.name,
         scoring=scoring,
+        recipe=draft.rules.recipe,
         tolerance=tolerance,
         opset=draft.opset,
         source=draft.source,
@@ -127,9 +134,7 @@ def _float_twin(bundle: Bundle, float_directory: Path) -> Bundle:
     return Bundle(float_directory, manifest, bundle.chat_template, bundle.golden)
 
 
-def _check(
-    directory: Path, float_directory: Path | None, notes: list[str], comparison: Comparison | None
-) -> ParityReport:
+def _check(directory: Path, float_directory: Path | None, draft: Draft, comparison: Comparison | None) -> ParityReport:
     """Score the golden texts as the service does, and add the report to the bundle."""
     try:
         with elapsed("checking"):
@@ -145,7 +150,8 @@ def _check(
             "no bundle was written",
             describe_parity(report),
         )
-    write_json(build_report(bundle, scorer.model.engine.name, report, comparison, notes), directory / REPORT)
+    content = build_report(bundle, scorer.model.engine.name, report, comparison, draft.pairs, draft.notes)
+    write_json(content, directory / REPORT)
     hashes = bundle.manifest.sha256 | {REPORT: sha256_of(directory / REPORT)}
     write_manifest(bundle.manifest.model_copy(update={"sha256": hashes}), directory)
     return report

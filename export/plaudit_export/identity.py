@@ -9,6 +9,7 @@ from typing import Any
 from plaudit_export.checkpoints.config_files import is_adapter, read_adapter_config
 from plaudit_export.checkpoints.places import base_of, checkpoint_files, look_up
 from plaudit_export.errors import SourceError
+from plaudit_export.recipes.on_disk import recipe_on_disk
 from plaudit_service.bundles.bundle import sha256_of
 
 
@@ -19,7 +20,8 @@ class Identity:
     Attributes:
         source: what to export: a directory as it is, or a hub id at its commit.
         name: of the directory or the repository.
-        content: JSON that is equal exactly where the checkpoints are: commit or hashes, of an adapter its base's, too.
+        content: JSON that is equal exactly where the checkpoints are: commit, or hashes and what names the trainer; of
+            an adapter its base's, too.
     """
 
     source: str
@@ -50,6 +52,8 @@ def identify(source: str) -> Identity:
         except OSError as error:
             raise SourceError(f"{source}: cannot be read ({error})") from error
         content["files"] = files
+        if named := recipe_on_disk(place.directory):
+            content["trained_by"] = named.by
     else:
         source = f"{place.id}@{place.revision}"
     if is_adapter(place.directory):

@@ -25,7 +25,7 @@ from plaudit_export.checkpoints.config_files import CONFIG, is_adapter, read_fie
 from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits
 from plaudit_export.checkpoints.formats import VALUE_HEAD, SavedNormalization, recognize, saved_normalization
 from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
-from plaudit_export.checkpoints.places import Place, check_directory, locate
+from plaudit_export.checkpoints.places import Place, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
 from plaudit_export.checkpoints.tokenizer_file import (
     FILE,
@@ -38,6 +38,7 @@ from plaudit_export.checkpoints.tokenizer_file import (
 from plaudit_export.checkpoints.weights import (
     check_adapter_files,
     check_complete,
+    check_directory,
     check_pickled_head,
     check_stored,
     names_in,
@@ -45,6 +46,7 @@ from plaudit_export.checkpoints.weights import (
 )
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
+from plaudit_export.recipes.on_disk import Named, recipe_on_disk
 
 Kind = Literal["causal", "encoder", "plain"]
 
@@ -67,6 +69,7 @@ class Checkpoint:
         kept: mean and deviation that the config keeps beside a class of transformers.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
+        trained_by: the recipe of its texts that the files beside it name, None where they name none.
         notes: what was decided by loading it, for the user.
     """
 
@@ -81,6 +84,7 @@ class Checkpoint:
     foreign: Foreign | None = None
     kept: SavedNormalization | None = None
     adapter: Any = None
+    trained_by: Named | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -182,7 +186,8 @@ def load_checkpoint(
         if checkpoint.foreign is not None:
             raise SourceError(f"--pad-token: the head of {source} reads one token, whatever the pad token is")
         say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
-    return replace(checkpoint, notes=(*checkpoint.notes, *unseen))
+    notes = (*checkpoint.notes, *unseen)
+    return replace(checkpoint, trained_by=recipe_on_disk(place.directory), notes=notes)
 
 
 def _unseen_pickles(place: Place) -> list[str]:

@@ -11,9 +11,11 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from plaudit_export.checkpoints.config_files import ADAPTER_CONFIG, is_adapter
 from plaudit_export.errors import SourceError
+from plaudit_export.recipes.on_disk import MODEL_CARD
 
 _HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w./-]*))?")
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_DOWNLOADED = [*_CHECKPOINT_FILES, MODEL_CARD]
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,8 @@ def _not_to_be_had(source: str, error: Exception) -> SourceError:
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    """All that a checkpoint is made of, of one commit; no pickles, no code, no other formats of the weights."""
-    patterns = _CHECKPOINT_FILES
-    return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    """A checkpoint and its card, of one commit; no pickles, no code, no other formats of the weights."""
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=_DOWNLOADED, ignore_patterns=["*/*"]))
 
 
 def _left_out(repo: str, commit: str) -> tuple[str, ...] | None:
@@ -120,7 +121,7 @@ def _left_out(repo: str, commit: str) -> tuple[str, ...] | None:
         names = HfApi().list_repo_files(repo, revision=commit)
     except Exception:  # noqa: BLE001 - as above; without the hub its cache is all that is known
         return None
-    return tuple(name for name in names if not any(fnmatch(name, pattern) for pattern in _CHECKPOINT_FILES))
+    return tuple(name for name in names if not any(fnmatch(name, pattern) for pattern in _DOWNLOADED))
 
 
 def _download_config(repo: str, revision: str | None) -> Path:
@@ -129,17 +130,3 @@ def _download_config(repo: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repo, ADAPTER_CONFIG, revision=revision)).parent
     except EntryNotFoundError:  # also where the hub is not asked, and the cache does not have it
         return Path(hf_hub_download(repo, "config.json", revision=revision)).parent
-
-
-def check_directory(directory: Path) -> None:
-    """Names the usual mistakes before transformers words them."""
-    if not (directory / "config.json").is_file():
-        raise SourceError(f"{directory}: has no config.json; give the directory of a Hugging Face checkpoint")
-    if any(directory.glob("*.safetensors")):
-        return
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
-        raise SourceError(
-            f"{directory}: holds pickled weights only, which are never loaded because a pickle can run code; "
-            "save it again with save_pretrained(..., safe_serialization=True)"
-        )
-    raise SourceError(f"{directory}: has no *.safetensors file")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,23 @@ from plaudit_service.serving.parity import ParityReport
 
 
 def build_report(
-    bundle: Bundle, engine: str, parity: ParityReport, comparison: Comparison | None, notes: Sequence[str]
+    bundle: Bundle,
+    engine: str,
+    parity: ParityReport,
+    comparison: Comparison | None,
+    pairs: Mapping[str, Any] | None,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of `report.json`; `comparison` with float32 where the precision is reduced."""
+    """The content of `report.json`.
+
+    Args:
+        bundle: of the report.
+        engine: that the parity was measured on.
+        parity: of the golden texts.
+        comparison: with float32, where the precision is reduced.
+        pairs: what preference pairs say of the text rule, where any were given.
+        notes: of the export.
+    """
     rows = [
         {
             "index": row.index,
@@ -37,6 +51,7 @@ def build_report(
             "rows": rows,
         },
         "against_float32": None if comparison is None else dataclasses.asdict(comparison),
+        "pairs": None if pairs is None else dict(pairs),
         "golden_score_std": score_std(bundle.golden),
         "checked": describe_checked(bundle),
         "checked_tokens": longest_golden(bundle),
@@ -99,6 +114,7 @@ def describe_bundle(bundle: Bundle) -> str:
         "source": f"{source.id}{revision}",
         "architecture": f"{source.architecture} ({scoring.kind}, reference attention: {source.attention})",
         "precision": f"{scoring.precision}, tolerance {manifest.tolerance:g} x max(1, |score|)",
+        "recipe": manifest.recipe or "none",
         "max_tokens": scoring.max_tokens,
         "vocab_size": scoring.vocab_size,
         "pad_token_id": scoring.pad_token_id,
@@ -107,6 +123,7 @@ def describe_bundle(bundle: Bundle) -> str:
         "add_special_tokens": scoring.add_special_tokens,
         "chat_special_tokens": scoring.chat_special_tokens,
         "append_eos": scoring.append_eos,
+        "chat_end": scoring.chat_end,
         "pair": scoring.pair,
         "heads": ", ".join(f"{head.name} x {head.weight:g}" for head in scoring.heads),
         "normalization": _normalization(bundle),

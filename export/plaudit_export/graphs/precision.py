@@ -178,8 +178,29 @@ def _by_sensitivity(
     return order[: int(_MAX_KEPT_SHARE * len(order))]
 
 
+@dataclass(frozen=True)
+class Float32:
+    """What a reduced precision is held against.
+
+    Attributes:
+        scores: raw scores of the texts, shape (N,).
+        size_bytes: of the graph and its weights.
+        scorer: with the graph, to be timed; None where none was written.
+    """
+
+    scores: Scores
+    size_bytes: int
+    scorer: GraphScorer | None = None
+
+
+def graph_float32(directory: Path, scoring: Scoring, texts: Texts) -> Float32:
+    """What the float32 graph of a directory gives the texts."""
+    scorer = GraphScorer(directory, scoring.model_copy(update={"precision": "fp32"}))
+    return Float32(scorer.scores(texts, "float32"), graph_bytes(directory), scorer)
+
+
 def compare(
-    float_directory: Path,
+    float32: Float32,
     directory: Path,
     scoring: Scoring,
     texts: Texts,
@@ -188,27 +209,27 @@ def compare(
     left_in_float: str,
     emulated: Scores | None = None,
 ) -> Comparison:
-    """Hold a graph of reduced precision against the float32 one.
+    """Hold a graph of reduced precision against float32.
 
     Args:
-        float_directory: holds the float32 graph.
-        directory: holds the other one.
+        float32: of the same texts.
+        directory: holds the graph of the reduced precision.
         scoring: rules of scoring, in the reduced precision.
         texts: to score.
         held_out: none of them was calibrated on.
         left_in_float: what stayed in float32.
         emulated: what torch made of the texts in the reduced precision, shape (N,); None: the graph is run.
     """
-    float_scorer = GraphScorer(float_directory, scoring.model_copy(update={"precision": "fp32"}))
-    reference, speed_ratio = float_scorer.scores(texts, "float32"), None
+    reference, speed_ratio = float32.scores, None
     if emulated is None:
         scorer = GraphScorer(directory, scoring)
         scores = scorer.scores(texts, scoring.precision)
-        speed_ratio = _speed_ratio((float_scorer, scorer), texts[:_NUM_TIMED_TEXTS])
+        if float32.scorer is not None:
+            speed_ratio = _speed_ratio((float32.scorer, scorer), texts[:_NUM_TIMED_TEXTS])
     else:
         scores = emulated
     difference = np.abs(scores - reference)
-    size_bytes, float_size_bytes = _graph_bytes(directory), _graph_bytes(float_directory)
+    size_bytes = graph_bytes(directory)
     return Comparison(
         num_texts=len(texts),
         held_out=held_out,
@@ -219,7 +240,7 @@ def compare(
         kendall=kendall(reference, scores),
         pair_agreement=pair_agreement(reference, scores),
         size_bytes=size_bytes,
-        size_ratio=size_bytes / float_size_bytes,
+        size_ratio=size_bytes / float32.size_bytes,
         speed_ratio=speed_ratio,
         left_in_float=left_in_float,
     )
@@ -239,5 +260,6 @@ def _speed_ratio(scorers: tuple[GraphScorer, GraphScorer], texts: Texts) -> floa
     return statistics.median(ratios)
 
 
-def _graph_bytes(directory: Path) -> int:
+def graph_bytes(directory: Path) -> int:
+    """Size of a graph and its weights."""
     return sum((directory / name).stat().st_size for name in (GRAPH, GRAPH_DATA) if (directory / name).is_file())

@@ -17,6 +17,7 @@ from plaudit_export.checkpoints.checkpoint import Checkpoint
 from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.graphs.causal_attention import KeyValues, NewKeyValues, is_maskless, maskless
+from plaudit_export.graphs.experts import take_experts_apart
 from plaudit_export.quiet import quiet
 
 # From 23 on, attention is one native operator (also RMSNormalization and RotaryEmbedding).
@@ -128,6 +129,12 @@ def lower(model: torch.nn.Module, dtype: torch.dtype) -> None:
         head.register_forward_pre_hook(lambda _, given: tuple(value.float() for value in given))
 
 
+def release(model: torch.nn.Module) -> None:
+    """Give the memory of a model's weights back: the tracer keeps its last graph, and the graph keeps parameters."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.new_empty(0)
+
+
 def needs_mask(checkpoint: Checkpoint, max_tokens: int) -> bool:
     """Whether attention has to be told what it must not see; ask while the model is in float32.
 
@@ -154,6 +161,7 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -
     """
     try:
         with quiet(), torch.no_grad():
+            take_experts_apart(checkpoint.model)
             model = (
                 _trace_causal(checkpoint, has_mask=has_mask)
                 if checkpoint.kind == "causal"
@@ -164,7 +172,9 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -
     except Exception as error:  # the tracer runs a foreign model: it can raise anything
         raise ExportError(f"{checkpoint.architecture} cannot be traced into a graph: {first_line(error)}") from error
     strip(model)
-    save_graph(model, path)
+    save_graph(model, path, max_inline_bytes=MAX_INLINE_BYTES)
+    for value in model.graph.initializers.values():
+        value.const_value = None  # a view of the model's weights; the tracer keeps the graph (`release`)
 
 
 def check_types(graph: Path) -> None:

@@ -28,6 +28,7 @@ def repository(causal_checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint beside what must not be fetched."""
     path = Path(shutil.copytree(causal_checkpoint, tmp_path / "repository"))
     (path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (path / "README.md").write_text("a model card, which may name the trainer")
     (path / "modeling.py").write_text("raise SystemExit('code ran')")
     (path / "onnx").mkdir()
     (path / "onnx" / "other.safetensors").write_bytes(b"no")
@@ -42,7 +43,7 @@ def test_a_checkpoint_on_the_hub_is_exported_with_the_commit_that_it_has(reposit
     bundle = load_bundle(tmp_path / "b")
     assert (bundle.manifest.source.id, bundle.manifest.source.revision) == ("org/tiny", COMMIT)
     assert bundle.fingerprint == causal_bundle.bundle.fingerprint
-    assert "model.safetensors" in hub.fetched
+    assert {"model.safetensors", "README.md"} <= set(hub.fetched)
     assert not {"pytorch_model.bin", "modeling.py", "onnx/other.safetensors"} & set(hub.fetched)
 
 

@@ -172,6 +172,13 @@ def test_the_page_has_a_row_for_each_part_and_a_table_for_each_table():
     assert 'src="' not in page
 
 
+def test_figures_are_json_at_every_moment(tmp_path):
+    figures = Figures(tmp_path / "figures.json")
+    figures.put(first=1.5)
+    figures.put(second=float("inf"))
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"first": 1.5, "second": "inf"}
+
+
 def test_parity_is_the_check_of_the_service(work, tmp_path):
     figures = tmp_path / "figures.json"
     gpu_steps.check_parity("llama-fp32", a_setting(work), Figures(figures))

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from gpu_steps import MODELS, PRECISIONS, SIZES, TRANSFORMERS, Setting
+from gpu_measuring import MODELS, PRECISIONS, SIZES, TRANSFORMERS, Setting
 from servers import end_on_sigterm
 from texts import ROOT
 

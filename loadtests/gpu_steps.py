@@ -4,106 +4,40 @@ python loadtests/gpu_steps.py STEP PART SETTING_AS_JSON FILE_OF_FIGURES
 """
 
 import json
-import math
 import os
 import platform
 import random
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from checkpoints import LLAMA_SHAPES, write_encoder, write_llama
+from gpu_costs import measure_costs
+from gpu_measuring import (
+    MODELS,
+    TINY_DECODERS,
+    TINY_ENCODERS,
+    TRANSFORMERS,
+    Figures,
+    Setting,
+    all_scored,
+    median_s,
+    random_ids,
+    sequence,
+)
 from servers import end_on_sigterm, resident_bytes, service
 from texts import ROOT, read_texts
-
-TINY_DECODERS = ("llama", "qwen3", "gemma2")
-TINY_ENCODERS = ("bert", "deberta-v2", "modernbert")
-MODELS = (*TINY_DECODERS, *TINY_ENCODERS, "minilm")
-PRECISIONS = ("fp32", "fp16", "bf16")
-SIZES = ("tiny", *LLAMA_SHAPES)
-TRANSFORMERS = "transformers"
 
 # Of the large random model: its scores on long texts are no better a check than on short ones, and take long on a CPU.
 _GOLDEN_MAX_TOKENS = 256
 _NUM_SERVED_TEXTS = 256
 _LEAST_OFFERED = 50  # requests, about, of which p50 and p99 are taken
 _COMPLETIONS = 8
-_LEAST_ROUNDS, _MOST_ROUNDS = 3, 100
-# A batch is as large as it needs to be when it reaches this share of the best rate.
-_NEARLY_BEST = 0.95
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all parts have in common.
-
-    Attributes:
-        device: `cpu`, `cuda` or `cuda:N`.
-        size: Of the Llama whose speed and memory are measured.
-        precision: Of that Llama, where only one is measured.
-        seconds: How long one figure is measured.
-        models: Of the parity.
-        work: Folder of checkpoints and bundles.
-    """
-
-    device: str
-    size: str
-    precision: str
-    seconds: float
-    models: Sequence[str]
-    work: str
-
-    @property
-    def measured(self) -> str:
-        """The model whose speed and memory are measured."""
-        return "llama" if self.size == "tiny" else f"llama-{self.size}"
-
-    def checkpoint(self, model: str) -> Path:
-        """Where its checkpoint is."""
-        return Path(self.work) / "checkpoints" / model
-
-    def bundle(self, model: str, precision: str) -> Path:
-        """Where its bundle is, or will be."""
-        return Path(self.work) / "bundles" / f"{model}-{precision}"
-
-    def made_bundle(self, model: str, precision: str) -> Path:
-        """Where its bundle is.
-
-        Raises:
-            FileNotFoundError: it was not made.
-        """
-        path = self.bundle(model, precision)
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not there; make it with --only bundles")
-        return path
-
-
-class Figures:
-    """What a part has measured, in a file that holds each figure at once.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._figures: dict[str, Any] = {}
-
-    def put(self, **figures: Any) -> None:
-        """Add figures; a list of mappings is a table. JSON has no infinity and no NaN: they are put down as words."""
-        for name, value in figures.items():
-            is_number = not isinstance(value, float) or math.isfinite(value)
-            self._figures[name] = value if is_number else str(value)
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self._figures, allow_nan=False), encoding="utf-8")
-        part.replace(self._path)
 
 
 def require_device(part: str, setting: Setting, figures: Figures) -> None:
@@ -172,106 +106,6 @@ def check_parity(part: str, setting: Setting, figures: Figures) -> None:
         raise AssertionError(report.describe_worst())
 
 
-def measure_costs(part: str, setting: Setting, figures: Figures) -> None:
-    """Milliseconds by tokens of one call, and what `Costs` would be by them, beside what it is."""
-    from plaudit_service.serving.scorer import Scorer
-
-    scorer = Scorer(setting.made_bundle(setting.measured, setting.precision), device=setting.device)
-    costs = scorer.model.engine.costs
-    figures.put(
-        engine=scorer.identity.engine,
-        call_tokens_today=costs.call_tokens,
-        prefix_token_today=costs.prefix_token,
-        batch_tokens_today=costs.batch_tokens,
-    )
-    calls = _time_calls(scorer, setting, figures)
-    tokens, times = [call["tokens"] for call in calls], [call["ms"] / 1000 for call in calls]
-    call_s, token_s = fit_calls(tokens, times)
-    off = [abs(call_s + token_s * n - t) / t for n, t in zip(tokens, times, strict=True)]
-    figures.put(
-        call_ms=1000 * call_s,
-        token_us=1e6 * token_s,
-        call_tokens_fitted=call_s / token_s,
-        largest_relative_error=max(off),
-        batch_tokens_nearly_best=nearly_best(tokens, times),
-    )
-    behind = _time_prefixes(scorer, setting, figures)
-    attended = [call["rows"] * call["prefix"] for call in behind]
-    beyond = [(call["ms"] - call["ms_without"]) / 1000 for call in behind]
-    figures.put(prefix_token_fitted=fit_prefix(attended, beyond, token_s))
-
-
-def _time_calls(scorer: Any, setting: Setting, figures: Figures) -> list[dict[str, float]]:
-    """Calls of ever more tokens."""
-    engine, scoring, source = scorer.model.engine, scorer.bundle.scoring, random.Random(0)
-    calls: list[dict[str, float]] = []
-    for rows, length in call_shapes(min(512, scoring.max_tokens // 2), engine.costs.batch_tokens):
-        batch = [_sequence(_random_ids(source, length, scoring.vocab_size)) for _ in range(rows)]
-        seconds = _median_s(lambda batch=batch: engine.run(batch), setting.seconds / 3)
-        calls.append({"rows": rows, "tokens": rows * length, "ms": 1000 * seconds})
-        figures.put(calls=calls)
-    return calls
-
-
-def _time_prefixes(scorer: Any, setting: Setting, figures: Figures) -> list[dict[str, float]]:
-    """Rows behind ever longer prefixes, each beside as many of the same length without one."""
-    engine, scoring, source = scorer.model.engine, scorer.bundle.scoring, random.Random(1)
-    rows, length = 8, max(2, min(128, scoring.max_tokens // 8))
-
-    def batch_behind(start: list[int]) -> list[Any]:
-        return [_sequence(start + _random_ids(source, length, scoring.vocab_size)) for _ in range(rows)]
-
-    behind: list[dict[str, float]] = []
-    for num_prefix in sorted({scoring.max_tokens // share for share in (8, 4, 2)}):
-        start = _random_ids(source, num_prefix, scoring.vocab_size)
-        prefix, batch, alone = engine.compute_prefix(np.array(start)), batch_behind(start), batch_behind([])
-        with_s = _median_s(lambda batch=batch, prefix=prefix: engine.run(batch, prefix), setting.seconds / 3)
-        without_s = _median_s(lambda batch=alone: engine.run(batch), setting.seconds / 3)
-        shape = {"rows": rows, "tokens_of_a_row": length, "prefix": num_prefix}
-        behind.append({**shape, "ms": 1000 * with_s, "ms_without": 1000 * without_s})
-        figures.put(behind_a_prefix=behind)
-    return behind
-
-
-def call_shapes(length: int, most_tokens: int) -> list[tuple[int, int]]:
-    """Rows and their length: single short rows, then 1, 2, 4, ... rows of the full length."""
-    shapes = [(1, short) for short in (8, 32, 128) if short < length]
-    rows = 1
-    while rows == 1 or rows * length <= most_tokens:
-        shapes.append((rows, length))
-        rows *= 2
-    return shapes
-
-
-def fit_calls(tokens: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """Seconds of a call and of a token: least squares of (call + token x tokens - seconds) / seconds, call >= 0."""
-    n, t = np.array(tokens, dtype=float), np.array(seconds, dtype=float)
-    call_s, token_s = np.linalg.lstsq(np.stack([1 / t, n / t], axis=1), np.ones(len(t)), rcond=None)[0]
-    if call_s < 0:
-        return 0.0, float((n / t).sum() / np.square(n / t).sum())
-    if token_s <= 0:
-        raise ValueError("more tokens took no more time; measure for longer (--seconds)")
-    return float(call_s), float(token_s)
-
-
-def fit_prefix(attended: Sequence[float], beyond_s: Sequence[float], token_s: float) -> float:
-    """What attending to a token of a prefix costs, as a part of computing one; least squares through 0.
-
-    Args:
-        attended: Rows x tokens of the prefix, of each call.
-        beyond_s: Seconds of each call beyond those of the same rows without a prefix.
-        token_s: Seconds of a computed token.
-    """
-    x = token_s * np.array(attended, dtype=float)
-    return max(0.0, float((x * np.array(beyond_s)).sum() / np.square(x).sum()))
-
-
-def nearly_best(tokens: Sequence[float], seconds: Sequence[float]) -> float:
-    """The fewest tokens of a call that compute nearly as many per second as any."""
-    rates = [n / t for n, t in zip(tokens, seconds, strict=True)]
-    return min(n for n, rate in zip(tokens, rates, strict=True) if rate >= _NEARLY_BEST * max(rates))
-
-
 def measure_prefix(part: str, setting: Setting, figures: Figures) -> None:
     """Completions behind one prompt: nothing shared, the prompt computed once, the prompt kept from before."""
     from plaudit_service.engine.prefixes import PrefixCache
@@ -282,19 +116,19 @@ def measure_prefix(part: str, setting: Setting, figures: Figures) -> None:
     num_prompt, num_completion = min(1024, scoring.max_tokens // 2), min(128, scoring.max_tokens // 8)
     figures.put(engine=scorer.identity.engine, prompt=num_prompt, completions=_COMPLETIONS, completion=num_completion)
     source = random.Random(0)
-    prompt = _random_ids(source, num_prompt, scoring.vocab_size)
+    prompt = random_ids(source, num_prompt, scoring.vocab_size)
     cache = PrefixCache(scorer.model.engine.prefix_cache_bytes)
 
     def behind(start: list[int]) -> list[dict[str, list[int]]]:
-        ends = (_random_ids(source, num_completion, scoring.vocab_size) for _ in range(_COMPLETIONS))
+        ends = (random_ids(source, num_completion, scoring.vocab_size) for _ in range(_COMPLETIONS))
         return [{"token_ids": start + end} for end in ends]
 
     def ms(prefixes: PrefixCache | None, deal: Callable[[], Any]) -> float:
         scorer.model.prefixes = prefixes
-        return 1000 * _median_s(lambda: _all_scored(scorer.score(deal()).floats), setting.seconds)
+        return 1000 * median_s(lambda: all_scored(scorer.score(deal()).floats), setting.seconds)
 
     figures.put(not_shared_ms=ms(None, lambda: behind(prompt)))
-    figures.put(computed_once_ms=ms(cache, lambda: behind(_random_ids(source, num_prompt, scoring.vocab_size))))
+    figures.put(computed_once_ms=ms(cache, lambda: behind(random_ids(source, num_prompt, scoring.vocab_size))))
     figures.put(kept_ms=ms(cache, lambda: behind(prompt)))
     items = behind(prompt)
     kept = scorer.score(items).floats
@@ -325,17 +159,17 @@ def measure_throughput(part: str, setting: Setting, figures: Figures) -> None:
     num_groups = max(1, 4 * batch_tokens // (_COMPLETIONS * (num_prompt + num_completion)))
 
     def texts() -> list[list[int]]:
-        return [_random_ids(source, length, vocab_size) for length in lengths]
+        return [random_ids(source, length, vocab_size) for length in lengths]
 
     def groups() -> list[list[int]]:
-        prompts = [_random_ids(source, num_prompt, vocab_size) for _ in range(num_groups)]
+        prompts = [random_ids(source, num_prompt, vocab_size) for _ in range(num_groups)]
         return [
-            prompt + _random_ids(source, num_completion, vocab_size) for prompt in prompts for _ in range(_COMPLETIONS)
+            prompt + random_ids(source, num_completion, vocab_size) for prompt in prompts for _ in range(_COMPLETIONS)
         ]
 
     for what, deal in (("texts", texts), ("groups", groups)):
         amount = sum(map(len, deal()))
-        seconds = _median_s(lambda deal=deal: _all_scored(score(deal())), setting.seconds)
+        seconds = median_s(lambda deal=deal: all_scored(score(deal())), setting.seconds)
         figures.put(**{f"{what}_tokens": amount, f"{what}_tokens_per_s": amount / seconds})
 
 
@@ -396,12 +230,12 @@ def measure_memory(part: str, setting: Setting, figures: Figures) -> None:
         prefix_cache_bytes=engine.prefix_cache_bytes,
     )
     source = random.Random(0)
-    prefix = engine.compute_prefix(np.array(_random_ids(source, scoring.max_tokens // 4, scoring.vocab_size)))
+    prefix = engine.compute_prefix(np.array(random_ids(source, scoring.max_tokens // 4, scoring.vocab_size)))
     figures.put(prefix_bytes_per_token=prefix.num_bytes / prefix.num_tokens)
     calls: list[dict[str, int]] = []
     for length in sorted({scoring.max_tokens // share for share in (16, 4, 1)}):
         rows = max(1, engine.costs.batch_tokens // length)
-        engine.run([_sequence(_random_ids(source, length, scoring.vocab_size)) for _ in range(rows)])
+        engine.run([sequence(random_ids(source, length, scoring.vocab_size)) for _ in range(rows)])
         calls.append({"rows": rows, "length": length, "bytes_taken_since_loading": _taken_bytes(setting) - loaded})
         figures.put(calls=calls)
 
@@ -481,34 +315,6 @@ def _taken_bytes(setting: Setting) -> int:
 
 def _device_id(setting: Setting) -> int:
     return int(setting.device.partition(":")[2] or 0)
-
-
-def _random_ids(source: random.Random, length: int, vocab_size: int) -> list[int]:
-    """Ids from the middle of a vocabulary: special tokens stand at its ends."""
-    return source.choices(range(vocab_size // 10, vocab_size * 9 // 10), k=length)
-
-
-def _sequence(ids: list[int]) -> Any:
-    from plaudit_service.text.tokenization import TokenizedText
-
-    return TokenizedText(np.array(ids), None, len(ids), truncated=False)
-
-
-def _all_scored(scores: Sequence[float]) -> None:
-    assert np.isfinite(scores).all(), "a score is missing"
-
-
-def _median_s(run: Callable[[], object], seconds: float) -> float:
-    """Median time of a call that waits for its result, after two that are not counted."""
-    for _ in range(2):
-        run()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < _LEAST_ROUNDS or (len(times) < _MOST_ROUNDS and time.perf_counter() < end):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def _version(package: str) -> str:

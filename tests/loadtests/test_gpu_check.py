@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import gpu_check
+import gpu_costs
 import gpu_steps
 import pytest
 from gpu_check import Part
-from gpu_steps import Figures, Setting
+from gpu_measuring import Figures, Setting
 
 SCRIPT = gpu_check.__file__
 HEAD = {"device": "cpu", "size": "tiny", "seconds": 1.0, "started": "2026-11-29T00:00:00+00:00"}
@@ -35,11 +36,11 @@ def work(causal_bundle, tmp_path_factory):
 
 def test_the_cost_of_a_call_is_the_line_through_its_times():
     tokens = [8, 64, 512, 4096]
-    assert gpu_steps.fit_calls(tokens, [0.002 + 5e-6 * n for n in tokens]) == pytest.approx((0.002, 5e-6))
+    assert gpu_costs.fit_calls(tokens, [0.002 + 5e-6 * n for n in tokens]) == pytest.approx((0.002, 5e-6))
 
 
 def test_a_call_never_costs_less_than_nothing():
-    call_s, token_s = gpu_steps.fit_calls([100, 200], [1.0, 3.0])
+    call_s, token_s = gpu_costs.fit_calls([100, 200], [1.0, 3.0])
     assert call_s == 0
     # By hand: the least squares of (100 x - 1) / 1 and (200 x - 3) / 3.
     assert token_s == pytest.approx((100 + 200 / 3) / (100**2 + (200 / 3) ** 2))
@@ -47,21 +48,21 @@ def test_a_call_never_costs_less_than_nothing():
 
 def test_times_that_do_not_grow_fit_nothing():
     with pytest.raises(ValueError, match="measure for longer"):
-        gpu_steps.fit_calls([100, 200], [2.0, 1.0])
+        gpu_costs.fit_calls([100, 200], [2.0, 1.0])
 
 
 def test_a_token_of_a_prefix_costs_a_part_of_a_computed_one():
-    assert gpu_steps.fit_prefix([100, 400], [0.1, 0.4], token_s=0.01) == pytest.approx(0.1)
-    assert gpu_steps.fit_prefix([100, 400], [-0.1, 0.0], token_s=0.01) == 0
+    assert gpu_costs.fit_prefix([100, 400], [0.1, 0.4], token_s=0.01) == pytest.approx(0.1)
+    assert gpu_costs.fit_prefix([100, 400], [-0.1, 0.0], token_s=0.01) == 0
 
 
 def test_the_smallest_of_nearly_best_batches_is_named():
-    assert gpu_steps.nearly_best([10, 20, 40], [1.0, 1.01, 2.0]) == 20
+    assert gpu_costs.nearly_best([10, 20, 40], [1.0, 1.01, 2.0]) == 20
 
 
 def test_calls_are_short_rows_and_then_ever_more_of_full_length():
-    assert gpu_steps.call_shapes(100, 450) == [(1, 8), (1, 32), (1, 100), (2, 100), (4, 100)]
-    assert gpu_steps.call_shapes(512, 100)[-1] == (1, 512)
+    assert gpu_costs.call_shapes(100, 450) == [(1, 8), (1, 32), (1, 100), (2, 100), (4, 100)]
+    assert gpu_costs.call_shapes(512, 100)[-1] == (1, 512)
 
 
 def test_texts_have_many_lengths_and_enough_tokens():

@@ -54,13 +54,13 @@ class Model:
     ) -> None:
         self.bundle = bundle
         self.engine = engine
-        self._engines = (engine, *shares)
+        self._shares = tuple(shares)
         self.prefixes = prefixes if bundle.scoring.kind == "causal" else None
         self.tokenization = Tokenization(bundle)
         self.max_batch_tokens: float = float("inf")
         # By lane: each is counted by one thread at a time.
-        self._num_failures = [0] * len(self._engines)
-        self._num_prefix_tokens = [0] * len(self._engines)
+        self._num_failures = [0] * (1 + len(self._shares))
+        self._num_prefix_tokens = [0] * (1 + len(self._shares))
 
     @property
     def num_engine_failures(self) -> int:
@@ -97,7 +97,7 @@ class Model:
             return []
         try:
             prefix = self._prefix(batch[0].token_ids[:num_prefix_tokens], lane) if num_prefix_tokens else None
-            heads = self._engines[lane].run(batch, prefix).astype(np.float64)
+            heads = self._engine_of(lane).run(batch, prefix).astype(np.float64)
         except Exception as error:  # noqa: BLE001  whatever one sequence makes an engine raise, its mates get their scores
             self._num_failures[lane] += 1
             if num_prefix_tokens:
@@ -115,6 +115,9 @@ class Model:
             for text, row in zip(batch, heads, strict=True)
         ]
 
+    def _engine_of(self, lane: int) -> Engine:
+        return self.engine if lane == WHOLE else self._shares[lane - 1]
+
     def _prefix(self, token_ids: Ids, lane: int) -> Prefix:
         """The computed prefix, kept from before, or continued from what is kept of its beginning."""
         prefixes, key = self.prefixes, token_key(token_ids)
@@ -122,7 +125,7 @@ class Model:
 
         def compute() -> Prefix:
             base = prefixes.get(token_key(token_ids[: prefixes.longest(key)]))
-            prefix = self._engines[lane].compute_prefix(token_ids, base)
+            prefix = self._engine_of(lane).compute_prefix(token_ids, base)
             self._num_prefix_tokens[lane] += len(token_ids) - (base.num_tokens if base else 0)
             return prefix
 
@@ -130,7 +133,7 @@ class Model:
 
     def compute_continued(self, text: TokenizedText, num_prefix_tokens: int, *, lane: int = WHOLE) -> Outcome:
         """Compute a sequence of a causal model as the continuation of its own first tokens."""
-        engine = self._engines[lane]
+        engine = self._engine_of(lane)
         try:
             prefix = engine.compute_prefix(text.token_ids[:num_prefix_tokens])
             (row,) = engine.run([text], prefix).astype(np.float64)

@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed lint format bench bench-quick load load-report soak soak-hour human-preferences \
+.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-cuda-stub lint format bench bench-quick load load-report soak soak-hour human-preferences \
 	studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
 
 PYTHON ?= python3
@@ -33,6 +33,10 @@ READY_DEEPSPEED := $(VENV_DEEPSPEED)/.ready
 # verl, which holds an older transformers than constraints.txt.
 VENV_VERL ?= .venv-verl
 READY_VERL := $(VENV_VERL)/.ready
+
+# onnxruntime-gpu, and a stub of the CUDA libraries that it loads; built where there is a compiler.
+VENV_CUDA_STUB ?= .venv-cuda-stub
+READY_CUDA_STUB := $(VENV_CUDA_STUB)/.ready
 
 # Where pip finds the CPU build of torch. Without it, pip takes the default build: on Linux x86-64 that is several
 # gigabytes of CUDA libraries. `make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu`
@@ -97,13 +101,19 @@ $(READY_VERL): pyproject.toml constraints.txt
 	$(VENV_VERL)/bin/pip install --quiet verl==0.9.1 "$$(grep '^torch==' constraints.txt)" "$$(grep '^ray==' constraints.txt)" --editable '.[export]' pytest
 	touch $(READY_VERL)
 
+$(READY_CUDA_STUB): pyproject.toml constraints.txt tests/cuda_stub/build.sh tests/cuda_stub/stub.cc
+	$(PYTHON) -m venv $(VENV_CUDA_STUB)
+	$(VENV_CUDA_STUB)/bin/pip install --quiet --constraint constraints.txt --editable '.[serving-base]' onnxruntime-gpu==1.31.1
+	PYTHON=$(VENV_CUDA_STUB)/bin/python tests/cuda_stub/build.sh $(VENV_CUDA_STUB)/stub
+	touch $@
+
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
 	$(BIN)/plaudit-demo
 
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed ## everything, also what takes long or needs an environment of its own: the targets below
+test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-cuda-stub ## everything, also what takes long or needs an environment of its own: the targets below
 
 test-slow: $(READY) $(READY_TRL_PPO) ## all tests of .venv, also what takes long, and a study against TRL 1.11
 	$(BIN)/pytest -m ''
@@ -122,6 +132,9 @@ test-verl: $(READY_VERL) ## verl's own code against the service
 
 test-deepspeed: $(READY_DEEPSPEED) ## PPO under DeepSpeed
 	$(VENV_DEEPSPEED)/bin/pytest -m '' tests/e2e/test_ppo_processes.py -k deepspeed
+
+test-cuda-stub: $(READY) $(if $(shell command -v g++),$(READY_CUDA_STUB)) ## CUDA without a GPU: placement, kernels, copies, memory; skipped without g++
+	PLAUDIT_CUDA_STUB=$(VENV_CUDA_STUB) $(BIN)/pytest -m '' tests/cuda_stub
 
 lint: $(READY) ## format check, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -172,7 +185,7 @@ LOCK := $(VENV_RELEASE)/bin/uv pip compile --quiet --no-config --generate-hashes
 locks: $(READY_RELEASE) ## pin the images' packages by version and hash: deploy/locks
 	$(LOCK) --python-version 3.13 deploy/locks/build.in --output-file deploy/locks/build.txt
 	$(LOCK) --python-version 3.13 pyproject.toml --extra service --output-file deploy/locks/cpu.txt
-	$(LOCK) --python-version 3.13 pyproject.toml deploy/locks/cuda.in --extra service-gpu --output-file deploy/locks/cuda.txt
+	$(LOCK) --python-version 3.13 pyproject.toml --extra service-gpu --output-file deploy/locks/cuda.txt
 	$(LOCK) --python-version 3.13 pyproject.toml --extra train --output-file deploy/locks/train.txt
 	$(LOCK) --python-version 3.11 --universal deploy/locks/release.in --output-file deploy/locks/release.txt
 

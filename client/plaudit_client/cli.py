@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections import deque
@@ -20,8 +19,8 @@ from tqdm import tqdm
 
 from plaudit_client import jsonl, settings
 from plaudit_client.client import RewardClient
-from plaudit_client.command_line import Parser, describe_bug, drop_output, fail, say
-from plaudit_client.errors import FingerprintMismatch, InvalidArgument, PlauditError, RequestRejected
+from plaudit_client.command_line import Parser, fail, interruptible, run, say
+from plaudit_client.errors import InvalidArgument
 from plaudit_client.inputs import STDIN, read_lines
 from plaudit_client.jsonl import Line, Summary
 from plaudit_client.output import Output, Progress
@@ -55,21 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also as process 1, which gets no other signals
     if not sys.warnoptions:  # an error is one line: no library adds another
         warnings.simplefilter("ignore")
-    try:
+    return run(PROGRAM, lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    with interruptible():
         return _score_file(_parse_arguments(argv))
-    except KeyboardInterrupt:
-        return 130
-    except PlauditError as error:
-        refused = isinstance(error, InvalidArgument | RequestRejected)
-        return fail(PROGRAM, str(error), 2 if refused and not isinstance(error, FingerprintMismatch) else 1)
-    except OSError as error:
-        drop_output()
-        return fail(PROGRAM, f"output: {error.strerror or error}", 1)
-    except Exception as error:  # noqa: BLE001  a user of the command never sees a stack trace
-        return fail(PROGRAM, describe_bug(error), 1)
 
 
 def _score_file(options: argparse.Namespace) -> int:

@@ -18,15 +18,19 @@ An error that was retried is raised only after the last attempt; `attempts` says
 """
 # ruff: noqa: N818  the names say what happened; all of them end a sentence that begins with "PlauditError:"
 
+from typing import ClassVar
+
 
 class PlauditError(Exception):
     """Base of all errors of this package; its text is one clear line.
 
     Attributes:
+        exit_code: Of a command that it ends: 2 where what the caller gave is wrong, else 1.
         attempts: How many times the request was sent before this error was raised.
         is_budget_spent: Whether it would have been sent again, had the client not retried so much lately.
     """
 
+    exit_code: ClassVar[int] = 1
     attempts: int = 1
     is_budget_spent: bool = False
 
@@ -39,6 +43,8 @@ class PlauditError(Exception):
 
 class InvalidArgument(PlauditError, ValueError):
     """What the caller gave is wrong; nothing was sent."""
+
+    exit_code = 2
 
 
 class ConnectionFailed(PlauditError):
@@ -80,6 +86,8 @@ class RequestRejected(PlauditError):
         detail: Its `detail`, if there was one.
     """
 
+    exit_code = 2
+
     def __init__(
         self, message: str, *, status: int = 400, problem_type: str | None = None, detail: str | None = None
     ) -> None:
@@ -99,6 +107,8 @@ class UnknownModel(RequestRejected):
 
 class FingerprintMismatch(RequestRejected):
     """409: the service has loaded another fingerprint or engine than the one asked for."""
+
+    exit_code = 1
 
 
 class RequestTooLarge(RequestRejected):

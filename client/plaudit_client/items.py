@@ -119,7 +119,7 @@ def normalize_item(item: ItemLike, where: str) -> dict[str, Any]:
 
 
 def normalize_messages(messages: object, where: str) -> list[dict[str, Any]]:
-    """Bring a chat into its wire form: without the fields that are None.
+    """Bring a chat into its wire form: without the fields that are None, also those inside of tool calls.
 
     Args:
         messages: A list of at least one message.
@@ -148,7 +148,18 @@ def _normalize_message(message: Mapping[str, Any], where: str) -> dict[str, Any]
         key = max(missing)
         if key == "role" or not wire.get("tool_calls"):
             raise InvalidArgument(f"{where}.{key}: missing; give {_MESSAGE_CHECKS.get(key, ('a str',))[0]}")
+    if "tool_calls" in wire:
+        wire["tool_calls"] = _without_nones(wire["tool_calls"])
     return wire
+
+
+def _without_nones(value: Any) -> Any:
+    """A JSON value without the keys that tables add to dicts, as TRL's `remove_none_values`; lists stay as long."""
+    if isinstance(value, list):
+        return list(map(_without_nones, value))
+    if isinstance(value, dict):
+        return {key: _without_nones(inner) for key, inner in value.items() if inner is not None}
+    return value
 
 
 def num_sequences(item: Mapping[str, Any]) -> int:

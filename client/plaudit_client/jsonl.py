@@ -17,6 +17,8 @@ from plaudit_client.items import WIRE_FIELDS, normalize_item, normalize_messages
 from plaudit_client.scores import Score, best_of
 
 _MAX_CHUNK_BYTES = 4 * 1024 * 1024
+# Two answers may begin with a shorter prompt by chance.
+_MIN_REPEATED_CHARS = 20
 # Keys of a data set that change what a trainer's chat template writes, or what its model sees.
 _NOT_RENDERED = frozenset({"tools", "chat_template_kwargs", "image", "images"})
 # What a row of a table can say; the rest of its columns are about it.
@@ -212,8 +214,8 @@ def _parse_pair(value: dict[str, Any], where: str) -> list[dict[str, Any]]:
             where, "chosen and rejected are not both texts or both chats; give two strings or two lists of messages"
         )
     prompt = value.get("prompt")
-    if isinstance(prompt, str) and prompt and all(_begins_with(prompt, answer) for answer in answers.values()):
-        # One alone may repeat it.
+    if isinstance(prompt, str) and all(_repeats(prompt, answer) for answer in answers.values()):
+        # One alone may say it again.
         _refuse(
             f"{where}.chosen",
             "begins with the prompt, which would be read twice, and so does rejected; leave prompt out, or cut it off "
@@ -222,8 +224,9 @@ def _parse_pair(value: dict[str, Any], where: str) -> list[dict[str, Any]]:
     return [_completed(prompt, answer, f"{where}.{name}", where) for name, answer in answers.items()]
 
 
-def _begins_with(prompt: str, answer: object) -> bool:
-    return isinstance(answer, str) and answer.startswith(prompt)
+def _repeats(prompt: str, answer: object) -> bool:
+    """Whether a text begins with its prompt, and not as an answer may, with one letter or the same greeting."""
+    return isinstance(answer, str) and len(prompt) >= _MIN_REPEATED_CHARS and answer.startswith(prompt)
 
 
 def _completed(prompt: object, answer: object, place: str, where: str) -> dict[str, Any]:

@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None, default: DemoSettings | None = 
 
 
 def _main(arguments: Sequence[str] | None, default: DemoSettings) -> int:
-    interrupt_on_signals()
     parsed = _parser(default).parse_args(arguments)
     return _run(parsed.output, replace(default, seed=parsed.seed, kl_coef=parsed.kl_coef))
 
@@ -92,6 +91,7 @@ def _run(path: Path, settings: DemoSettings) -> int:
     from plaudit_demo.progress import Progress
     from plaudit_demo.run import NUM_STAGES, run_demo
 
+    interrupt_on_signals()
     results = run_demo(settings, output, Progress(sys.stderr, NUM_STAGES))
     tell(_report(results, path))
     return 0

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plaudit_client.command_line import Parser, run, say, tell
+from plaudit_client.command_line import Parser, interruptible, run, say, tell
 from plaudit_ppo.errors import ConfigError
-from plaudit_ppo.termination import Terminated, Termination
+from plaudit_ppo.termination import Terminated, Termination, leave
 
 # What plaudit[train] brings is imported in functions: it may not be installed, and some of it takes seconds.
 if TYPE_CHECKING:
@@ -24,12 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
     """
-    return run("plaudit-ppo", lambda: _run_until_terminated(argv), extra="train", quiet=not _is_first_process())
+    exit_code = run("plaudit-ppo", lambda: _run_until_terminated(argv), extra="train", quiet=not _is_first_process())
+    leave(exit_code)
+    return exit_code
 
 
 def _run_until_terminated(argv: Sequence[str] | None) -> int:
     try:
-        return _run(argv, Termination().listen())
+        return _run(argv, Termination())
     except Terminated as error:
         _say(f"plaudit-ppo: terminated {error}; go on with --resume" if str(error) else "plaudit-ppo: terminated")
         return 130
@@ -178,7 +180,8 @@ def _train(
     reference = None if config.lora_rank else frozen_copy(policy)
     policy = add_lora(policy, config) if config.lora_rank else policy
     trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)
-    with Progress(config.iterations) as progress:
+    with interruptible(), Progress(config.iterations) as progress:
+        termination.listen()
         on_iteration = progress if _is_first_process() else None
         summary = trainer.train(on_iteration=on_iteration, resume=resume, termination=termination)
     line = (

@@ -1,12 +1,25 @@
-"""SIGTERM ends a run where nothing is lost.
+"""How a process of a run ends: by SIGTERM where nothing is lost, and beside others at once when all is done."""
 
-Also of process 1, to which the kernel gives no signal that it has no handler for.
-"""
-
+import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+
+def leave(exit_code: int) -> None:
+    """Ends this process if it is one of several, without the end of the interpreter; call it last.
+
+    Threads that the processes spoke over may still run: PyTorch keeps the process group in caches (of sharded tensors)
+    and in defaults of functions, also once it is destroyed. Such a thread may ask for Python's lock to free a tensor,
+    and where the interpreter is no more, that aborts a process that went well.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(exit_code)
 
 
 class Terminated(BaseException):

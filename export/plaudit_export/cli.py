@@ -1,21 +1,25 @@
 """`plaudit-export`: turn a reward-model checkpoint into a verified bundle, and look at bundles."""
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit_export.errors import ExportError, ParityError, SourceError
-from plaudit_service.command_line import Parser, run, say, tell
+from plaudit_export.errors import ExportError, ParityError, RuleError, SourceError
+from plaudit_service.command_line import Parser, interruptible, run, say, tell
 
 if TYPE_CHECKING:
     from plaudit_export.checkpoints.rules import Options, TextFile
+    from plaudit_export.checks.text_files import Pair
     from plaudit_export.finish import Exported
     from plaudit_service.bundles.bundle import Bundle
 
 PROG = "plaudit-export"
+
+_MAX_DIGITS = 18  # Python refuses to read numbers of thousands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +35,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         exit_code: int = parsed.run(parsed)
-    except ParityError as error:
+    except (ParityError, RuleError) as error:
         tell(error.table)
         raise
     return exit_code
@@ -42,7 +46,10 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
     from plaudit_export.exporter import export_checkpoint
 
     options = _checkpoint_options(parsed)
-    return _tell(export_checkpoint(parsed.source, parsed.bundle, options, force=parsed.force, step=_step, note=_note))
+    arguments = {"pairs": _pairs(parsed), "force": parsed.force}
+    with interruptible():
+        exported = export_checkpoint(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
@@ -50,7 +57,9 @@ def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
     from plaudit_service.bundles.bundle import Head
 
     if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
-        raise SourceError("--calibrate and --allow-loss are for a reduced precision; give --precision int8 or fp16")
+        raise SourceError(
+            "--calibrate and --allow-loss are for a reduced precision; give --precision int8, fp16 or bf16"
+        )
     of_texts = parsed.normalize in {"mean-std", "mean"}
     if parsed.normalize is not None and of_texts != (parsed.normalize_on is not None):
         raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none go without it")
@@ -74,7 +83,10 @@ def _cache(parsed: argparse.Namespace) -> int:
         _require_docstrings()
         from plaudit_export.exporter import export_checkpoint
 
-        exported = export_checkpoint(source, bundle, _checkpoint_options(parsed), step=_step, note=_note)
+        options = _checkpoint_options(parsed)
+        pairs = _pairs(parsed)
+        with interruptible():
+            exported = export_checkpoint(source, bundle, options, pairs=pairs, step=_step, note=_note)
         if exported.comparison is not None:
             say(exported.comparison.describe())
         _warn_of_unchecked(exported.bundle)
@@ -84,6 +96,33 @@ def _cache(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _rules(parsed: argparse.Namespace) -> int:
+    _require_docstrings()
+    from plaudit_export.checkpoints.checkpoint import load_checkpoint
+    from plaudit_export.checkpoints.rules import derive_rules
+    from plaudit_export.checks.pair_rules import ask_pairs
+
+    if parsed.pairs is None:
+        raise SourceError("rules: give preference pairs with --pairs FILE")
+    pairs, options = _pairs(parsed), _checkpoint_options(parsed)
+    _step(f"loading {parsed.source}")
+    checkpoint = load_checkpoint(
+        parsed.source,
+        builtin_class=options.builtin_class,
+        pad_token=options.pad_token,
+        token_logits=[head.name for head in options.token_logits],
+    )
+    answer = ask_pairs(checkpoint, derive_rules(checkpoint, options), pairs)
+    tell(json.dumps(answer.as_json(), indent=2) if parsed.json else answer.describe())
+    return 0
+
+
+def _pairs(parsed: argparse.Namespace) -> "Sequence[Pair]":
+    from plaudit_export.checks.text_files import read_pairs
+
+    return read_pairs("--pairs", parsed.pairs) if parsed.pairs else ()
+
+
 def _onnx(parsed: argparse.Namespace) -> int:
     _require_docstrings()
     from plaudit_export.checkpoints.rules import Options
@@ -91,7 +130,9 @@ def _onnx(parsed: argparse.Namespace) -> int:
 
     options = Options(**_model_options(parsed))
     arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
-    return _tell(export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note))
+    with interruptible():
+        exported = export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note)
+    return _tell(exported)
 
 
 def _require_docstrings() -> None:
@@ -110,11 +151,14 @@ def _note(line: str) -> None:
 def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Options` that every source has."""
     from plaudit_export.checkpoints.rules import DEFAULT_GOLDEN_MAX_TOKENS
+    from plaudit_export.checks.devices import check_device
     from plaudit_export.checks.text_files import read_items
     from plaudit_service.bundles.bundle import Head
 
+    check_device(parsed.device)
     return {
         "name": parsed.name,
+        "recipe": parsed.recipe,
         "append_eos": parsed.append_eos,
         "strip_newlines": parsed.strip_newlines,
         "space_before_eos": parsed.space_before_eos,
@@ -128,6 +172,7 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
         "golden_max_tokens": parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
         "tolerance": parsed.tolerance,
         "builtin_class": parsed.builtin_class,
+        "device": parsed.device,
     }
 
 
@@ -165,29 +210,29 @@ def _inspect(parsed: argparse.Namespace) -> int:
 def _verify(parsed: argparse.Namespace) -> int:
     from plaudit_export.checks.report import describe_parity
     from plaudit_export.progress import elapsed
-    from plaudit_service.errors import BundleError, ServiceError
+    from plaudit_service.errors import BundleError, ServiceError, SettingsError
     from plaudit_service.serving import parity
     from plaudit_service.serving.scorer import Scorer
 
     try:
         with elapsed("checking"):
-            scorer = Scorer(parsed.bundle)
+            scorer = Scorer(parsed.bundle, device=parsed.device)
             report = parity.check(scorer)
-    except BundleError as error:
+    except (BundleError, SettingsError) as error:
         raise SourceError(str(error)) from error
     except ServiceError as error:
         raise ExportError(str(error)) from error
     if not report.ok:
         raise ParityError(f"{parsed.bundle}: {report.describe_worst()}", describe_parity(report))
     print(describe_parity(report))
-    _warn_of_unchecked(scorer.bundle)
+    _warn_of_unchecked(scorer.bundle, graph_ran=True)
     return 0
 
 
-def _warn_of_unchecked(bundle: "Bundle") -> None:
+def _warn_of_unchecked(bundle: "Bundle", *, graph_ran: bool = False) -> None:
     from plaudit_export.checks.report import describe_unchecked
 
-    if unchecked := describe_unchecked(bundle):
+    if unchecked := describe_unchecked(bundle, graph_ran=graph_ran):
         say(f"{PROG}: warning: {unchecked}")
 
 
@@ -205,12 +250,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
     _add_cache(commands.add_parser("cache", help="checkpoint -> bundle in a cache, once"))
+    _add_rules(commands.add_parser("rules", help="by which text rule a checkpoint was trained: preference pairs tell"))
     _add_onnx(commands.add_parser("onnx", help="a directory made by `optimum-cli export onnx` -> bundle"))
     inspect = commands.add_parser("inspect", help="what a bundle is; checks every hash")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
     inspect.set_defaults(run=_inspect)
     verify = commands.add_parser("verify", help="score the golden texts as the service does, and compare")
     verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
+    verify.add_argument(
+        "--device",
+        type=_device,
+        default="cpu",
+        help="what computes: cpu, cuda or cuda:N, as of plaudit-serve (default: cpu)",
+    )
     verify.set_defaults(run=_verify)
     return parser
 
@@ -241,6 +293,18 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     _add_checkpoint_options(parser)
 
 
+def _add_rules(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Score preference pairs with transformers under every plausible text rule (as texts or as chats, with special "
+        "tokens or without, with EOS or without, with token types), and say by which rule the checkpoint was evidently "
+        "trained, or that the pairs cannot tell. The options say by which rule it would be exported."
+    )
+    parser.set_defaults(run=_rules)
+    parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    _add_checkpoint_options(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 _SOURCE = "checkpoint or LoRA adapter directory, or hub id (org/name@revision)"
 
 
@@ -252,11 +316,18 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--precision",
-        choices=["fp32", "fp16", "int8"],
+        choices=["fp32", "fp16", "bf16", "int8"],
         default="fp32",
-        help="of the weights and the computation; fp16 is for GPUs, int8 is static (default: fp32)",
+        help="of the weights and the computation; fp16 and bf16 are for GPUs, never run on one yet, and no CPU serves "
+        "bf16; int8 is static (default: fp32)",
     )
     add("--calibrate", type=Path, metavar="FILE", help="texts like those to score: int8's ranges, and what it costs")
+    add(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help="preference pairs (chosen, rejected), which are asked whether the text rule is right",
+    )
     add("--allow-loss", action="store_true", help="accept under 98 %% of text pairs ranked as float32 ranks them")
     add("--normalize-on", type=Path, metavar="FILE", help="reference texts whose scores get mean 0 and deviation 1")
     add(
@@ -294,21 +365,29 @@ def _add_onnx(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    from plaudit_export.recipes.table import RECIPES
+
     add = parser.add_argument
     flag = argparse.BooleanOptionalAction
     add("--name", help="model name that requests use (default: the last part of SOURCE)")
-    add("--append-eos", action=flag, help="the model was trained on texts that end with EOS (default: no)")
-    add("--strip-newlines", action=flag, help="newlines at the end of a finished text are left out (default: no)")
-    add("--space-before-eos", action=flag, help="EOS is appended behind a space (default: no)")
+    add(
+        "--recipe",
+        choices=RECIPES,
+        help="whose text rules the model was trained by (default: what its files say, else template); the options "
+        "below set one rule each (default: the recipe's)",
+    )
+    add("--append-eos", action=flag, help="the model was trained on texts that end with EOS")
+    add("--strip-newlines", action=flag, help="newlines at the end of a finished text are left out")
+    add("--space-before-eos", action=flag, help="EOS is appended behind a space")
     add(
         "--add-special-tokens",
         action=flag,
-        help="text and prompt + completion get the tokenizer's special tokens (default: yes)",
+        help="text and prompt + completion get the tokenizer's special tokens",
     )
     add(
         "--chat-special-tokens",
         action=flag,
-        help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS (default: no)",
+        help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS",
     )
     add(
         "--builtin-class",
@@ -332,6 +411,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="longest built-in text to check, in tokens: long ones take long, also at every start (default: 4096)",
     )
     add(
+        "--device",
+        type=_device,
+        default="cpu",
+        metavar="cpu|cuda[:N]",
+        help="where transformers computes the reference scores, in float32, one layer after the other (default: cpu)",
+    )
+    add(
         "--tolerance",
         type=_tolerance,
         metavar="X",
@@ -341,9 +427,20 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not _is_count(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens")
     return int(text)
+
+
+def _device(text: str) -> str:
+    kind, colon, number = text.partition(":")
+    if text != "cpu" and not (kind == "cuda" and (_is_count(number) if colon else True)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:N")
+    return text
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MAX_DIGITS
 
 
 def _tolerance(text: str) -> float:
@@ -359,7 +456,7 @@ def _tolerance(text: str) -> float:
 def _token_logits(text: str) -> list[tuple[str, float]]:
     heads = _heads(text)
     for name, _ in heads:
-        if name.startswith("id:") and not name.removeprefix("id:").isdecimal():
+        if name.startswith("id:") and not _is_count(name.removeprefix("id:")):
             raise argparse.ArgumentTypeError(f"{name!r}: {name.removeprefix('id:')!r} is not a token id")
     return heads
 

@@ -3,6 +3,7 @@
 ExportError             what the user gave was right, but the export failed    exit 1
 ├── ParityError         a served score is not the checkpoint's own             exit 1
 └── SourceError         what the user gave cannot be exported                  exit 2
+    └── RuleError       preference pairs speak clearly for another text rule   exit 2
 """
 
 from typing import ClassVar
@@ -29,6 +30,17 @@ class SourceError(ExportError):
     """What the user gave is missing, malformed or not allowed."""
 
     exit_code: ClassVar[int] = 2
+
+
+class RuleError(SourceError):
+    """Preference pairs speak clearly for another rule than the one chosen; `table` shows every rule."""
+
+    def __init__(self, message: str, table: str) -> None:
+        super().__init__(message, table)
+        self.table = table
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def first_line(error: BaseException) -> str:

@@ -51,7 +51,7 @@ def cached_bundle(
         ExportError: the checkpoint was changed while it was exported.
     """
     wanted = identify(source)
-    folder = (_default_cache() if cache is None else cache.expanduser().absolute()) / _folder_name(wanted, options)
+    folder = (_default_cache() if cache is None else _expanded(cache)) / _folder_name(wanted, options)
     bundle = folder / _BUNDLE
     if not _is_there(bundle):
         with _locked(folder, say):
@@ -71,6 +71,13 @@ def _make(bundle: Path, wanted: Identity, export: Callable[[str, Path], None]) -
     if identify(wanted.source).content != wanted.content:
         raise ExportError(f"{wanted.source}: was changed while it was exported; export it again when it is whole")
     aside.rename(bundle)
+
+
+def _expanded(cache: Path) -> Path:
+    try:
+        return cache.expanduser().absolute()
+    except RuntimeError as error:
+        raise SourceError(f"--cache {cache}: cannot be written ({error}); name another") from error
 
 
 def _default_cache() -> Path:

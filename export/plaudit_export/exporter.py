@@ -7,19 +7,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from plaudit_export.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from plaudit_export.checkpoints.rules import DEFAULT_TOLERANCE, Options, Rules, derive_rules
-from plaudit_export.checks.comparison import Comparison
+from plaudit_export.checks.comparison import Comparison, Scores
+from plaudit_export.checks.devices import computing_on
+from plaudit_export.checks.pair_answer import Answer
+from plaudit_export.checks.pair_rules import ask_pairs
 from plaudit_export.checks.readings import other_readings
 from plaudit_export.checks.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.checks.report import score_std
-from plaudit_export.errors import ExportError, SourceError
+from plaudit_export.checks.text_files import Pair
+from plaudit_export.errors import ExportError, RuleError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
 from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
-from plaudit_export.graphs.precision import MIN_AGREEMENT, GraphScorer, compare, write_int8
-from plaudit_export.graphs.tracing import OPSET, export_graph, halve, needs_mask
+from plaudit_export.graphs.precision import (
+    MIN_AGREEMENT,
+    Float32,
+    GraphScorer,
+    compare,
+    graph_bytes,
+    graph_float32,
+    write_int8,
+)
+from plaudit_export.graphs.torch_runtime import TorchRuntime
+from plaudit_export.graphs.tracing import OPSET, check_types, export_graph, lower, needs_mask, release
 from plaudit_export.progress import elapsed
 from plaudit_export.writer import (
     staged,
@@ -28,6 +42,8 @@ from plaudit_export.writer import (
     write_tokenizer,
 )
 from plaudit_service.bundles.bundle import GRAPH, Golden, ScoringFile, Source, load_bundle
+from plaudit_service.engine.onnx_runtime_cuda import TOLERANCES
+from plaudit_service.text.tokenization import TokenizedText
 
 # Reference scores that lie closer together than this many tolerances would hide a wrong text behind a right one.
 _MIN_SPREAD = 1_000
@@ -42,6 +58,7 @@ def export_checkpoint(
     bundle: Path,
     options: Options | None = None,
     *,
+    pairs: Sequence[Pair] = (),
     force: bool = False,
     step: Say = lambda _: None,
     note: Say = lambda _: None,
@@ -52,12 +69,13 @@ def export_checkpoint(
         source: a directory, or a hub id.
         bundle: the directory to make.
         options: what the user says about the model.
+        pairs: preference pairs, which are asked whether the text rule is right.
         force: replace a bundle that is there already.
         step: called with a line before each long step.
         note: called with a line for each guess.
 
     Raises:
-        SourceError: what the user gave cannot be exported.
+        SourceError: what the user gave cannot be exported, or the pairs speak clearly for another rule.
         ExportError: tracing failed, a served score is further from its reference than the tolerance, or a reduced
             precision ranks too many pairs otherwise.
     """
@@ -66,18 +84,39 @@ def export_checkpoint(
         staged(bundle, force=force) as directory,
         tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch,
     ):
-        float_directory = directory if options.precision == "fp32" else Path(scratch)
-        draft = _build(source, directory, float_directory, options, step, note)
-        gc.collect()  # the model goes before the engine loads the weights again
+        float_directory = Path(scratch) if options.precision in {"int8", "bf16"} else directory
+        draft = _build(source, directory, float_directory, options, pairs, step, note)
+        gc.collect()
         comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
         if options.precision != "fp32":
             comparison, tolerance = _reduce(draft, directory, float_directory, options, step)
-        report = finish(draft, directory, tolerance, comparison, options, step)
+        if options.precision == "bf16":
+            draft.notes.extend(_beyond_the_device(comparison, note))
+        report = finish(
+            draft,
+            directory,
+            tolerance,
+            comparison,
+            options,
+            step,
+            float_directory=float_directory if options.precision == "bf16" else None,
+        )
     return Exported(load_bundle(bundle.expanduser()), report, comparison)
 
 
-def _build(source: str, directory: Path, float_directory: Path, options: Options, step: Say, note: Say) -> Draft:
-    """Write the float32 graph, that of float16, the tokenizer, the template and the golden texts."""
+def _build(
+    source: str,
+    directory: Path,
+    float_directory: Path,
+    options: Options,
+    pairs: Sequence[Pair],
+    step: Say,
+    note: Say,
+) -> Draft:
+    """Write the graph (for int8 and bfloat16 that of float32, too), the tokenizer, the template and the golden texts.
+
+    The model is gone when this returns: the engine loads the weights again.
+    """
     step(f"loading {source}")
     checkpoint = load_checkpoint(
         source,
@@ -94,9 +133,15 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         None if file is None else users_sequences(checkpoint, rules, option, file.items, notes)
         for option, file in (("--calibrate", options.calibrate), ("--normalize-on", options.normalize_on))
     )
+    answer = _ask(checkpoint, rules, pairs, step) if pairs else None
+    if answer is not None:
+        notes.append(f"--pairs: {answer.verdict()}")
     for line in notes:
         note(line)
-    records = _references(checkpoint, rules, cases, step)
+    golden = sequences(rules, cases)
+    with computing_on(checkpoint.model, options.device):
+        records = _references(checkpoint, rules, cases, options.device, step)
+        float_scores = _float_scores(checkpoint, rules, records, measured, options)
     write_golden(records, directory)
     if score_std(records) < _MIN_SPREAD * (options.tolerance or DEFAULT_TOLERANCE):
         notes.append(f"the golden texts' scores differ by {score_std(records):.1e} only; add texts of yours (--golden)")
@@ -104,13 +149,22 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
     step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
     checkpoint.merge_adapter()
     has_mask = needs_mask(checkpoint, rules.max_tokens)
+    float_bytes = _weights_bytes(checkpoint)
+    if options.precision == "fp16":
+        lower(checkpoint.model, torch.float16)
     with elapsed("tracing"):
         export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask)
-    if options.precision == "fp16":
-        step(f"tracing {checkpoint.architecture} in float16")
-        halve(checkpoint.model)
+    emulated = None
+    if options.precision == "bf16":
+        step(f"tracing {checkpoint.architecture} in bf16")
+        lower(checkpoint.model, torch.bfloat16)
         with elapsed("tracing"):
             export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
+        check_types(directory / GRAPH)
+        emulated = _emulate(checkpoint, rules, _measuring(measured)[1] if measured else golden, step)
+        write_tokenizer(checkpoint.tokenizer.backend_tokenizer, float_directory)
+    saved_bytes = float_bytes - _weights_bytes(checkpoint)
+    release(checkpoint.model)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:
         write_chat_template(rules.chat_template, directory)
@@ -121,7 +175,67 @@ def _build(source: str, directory: Path, float_directory: Path, options: Options
         architecture=checkpoint.architecture,
         attention=checkpoint.attention,
     )
-    return Draft(rules, made_from, OPSET, notes, records, sequences(rules, cases), measured, normalized)
+    asked = None if answer is None else answer.as_json()
+    return Draft(
+        rules,
+        made_from,
+        OPSET,
+        notes,
+        records,
+        golden,
+        measured,
+        normalized,
+        float_scores,
+        saved_bytes,
+        emulated,
+        asked,
+    )
+
+
+def _ask(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair], step: Say) -> Answer:
+    step("asking preference pairs by which rule the checkpoint was trained")
+    answer = ask_pairs(checkpoint, rules, pairs)
+    if objection := answer.objection():
+        raise RuleError(f"{checkpoint.id}: {objection}; no bundle was written", answer.describe())
+    return answer
+
+
+def _float_scores(
+    checkpoint: Checkpoint,
+    rules: Rules,
+    records: Sequence[Golden],
+    measured: Sequence[TokenizedText] | None,
+    options: Options,
+) -> Scores | None:
+    """What float32 gives the texts that measure float16, of which no float32 graph is written; None for the others."""
+    if options.precision != "fp16":
+        return None
+    if measured is None:
+        return np.array([record.score for record in records])
+    reference = Reference(checkpoint, rules, options.device)
+    bar = tqdm(_measuring(measured)[1], desc="--calibrate", unit="text", leave=False, disable=None)
+    return np.array([reference.weigh(_heads(reference, text)) for text in bar])
+
+
+def _heads(reference: Reference, text: TokenizedText) -> list[float]:
+    return reference.heads(text.token_ids.tolist(), None if text.type_ids is None else text.type_ids.tolist())
+
+
+def _measuring(texts: Sequence[TokenizedText]) -> tuple[Sequence[TokenizedText], Sequence[TokenizedText], bool]:
+    """Of the user's texts those that calibrate and those that measure, the last third, and whether these are others."""
+    split = len(texts) - len(texts) // 3
+    return texts[:split], texts[split:] or texts, split < len(texts)
+
+
+def _weights_bytes(checkpoint: Checkpoint) -> int:
+    return sum(parameter.nbytes for parameter in checkpoint.model.parameters())
+
+
+def _emulate(checkpoint: Checkpoint, rules: Rules, texts: Sequence[TokenizedText], step: Say) -> Scores:
+    """Scores (N,) of a lowered model by torch: ONNX Runtime computes in bfloat16 on no CPU."""
+    step(f"scoring {len(texts)} texts with torch in bfloat16")
+    scoring = rules.scoring(_PLACEHOLDER_HASHES, "bf16")
+    return GraphScorer(Path(), scoring, TorchRuntime(checkpoint)).scores(texts, "bfloat16")
 
 
 def export_onnx(
@@ -174,7 +288,9 @@ def export_onnx(
             step(f"scoring {len(cases)} golden texts with the graph, one at a time")
             records = _graph_references(directory, rules, cases)
         else:
-            records = _references(original, rules, cases, step)
+            with computing_on(original.model, options.device):
+                records = _references(original, rules, cases, options.device, step)
+            release(original.model)
         write_golden(records, directory)
         attention = "unknown (a foreign graph)" if original is None else original.attention
         made_from = Source(
@@ -206,9 +322,9 @@ def _window_notes(checkpoint: Checkpoint, rules: Rules, options: Options) -> lis
     return [f"no built-in golden text is longer than the sliding window of {window} tokens (--golden-max-tokens)"]
 
 
-def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], step: Say) -> list[Golden]:
+def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], device: str, step: Say) -> list[Golden]:
     step(f"scoring {len(cases)} golden texts with transformers")
-    reference = Reference(checkpoint, rules)
+    reference = Reference(checkpoint, rules, device)
     bar = tqdm(cases, unit="text", leave=False, disable=None)
     records = [reference.score(item, tokens) for item, tokens in bar]
     if lost := sum(not math.isfinite(record.score) for record in records):
@@ -230,18 +346,19 @@ def _reduce(
         ExportError: too many pairs are ranked otherwise than by float32.
     """
     scoring = draft.rules.scoring(_PLACEHOLDER_HASHES, options.precision)
-    texts = draft.measured or draft.golden
-    split = len(texts) - len(texts) // 3 if draft.measured else len(texts)
+    calibrating, texts, held_out = _measuring(draft.measured) if draft.measured else (draft.golden, draft.golden, False)
     kept = "the head"
     if options.precision == "int8":
         scratch = float_directory / "int8"
         scratch.mkdir()
-        int8 = write_int8(float_directory, directory, scoring, texts[:split], scratch, step)
-        kept = int8.describe()
+        kept = write_int8(float_directory, directory, scoring, calibrating, scratch, step).describe()
+    if draft.float_scores is None:
+        float32 = graph_float32(float_directory, scoring, texts)
+    else:
+        float32 = Float32(draft.float_scores, graph_bytes(directory) + draft.saved_bytes)
     step("comparing with float32")
-    held_out = texts[split:]
     comparison = compare(
-        float_directory, directory, scoring, held_out or texts, held_out=bool(held_out), left_in_float=kept
+        float32, directory, scoring, texts, held_out=held_out, left_in_float=kept, emulated=draft.emulated
     )
     if comparison.pair_agreement < MIN_AGREEMENT and not options.allow_loss:
         raise ExportError(
@@ -249,7 +366,23 @@ def _reduce(
             f"float32 does, at least {MIN_AGREEMENT:.0%} are needed; calibrate on more texts like those to score "
             "(--calibrate FILE), export another precision, or accept it with --allow-loss; no bundle was written"
         )
+    if options.precision == "bf16":  # its parity is that of the float32 graph
+        return comparison, options.tolerance or DEFAULT_TOLERANCE
     return comparison, options.tolerance or _measured_tolerance(GraphScorer(directory, scoring), draft)
+
+
+def _beyond_the_device(comparison: Comparison | None, note: Say) -> list[str]:
+    """A note where a device that rounds as torch does would refuse the bundle at its start."""
+    assert comparison is not None
+    moved = comparison.max_abs_diff / comparison.score_std
+    if moved <= TOLERANCES["bf16"]:
+        return []
+    line = (
+        f"bfloat16 moves a score by {moved:.2f} standard deviations of the scores in torch, and a service on a CUDA "
+        f"device starts with at most {TOLERANCES['bf16']} on the golden texts; export it in fp16 or fp32"
+    )
+    note(line)
+    return [line]
 
 
 def _measured_tolerance(scorer: GraphScorer, draft: Draft) -> float:

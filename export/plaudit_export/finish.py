@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from plaudit_export.checkpoints.rules import Options, Rules
 from plaudit_export.checks import normalization
-from plaudit_export.checks.comparison import Comparison
+from plaudit_export.checks.comparison import Comparison, Scores
 from plaudit_export.checks.report import build_report, describe_parity
 from plaudit_export.errors import ExportError, ParityError
 from plaudit_export.graphs.precision import GraphScorer
@@ -20,7 +21,9 @@ from plaudit_service.bundles.bundle import (
     Golden,
     Manifest,
     NormalizationSource,
+    Scoring,
     Source,
+    load_bundle,
     sha256_of,
 )
 from plaudit_service.errors import ServiceError
@@ -46,7 +49,10 @@ class Draft:
     """What is left of a checkpoint when its model is gone: all that the manifest and the report need.
 
     `golden`, `measured` and `normalized` are sequences to score: the golden texts', the user's to calibrate and measure
-    on, and the user's to normalize on.
+    on, and the user's to normalize on. `float_scores` are what the model gave in float32 to the texts that measure, and
+    `saved_bytes` how much smaller its weights are now: of a reduced precision that no float32 graph was written for.
+    `emulated` are torch's scores of the texts that measure, in a precision that ONNX Runtime runs on no CPU. `pairs` is
+    what preference pairs say of the text rule.
     """
 
     rules: Rules
@@ -57,10 +63,21 @@ class Draft:
     golden: list[TokenizedText]
     measured: list[TokenizedText] | None
     normalized: list[TokenizedText] | None
+    float_scores: Scores | None = None
+    saved_bytes: int = 0
+    emulated: Scores | None = None
+    pairs: dict[str, Any] | None = None
 
 
 def finish(
-    draft: Draft, directory: Path, tolerance: float, comparison: Comparison | None, options: Options, step: Say
+    draft: Draft,
+    directory: Path,
+    tolerance: float,
+    comparison: Comparison | None,
+    options: Options,
+    step: Say,
+    *,
+    float_directory: Path | None = None,
 ) -> ParityReport:
     """Normalize, write the manifest, check every served score, and write the report.
 
@@ -71,28 +88,33 @@ def finish(
         comparison: of a reduced precision with float32.
         options: what the user says about the model.
         step: called with a line before each long step.
+        float_directory: holds the float32 graph and the tokenizer, where no CPU runs the bundle's own graph.
 
     Raises:
         SourceError: the texts to normalize on all score alike.
         ExportError: a served score is further from its reference than the tolerance.
     """
-    write_manifest(_manifest(draft, directory, tolerance, options, step), directory)
+    write_manifest(_manifest(draft, directory, float_directory, tolerance, options, step), directory)
     step("checking the served scores")
-    return _check(directory, draft.notes, comparison)
+    return _check(directory, float_directory, draft, comparison)
 
 
-def _manifest(draft: Draft, directory: Path, tolerance: float, options: Options, step: Say) -> Manifest:
+def _manifest(
+    draft: Draft, directory: Path, float_directory: Path | None, tolerance: float, options: Options, step: Say
+) -> Manifest:
     scoring = draft.rules.scoring(scoring_hashes(directory), options.precision)
     normalized_on = None
     if options.normalize_on is not None and draft.normalized is not None:
         step(f"normalizing on {len(draft.normalized)} texts")
-        scores = GraphScorer(directory, scoring).scores(draft.normalized, "reference texts")
+        run = (directory, scoring) if float_directory is None else (float_directory, _in_float32(scoring))
+        scores = GraphScorer(*run).scores(draft.normalized, "reference texts")
         fitted = normalization.fit(scores, scale=options.normalize_std)
         scoring = scoring.model_copy(update={"normalization": fitted})
         normalized_on = NormalizationSource(num_texts=len(scores), sha256=options.normalize_on.sha256)
     return Manifest(
         name=draft.rules.name,
         scoring=scoring,
+        recipe=draft.rules.recipe,
         tolerance=tolerance,
         opset=draft.opset,
         source=draft.source,
@@ -102,11 +124,22 @@ def _manifest(draft: Draft, directory: Path, tolerance: float, options: Options,
     )
 
 
-def _check(directory: Path, notes: list[str], comparison: Comparison | None) -> ParityReport:
+def _in_float32(scoring: Scoring) -> Scoring:
+    return scoring.model_copy(update={"precision": "fp32"})
+
+
+def _float_twin(bundle: Bundle, float_directory: Path) -> Bundle:
+    """The bundle with the float32 graph of the same model instead of its own."""
+    manifest = bundle.manifest.model_copy(update={"scoring": _in_float32(bundle.scoring)})
+    return Bundle(float_directory, manifest, bundle.chat_template, bundle.golden)
+
+
+def _check(directory: Path, float_directory: Path | None, draft: Draft, comparison: Comparison | None) -> ParityReport:
     """Score the golden texts as the service does, and add the report to the bundle."""
     try:
         with elapsed("checking"):
-            scorer = Scorer(directory)
+            bundle = load_bundle(directory)
+            scorer = Scorer(bundle if float_directory is None else _float_twin(bundle, float_directory))
             report = parity.check(scorer)
     except ServiceError as error:
         raise ExportError(f"the serving path refuses the new bundle: {error}") from error
@@ -117,8 +150,8 @@ def _check(directory: Path, notes: list[str], comparison: Comparison | None) -> 
             "no bundle was written",
             describe_parity(report),
         )
-    bundle = scorer.bundle
-    write_json(build_report(bundle, scorer.model.engine.name, report, comparison, notes), directory / REPORT)
+    content = build_report(bundle, scorer.model.engine.name, report, comparison, draft.pairs, draft.notes)
+    write_json(content, directory / REPORT)
     hashes = bundle.manifest.sha256 | {REPORT: sha256_of(directory / REPORT)}
     write_manifest(bundle.manifest.model_copy(update={"sha256": hashes}), directory)
     return report

@@ -6,9 +6,10 @@ Needs neither torch nor the hub's weights.
 from dataclasses import dataclass
 from typing import Any
 
-from plaudit_export.checkpoints.adapter_config import base_of, is_adapter, read_config
-from plaudit_export.checkpoints.places import checkpoint_files, look_up
+from plaudit_export.checkpoints.config_files import is_adapter, read_adapter_config
+from plaudit_export.checkpoints.places import base_of, checkpoint_files, look_up
 from plaudit_export.errors import SourceError
+from plaudit_export.recipes.on_disk import recipe_on_disk
 from plaudit_service.bundles.bundle import sha256_of
 
 
@@ -19,7 +20,8 @@ class Identity:
     Attributes:
         source: what to export: a directory as it is, or a hub id at its commit.
         name: of the directory or the repository.
-        content: JSON that is equal exactly where the checkpoints are: commit or hashes, of an adapter its base's, too.
+        content: JSON that is equal exactly where the checkpoints are: commit, or hashes and what names the trainer; of
+            an adapter its base's, too.
     """
 
     source: str
@@ -50,10 +52,12 @@ def identify(source: str) -> Identity:
         except OSError as error:
             raise SourceError(f"{source}: cannot be read ({error})") from error
         content["files"] = files
+        if named := recipe_on_disk(place.directory):
+            content["trained_by"] = named.by
     else:
         source = f"{place.id}@{place.revision}"
     if is_adapter(place.directory):
-        fields = read_config(place.directory)
+        fields = read_adapter_config(place.directory)
         base, revision = base_of(place.directory, fields["base_model_name_or_path"]), fields.get("revision")
         content["base"] = identify(base if revision is None else f"{base}@{revision}").content
     return Identity(source, place.id, content)

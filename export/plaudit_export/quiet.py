@@ -16,14 +16,16 @@ def quiet() -> Iterator[None]:
     loggers = {logging.getLogger(name): logging.getLogger(name).level for name in NOISY_LOGGERS}
     had_bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    for logger, level in loggers.items():
+        if level != logging.ERROR:  # inside of itself there is nothing to do, and a level clears caches of all loggers
+            logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         for logger, level in loggers.items():
-            logger.setLevel(level)
+            if level != logger.level:
+                logger.setLevel(level)
         if had_bars:
             transformers.utils.logging.enable_progress_bar()

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from plaudit_service.command_line import Parser, run
+from plaudit_service.command_line import Parser, interruptible, run
 
 if TYPE_CHECKING:
     from plaudit_service.settings import Settings
@@ -24,7 +24,15 @@ def fetch_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Before the server took over the signal, nothing is open that would have to be finished."""
+    """Before the server takes over the signal, nothing is open that would have to be finished.
+
+    No exception: it could be raised inside of C code that imports a package.
+    """
+    os._exit(0)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Where a download or an export is under way, which has to be cleared away."""
     raise SystemExit(0)
 
 
@@ -61,7 +69,9 @@ def _serve(paths: Sequence[str], settings: "Settings") -> int:
     settings.check_binding(api_keys)
     tls = settings.tls()
     listener = server.bind(settings.host, settings.port)
-    directories = bundle_directories(paths, settings.export_options, settings.export_cache)
+    with interruptible():
+        signal.signal(signal.SIGTERM, _leave)
+        directories = bundle_directories(paths, settings.export_options, settings.export_cache)
     service = Service([load_bundle(directory) for directory in directories], settings)
     logs.configure()
     server.run(build_app(service, api_keys), service, listener, tls)
@@ -85,5 +95,7 @@ def _fetch_main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="where it shall be")
     parser.add_argument("--fingerprint", metavar="SHA256", help="the only one to accept: sha256:... (default: any)")
     parsed = parser.parse_args(arguments)
-    print(fetch(parsed.source, parsed.directory, parsed.fingerprint))
+    with interruptible():
+        fingerprint = fetch(parsed.source, parsed.directory, parsed.fingerprint)
+    print(fingerprint)
     return 0

@@ -1,19 +1,25 @@
 """How a command of the service or the exporter ends: an exit code, and one line that says what was wrong."""
 
 import argparse
+import errno
 import io
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, Protocol, runtime_checkable
+from types import FrameType
+from typing import Any, NoReturn, Protocol, runtime_checkable
+
+from plaudit_service.errors import short_line
 
 # Set to anything, it shows the stack trace of an internal error too.
 _SHOW_TRACE = "PLAUDIT_TRACEBACK"
+
+_Handler = Callable[[int, FrameType | None], Any]
 
 
 @runtime_checkable
@@ -31,22 +37,26 @@ class Parser(argparse.ArgumentParser):
         command = self.prog.split()[0]  # of a subcommand's parser, too
         sys.exit(fail(command, f"{message}; see {self.prog} --help", 2))
 
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; unlike argparse's, it fails where it cannot be written."""
+        (file or sys.stdout).write(self.format_help())
+
 
 def run(command: str, body: Callable[[], int], *, extra: str) -> int:
     """Run a command; returns its exit code. Whatever ends it, no stack trace is shown.
+
+    SIGINT and SIGTERM end the process at once, but for what runs inside `interruptible`.
 
     Args:
         command: its name.
         body: what it does; returns the exit code. An error with an `exit_code` ends it with one line.
         extra: of the package, which brings what the command imports.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # process 1 gets only what it has a handler for
+    _open_streams()
     _show_every_letter()
     try:
-        exit_code = body()
-        _flush()
-        return exit_code
+        with _on_signals(_end_at_once(f"{command}: interrupted")):
+            return _to_the_end(body)
     except ModuleNotFoundError as error:
         return fail(command, f"{error.name} is not installed; pip install 'plaudit[{extra}]'", 2)
     except KeyboardInterrupt:
@@ -54,16 +64,27 @@ def run(command: str, body: Callable[[], int], *, extra: str) -> int:
         return 130
     except OSError as error:
         _drop_output()
-        return fail(command, str(error), 1)
+        return fail(command, _describe(error), 1)
     except Exception as error:  # noqa: BLE001  a user never sees a stack trace
         if isinstance(error, _HasExitCode):
             return fail(command, str(error), error.exit_code)
         return fail(command, _describe_bug(error), 1)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise KeyboardInterrupt, so that what was begun is cleared away.
+
+    Not where packages are imported: an exception out of nowhere may meet their C code, which takes it for a bug.
+    """
+    with _on_signals(signal.default_int_handler):
+        yield
+
+
 def fail(command: str, message: str, exit_code: int) -> int:
     """Print an error as one line; returns the exit code."""
-    say(f"{command}: error: {' '.join(message.split())}")
+    printable = message.encode(errors="backslashreplace").decode()  # names of files may hold any bytes
+    say(f"{command}: error: {short_line(' '.join(printable.split()))}")
     return exit_code
 
 
@@ -71,7 +92,7 @@ def tell(text: str) -> None:
     """Print what a command has done. Where it cannot be read, a full disk or a closed pipe, it is done all the same."""
     try:
         print(text)
-        _flush()
+        sys.stdout.flush()
     except OSError:
         _drop_output()
 
@@ -86,7 +107,7 @@ def _describe_bug(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"out of memory ({error or 'in Python'}); give it less to do at once, or more memory"
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames[1:] if "/plaudit_" in frame.filename] or frames
+    ours = [frame for frame in frames if "/plaudit_" in frame.filename and frame.filename != __file__] or frames
     if os.environ.get(_SHOW_TRACE):
         say("".join(traceback.format_exception(error)))
     where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
@@ -95,15 +116,67 @@ def _describe_bug(error: Exception) -> str:
     )
 
 
+def _describe(error: OSError) -> str:
+    """One line on what the system refused; of a stream it knows no name."""
+    if error.filename is None and error.errno in {errno.EBADF, errno.EPIPE, errno.ENOSPC}:
+        return "output: it is closed" if error.errno == errno.EBADF else f"output: {error.strerror}"
+    return str(error)
+
+
+@contextmanager
+def _on_signals(handler: _Handler) -> Iterator[None]:
+    """Inside, a handler for SIGINT and SIGTERM; also as process 1, which gets only what it has a handler for."""
+    if threading.current_thread() is not threading.main_thread():  # only there may it be set
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if before[signal.SIGINT] is signal.SIG_IGN:  # as in the background of a shell
+        del before[signal.SIGINT]
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+def _end_at_once(line: str) -> _Handler:
+    def end(_number: int, _frame: FrameType | None) -> NoReturn:
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), f"{line}\n".encode())  # print may be what is interrupted
+        os._exit(130)
+
+    return end
+
+
+def _to_the_end(body: Callable[[], int]) -> int:
+    """What was printed has to be out at the end, also where the parser ends the command, as for --help."""
+    try:
+        exit_code = body()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return exit_code
+
+
+def _open_streams() -> None:
+    """Open something in place of standard streams that are closed, before a file or a socket takes their numbers.
+
+    What reads or writes there is refused, as before; but standard error takes all, because nobody has to read it.
+    """
+    for name, access, mode in (("stdin", os.O_WRONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, access)  # the lowest that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, errors="backslashreplace", closefd=False))
+
+
 def _show_every_letter() -> None:
     """Print letters that the output's encoding lacks as escapes, as Python does for standard error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _flush() -> None:
-    if sys.stdout is not None:  # it was closed before the command began
-        sys.stdout.flush()
 
 
 def _drop_output() -> None:

@@ -26,6 +26,13 @@ from typing import ClassVar
 _MAX_START_CHARS, _MAX_END_CHARS = 600, 300
 
 
+def short_line(text: str) -> str:
+    """A text that can be printed on one line: without control characters, and without the middle if it is long."""
+    if len(text) > _MAX_START_CHARS + _MAX_END_CHARS:
+        text = f"{text[:_MAX_START_CHARS]} ... {text[-_MAX_END_CHARS:]}"
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 class ServiceError(Exception):
     """Base of all errors of this package; its text is one clear line for the user.
 
@@ -35,9 +42,7 @@ class ServiceError(Exception):
     exit_code: ClassVar[int] = 1  # of a command that it ends
 
     def __init__(self, text: str) -> None:
-        if len(text) > _MAX_START_CHARS + _MAX_END_CHARS:
-            text = f"{text[:_MAX_START_CHARS]} ... {text[-_MAX_END_CHARS:]}"
-        super().__init__("".join(char if char.isprintable() else " " for char in text))
+        super().__init__(short_line(text))
 
 
 class SettingsError(ServiceError):

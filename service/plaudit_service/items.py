@@ -3,7 +3,7 @@
 Knows nothing of HTTP, models or tokens.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -18,7 +18,7 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
 
@@ -139,7 +139,21 @@ class Message(BaseModel):
 
     def to_template(self) -> dict[str, JsonValue]:
         """What a chat template gets: the fields that are there."""
-        return {name: value for name in MESSAGE_FIELDS if (value := getattr(self, name)) is not None}
+        fields = {name: value for name in MESSAGE_FIELDS if (value := getattr(self, name)) is not None}
+        if self.tool_calls:
+            fields["tool_calls"] = _without_nulls(self.tool_calls)
+        return fields
+
+
+def _without_nulls(value: Any) -> Any:
+    """A JSON value without the keys that tables add to objects, as TRL's `remove_none_values`; lists stay as long."""
+    match value:
+        case list():
+            return list(map(_without_nulls, value))
+        case dict():
+            return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        case _:
+            return value
 
 
 class ChatItem(_Item):
@@ -212,19 +226,26 @@ def check_request(content: Mapping[str, Any]) -> ScoreRequest:
 
 def as_request_error(error: ValidationError) -> RequestError:
     """The first thing that is wrong with a request, and where."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first, line = first_problem(error)
     if first["type"] == "json_invalid":
-        return NotJson(f"{first['msg']}; send a JSON object with items")
+        return NotJson(f"{first['msg']}; send a JSON object")
     if first["type"] == "too_long" and first["loc"] == ("items",):
         return TooLarge(f"the request has more than {MAX_ITEMS} items; split it")
+    return InvalidRequest(line)
+
+
+def first_problem(error: ValidationError, within: str = "") -> tuple[ErrorDetails, str]:
+    """The first thing that is wrong with a document, and one line of it: where, and what.
+
+    Args:
+        error: what pydantic found.
+        within: where the document is a part of a larger one.
+    """
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     # The tag of an item's form is no key of the document.
     keys = [key for at, key in enumerate(first["loc"]) if not (at == 2 and first["loc"][0] == "items")]
-    return InvalidRequest(f"{place(keys) or 'body'}: {first['msg']}")
-
-
-def place(keys: Iterable[int | str]) -> str:
-    """Where in a JSON document: `items[0].messages[1].id`; empty for the document itself."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+    where = (within + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)).lstrip(".")
+    return first, f"{where or 'body'}: {first['msg']}"
 
 
 def num_chars(value: JsonValue) -> int:

@@ -139,18 +139,20 @@ class Settings:
         """Keys of the file and of PLAUDIT_API_KEYS (separated by commas).
 
         Raises:
-            SettingsError: the file cannot be read or holds no key.
+            SettingsError: the file cannot be read or holds no key, or a key cannot stand in a header.
         """
-        keys = [key.strip() for key in environ.get("PLAUDIT_API_KEYS", "").split(",")]
+        keys = _keys("PLAUDIT_API_KEYS", environ.get("PLAUDIT_API_KEYS", "").split(","))
         if self.api_key_file:
+            place = f"--api-key-file {self.api_key_file}"
             try:
                 lines = Path(self.api_key_file).read_text(encoding="utf-8-sig").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"--api-key-file {self.api_key_file}: cannot be read ({error})") from error
-            if not any(line.strip() for line in lines):
-                raise SettingsError(f"--api-key-file {self.api_key_file}: holds no key; put one key on a line")
-            keys += [line.strip() for line in lines]
-        return tuple(key for key in keys if key)
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"{place}: cannot be read ({error})") from error
+            in_file = _keys(place, lines)
+            if not in_file:
+                raise SettingsError(f"{place}: holds no key; put one key on a line")
+            keys += in_file
+        return tuple(keys)
 
     def tls(self) -> ssl.SSLContext | None:
         """The context of HTTPS; None: plain HTTP.
@@ -166,8 +168,9 @@ class Settings:
         for flag, file in (("--tls-certificate-file", certificate), ("--tls-key-file", key)):
             try:
                 Path(file).read_bytes()
-            except OSError as error:
-                raise SettingsError(f"{flag} {file}: cannot be read ({error.strerror})") from error
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise SettingsError(f"{flag} {file}: cannot be read ({reason})") from error
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             # With a passphrase OpenSSL would ask on the terminal.
@@ -190,6 +193,17 @@ class Settings:
                 f"--host {self.host} would serve other machines without an API key; "
                 "give --api-key-file FILE, or --allow-unauthenticated"
             )
+
+
+def _keys(place: str, texts: Sequence[str]) -> list[str]:
+    """The keys among these texts; none is shown, because messages end up in logs."""
+    keys = {number: key for number, text in enumerate(texts, start=1) if (key := text.strip())}
+    for number, key in keys.items():
+        if not (key.isascii() and key.isprintable()):
+            raise SettingsError(
+                f"{place}: key {number} has characters that cannot stand in a header; give printable ASCII"
+            )
+    return list(keys.values())
 
 
 def environment_variable(name: str) -> str:

@@ -489,7 +489,7 @@ def test_a_full_disk_is_one_line_and_exit_1(url):
 
 
 @pytest.mark.parametrize("at", ["reading", "waiting"])
-def test_an_interrupt_is_quiet_and_exit_130(serve, tmp_path, at):
+def test_an_interrupt_is_one_line_and_exit_130(serve, tmp_path, at):
     arrived, stop = threading.Event(), threading.Event()
 
     def answer(request):
@@ -507,7 +507,7 @@ def test_an_interrupt_is_quiet_and_exit_130(serve, tmp_path, at):
             process.stdin.close()
         assert arrived.wait(30)
         process.send_signal(signal.SIGINT)
-        assert process.stderr.read() == b""
+        assert process.stderr.read() == b"plaudit-score: interrupted\n"
         assert process.wait() == 130
     stop.set()
     assert list(tmp_path.iterdir()) == []

@@ -41,7 +41,11 @@ def test_every_wire_form_passes_unchanged_and_its_sequences_are_counted(item, se
                 "reasoning_content": "I add.",
                 "thinking": None,
             },
-            {"role": "assistant", "tool_calls": CALLS, "reasoning_content": "I add."},
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}],
+                "reasoning_content": "I add.",
+            },
         ),
         (
             {"role": "tool", "content": "3", "tool_call_id": "x"},
@@ -138,3 +142,12 @@ def test_a_lone_surrogate_is_named_by_its_item_because_the_service_could_not():
 )
 def test_the_characters_of_a_group_count_its_prompt_for_each_completion(item, chars):
     assert num_chars(item) == chars
+
+
+def test_fields_that_are_none_inside_of_tool_calls_are_left_out_too():
+    calls = [{"function": {"name": "f", "arguments": {"city": "Bonn", "unit": None, "days": [None, {"a": None}]}}}]
+    (item,) = normalize_items([{"messages": [{"role": "assistant", "tool_calls": calls}]}])
+    arguments = {"city": "Bonn", "days": [None, {}]}
+    assert item["messages"] == [
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    ]

@@ -56,17 +56,27 @@ def test_a_pair_is_taken_in_each_of_trls_preference_formats(value, chosen, rejec
     assert pair.copied == {"line": 1, "id": 5}
 
 
+QUESTION = "How do I boil an egg? "
+
+
 @pytest.mark.parametrize(
-    ("prompt", "chosen", "rejected"), [("good", "good fine", "bad"), ("good", "bad", "good bad"), ("", "c", "d")]
+    ("prompt", "chosen", "rejected"),
+    [
+        (QUESTION, f"{QUESTION}Seven minutes.", "No idea."),
+        (QUESTION, "No idea.", f"{QUESTION}Seven minutes."),
+        ("A", "A dog.", "A cat."),
+        ("Good morning", "Good morning! How are you?", "Good morning to you."),
+        ("", "c", "d"),
+    ],
 )
-def test_a_text_alone_may_repeat_its_prompt(prompt, chosen, rejected):
+def test_a_text_alone_may_repeat_its_prompt_and_two_may_begin_with_a_short_one(prompt, chosen, rejected):
     (pair,) = parse({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     assert pair.items == [{"prompt": prompt, "completion": text} for text in (chosen, rejected)]
 
 
 def test_a_pair_of_texts_that_both_begin_with_the_prompt_is_refused_with_the_remedy():
     with pytest.raises(InvalidArgument) as caught:
-        parse({"prompt": "good", "chosen": "good fine", "rejected": "good bad"})
+        parse({"prompt": QUESTION, "chosen": f"{QUESTION}Seven minutes.", "rejected": f"{QUESTION}No idea."})
     assert str(caught.value) == (
         "in.jsonl:1.chosen: begins with the prompt, which would be read twice, and so does rejected; leave prompt out, "
         "or cut it off chosen and rejected"

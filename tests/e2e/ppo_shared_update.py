@@ -22,6 +22,7 @@ from plaudit_ppo.models.sharding import whole_state
 from plaudit_ppo.rollout.forward import evaluate_rollouts
 from plaudit_ppo.rollout.prompts import pad_left
 from plaudit_ppo.rollout.sampling import sample_rollouts
+from plaudit_ppo.termination import leave
 from plaudit_ppo.training.experience import make_experience
 from plaudit_ppo.training.gathering import gather_experience
 from plaudit_ppo.training.learning_rates import set_learning_rates
@@ -107,3 +108,4 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
 if __name__ == "__main__":
     main(*sys.argv[1:])
     end_processes()
+    leave(0)

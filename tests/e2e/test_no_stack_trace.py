@@ -11,9 +11,11 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import torch
+from ppo_runs import free_port, wait_until
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
@@ -21,6 +23,8 @@ from plaudit_service.testing import write_tiny_bundle
 
 BIN = Path(sys.executable).parent
 LONG = "x" * 300
+DIGITS = "9" * 4000
+NOBODYS = "~nobody-has-this-name/x"
 NO_HUB = {"HF_HUB_OFFLINE": "1"}
 LATIN = {"PYTHONIOENCODING": "latin-1"}
 OPTIMIZED = {"PYTHONOPTIMIZE": "2"}  # docstrings are None
@@ -34,6 +38,11 @@ def folder(tmp_path_factory):
     (path / "deep.json").write_text("[" * 100_000)
     (path / "empty").mkdir()
     (path / "loop").symlink_to(path / "loop")
+    (path / "key-nul").write_bytes(b"a\0b")
+    (path / "policy-infinite").mkdir()
+    (path / "policy-infinite" / "tokenizer.json").write_text(
+        '{"added_tokens": [{"id": Infinity, "content": "a", "special": true}]}'
+    )
     (path / "golden.jsonl").write_text('{"text": "a"}\n')
     (path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
     (path / os.fsdecode(b"bundle-\xff")).mkdir()
@@ -110,7 +119,17 @@ DAMAGES = [
     ("index", "model.safetensors.index.json", []),
     ("index-map", "model.safetensors.index.json", {"weight_map": {"a": "../../a"}}),
     ("quantized", "config.json", config(quantization_config=3)),
-]
+    ("architecture-text", "config.json", config(architectures="BertForSequenceClassification")),
+    ("architecture-list", "config.json", config(architectures=[["BertForSequenceClassification"]])),
+    ("auto-map-list", "config.json", config(auto_map=["own.RewardModel"])),
+    ("pad-long", "config.json", config(pad_token_id=int(DIGITS))),
+    ("index-number", "model.safetensors.index.json", {"weight_map": {"a": 3}}),
+    ("max-length", "tokenizer_config.json", {"model_max_length": "512"}),
+    ("added-tokens", "tokenizer_config.json", {"added_tokens_decoder": {"Infinity": {"content": "a"}}}),
+    *((f"base-{number}", "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": base})
+      for number, base in enumerate([3, ["checkpoint"], "", "a\0b", NOBODYS, LONG, None])),
+    ("task-list", "adapter_config.json", {"peft_type": "LORA", "task_type": [], "base_model_name_or_path": "a"}),
+]  # fmt: skip
 
 RUNS = {"run-garbage": "\x00\n", "run-number": "3\n", "run-empty": "{}\n", "run-deep": "[" * 100_000 + "\n"}
 
@@ -118,7 +137,8 @@ RUNS = {"run-garbage": "\x00\n", "run-number": "3\n", "run-empty": "{}\n", "run-
 def is_one_line(name, exit_code, said):
     """One line, but for what an export has said of its steps; and nothing that reads like a bug."""
     lines = [line for line in said.splitlines() if not line.endswith(" ...") and ": note: " not in line]
-    return exit_code == 2 and len(lines) == 1 and lines[0].startswith(f"{name}: error: ") and "internal" not in lines[0]
+    (line,) = lines if len(lines) == 1 else [""]
+    return exit_code == 2 and line.startswith(f"{name}: error: ") and "internal" not in line and len(line) < 1000
 
 
 def run(folder, name, *arguments, stdout=subprocess.DEVNULL, **environment):
@@ -144,6 +164,11 @@ PROCESSES = [
     ("plaudit-serve", ["没有"], LATIN),
     ("plaudit-serve", ["bundle", "--api-key-file", "garbage"], {}),
     ("plaudit-serve", ["bundle", "--api-key-file", "empty"], {}),
+    ("plaudit-serve", ["bundle", "--api-key-file", "key-nul"], {}),
+    ("plaudit-serve", ["bundle", "--dialects", "openrlhf", "--policy-tokenizer", "policy-infinite"], {}),
+    ("plaudit-serve", ["bundle", "--max-batch-tokens", DIGITS * 2], {}),
+    ("plaudit-score", ["bundle", "--batch-size", DIGITS * 2], {}),
+    ("plaudit-demo", ["--seed", DIGITS * 2], {}),
     ("plaudit-serve", ["bundle", "--tls-certificate-file", "empty", "--tls-key-file", "garbage"], {}),
     ("plaudit-serve", ["bundle", "--host", "ä" * 70, "--allow-unauthenticated"], {}),
     ("plaudit-serve", ["bundle", "--port", "9" * 30], {}),
@@ -191,6 +216,12 @@ EXPORT = [
     ["checkpoint", "checkpoint", "new", "--golden", "empty"],
     ["checkpoint", "checkpoint", "new", "--chat-template", "garbage"],
     ["checkpoint", "checkpoint", "new", "--name", "\udcff"],
+    ["checkpoint", "checkpoint", "new", "--max-tokens", DIGITS * 2],
+    ["checkpoint", "checkpoint", "new", "--token-logits", f"id:{DIGITS * 2}"],
+    *([command, NOBODYS, *more] for command, more in (("checkpoint", ["new"]), ("cache", []), ("inspect", []))),
+    ["checkpoint", LONG, "new"],
+    ["cache", "checkpoint", "--cache", NOBODYS],
+    ["cache", "base-0"],
     ["onnx", "empty", "new"],
     ["onnx", "bundle", "new"],
     *(["checkpoint", name, "new"] for name, _, _ in DAMAGES),
@@ -257,7 +288,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(folder, full, serv
 
 
 @pytest.mark.parametrize(
-    "command", [["plaudit-fetch", "bundle", "fetched"], ["plaudit-export", "inspect", "bundle"]], ids=" ".join
+    "command",
+    [
+        ["plaudit-fetch", "bundle", "fetched"],
+        ["plaudit-export", "inspect", "bundle"],
+        ["plaudit-serve", "--help"],
+        ["plaudit-score", "--help"],
+    ],
+    ids=" ".join,
 )
 def test_an_output_that_cannot_be_written_is_one_line(folder, command):
     read, write = os.pipe()
@@ -266,8 +304,66 @@ def test_an_output_that_cannot_be_written_is_one_line(folder, command):
         done = run(folder, *command, stdout=output)
         os.close(output)
         assert done.returncode == 1
-        assert done.stderr.startswith(f"{command[0]}: error: [Errno ")
+        assert done.stderr.startswith(f"{command[0]}: error: output: ")
         assert done.stderr.count("\n") == 1
+
+
+CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-"}
+
+
+def run_closed(folder, names, command):
+    """A finished command that was started without some of its standard streams."""
+    shell = ["sh", "-c", f'exec "$@" {" ".join(CLOSED[name] for name in names)}', "sh"]
+    return subprocess.run(
+        [*shell, BIN / command[0], *command[1:]], cwd=folder, env=os.environ | NO_HUB, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [["stdin"], ["stdout"], ["stderr"], ["stdin", "stdout"], list(CLOSED)], ids=",".join)
+def test_a_command_that_has_something_to_write_and_nowhere_to_says_so(folder, serve, names):
+    (folder / "one.jsonl").write_text('"good"\n')
+    with serve(folder / "bundle") as service:
+        commands = [
+            ["plaudit-score", "one.jsonl", "--url", service.url],
+            ["plaudit-export", "inspect", "bundle"],
+            ["plaudit-fetch", "bundle", "closed"],
+        ]
+        ended = [run_closed(folder, names, command) for command in commands]
+        whole = run_closed(folder, names, ["plaudit-score", "one.jsonl", "-o", "scores.jsonl", "--url", service.url])
+    for done, (name, *_) in zip(ended, commands, strict=True):
+        says = f"{name}: error: output: it is closed\n" if "stdout" in names and "stderr" not in names else ""
+        assert (done.returncode, done.stderr) == (int("stdout" in names), says)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert len((folder / "scores.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("names", [["stdin"], list(CLOSED)], ids=",".join)
+def test_an_input_that_is_closed_is_exit_2(folder, names):
+    done = run_closed(folder, names, ["plaudit-score", "--url", "http://127.0.0.1:9"])
+    assert done.returncode == 2
+    assert done.stderr == (
+        "" if "stderr" in names else "plaudit-score: error: -: cannot be read: Bad file descriptor\n"
+    )
+
+
+def answers(url):
+    try:
+        return urlopen(url).status == 200  # noqa: S310  of ours
+    except OSError:  # it listens not yet, or is not ready
+        return False
+
+
+def test_a_service_without_standard_streams_answers_and_ends_as_ever(folder):
+    port = free_port()
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    command = [*shell, BIN / "plaudit-serve", "bundle", "--port", str(port)]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE) as process:
+        try:
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), process)
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def test_what_is_done_is_done_though_its_report_cannot_be_printed(folder):
@@ -296,6 +392,28 @@ def test_letters_that_the_output_lacks_and_docstrings_that_python_strips_change_
     with serve(folder / "bundle") if "URL" in command else nullcontext() as service:
         done = run(folder, *(service.url if part == "URL" else part for part in command), **LATIN, **OPTIMIZED)
     assert (done.returncode, "error" in done.stderr) == (0, False)
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+from plaudit_service.cli import main
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "plaudit_service.settings":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except BaseException:  # C code may take it for a bug, or swallow it
+                sys.exit("raised")
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main(["bundle"]))
+"""
+
+
+def test_sigterm_while_packages_are_imported_raises_nothing(folder):
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("command", ["checkpoint", "onnx"])

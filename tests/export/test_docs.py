@@ -1,4 +1,4 @@
-"""Every option of plaudit-export checkpoint, cache and onnx, and every file of a bundle, is in the docs."""
+"""Every option of plaudit-export checkpoint, cache, rules, onnx, verify and every file of a bundle are in the docs."""
 
 import re
 import subprocess
@@ -16,8 +16,8 @@ DOC = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 def test_every_option_is_documented_and_no_other():
     command = str(Path(sys.executable).with_name("plaudit-export"))
     options = set()
-    for source in ("checkpoint", "cache", "onnx"):
-        text = subprocess.run([command, source, "--help"], capture_output=True, text=True, check=True).stdout
+    for each in ("checkpoint", "cache", "rules", "onnx", "verify"):
+        text = subprocess.run([command, each, "--help"], capture_output=True, text=True, check=True).stdout
         options |= set(re.findall(r"^  (--[a-z-]+)", text, flags=re.MULTILINE))
     assert {name_in(row["option"]) for row in rows(DOC, "option", "guess")} == options
 

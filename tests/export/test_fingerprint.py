@@ -38,17 +38,19 @@ SCORING: dict[str, st.SearchStrategy[Any]] = {
     "append_eos": st.booleans(),
     "strip_newlines": st.booleans(),
     "space_before_eos": st.booleans(),
+    "chat_end": st.sampled_from(["as_text", "template", "eos"]),
     "class_token": st.none() | special,
     "pooled_before": st.none() | st.integers(0, 1 << 20),
     "pair": st.booleans(),
     "head": st.sampled_from(["linear", "mlp", "token_logits"]),
     "heads": heads.map(tuple),
     "normalization": st.none() | st.builds(Normalization, mean=numbers, std=st.floats(1e-6, 1e6)),
-    "precision": st.sampled_from(["fp32", "fp16", "int8"]),
+    "precision": st.sampled_from(["fp32", "fp16", "bf16", "int8"]),
     "sha256": st.builds(lambda files, more: files | more, required, optional),
 }
 OUTSIDE: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),
+    "recipe": st.none() | names,
     "tolerance": st.floats(1e-9, 1.0),
     "opset": st.integers(1, 99),
     "source": st.builds(Source, id=names, revision=st.none() | names, architecture=names, attention=names),
@@ -63,6 +65,8 @@ def consistent(fields: dict[str, Any]) -> Scoring:
     if fields["pair"]:
         fields |= {"strip_newlines": False, "space_before_eos": False, "class_token": None}
     fields["space_before_eos"] &= fields["append_eos"]
+    if fields["pair"] or not fields["append_eos"]:
+        fields["chat_end"] = "as_text"
     if fields["pad_token_id"] is not None:
         fields["pooled_before"] = None
     return Scoring(**fields)

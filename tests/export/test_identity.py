@@ -38,6 +38,15 @@ def model(tmp_path):
     return write(tmp_path / "model", config__json="{}", model__safetensors="weights", modeling__py="code")
 
 
+def test_a_directory_is_another_checkpoint_when_its_files_name_another_trainer_and_not_by_other_words(model):
+    before = identify(str(model)).content
+    (model / "README.md").write_text("a card without a trainer")
+    assert identify(str(model)).content == before
+    (model / "README.md").write_text("---\ntags:\n- trl\n- reward-trainer\n---\n- TRL: 0.24.0\n")
+    named = identify(str(model)).content
+    assert named == before | {"trained_by": "README.md names RewardTrainer of TRL 0.24"}
+
+
 def adapter(directory, base, **more):
     config = json.dumps({"base_model_name_or_path": base, **more})
     return write(directory, adapter_config__json=config, adapter_model__safetensors="a")

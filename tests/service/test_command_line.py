@@ -1,6 +1,9 @@
 """How every command of the service and the exporter ends."""
 
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -66,3 +69,45 @@ def test_wrong_usage_is_one_line_that_names_the_help_of_the_subcommand(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["do"])
     assert capsys.readouterr().err.endswith("required: what; see plaudit-x do --help\n")
+
+
+SIGNALLED = """
+import os, signal, sys
+from plaudit_service.command_line import interruptible, run
+
+def signalled(number):
+    try:
+        os.kill(os.getpid(), number)
+    except BaseException:  # as C code does, of a package that is imported
+        return 0
+
+def raised(number):
+    with interruptible():
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            print("cleared away")
+
+sys.exit(run("plaudit-x", lambda: {body}({number}), extra="some"))
+"""
+
+
+@pytest.mark.parametrize(("body", "out"), [("signalled", ""), ("raised", "cleared away\n")])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_at_once_until_there_is_something_to_clear_away(body, out, number):
+    program = SIGNALLED.format(body=body, number=int(number))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, out, "plaudit-x: interrupted\n")
+
+
+def test_a_command_leaves_the_handlers_of_signals_as_they_were(capsys):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    ends_with(KeyboardInterrupt(), capsys)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end_and_is_printable(capsys):
+    _, line = ends_with(ValueError(f"a\0b \udcff {'9' * 5000}"), capsys)
+    assert "a b \\udcff 999" in line
+    assert line.endswith("PLAUDIT_TRACEBACK=1 shows\n")
+    assert len(line) < 1000

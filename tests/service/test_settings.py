@@ -146,3 +146,16 @@ def test_the_help_names_every_flag_with_default_and_variable():
     for setting in fields(Settings):
         assert f"--{setting.name.replace('_', '-')} " in text
         assert f"(default: {setting.default!r}; {environment_variable(setting.name)})" in text
+
+
+@pytest.mark.parametrize("key", ["a\0b", "a\xa0b", "\0", "\x1b", "ä"])
+def test_a_key_that_cannot_stand_in_a_header_is_refused_and_not_repeated(tmp_path, key):
+    file = tmp_path / "keys"
+    file.write_text(f"right\n\n{key}\n")
+    for settings, environ, place in (
+        (Settings(api_key_file=str(file)), {}, f"--api-key-file {file}: key 3"),
+        (Settings(), {"PLAUDIT_API_KEYS": f"right,,{key}"}, "PLAUDIT_API_KEYS: key 3"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            settings.api_keys(environ)
+        assert str(caught.value) == f"{place} has characters that cannot stand in a header; give printable ASCII"

@@ -26,14 +26,9 @@ def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = No
     """
     options = _parser().parse_args(arguments)
     os.environ.update(ENVIRONMENT)
-
-    def body() -> int:
-        interrupt_on_signals()
-        return _run(options, sizes or DemoSettings())
-
     return run(
         "plaudit_demo.studies",
-        body,
+        lambda: _run(options, sizes or DemoSettings()),
         extra="demo,export",
         interrupted="interrupted; the same command goes on after the runs that are done",
     )
@@ -114,6 +109,7 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
     )
     from plaudit_demo.studies.training import ensure_runs
 
+    interrupt_on_signals()
     report, runs = {
         "best-of-n": (studies.study_best_of_n, [[each] for each in PPO_BY_KL]),
         "beta": (studies.study_beta, [[DEFAULT], [WITHOUT_KL]]),

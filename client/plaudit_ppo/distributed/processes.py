@@ -60,8 +60,8 @@ def end_processes() -> None:
     """Ends what several processes speak over, once all is said; one process has nothing to end.
 
     Only when the networks are gone. DDP's reducer, if it is the last to hold a process group, waits for its threads
-    with Python's lock in hand, and one of them may need that lock to free a tensor. Without an end, such a thread can
-    meet an interpreter that is no more, and abort the process after a run that went well.
+    with Python's lock in hand, and one of them may need that lock to free a tensor. Threads that outlive this are why a
+    process then ends by `termination.leave`.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

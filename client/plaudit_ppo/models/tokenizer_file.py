@@ -64,9 +64,14 @@ def _set_bos(backend: Tokenizer, bos: str | None, config: Path) -> None:
     """BOS before every text, or not, where `add_bos_token` says otherwise than the file does.
 
     `add_eos_token` has no effect: whatever stands behind a prompt is taken off (`encode_prompt`).
+
+    Raises:
+        CheckpointError: it is neither true nor false.
     """
     add_bos = json.loads(config.read_bytes()).get("add_bos_token") if config.is_file() else None
-    if bos is None or add_bos is None or add_bos == (backend.encode("a").tokens[:1] == [bos]):
+    if not isinstance(add_bos, bool | None):
+        raise CheckpointError(f"{config}: add_bos_token {add_bos!r} is neither true nor false; correct it")
+    if bos is None or add_bos is None or add_bos == (backend.encode("").tokens[:1] == [bos]):
         return
     leading, ids = ([bos], [(bos, backend.token_to_id(bos))]) if add_bos else ([], [])
     backend.post_processor = processors.TemplateProcessing(

@@ -15,8 +15,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from plaudit_export.checkpoints.adapter_config import CONFIG, base_of, read_config
+from plaudit_export.checkpoints.config_files import ADAPTER_CONFIG, read_adapter_config
 from plaudit_export.checkpoints.formats import VALUE_HEAD
+from plaudit_export.checkpoints.loading import LOADING_ERRORS
+from plaudit_export.checkpoints.places import base_of
 from plaudit_export.checkpoints.weights import check_pickled_head, pickled
 from plaudit_export.errors import SourceError, first_line
 
@@ -26,6 +28,7 @@ WEIGHTS = "adapter_model.safetensors"
 HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 _PREFIX = "base_model.model."
+_PICKLED_ADAPTER = "adapter_model*.bin"
 _PICKLED = "pytorch_model.bin"  # where TRL's older wrapper keeps the head of a model with an adapter
 _HEAD_WEIGHT = re.compile(r"(^|\.)(score|classifier|classifier\.out_proj)\.weight$")
 # Of a value head that was saved among the weights of a language model's adapter.
@@ -94,7 +97,7 @@ def read_adapter(directory: Path) -> Adapter:
     Raises:
         SourceError: peft is not installed, or this adapter cannot be merged right.
     """
-    fields = read_config(directory)
+    fields = read_adapter_config(directory)
     _check_fields(directory, fields)
     weights = _read_weights(directory)
     value_head = {
@@ -158,11 +161,8 @@ def _check_fields(directory: Path, fields: dict[str, Any]) -> None:
 def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
     path = directory / WEIGHTS
     if not path.is_file():
-        if any(directory.glob("adapter_model*.bin")):
-            raise SourceError(
-                f"{directory}: holds a pickled adapter only, which is never loaded because a pickle can run code; "
-                "save it again with save_pretrained(..., safe_serialization=True)"
-            )
+        if any(directory.glob(_PICKLED_ADAPTER)):
+            raise pickled(directory, _PICKLED_ADAPTER, WEIGHTS)
         raise SourceError(f"{directory}: has no {WEIGHTS}")
     try:
         weights: dict[str, torch.Tensor] = load_file(path)
@@ -182,12 +182,12 @@ def _peft_config(directory: Path, fields: dict[str, Any]) -> Any:
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)} | {"peft_version"}
     if unknown := sorted(name for name, value in fields.items() if name not in known and value):
         raise SourceError(
-            f"{directory}: this version of peft does not know {unknown[0]} of its {CONFIG}: pip install -U peft"
+            f"{directory}: this version of peft does not know {unknown[0]} of its {ADAPTER_CONFIG}: pip install -U peft"
         )
     try:
         config = peft.LoraConfig.from_pretrained(str(directory))
-    except (ValueError, TypeError, ImportError) as error:
-        raise SourceError(f"{directory}: peft refuses its {CONFIG}: {first_line(error)}") from error
+    except LOADING_ERRORS as error:
+        raise SourceError(f"{directory}: peft refuses its {ADAPTER_CONFIG}: {first_line(error)}") from error
     config.inference_mode = True
     return config
 

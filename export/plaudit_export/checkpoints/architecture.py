@@ -4,13 +4,14 @@ Loads no weights and no tokenizer.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
 
 from plaudit_export.checkpoints.formats import Format
-from plaudit_export.errors import SourceError
+from plaudit_export.errors import SourceError, first_line
 
 # Code of the checkpoint's own for any other Auto class may be what computes its score.
 _NO_REWARD_MODELS = frozenset(
@@ -19,8 +20,13 @@ _NO_REWARD_MODELS = frozenset(
     + ["AutoModelForTokenClassification"]
 )
 _LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel")
-_NORMALIZING = ("do_normalize", "normalize_reward")
+_NORMALIZING = ("do_normalize", "normalize_reward", "normalize_rewards")
 _NO_ATTENTION = {"linear_attention", "mamba", "conv", "recurrent", "hybrid"}
+_NO_ACTIVATION = {"identity", "none"}
+# Files and modules of sentence-transformers. These modules have no weights that a classifier's score could need.
+_MODULES, _SENTENCE_TRANSFORMERS = "modules.json", "config_sentence_transformers.json"
+_ENCODER = "sentence_bert_config.json"
+_WITHOUT_WEIGHTS = {"Transformer", "Pooling", "Normalize", "Dropout"}
 
 
 def sequence_classifier(source: str, config: Any) -> str:
@@ -38,7 +44,7 @@ def sequence_classifier(source: str, config: Any) -> str:
     if any(name.endswith(_LANGUAGE_MODEL) for name in names):
         raise SourceError(
             f"{source}: is a {names[0]}, a language model, and has no head of a reward model that is known "
-            "(docs/export.md); if its score is made of the logits of tokens, name them with --token-logits TOKEN=WEIGHT"
+            "(docs/models.md); if its score is made of the logits of tokens, name them with --token-logits TOKEN=WEIGHT"
         )
     remote = ", and its code is in its repository, which is never run" if hasattr(config, "auto_map") else ""
     raise SourceError(f"{source}: is a {names[0]}, not a *ForSequenceClassification model of transformers{remote}")
@@ -73,10 +79,60 @@ def check_config(
         raise SourceError(f"{source}: {architecture} is an encoder-decoder; only decoders and encoders can be exported")
     _check_layers(source, config, architecture)
     if row is None or row.normalizing is None:
-        _check_normalization(source, config)
+        check_normalization(source, config)
     check_numbers(source, config)
     own_classes = () if row is None else row.own_classes
     return _check_own_code(source, config, architecture, own_classes, builtin_class=builtin_class)
+
+
+def behind_the_head(source: str, config: Any, architecture: str, *, builtin_class: bool) -> list[str]:
+    """A note for each thing that other libraries, and pipelines, do to a text or to a head's output.
+
+    Not for the base of an adapter, which has a head of its own.
+
+    Args:
+        source: the directory.
+        config: of it.
+        architecture: the class that is taken.
+        builtin_class: what that class computes is right.
+
+    Raises:
+        SourceError: it needs code of the checkpoint's own, or weights that the class does not have.
+    """
+    library = _fields_of(Path(source) / _SENTENCE_TRANSFORMERS)
+    return [
+        *_activation_notes(activations(config, library)),
+        *_text_notes(library, _fields_of(Path(source) / _ENCODER)),
+        *_check_pipelines(source, config, architecture, builtin_class=builtin_class),
+        *_check_modules(source, architecture, builtin_class=builtin_class),
+    ]
+
+
+def activations(config: Any, library: Mapping[str, Any]) -> dict[str, str]:
+    """What is applied to a head's output and changes it, by the field that says so.
+
+    Args:
+        config: of the checkpoint.
+        library: the fields of sentence-transformers' own file.
+    """
+    ours = getattr(config, "sentence_transformers", None)
+    fields = {
+        "sentence_transformers.activation_fn of config.json": ours.get("activation_fn")
+        if isinstance(ours, dict)
+        else None,
+        "sbert_ce_default_activation_function of config.json": getattr(
+            config, "sbert_ce_default_activation_function", None
+        ),
+        f"activation_fn of {_SENTENCE_TRANSFORMERS}": library.get("activation_fn"),
+        "function_to_apply of config.json": getattr(config, "function_to_apply", None),
+    }
+    named = {field: str(value).rpartition(".")[2] for field, value in fields.items() if value}
+    return {field: name for field, name in named.items() if name.lower() not in _NO_ACTIVATION}
+
+
+def has_softmax(config: Any) -> bool:
+    """Whether a config says that the heads' outputs go through a softmax."""
+    return any(name.lower() == "softmax" for name in activations(config, {}).values())
 
 
 def check_numbers(source: str, config: Any) -> None:
@@ -100,14 +156,19 @@ def check_numbers(source: str, config: Any) -> None:
 
 def own_code(auto_map: Any) -> dict[str, str]:
     """What an `auto_map` names for each Auto class: code of the checkpoint's repository."""
-    entries = {"every class": auto_map} if isinstance(auto_map, str) else auto_map if isinstance(auto_map, dict) else {}
+    entries = auto_map if isinstance(auto_map, dict) else {"every class": auto_map}
     # Of a tokenizer: the slow class and the fast one, of which either may be missing.
     names = {auto: next(filter(None, name), "") if isinstance(name, list) else name for auto, name in entries.items()}
     return {str(auto): str(name) for auto, name in sorted(names.items()) if name}
 
 
-def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
+def tokenizer_notes(directory: Path, *, builtin_class: bool, source: Path | None = None) -> list[str]:
     """A note where a tokenizer has a class of its own: harmless where a tokenizer.json says how it tokenizes.
+
+    Args:
+        directory: of its files.
+        builtin_class: what transformers' own class computes is right.
+        source: how messages name the directory, None for its path.
 
     Raises:
         SourceError: there is none.
@@ -125,7 +186,7 @@ def tokenizer_notes(directory: Path, *, builtin_class: bool) -> list[str]:
         asked = f"auto_map of tokenizer_config.json names {name}"
         if not whole and not builtin_class:
             raise SourceError(
-                f"{directory}: {asked}: code of its own, which is never run, and there is no tokenizer.json; "
+                f"{source or directory}: {asked}: code of its own, which is never run, and there is no tokenizer.json; "
                 "save one beside it, or say with --builtin-class that transformers' own class gives the same tokens"
             )
         notes.append(f"{asked}; that code is not run, the tokens are those of {taken}")
@@ -146,10 +207,7 @@ def _check_own_code(
         own_class = name.rsplit(".", 1)[-1]
         is_known = builtin_class or own_class in own_classes
         if not is_known and (auto not in _NO_REWARD_MODELS or own_class == architecture):
-            raise SourceError(
-                f"{source}: {asked}: code of the checkpoint's own, which is never run; if transformers' "
-                f"{architecture} computes the same scores, say so with --builtin-class"
-            )
+            raise _code_of_its_own(source, asked, architecture)
         notes.append(f"{asked}; that code is not run, the scores are those of transformers' {architecture}")
     return notes
 
@@ -167,15 +225,112 @@ def _check_layers(source: str, config: Any, architecture: str) -> None:
         )
 
 
-def _check_normalization(source: str, config: Any) -> None:
-    """Trainers with classes of their own normalize scores after the head; the classes of transformers do not."""
+def check_normalization(source: str, config: Any) -> None:
+    """Trainers with classes of their own normalize scores after the head; the classes of transformers do not.
+
+    Raises:
+        SourceError: the config says that its trainer's class does.
+    """
     for field in _NORMALIZING:
         if getattr(config, field, False):
             raise SourceError(
                 f"{source}: its config.json says {field}: its trainer normalizes scores after the head, which "
-                "transformers' class does not; set it to false to export the raw scores (--normalize-on gives them a "
-                "mean and a deviation)"
+                "transformers' class does not; set it to false to export the raw scores (then --normalize saved takes "
+                "mean and std of the config, and --normalize-on FILE those of your texts)"
             )
+
+
+def _activation_notes(named: Mapping[str, str]) -> list[str]:
+    """Scores are what a reward model is trained on, which is the head's output."""
+    notes = []
+    for field, name in named.items():
+        how = "1 / (1 + exp(-score)), as /classify answers" if name.lower() == "sigmoid" else f"{name} of raw scores"
+        who = "a pipeline of transformers" if field.startswith("function_to_apply") else "sentence-transformers"
+        notes.append(
+            f"{field} names {name}, which {who} applies to the head's output; scores are that output without it; for "
+            f"the other reading take {how}"
+        )
+    return notes
+
+
+def _text_notes(library: Mapping[str, Any], encoder: Mapping[str, Any]) -> list[str]:
+    """What sentence-transformers makes of a text before it is tokenized."""
+    name, prompts = library.get("default_prompt_name"), library.get("prompts")
+    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    notes = []
+    if prompt:
+        notes.append(
+            f"{_SENTENCE_TRANSFORMERS} puts the prompt {prompt!r} before every text; texts are scored without it; for "
+            "the other reading, send it with them"
+        )
+    if encoder.get("do_lower_case"):
+        notes.append(
+            f"{_ENCODER} says do_lower_case: sentence-transformers lowers texts; they are scored as they are; "
+            "for the other reading, send them in lower case"
+        )
+    return notes
+
+
+def _check_pipelines(source: str, config: Any, architecture: str, *, builtin_class: bool) -> list[str]:
+    """A pipeline of the checkpoint's own makes the score of what the class gives, by code."""
+    notes = []
+    pipelines = getattr(config, "custom_pipelines", None)
+    for task, fields in sorted(pipelines.items()) if isinstance(pipelines, dict) else ():
+        classes = fields.get("pt") if isinstance(fields, dict) else None
+        named = [classes] if isinstance(classes, str) else list(classes or ())
+        asked = f"custom_pipelines of the config names {fields.get('impl') if named else fields} for {task}"
+        if not builtin_class and not (named and set(named) <= _NO_REWARD_MODELS):
+            raise _code_of_its_own(source, asked, architecture)
+        notes.append(f"{asked}; that code is not run, the scores are those of transformers' {architecture}")
+    return notes
+
+
+def _check_modules(source: str, architecture: str, *, builtin_class: bool) -> list[str]:
+    """sentence-transformers runs these modules one after the other; the classes of transformers are the first alone."""
+    modules = _read_json(Path(source) / _MODULES)
+    types = [str(module.get("type")) for module in modules or () if isinstance(module, dict)]
+    further = [name for name in types if name.rpartition(".")[2] != "Transformer"]
+    if not further:
+        return []
+    # What a language model's logits become is said by --token-logits.
+    harmless = {*_WITHOUT_WEIGHTS, *(("LogitScore",) if architecture.endswith(_LANGUAGE_MODEL) else ())}
+    weighted = [name for name in further if name.rpartition(".")[2] not in harmless]
+    if weighted and not builtin_class:
+        raise SourceError(
+            f"{source}: {_MODULES} names {weighted[0]} behind the encoder, a module of sentence-transformers with "
+            f"weights or code of its own, which transformers' {architecture} does not compute; if that class gives the "
+            "score without it, say so with --builtin-class"
+        )
+    return [
+        f"{_MODULES} names {', '.join(further)}, which sentence-transformers runs behind the encoder; the scores are "
+        f"those of transformers' {architecture} without that"
+    ]
+
+
+def _fields_of(path: Path) -> Mapping[str, Any]:
+    fields = _read_json(path)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a file that transformers does not read; None where there is none.
+
+    Raises:
+        SourceError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path.parent}: its {path.name} cannot be read: {first_line(error)}") from error
+
+
+def _code_of_its_own(source: str, asked: str, architecture: str) -> SourceError:
+    return SourceError(
+        f"{source}: {asked}: code of the checkpoint's own, which is never run; if transformers' {architecture} "
+        "computes the same scores, say so with --builtin-class"
+    )
 
 
 def _expected(config: Any) -> str:

@@ -5,7 +5,7 @@ Knows nothing of graphs and bundles.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,23 +13,32 @@ import torch
 import transformers
 
 from plaudit_export.checkpoints.adapter import WEIGHTS, Adapter, read_adapter
-from plaudit_export.checkpoints.adapter_config import is_adapter
 from plaudit_export.checkpoints.architecture import (
+    behind_the_head,
     check_config,
     classifier_of,
     normalizes_not,
     sequence_classifier,
     tokenizer_notes,
 )
-from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits, read_config
-from plaudit_export.checkpoints.formats import VALUE_HEAD, recognize
+from plaudit_export.checkpoints.config_files import CONFIG, is_adapter, read_fields
+from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits
+from plaudit_export.checkpoints.formats import VALUE_HEAD, SavedNormalization, recognize, saved_normalization
 from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
-from plaudit_export.checkpoints.places import Place, check_directory, locate
+from plaudit_export.checkpoints.places import Place, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
-from plaudit_export.checkpoints.tokenizer_file import FILE, LoadedTokenizer, load_from_files
+from plaudit_export.checkpoints.tokenizer_file import (
+    FILE,
+    LoadedTokenizer,
+    adapters_tokenizer,
+    describe_parts,
+    load_from_files,
+    names_special_tokens,
+)
 from plaudit_export.checkpoints.weights import (
     check_adapter_files,
     check_complete,
+    check_directory,
     check_pickled_head,
     check_stored,
     names_in,
@@ -37,6 +46,7 @@ from plaudit_export.checkpoints.weights import (
 )
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
+from plaudit_export.recipes.on_disk import Named, recipe_on_disk
 
 Kind = Literal["causal", "encoder", "plain"]
 
@@ -56,8 +66,10 @@ class Checkpoint:
         auto_tokenizer: what transformers' AutoTokenizer makes of the same files, where that is another one.
         tokenizer_notes: what the files beside `tokenizer.json` change in it.
         foreign: of a format that transformers has no class for, None where `model` is of its classes.
+        kept: mean and deviation that the config keeps beside a class of transformers.
         adapter: peft's model around `model`, None where there is no adapter. `model` adds it as it computes, until
             `merge_adapter`.
+        trained_by: the recipe of its texts that the files beside it name, None where they name none.
         notes: what was decided by loading it, for the user.
     """
 
@@ -70,7 +82,9 @@ class Checkpoint:
     auto_tokenizer: Any = None
     tokenizer_notes: tuple[str, ...] = ()
     foreign: Foreign | None = None
+    kept: SavedNormalization | None = None
     adapter: Any = None
+    trained_by: Named | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -80,6 +94,11 @@ class Checkpoint:
             return self.foreign.labels
         config: Any = self.model.config
         return [str(config.id2label[index]) for index in range(config.num_labels)]
+
+    @property
+    def saved_normalization(self) -> SavedNormalization | None:
+        """The mean and the deviation that the trainer kept."""
+        return self.kept if self.foreign is None else self.foreign.normalization
 
     @property
     def format_name(self) -> str | None:
@@ -144,11 +163,13 @@ def load_checkpoint(
     """
     place = locate(source)
     adapter, base_directory = None, place.directory
+    unseen = _unseen_pickles(place)
     if is_adapter(place.directory):
         with quiet():
             adapter = read_adapter(place.directory)
         base = locate(adapter.base if adapter.revision is None else f"{adapter.base}@{adapter.revision}")
         base_directory = base.directory
+        unseen += _unseen_pickles(base)
     with quiet():
         check_directory(base_directory)
         if token_logits:
@@ -165,20 +186,35 @@ def load_checkpoint(
         if checkpoint.foreign is not None:
             raise SourceError(f"--pad-token: the head of {source} reads one token, whatever the pad token is")
         say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
-    return checkpoint
+    notes = (*checkpoint.notes, *unseen)
+    return replace(checkpoint, trained_by=recipe_on_disk(place.directory), notes=notes)
+
+
+def _unseen_pickles(place: Place) -> list[str]:
+    """Refuse a head in a file of the hub's that is never downloaded; a note where that cannot be known."""
+    check_pickled_head(place.directory, place.left_out or ())
+    if place.left_out is not None:
+        return []
+    return [
+        f"the hub cannot be asked what {place.id} holds besides the files of the cache: a head in a pickle would not "
+        "be seen; export it once with the hub"
+    ]
 
 
 def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     source = str(place.directory)
     check_pickled_head(place.directory)
     files = [path.name for path in place.directory.iterdir()]
-    found = recognize(source, read_config(place.directory), stored_weights(place.directory), files)
+    raw = read_fields(place.directory, CONFIG)
+    found = recognize(source, raw, stored_weights(place.directory), files)
     if found is not None:
         foreign = load_foreign(place.directory, found, builtin_class=builtin_class)
-        return _foreign(place, foreign, place.directory, builtin_class=builtin_class)
+        tokenizer, notes = _tokenizer_of(place.directory, place.directory, builtin_class=builtin_class)
+        return _foreign(place, foreign, tokenizer, [*foreign.notes, *notes])
     config = load_config(source)
     architecture = sequence_classifier(source, config)
     notes = check_config(source, config, architecture, builtin_class=builtin_class)
+    notes += behind_the_head(source, config, architecture, builtin_class=builtin_class)
     notes += tokenizer_notes(place.directory, builtin_class=builtin_class)
     tokenizer = load_tokenizer(source)
     model, info = load_model(transformers.AutoModelForSequenceClassification, source, config)
@@ -200,6 +236,7 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
         tokenizer=tokenizer.taken,
         auto_tokenizer=tokenizer.auto,
         tokenizer_notes=tokenizer.notes,
+        kept=saved_normalization(source, None, raw, {}),
         notes=(*notes, *heed_soft_cap(model)),
     )
 
@@ -212,9 +249,8 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
         raise SourceError(f"{base}: transformers has no *ForSequenceClassification class for its {config.model_type}")
     notes = check_config(base, config, architecture, builtin_class=builtin_class)
     notes += check_adapter_files(directory, [WEIGHTS])
-    of_tokenizer = _place_of_tokenizer(directory, base_directory)
-    notes += tokenizer_notes(of_tokenizer, builtin_class=builtin_class)
-    tokenizer = load_tokenizer(str(of_tokenizer))
+    tokenizer, notes_of_tokenizer = _tokenizer_of(directory, base_directory, builtin_class=builtin_class)
+    notes += notes_of_tokenizer
     # A language model has no head yet, or one of another size: the adapter brings its own.
     if config.num_labels != adapter.num_labels:
         config.num_labels = adapter.num_labels
@@ -233,7 +269,7 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
     kind = _kind(model)  # before the adapter wraps the head
     wrapped = loading(str(directory), "adapter", lambda: adapter.put_on(model))
     if kind == "causal":
-        notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=of_tokenizer == directory)
+        notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=names_special_tokens(directory))
     return Checkpoint(
         id=place.id,
         revision=place.revision,
@@ -250,9 +286,9 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
 
 def _load_adapted(place: Place, adapter: Adapter, base_directory: Path, *, builtin_class: bool) -> Checkpoint:
     notes = check_adapter_files(place.directory, [WEIGHTS, VALUE_HEAD])
-    of_tokenizer = _place_of_tokenizer(place.directory, base_directory)
     foreign, wrapped = load_adapted(place.directory, adapter, base_directory, builtin_class=builtin_class)
-    return _foreign(place, foreign, of_tokenizer, wrapped, notes, builtin_class=builtin_class)
+    tokenizer, notes_of_tokenizer = _tokenizer_of(place.directory, base_directory, builtin_class=builtin_class)
+    return _foreign(place, foreign, tokenizer, [*notes, *foreign.notes, *notes_of_tokenizer], wrapped)
 
 
 def _load_token_logits(
@@ -261,25 +297,17 @@ def _load_token_logits(
     if adapter is not None and adapter.num_labels is not None:
         raise SourceError(f"--token-logits: {place.directory} is an adapter with a head of its own")
     notes = [] if adapter is None else check_adapter_files(place.directory, [WEIGHTS])
-    of_tokenizer = _place_of_tokenizer(place.directory, base_directory)
-    tokenizer = load_tokenizer(str(of_tokenizer)).taken
-    token_ids = [_token_id(str(place.directory), tokenizer, token) for token in tokens]
+    tokenizer, notes_of_tokenizer = _tokenizer_of(place.directory, base_directory, builtin_class=builtin_class)
+    token_ids = [_token_id(str(place.directory), tokenizer.taken, token) for token in tokens]
     foreign, wrapped = load_token_logits(
         place.directory, token_ids, adapter, base_directory, builtin_class=builtin_class
     )
-    return _foreign(place, foreign, of_tokenizer, wrapped, notes, builtin_class=builtin_class)
+    return _foreign(place, foreign, tokenizer, [*notes, *foreign.notes, *notes_of_tokenizer], wrapped)
 
 
 def _foreign(
-    place: Place,
-    foreign: Foreign,
-    of_tokenizer: Path,
-    wrapped: Any = None,
-    notes: Sequence[str] = (),
-    *,
-    builtin_class: bool,
+    place: Place, foreign: Foreign, tokenizer: LoadedTokenizer, notes: Sequence[str], wrapped: Any = None
 ) -> Checkpoint:
-    tokenizer = load_tokenizer(str(of_tokenizer))
     return Checkpoint(
         id=place.id,
         revision=place.revision,
@@ -291,14 +319,20 @@ def _foreign(
         tokenizer_notes=tokenizer.notes,
         foreign=foreign,
         adapter=wrapped,
-        notes=(*notes, *foreign.notes, *tokenizer_notes(of_tokenizer, builtin_class=builtin_class)),
+        notes=tuple(notes),
     )
 
 
-def _place_of_tokenizer(directory: Path, base_directory: Path) -> Path:
-    """The adapter's directory where it has a tokenizer, else its base's."""
-    has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return directory if has_tokenizer else base_directory
+def _tokenizer_of(directory: Path, base_directory: Path, *, builtin_class: bool) -> tuple[LoadedTokenizer, list[str]]:
+    """An adapter's tokenizer, or a checkpoint's that is its own base, and what is to be told of it."""
+    with adapters_tokenizer(directory, base_directory) as home:
+        notes = tokenizer_notes(home, builtin_class=builtin_class, source=directory)
+        if home not in (directory, base_directory):
+            notes.append(
+                f"of a tokenizer the adapter has {describe_parts(directory)} only; what else it takes is the base's "
+                "(save the trainer's tokenizer whole beside the adapter to take that one)"
+            )
+        return load_tokenizer(str(directory if home == directory else base_directory), home), notes
 
 
 def _token_id(source: str, tokenizer: Any, token: str) -> int:
@@ -314,13 +348,17 @@ def _token_id(source: str, tokenizer: Any, token: str) -> int:
     return int(token_id)
 
 
-def load_tokenizer(source: str) -> LoadedTokenizer:
+def load_tokenizer(source: str, home: Path | None = None) -> LoadedTokenizer:
     """The fast tokenizer of a directory: its `tokenizer.json`, whatever class transformers takes it for.
+
+    Args:
+        source: the directory, as messages name it.
+        home: where the files are, None for `source`.
 
     Raises:
         SourceError: it has none.
     """
-    loaded = loading(source, "tokenizer", lambda: load_from_files(Path(source)))
+    loaded = loading(source, "tokenizer", lambda: load_from_files(home or Path(source)))
     if not getattr(loaded.taken, "is_fast", False):
         raise SourceError(f"{source}: its tokenizer ({type(loaded.taken).__name__}) has no fast form ({FILE})")
     if loaded.taken.backend_tokenizer.get_vocab_size(with_added_tokens=False) == 0:

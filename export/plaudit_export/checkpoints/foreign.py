@@ -4,7 +4,6 @@ Also language models whose score is made of the logits of tokens. Knows nothing 
 """
 
 import inspect
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import torch
 import transformers
 
 from plaudit_export.checkpoints.adapter import Adapter, refuse_headless
-from plaudit_export.checkpoints.architecture import check_config
+from plaudit_export.checkpoints.architecture import behind_the_head, check_config
+from plaudit_export.checkpoints.config_files import CONFIG, read_fields
 from plaudit_export.checkpoints.formats import (
     WRAPPER,
     Format,
@@ -35,8 +35,6 @@ from plaudit_export.checkpoints.weights import (
     weights_of,
 )
 from plaudit_export.errors import SourceError
-
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -74,28 +72,17 @@ class Foreign:
         return "mlp" if isinstance(self.model.score, torch.nn.Sequential) else "linear"
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """The content of `config.json`, also of a model type that transformers does not know.
-
-    Raises:
-        SourceError: it is no JSON object.
-    """
-    fields = loading(str(directory), CONFIG, lambda: json.loads((directory / CONFIG).read_text(encoding="utf-8")))
-    if not isinstance(fields, dict):
-        raise SourceError(f"{directory}: its {CONFIG} is no JSON object")
-    return fields
-
-
 def load_foreign(directory: Path, found: Found, *, builtin_class: bool) -> Foreign:
     """Load the decoder and the head of a row.
 
     Raises:
         SourceError: they are not whole, or more is stored than the format has.
     """
-    source, raw, row = str(directory), read_config(directory), found.format
+    source, raw, row = str(directory), read_fields(directory, CONFIG), found.format
     config = _config(source, raw, row)
     backbone_class = _class_of(source, transformers.MODEL_MAPPING, config)
     notes = check_config(source, config, backbone_class.__name__, builtin_class=builtin_class, row=row)
+    notes += behind_the_head(source, config, backbone_class.__name__, builtin_class=builtin_class)
     stored = stored_weights(directory)
     renamed = _renaming(backbone_class.base_model_prefix, stored)
     backbone, info = load_model(transformers.AutoModel, source, config, key_mapping=renamed)
@@ -121,7 +108,7 @@ def load_adapted(
         SourceError: there is no such head, or adapter and base do not fit.
     """
     source = str(directory)
-    raw = read_config(base_directory)
+    raw = read_fields(base_directory, CONFIG)
     found = recognize(source, raw, adapter.value_head, [path.name for path in directory.iterdir()])
     if found is None:
         raise refuse_headless(directory)
@@ -167,6 +154,8 @@ def _load_language_model(directory: Path, adapter: Adapter | None, *, builtin_cl
     config = load_config(source)
     causal_class = _class_of(source, transformers.MODEL_FOR_CAUSAL_LM_MAPPING, config)
     notes = check_config(source, config, causal_class.__name__, builtin_class=builtin_class)
+    if adapter is None:
+        notes += behind_the_head(source, config, causal_class.__name__, builtin_class=builtin_class)
     model, info = load_model(transformers.AutoModelForCausalLM, source, config)
     check_complete(source, info, config.num_labels, adapter.brings if adapter else lambda _: False)
     notes += check_stored(directory, causal_class.__name__, names_in(model), info["unexpected_keys"])

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from plaudit_export.errors import SourceError
+from plaudit_export.recipes.table import LLAMAFACTORY, OPENRLHF, SAFE_RLHF, Recipe
 
 # LLaMA-Factory's head, in a file of its own beside a language model or an adapter.
 VALUE_HEAD = "value_head.safetensors"
@@ -23,16 +24,6 @@ Pooled = Literal["last", "before_zero", "before_pad", "class_token"]
 # Which fields of the config keep mean and deviation, and which one says that the trainer's own class applies them:
 # `mean` and `std`, `normalize_reward`; or `mean` and `var`, `do_normalize`.
 Normalizing = Literal["mean_std", "mean_var"]
-
-
-@dataclass(frozen=True)
-class TextRule:
-    """How a trainer made its texts, by the fields of the manifest's `scoring`; None: it is not known."""
-
-    add_special_tokens: bool | None = None
-    append_eos: bool | None = None
-    strip_newlines: bool = False
-    space_before_eos: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class Format:
         beside: weights that belong to the format and not to the backbone or the head.
         model_types: of transformers for model types of the format's own.
         pooled: which token the head reads.
-        text: how the trainer made its texts.
+        recipe: by which the trainer made its texts, None where it is not known.
         normalizing: whether and how it normalized scores.
         requires: of fields of the config the values that this row states, the default first, and what they decide.
     """
@@ -67,7 +58,7 @@ class Format:
     beside: tuple[str, ...] = ()
     model_types: tuple[tuple[str, str], ...] = ()
     pooled: Pooled = "last"
-    text: TextRule = TextRule()
+    recipe: Recipe | None = None
     normalizing: Normalizing | None = None
     requires: tuple[tuple[str, tuple[str, ...], str], ...] = ()
 
@@ -78,14 +69,14 @@ FORMATS = (
         heads=("score", "value_head"),  # or what the config names as value_head_prefix
         architectures=("RewardModel", "LLMForSequenceRegression"),
         own_classes=("RewardModel", "LLMForSequenceRegression"),
-        text=TextRule(add_special_tokens=False, append_eos=True, strip_newlines=True, space_before_eos=True),
+        recipe=OPENRLHF,
         normalizing="mean_std",
     ),
     Format(
         "LLaMA-Factory",
         heads=("v_head.summary",),
         file=VALUE_HEAD,
-        text=TextRule(add_special_tokens=False),
+        recipe=LLAMAFACTORY,
     ),
     Format("TRL value head", heads=("v_head.summary",)),
     Format(
@@ -100,7 +91,7 @@ FORMATS = (
         heads=("score_head",),
         own_classes=("LlamaForScore", "LlamaModelForScore"),
         beside=("normalizer.mean", "normalizer.var", "normalizer.count"),
-        text=TextRule(append_eos=True),
+        recipe=SAFE_RLHF,
         normalizing="mean_var",
         requires=(("score_type", ("reward", "cost"), "what its scores are"),),
     ),
@@ -328,22 +319,23 @@ def _check_fields(source: str, row: Format, config: Mapping[str, Any]) -> None:
 
 
 def saved_normalization(
-    source: str, row: Format, config: Mapping[str, Any], stored: Mapping[str, float]
+    source: str, row: Format | None, config: Mapping[str, Any], stored: Mapping[str, float]
 ) -> SavedNormalization | None:
     """The mean and the deviation that the trainer kept, None where it kept none.
 
     Args:
         source: the directory.
-        row: of the format.
+        row: of the format, None for transformers' own.
         config: content of the checkpoint's `config.json`.
         stored: of the weights that lie beside the head, those of one number.
 
     Raises:
         SourceError: they are no numbers to normalize with.
     """
-    if row.normalizing is None:
-        return None
-    switch, spread = ("normalize_reward", "std") if row.normalizing == "mean_std" else ("do_normalize", "var")
+    normalizing = None if row is None else row.normalizing
+    if normalizing is None:
+        normalizing = "mean_var" if "var" in config and "std" not in config else "mean_std"
+    switch, spread = ("normalize_reward", "std") if normalizing == "mean_std" else ("do_normalize", "var")
     mean, variation = (
         _number(source, field, stored.get(f"normalizer.{field}", config.get(field))) for field in ("mean", spread)
     )
@@ -352,7 +344,7 @@ def saved_normalization(
     mean, variation = 0.0 if mean is None else mean, 1.0 if variation is None else variation
     if variation <= 0:
         raise SourceError(f"{source}: {spread} {variation} of its config.json: scores cannot be divided by it")
-    if row.normalizing == "mean_std":
+    if normalizing == "mean_std":
         return SavedNormalization(mean, variation, bool(config.get(switch)))
     mean = 0.0 if config.get("score_type") == "cost" else mean
     return SavedNormalization(mean, math.sqrt(variation) + _EPSILON, bool(config.get(switch)))

@@ -1,13 +1,17 @@
 """What transformers loads from a directory, with its errors in one line. Knows nothing of what makes a reward model."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
 from safetensors import SafetensorError
+from transformers import modeling_utils
 
+from plaudit_export.checkpoints.config_files import CONFIG, read_fields
 from plaudit_export.errors import SourceError, first_line
 
 T = TypeVar("T")
@@ -49,22 +53,44 @@ def load_model(auto_class: Any, source: str, config: Any, **options: Any) -> tup
 
     Missing weights and other shapes are for the caller to refuse.
     """
-    model, info = loading(
-        source,
-        "model",
-        lambda: auto_class.from_pretrained(
+    with _files_read_in_parts():
+        model, info = loading(
             source,
-            config=config,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **_experts(config),
-            **options,
-        ),
-    )
+            "model",
+            lambda: auto_class.from_pretrained(
+                source,
+                config=config,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **_experts(config),
+                **options,
+            ),
+        )
     return model.eval(), info
+
+
+@contextmanager
+def _files_read_in_parts() -> Iterator[None]:
+    """Inside, transformers reads files of other types tensor by tensor: mapped, they would lie beside the new weights.
+
+    A file in float32 stays mapped, and its weights are what is mapped.
+    """
+    opened = modeling_utils.safe_open
+
+    def read(*arguments: Any, **options: Any) -> Any:
+        file = opened(*arguments, **options)
+        if all(file.get_slice(name).get_dtype() == "F32" for name in file.keys()):  # noqa: SIM118  it is no mapping
+            return file
+        return opened(*arguments, **options | {"backend": "pread"})
+
+    modeling_utils.safe_open = read
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = opened
 
 
 def load_config(source: str) -> Any:
@@ -73,6 +99,7 @@ def load_config(source: str) -> Any:
     Raises:
         SourceError: there is none that transformers knows.
     """
+    read_fields(Path(source), CONFIG)
     return loading(source, "config", lambda: transformers.AutoConfig.from_pretrained(source, trust_remote_code=False))
 
 
@@ -94,11 +121,8 @@ def network(model: Any) -> Any:
 
 
 def _experts(config: Any) -> dict[str, str]:
-    """Of a mixture of experts the one implementation that can be traced: all experts of a token in one product.
-
-    transformers 4 has no choice.
-    """
+    """Of a mixture of experts the plain loop, which the reference scores come from; transformers 4 has nothing else."""
     text_config = config.get_text_config()
     has_experts = any((getattr(text_config, field, None) or 0) > 1 for field in _EXPERTS)
     can_choose = int(importlib.metadata.version("transformers").split(".")[0]) >= 5
-    return {"experts_implementation": "batched_mm"} if has_experts and can_choose else {}
+    return {"experts_implementation": "eager"} if has_experts and can_choose else {}

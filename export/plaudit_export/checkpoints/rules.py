@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from plaudit_export.checkpoints.architecture import has_softmax
 from plaudit_export.checkpoints.checkpoint import Checkpoint, Kind
-from plaudit_export.checkpoints.formats import ATHENE_CLASS_ID, TextRule
+from plaudit_export.checkpoints.formats import ATHENE_CLASS_ID
 from plaudit_export.checkpoints.positions import usable_positions
 from plaudit_export.errors import SourceError
-from plaudit_service.bundles.bundle import Head, Normalization, Scoring, ScoringFile, SpecialToken
+from plaudit_export.recipes.on_disk import Named
+from plaudit_export.recipes.settling import Said, ends_with_eos, notes_on, refuse_contradiction, settle
+from plaudit_export.recipes.table import RECIPES, TEMPLATE, Recipe, TextRule
+from plaudit_service.bundles.bundle import ChatEnd, Head, Normalization, Scoring, ScoringFile, SpecialToken
 
 FALLBACK_MAX_TOKENS = 4096
 DEFAULT_TOLERANCE = 1e-5
@@ -20,7 +24,7 @@ DEFAULT_TOLERANCE = 1e-5
 DEFAULT_GOLDEN_MAX_TOKENS = 4096
 
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HeadKind = Literal["linear", "mlp", "token_logits"]
 
 
@@ -38,6 +42,7 @@ class Options:
 
     Attributes:
         name: the model name that requests use.
+        recipe: the name of its trainer's text rule; a field below that says otherwise contradicts it.
         append_eos: it was trained on texts that end with EOS.
         add_special_tokens: it was trained on texts with the tokenizer's special tokens.
         chat_special_tokens: chats get them too, as `tokenizer(rendered chat)` gives.
@@ -61,9 +66,11 @@ class Options:
         token_logits: it is a language model, and these tokens' logits are its heads.
         builtin_class: the class of transformers is right, also where the checkpoint has code of its own.
         pad_token: what the trainer padded with; "" for nothing.
+        device: where the reference scores are computed: `cpu`, `cuda` or `cuda:N`.
     """
 
     name: str | None = None
+    recipe: str | None = None
     append_eos: bool | None = None
     add_special_tokens: bool | None = None
     chat_special_tokens: bool | None = None
@@ -85,6 +92,18 @@ class Options:
     token_logits: Sequence[Head] = ()
     builtin_class: bool = False
     pad_token: str | None = None
+    device: str = "cpu"
+
+    @property
+    def text_rule(self) -> Said:
+        """What was said of how texts are made, by the fields of a `TextRule`."""
+        return {
+            "add_special_tokens": self.add_special_tokens,
+            "chat_special_tokens": self.chat_special_tokens,
+            "append_eos": self.append_eos,
+            "strip_newlines": self.strip_newlines,
+            "space_before_eos": self.space_before_eos,
+        }
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,7 @@ class Rules:
     append_eos: bool
     strip_newlines: bool
     space_before_eos: bool
+    chat_end: ChatEnd
     class_token: SpecialToken | None
     pooled_before: int | None
     pair: bool
@@ -110,6 +130,7 @@ class Rules:
     heads: tuple[Head, ...]
     normalization: Normalization | None
     name: str
+    recipe: str | None
     chat_template: str | None
     notes: tuple[str, ...]
 
@@ -132,6 +153,7 @@ class Rules:
             append_eos=self.append_eos,
             strip_newlines=self.strip_newlines,
             space_before_eos=self.space_before_eos,
+            chat_end=self.chat_end,
             class_token=self.class_token,
             pooled_before=self.pooled_before,
             pair=self.pair,
@@ -157,9 +179,8 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
     pad_token_id = getattr(checkpoint.config, "pad_token_id", None) if foreign is None else None
     if checkpoint.kind == "causal" and foreign is None:
         notes += _pooling_notes(pad_token_id, eos)
-    text = TextRule() if foreign is None or foreign.format is None else foreign.format.text
-    append_eos = _append_eos(checkpoint, options, text, eos, notes)
     template = _chat_template(checkpoint, options, notes)
+    recipe, text = _text_rule(checkpoint, options, eos, template, notes)
     return Rules(
         kind=checkpoint.kind,
         max_tokens=_max_tokens(checkpoint, options, notes),
@@ -168,11 +189,12 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
         bos=_special(checkpoint, "bos_token"),
         eos=eos,
         template_tokens=_template_tokens(checkpoint, template),
-        add_special_tokens=_add_special_tokens(options, text, notes),
-        chat_special_tokens=bool(options.chat_special_tokens),
-        append_eos=append_eos,
-        strip_newlines=_said_or(options.strip_newlines, text.strip_newlines and append_eos),
-        space_before_eos=_said_or(options.space_before_eos, text.space_before_eos and append_eos),
+        add_special_tokens=text.add_special_tokens,
+        chat_special_tokens=text.chat_special_tokens,
+        append_eos=text.append_eos,
+        strip_newlines=text.strip_newlines,
+        space_before_eos=text.space_before_eos,
+        chat_end=text.chat_end,
         class_token=_class_token(checkpoint, notes),
         pooled_before=None if foreign is None else foreign.pooled_before,
         pair=_pair(checkpoint, options, notes),
@@ -180,6 +202,7 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
         heads=_heads(checkpoint, options, notes),
         normalization=_saved_normalization(checkpoint, options, notes),
         name=_name(checkpoint, options, notes),
+        recipe=recipe,
         chat_template=template,
         notes=tuple(notes),
     )
@@ -192,12 +215,16 @@ def _special(checkpoint: Checkpoint, which: str) -> SpecialToken | None:
     return SpecialToken(text=str(token), id=checkpoint.tokenizer.convert_tokens_to_ids(str(token)))
 
 
+def _tokens(checkpoint: Checkpoint) -> dict[str, Any]:
+    tokens: dict[str, Any] = checkpoint.tokenizer.special_tokens_map
+    return tokens
+
+
 def _template_tokens(checkpoint: Checkpoint, template: str | None) -> dict[str, str | list[str]]:
     """The special tokens that the template reads by name, as transformers would give them, besides BOS and EOS."""
-    tokens: dict[str, Any] = checkpoint.tokenizer.special_tokens_map
     return {
         name: list(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        for name, value in tokens.items()
+        for name, value in _tokens(checkpoint).items()
         if template is not None and name in template and name not in {"bos_token", "eos_token"}
     }
 
@@ -254,7 +281,7 @@ def _class_token(checkpoint: Checkpoint, notes: list[str]) -> SpecialToken | Non
 
 
 def _saved_normalization(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Normalization | None:
-    saved = None if checkpoint.foreign is None else checkpoint.foreign.normalization
+    saved = checkpoint.saved_normalization
     if saved is None:
         if options.normalize_saved:
             raise SourceError(f"--normalize saved: {checkpoint.id} keeps no mean and deviation of its trainer's")
@@ -269,38 +296,50 @@ def _saved_normalization(checkpoint: Checkpoint, options: Options, notes: list[s
     return Normalization(mean=saved.mean, std=saved.std)
 
 
-def _add_special_tokens(options: Options, text: TextRule, notes: list[str]) -> bool:
-    if options.add_special_tokens is not None:
-        return options.add_special_tokens
-    if text.add_special_tokens is False:
-        notes.append("text and prompt + completion get no special tokens, as the trainer does (--add-special-tokens)")
-        return False
-    notes.append(
-        "text and prompt + completion get the tokenizer's special tokens, as tokenizer(text) gives "
-        "(--no-add-special-tokens)"
-    )
-    return True
+def _text_rule(
+    checkpoint: Checkpoint, options: Options, eos: SpecialToken | None, template: str | None, notes: list[str]
+) -> tuple[str | None, TextRule]:
+    """How its texts are made, and the name of the recipe that makes them so, if there is one."""
+    said = options.text_rule
+    chosen = _recipe(checkpoint, options, notes)
+    has_template = template is not None and not options.pair
+    has_eos_at_end = template is not None and eos is not None and ends_with_eos(template, eos.text, _tokens(checkpoint))
+
+    def settled(recipe: Recipe, flags: Said) -> TextRule:
+        return settle(recipe, flags, has_template=has_template, template_ends_with_eos=has_eos_at_end)
+
+    rule = settled(chosen.recipe, said)
+    if rule.append_eos and eos is None:
+        what = "--append-eos:" if options.append_eos else f"{checkpoint.id}: its trainer ends texts with EOS, and"
+        raise SourceError(f"{what} the tokenizer has no EOS token")
+    names = [each.name for each in (chosen.recipe, *RECIPES.values()) if settled(each, {}) == rule]
+    could_append = eos.text if eos is not None and checkpoint.kind == "causal" else None
+    notes += notes_on(chosen, said, names[0] if names else None, could_append)
+    return (names[0] if names else None), rule
 
 
-def _append_eos(
-    checkpoint: Checkpoint, options: Options, text: TextRule, eos: SpecialToken | None, notes: list[str]
-) -> bool:
-    if options.append_eos and eos is None:
-        raise SourceError("--append-eos: the tokenizer has no EOS token")
-    if options.append_eos is not None:
-        return options.append_eos
-    if text.append_eos:
-        if eos is None:
-            raise SourceError(f"{checkpoint.id}: its trainer ends texts with EOS, and the tokenizer has no EOS token")
-        before = "without the newlines at the end, and with a space before it, " if text.space_before_eos else ""
-        notes.append(f"{eos.text!r} is appended to finished texts, {before}as the trainer does (--no-append-eos)")
-        return True
-    if checkpoint.kind == "causal" and eos is not None:
+def _recipe(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Named:
+    """The recipe that the user named, else the format's, else that of the files, else transformers' own way."""
+    is_encoder = checkpoint.kind == "encoder"
+    if options.recipe is not None:
+        recipe = RECIPES[options.recipe]
+        refuse_contradiction(recipe, options.text_rule)
+        if is_encoder and recipe.rule.append_eos:
+            raise SourceError(
+                f"--recipe {recipe.name}: ends texts with EOS, and {checkpoint.architecture} is an encoder, whose "
+                f"tokenizer ends them; give --recipe {TEMPLATE.name}"
+            )
+        return Named(recipe, "--recipe")
+    row = None if checkpoint.foreign is None else checkpoint.foreign.format
+    if row is not None and row.recipe is not None:
+        return Named(row.recipe, f"its format is that of {row.name}")
+    found = checkpoint.trained_by
+    if found is not None and is_encoder and found.recipe.rule.append_eos:
         notes.append(
-            f"no EOS is appended; if the reward model was trained on texts that end with {eos.text!r}, as some "
-            "trainers append it, its scores need --append-eos"
+            f"{found.by}, which puts EOS behind plain texts before an encoder's own end: that is not done here"
         )
-    return False
+        return Named(TEMPLATE, "")
+    return found or Named(TEMPLATE, "")
 
 
 def _pair(checkpoint: Checkpoint, options: Options, notes: list[str]) -> bool:
@@ -336,11 +375,13 @@ def _check_sum(checkpoint: Checkpoint, labels: Sequence[str]) -> None:
         SourceError: the sum of the heads is no guess to make.
     """
     problem: Any = getattr(checkpoint.model.config, "problem_type", None)
-    if problem != "single_label_classification" and (len(labels) > 2 or problem is not None):
+    is_softmax = problem == "single_label_classification"
+    softmax = "of a softmax" if has_softmax(checkpoint.model.config) and not is_softmax else None
+    if not (is_softmax or softmax) and (len(labels) > 2 or problem is not None):
         return
     first, *rest = labels
     odds = ",".join([f"{first}=-1", *(f"{label}=1" for label in rest)])
-    why = f"whose problem_type is {problem}" if problem else "of a classifier, or two scores"
+    why = softmax or (f"whose problem_type is {problem}" if problem else "of a classifier, or two scores")
     which = f"--heads {odds} for the log odds of {rest[0]}" if len(labels) == 2 else "--heads NAME=WEIGHT,..."
     raise SourceError(
         f"{checkpoint.id}: {len(labels)} heads ({', '.join(labels)}) {why}: the config does not say what the score is; "
@@ -373,7 +414,8 @@ def _chat_template(checkpoint: Checkpoint, options: Options, notes: list[str]) -
     if isinstance(template, Mapping):
         names = ", ".join(map(repr, template))
         template = template.get("default")
-        notes.append(f"of the tokenizer's chat templates ({names}) the one called 'default' is used (--chat-template)")
+        which = "none is called 'default'" if template is None else "the one called 'default' is used"
+        notes.append(f"of the tokenizer's chat templates ({names}) {which} (--chat-template FILE)")
     if template is None:
         if not options.pair:
             notes.append("the tokenizer has no chat template, so chats are not scored (--chat-template FILE)")

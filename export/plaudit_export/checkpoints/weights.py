@@ -17,6 +17,7 @@ from plaudit_export.errors import SourceError, first_line
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_PICKLED_MODEL = "pytorch_model*.bin"
 _PICKLED_HEAD = "value_head.bin"
 # Pickles whose names say that a score is computed with them; pickled optimizers and whole models lie beside many.
 _PICKLED = (".bin", ".pt", ".pth")
@@ -38,6 +39,21 @@ _OF_A_SCORE = re.compile(
     r"(^|\.)(score|score_head|scores|classifier|reward|reward_head|rm_head|v_head|vhead|value_head|regression_head"
     r"|regression_layer|gating|normalizer)(\.|$)"
 )
+
+
+def check_directory(directory: Path) -> None:
+    """Names the usual mistakes before transformers words them.
+
+    Raises:
+        SourceError: there is no config, or no weights that may be loaded.
+    """
+    if not (directory / "config.json").is_file():
+        raise SourceError(f"{directory}: has no config.json; give the directory of a Hugging Face checkpoint")
+    if any(directory.glob("*.safetensors")):
+        return
+    if any(directory.glob(_PICKLED_MODEL)):
+        raise pickled(directory, _PICKLED_MODEL, _ONE_FILE)
+    raise SourceError(f"{directory}: has no *.safetensors file")
 
 
 def check_complete(
@@ -141,26 +157,32 @@ def check_adapter_files(directory: Path, weights: Collection[str]) -> list[str]:
     ]
 
 
-def check_pickled_head(directory: Path) -> None:
+def check_pickled_head(directory: Path, left_out: Iterable[str] = ()) -> None:
     """No head lies in a pickle, LLaMA-Factory's or another.
+
+    Args:
+        directory: of the checkpoint.
+        left_out: names of further files of it, which were not downloaded.
 
     Raises:
         SourceError: one does, and no other file has it.
     """
-    for path in sorted(directory.iterdir()):
-        if path.suffix not in _PICKLED or not _NAMES_HEAD.search(path.stem):
+    for name in sorted({*left_out, *(path.name for path in directory.iterdir())}):
+        path = Path(name)
+        if path.parent != Path() or path.suffix not in _PICKLED or not _NAMES_HEAD.search(path.stem):
             continue
-        converted = VALUE_HEAD if path.name == _PICKLED_HEAD else f"{path.stem}.safetensors"
+        converted = VALUE_HEAD if name == _PICKLED_HEAD else f"{path.stem}.safetensors"
         if not (directory / converted).is_file():
-            raise pickled(directory, path.name, converted)
+            raise pickled(directory, name, converted)
 
 
-def pickled(directory: Path, name: str, converted: str) -> SourceError:
-    """Says that a file is never loaded, and how its owner makes one of it that is."""
+def pickled(directory: Path, names: str, converted: str) -> SourceError:
+    """Says that a file, or those that a pattern names, is never loaded, and how its owner makes one that is."""
     return SourceError(
-        f"{directory}: {name} is pickled, and never loaded because a pickle can run code; if you trust it, convert it "
-        f'there: python -c "import torch, safetensors.torch as s; '
-        f"s.save_file(torch.load('{name}', weights_only=True), '{converted}')\""
+        f"{directory}: {names} is pickled, and never loaded because a pickle can run code; if you trust it, convert it "
+        'there: python -c "import glob, torch, safetensors.torch as s; s.save_file({name: weight.contiguous().clone() '
+        f"for file in glob.glob('{names}') for name, weight in torch.load(file, weights_only=True).items()}}, "
+        f"'{converted}', {{'format': 'pt'}})\""
     )
 
 
@@ -228,7 +250,8 @@ def _files(directory: Path) -> tuple[list[str], list[str]]:
         read = [_ONE_FILE] if _ONE_FILE in found else found
     else:
         try:
-            read = sorted(set(json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            weight_map = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+            read = sorted({str(Path(file)) for file in weight_map.values()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SourceError(
                 f"{directory}: its {_INDEX} names no files of weights; save the checkpoint again"

@@ -24,7 +24,7 @@ class Comparison:
         pair_agreement: share of the text pairs ranked as float32 ranks them.
         size_bytes: of the graph and its weights.
         size_ratio: by float32's size.
-        speed_ratio: sequences per second by float32's, on ONNX Runtime CPU here.
+        speed_ratio: sequences per second by float32's, on ONNX Runtime CPU here; None where not both ran there.
         left_in_float: products of activations and weights that were kept in float32, of all of them.
     """
 
@@ -38,17 +38,18 @@ class Comparison:
     pair_agreement: float
     size_bytes: int
     size_ratio: float
-    speed_ratio: float
+    speed_ratio: float | None
     left_in_float: str
 
     def describe(self) -> str:
         """Two lines for a terminal."""
+        speed = "" if self.speed_ratio is None else f", {self.speed_ratio:.2f} x the speed on this CPU"
         where = "held out from calibration" if self.held_out else "the ones that it was calibrated on"
         return (
             f"against float32 on {self.num_texts} texts, {where}: {self.pair_agreement:.2%} of the pairs ranked alike, "
             f"Spearman {self.spearman:.4f}, Kendall {self.kendall:.4f}\n"
             f"|difference| at most {self.max_abs_diff:.2g}, mean {self.mean_abs_diff:.2g} (scores' standard deviation "
-            f"{self.score_std:.2g}); {self.size_ratio:.2f} x the size, {self.speed_ratio:.2f} x the speed on this CPU"
+            f"{self.score_std:.2g}); {self.size_ratio:.2f} x the size{speed}"
         )
 
 

@@ -26,7 +26,7 @@ def other_readings(checkpoint: Checkpoint, rules: Rules, options: Options, cases
     notes = list(checkpoint.tokenizer_notes)
     if checkpoint.auto_tokenizer is not None:
         notes.append(_auto_tokenizer(checkpoint, rules, cases))
-    if options.chat_special_tokens is None:
+    if options.chat_special_tokens is None and options.recipe is None:
         notes += _chat_special_tokens(checkpoint, rules, cases)
     return notes
 
@@ -52,7 +52,8 @@ def _chat_special_tokens(checkpoint: Checkpoint, rules: Rules, cases: Sequence[C
     added = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])))
     return [
         "chats get the special tokens that the chat template writes and no others, as TRL trains; if the reward model "
-        f"is meant to be called as tokenizer(rendered chat), which adds {added}, give --chat-special-tokens"
+        f"is meant to be called as tokenizer(rendered chat), which adds {added}, give --recipe hf, or "
+        "--chat-special-tokens alone"
     ]
 
 

@@ -1,7 +1,8 @@
 """What transformers itself makes of a text: token ids and raw scores, in float32, one text at a time, never batched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -37,11 +38,18 @@ Case = tuple[Mapping[str, Any], Tokens]
 
 
 class Reference:
-    """Tokenizes and scores with the checkpoint's own tokenizer and model."""
+    """Tokenizes and scores with the checkpoint's own tokenizer and model.
 
-    def __init__(self, checkpoint: Checkpoint, rules: Rules) -> None:
+    Args:
+        checkpoint: the reward model.
+        rules: how its texts are tokenized, and what its heads weigh.
+        device: where the model computes (`devices.computing_on`).
+    """
+
+    def __init__(self, checkpoint: Checkpoint, rules: Rules, device: str = "cpu") -> None:
         self._checkpoint = checkpoint
         self._rules = rules
+        self._device = device
 
     def tokenize(self, item: Mapping[str, Any]) -> Tokens:
         """Token ids of a wire item, by the rules of docs/scoring.md.
@@ -51,9 +59,13 @@ class Reference:
         """
         if "token_ids" in item:
             return Tokens(list(item["token_ids"]))
-        finished = item.get("finished", True)
+        finished, chat_end = item.get("finished", True), self._rules.chat_end
         if "messages" in item and not self._rules.pair:
-            rendered = self._ended(self._render(item["messages"]), finished)
+            finished = finished and chat_end != "template"
+            rendered = self._render(item["messages"])
+            if finished and chat_end == "eos":
+                rendered = rendered.rstrip("\n")
+            rendered = self._ended(rendered, finished)
             tokens = self._encode(rendered, add_special_tokens=self._rules.chat_special_tokens)
         else:
             texts = [self._ended(text, finished) for text in self._texts(item)]
@@ -63,14 +75,22 @@ class Reference:
 
     def score(self, item: Mapping[str, Any], tokens: Tokens) -> Golden:
         """Raw score of one text by transformers' own forward pass."""
-        inputs = {"input_ids": torch.tensor([tokens.token_ids])}
+        heads = self.heads(tokens.token_ids, tokens.type_ids)
+        return Golden(item=item, token_ids=tuple(tokens.token_ids), heads=tuple(heads), score=self.weigh(heads))
+
+    def heads(self, token_ids: Sequence[int], type_ids: Sequence[int] | None) -> list[float]:
+        """Raw head values of one text."""
+        inputs = {"input_ids": torch.tensor([list(token_ids)], device=self._device)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if tokens.type_ids is not None:
-            inputs["token_type_ids"] = torch.tensor([tokens.type_ids])
+        if type_ids is not None:
+            inputs["token_type_ids"] = torch.tensor([list(type_ids)], device=self._device)
         with quiet(), torch.no_grad():
-            heads = self._checkpoint.model(**inputs).logits[0].double().tolist()
-        score = sum(head.weight * value for head, value in zip(self._rules.heads, heads, strict=True))
-        return Golden(item=item, token_ids=tuple(tokens.token_ids), heads=tuple(heads), score=score)
+            heads: list[float] = self._checkpoint.model(**inputs).logits[0].double().tolist()
+        return heads
+
+    def weigh(self, heads: Sequence[float]) -> float:
+        """The raw score of head values."""
+        return sum(head.weight * value for head, value in zip(self._rules.heads, heads, strict=True))
 
     def _texts(self, item: Mapping[str, Any]) -> tuple[str, ...]:
         if "text" in item:
@@ -94,7 +114,7 @@ class Reference:
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
         template = self._rules.chat_template
         if template is not None:
-            self._render_within_bounds(template, messages)
+            self._render_within_bounds(messages)
             if "strftime_now" in template:
                 template = NO_CLOCK + template
         rendered: str = self._checkpoint.tokenizer.apply_chat_template(
@@ -105,15 +125,16 @@ class Reference:
         )
         return rendered
 
-    def _render_within_bounds(self, template: str, messages: Sequence[Mapping[str, str]]) -> None:
-        """Render as the service will: transformers' sandbox would wait for a template that never ends.
+    @cached_property
+    def _render_within_bounds(self) -> Callable[[Sequence[Mapping[str, Any]]], str]:
+        """Renders as the service will: transformers' sandbox would wait for a template that never ends.
 
         Raises:
-            ChatTemplateError: the service would not render these messages.
+            ChatTemplateError: the service would not render with this template; from the function, these messages.
         """
         named = {"bos_token": self._rules.bos, "eos_token": self._rules.eos}
         tokens = {name: token.text for name, token in named.items() if token is not None}
-        compile_chat_template(template, self._rules.template_tokens | tokens)(messages)
+        return compile_chat_template(str(self._rules.chat_template), self._rules.template_tokens | tokens)
 
     def _ended(self, text: str, finished: bool) -> str:
         """How the trainer's text ends, before it is encoded; docs/scoring.md."""
@@ -172,7 +193,7 @@ def users_sequences(
     fitting = []
     for number, item in enumerate(tqdm(items, desc=option, unit="text", leave=False, disable=None), start=1):
         tokens = _tokenize_item(reference, rules, f"{option}: item {number}", item)
-        if _fits(tokens, rules):
+        if fits(tokens, rules):
             fitting.append(_sequence(rules, tokens))
     if num_left_out := len(items) - len(fitting):
         limits = f"1 to {rules.max_tokens} tokens"
@@ -210,7 +231,7 @@ def _built_in_cases(
     return [
         (item, tokens)
         for item, tokens in cases
-        if _fits(tokens, rules) and ("token_ids" in item or not special_ids.issuperset(tokens.token_ids))
+        if fits(tokens, rules) and ("token_ids" in item or not special_ids.issuperset(tokens.token_ids))
     ]
 
 
@@ -237,7 +258,7 @@ def _chat_cases(reference: Reference, rules: Rules, notes: list[str]) -> list[Ca
 def _tokenize_golden(reference: Reference, rules: Rules, number: int, item: Mapping[str, Any]) -> Tokens:
     where = f"--golden: item {number}"
     tokens = _tokenize_item(reference, rules, where, item)
-    if not _fits(tokens, rules):
+    if not fits(tokens, rules):
         limits = f"1 to {rules.max_tokens} tokens, ids below {rules.vocab_size}"
         raise SourceError(f"{where}: {len(tokens.token_ids)} tokens; the model takes {limits}")
     return tokens
@@ -254,6 +275,7 @@ def _tokenize_item(reference: Reference, rules: Rules, where: str, item: Mapping
         raise SourceError(f"{where}: {first_line(error)}") from error
 
 
-def _fits(tokens: Tokens, rules: Rules) -> bool:
+def fits(tokens: Tokens, rules: Rules) -> bool:
+    """Whether the model takes a text of these tokens."""
     ids = tokens.token_ids
     return 0 < len(ids) <= rules.max_tokens and max(ids) < rules.vocab_size

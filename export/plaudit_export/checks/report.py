@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,23 @@ from plaudit_service.serving.parity import ParityReport
 
 
 def build_report(
-    bundle: Bundle, engine: str, parity: ParityReport, comparison: Comparison | None, notes: Sequence[str]
+    bundle: Bundle,
+    engine: str,
+    parity: ParityReport,
+    comparison: Comparison | None,
+    pairs: Mapping[str, Any] | None,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of `report.json`; `comparison` with float32 where the precision is reduced."""
+    """The content of `report.json`.
+
+    Args:
+        bundle: of the report.
+        engine: that the parity was measured on.
+        parity: of the golden texts.
+        comparison: with float32, where the precision is reduced.
+        pairs: what preference pairs say of the text rule, where any were given.
+        notes: of the export.
+    """
     rows = [
         {
             "index": row.index,
@@ -28,6 +42,7 @@ def build_report(
         for row in parity.rows
     ]
     return {
+        "precision": bundle.scoring.precision,
         "parity": {
             "engine": engine,
             "max_abs_diff": parity.max_abs_diff,
@@ -36,7 +51,9 @@ def build_report(
             "rows": rows,
         },
         "against_float32": None if comparison is None else dataclasses.asdict(comparison),
+        "pairs": None if pairs is None else dict(pairs),
         "golden_score_std": score_std(bundle.golden),
+        "checked": describe_checked(bundle),
         "checked_tokens": longest_golden(bundle),
         "unchecked": describe_unchecked(bundle),
         "size_bytes": {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())},
@@ -55,12 +72,35 @@ def longest_golden(bundle: Bundle) -> int:
     return max(len(record.token_ids) for record in bundle.golden)
 
 
-def describe_unchecked(bundle: Bundle) -> str | None:
-    """Which texts the bundle takes and no golden text stands for; None where the golden texts reach the limit."""
+def describe_checked(bundle: Bundle) -> list[str]:
+    """What the figures of a report were measured on."""
+    if bundle.scoring.precision != "bf16":
+        return ["parity: the bundle's graph in ONNX Runtime on the CPU"]
+    return [
+        "parity: the float32 graph of the same model in ONNX Runtime on the CPU",
+        "the bfloat16 graph: every node and its types, by onnx.checker",
+        "against_float32: the model in torch on the CPU, each operator in bfloat16",
+    ]
+
+
+def describe_unchecked(bundle: Bundle, *, graph_ran: bool = False) -> str | None:
+    """What was not checked: the graph that no CPU runs, texts longer than all golden ones; None: nothing of that.
+
+    Args:
+        bundle: a bundle.
+        graph_ran: a device has run the graph just now.
+    """
+    unchecked = []
+    if bundle.scoring.precision == "bf16" and not graph_ran:
+        unchecked.append(
+            "the bfloat16 graph was not run, because no CPU does; a service with --device cuda checks it at its start"
+        )
     checked, limit = longest_golden(bundle), bundle.scoring.max_tokens
-    if checked >= limit:
-        return None
-    return f"texts of more than {checked} tokens were not checked; --golden-max-tokens {limit} checks them"
+    if checked < limit:
+        unchecked.append(
+            f"texts of more than {checked} tokens were not checked; --golden-max-tokens {limit} checks them"
+        )
+    return "; ".join(unchecked) or None
 
 
 def describe_bundle(bundle: Bundle) -> str:
@@ -74,6 +114,7 @@ def describe_bundle(bundle: Bundle) -> str:
         "source": f"{source.id}{revision}",
         "architecture": f"{source.architecture} ({scoring.kind}, reference attention: {source.attention})",
         "precision": f"{scoring.precision}, tolerance {manifest.tolerance:g} x max(1, |score|)",
+        "recipe": manifest.recipe or "none",
         "max_tokens": scoring.max_tokens,
         "vocab_size": scoring.vocab_size,
         "pad_token_id": scoring.pad_token_id,
@@ -82,6 +123,7 @@ def describe_bundle(bundle: Bundle) -> str:
         "add_special_tokens": scoring.add_special_tokens,
         "chat_special_tokens": scoring.chat_special_tokens,
         "append_eos": scoring.append_eos,
+        "chat_end": scoring.chat_end,
         "pair": scoring.pair,
         "heads": ", ".join(f"{head.name} x {head.weight:g}" for head in scoring.heads),
         "normalization": _normalization(bundle),

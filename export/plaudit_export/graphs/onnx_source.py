@@ -10,8 +10,16 @@ import onnx_ir as ir
 import torch
 import transformers
 
-from plaudit_export.checkpoints.architecture import check_numbers, own_code, sequence_classifier
+from plaudit_export.checkpoints.architecture import (
+    behind_the_head,
+    check_normalization,
+    check_numbers,
+    own_code,
+    sequence_classifier,
+)
 from plaudit_export.checkpoints.checkpoint import Checkpoint, load_tokenizer
+from plaudit_export.checkpoints.config_files import CONFIG, read_fields
+from plaudit_export.checkpoints.formats import saved_normalization
 from plaudit_export.checkpoints.loading import load_config
 from plaudit_export.errors import SourceError, first_line
 from plaudit_export.graphs.tracing import save_graph, strip
@@ -52,6 +60,7 @@ def load_onnx(directory: Path) -> OnnxSource:
     with quiet():
         config = load_config(home)
         architecture = sequence_classifier(home, config)
+        check_normalization(home, config)
         check_numbers(home, config)
         with torch.device("meta"):
             model = getattr(transformers, architecture)(config).eval()
@@ -65,9 +74,13 @@ def load_onnx(directory: Path) -> OnnxSource:
         tokenizer=tokenizer.taken,
         auto_tokenizer=tokenizer.auto,
         tokenizer_notes=tokenizer.notes,
-        notes=tuple(
-            f"auto_map of the config names {name} for {auto}; that code is not run, the graph is taken as it is"
-            for auto, name in own_code(getattr(config, "auto_map", None)).items()
+        kept=saved_normalization(home, None, read_fields(homes[0], CONFIG), {}),
+        notes=(
+            *(
+                f"auto_map of the config names {name} for {auto}; that code is not run, the graph is taken as it is"
+                for auto, name in own_code(getattr(config, "auto_map", None)).items()
+            ),
+            *behind_the_head(home, config, architecture, builtin_class=True),
         ),
     )
     return OnnxSource(graph, checkpoint, _check_graph(graph))

@@ -14,7 +14,8 @@ from plaudit_export.errors import ExportError
 from plaudit_export.graphs.quantization import Activation, calibrate, quantize
 from plaudit_export.graphs.tracing import OPSET
 from plaudit_service.bundles.bundle import GOLDEN, GRAPH, GRAPH_DATA, Bundle, Manifest, Scoring, Source
-from plaudit_service.engine.engines import open_engine
+from plaudit_service.engine.engines import GraphEngine, open_engine
+from plaudit_service.engine.runtime import Runtime
 from plaudit_service.errors import BundleError
 from plaudit_service.queueing.batching import cut
 from plaudit_service.text.tokenization import TokenizedText
@@ -36,11 +37,16 @@ _NUM_TIMED_ROUNDS = 5
 class GraphScorer:
     """Scores token sequences with the graph of one directory, in the batches of the service.
 
+    Args:
+        directory: holds the graph.
+        scoring: rules of scoring.
+        runtime: what computes instead of the graph; None: the graph, in ONNX Runtime on the CPU.
+
     Raises:
         ExportError: the graph cannot be loaded.
     """
 
-    def __init__(self, directory: Path, scoring: Scoring) -> None:
+    def __init__(self, directory: Path, scoring: Scoring, runtime: Runtime | None = None) -> None:
         source = Source(id="draft", architecture="draft", attention="draft")
         manifest = Manifest(
             name="draft",
@@ -52,8 +58,9 @@ class GraphScorer:
             sha256={GOLDEN: "0" * 64},
         )
         self._weights = np.array([head.weight for head in scoring.heads])
+        bundle = Bundle(directory, manifest, None, ())
         try:
-            self.engine = open_engine(Bundle(directory, manifest, None, ()))
+            self.engine = open_engine(bundle) if runtime is None else GraphEngine(bundle, runtime)
         except BundleError as error:
             raise ExportError(f"the new graph cannot be run: {error}") from error
 
@@ -69,7 +76,7 @@ class GraphScorer:
                 try:
                     heads[batch] = self.engine.run([texts[at] for at in batch])
                 except Exception as error:  # the runtime raises classes of its own
-                    raise ExportError(f"ONNX Runtime fails on the new graph: {error}") from error
+                    raise ExportError(f"{self.engine.name} fails on the new graph: {error}") from error
                 bar.update(len(batch))
         if not np.isfinite(heads).all():
             num_lost = int((~np.isfinite(heads).all(axis=1)).sum())
@@ -171,26 +178,58 @@ def _by_sensitivity(
     return order[: int(_MAX_KEPT_SHARE * len(order))]
 
 
+@dataclass(frozen=True)
+class Float32:
+    """What a reduced precision is held against.
+
+    Attributes:
+        scores: raw scores of the texts, shape (N,).
+        size_bytes: of the graph and its weights.
+        scorer: with the graph, to be timed; None where none was written.
+    """
+
+    scores: Scores
+    size_bytes: int
+    scorer: GraphScorer | None = None
+
+
+def graph_float32(directory: Path, scoring: Scoring, texts: Texts) -> Float32:
+    """What the float32 graph of a directory gives the texts."""
+    scorer = GraphScorer(directory, scoring.model_copy(update={"precision": "fp32"}))
+    return Float32(scorer.scores(texts, "float32"), graph_bytes(directory), scorer)
+
+
 def compare(
-    float_directory: Path, directory: Path, scoring: Scoring, texts: Texts, *, held_out: bool, left_in_float: str
+    float32: Float32,
+    directory: Path,
+    scoring: Scoring,
+    texts: Texts,
+    *,
+    held_out: bool,
+    left_in_float: str,
+    emulated: Scores | None = None,
 ) -> Comparison:
-    """Hold a graph of reduced precision against the float32 one.
+    """Hold a graph of reduced precision against float32.
 
     Args:
-        float_directory: holds the float32 graph.
-        directory: holds the other one.
+        float32: of the same texts.
+        directory: holds the graph of the reduced precision.
         scoring: rules of scoring, in the reduced precision.
         texts: to score.
         held_out: none of them was calibrated on.
         left_in_float: what stayed in float32.
+        emulated: what torch made of the texts in the reduced precision, shape (N,); None: the graph is run.
     """
-    pair = (
-        GraphScorer(float_directory, scoring.model_copy(update={"precision": "fp32"})),
-        GraphScorer(directory, scoring),
-    )
-    reference, scores = pair[0].scores(texts, "float32"), pair[1].scores(texts, scoring.precision)
+    reference, speed_ratio = float32.scores, None
+    if emulated is None:
+        scorer = GraphScorer(directory, scoring)
+        scores = scorer.scores(texts, scoring.precision)
+        if float32.scorer is not None:
+            speed_ratio = _speed_ratio((float32.scorer, scorer), texts[:_NUM_TIMED_TEXTS])
+    else:
+        scores = emulated
     difference = np.abs(scores - reference)
-    size_bytes, float_size_bytes = _graph_bytes(directory), _graph_bytes(float_directory)
+    size_bytes = graph_bytes(directory)
     return Comparison(
         num_texts=len(texts),
         held_out=held_out,
@@ -201,8 +240,8 @@ def compare(
         kendall=kendall(reference, scores),
         pair_agreement=pair_agreement(reference, scores),
         size_bytes=size_bytes,
-        size_ratio=size_bytes / float_size_bytes,
-        speed_ratio=_speed_ratio(pair, texts[:_NUM_TIMED_TEXTS]),
+        size_ratio=size_bytes / float32.size_bytes,
+        speed_ratio=speed_ratio,
         left_in_float=left_in_float,
     )
 
@@ -221,5 +260,6 @@ def _speed_ratio(scorers: tuple[GraphScorer, GraphScorer], texts: Texts) -> floa
     return statistics.median(ratios)
 
 
-def _graph_bytes(directory: Path) -> int:
+def graph_bytes(directory: Path) -> int:
+    """Size of a graph and its weights."""
     return sum((directory / name).stat().st_size for name in (GRAPH, GRAPH_DATA) if (directory / name).is_file())

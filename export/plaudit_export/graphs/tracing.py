@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import torch
 import transformers
@@ -16,6 +17,7 @@ from plaudit_export.checkpoints.checkpoint import Checkpoint
 from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.graphs.causal_attention import KeyValues, NewKeyValues, is_maskless, maskless
+from plaudit_export.graphs.experts import take_experts_apart
 from plaudit_export.quiet import quiet
 
 # From 23 on, attention is one native operator (also RMSNormalization and RotaryEmbedding).
@@ -108,18 +110,29 @@ class EncoderGraph(torch.nn.Module):
         return logits.float()
 
 
-def halve(model: torch.nn.Module) -> None:
-    """Turn a model into float16, in place, but its poolers and its head, which stay in float32.
+def lower(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Turn a model into float16 or bfloat16, in place, but its poolers and its head, which stay in float32.
 
-    A head in half precision ties scores.
+    A head in low precision ties scores. The frequencies of rotary positions stay in float32, as where transformers
+    loads a model in this type: rounded ones are off by whole radians some thousand tokens on.
     """
     base = network(model)
-    base.half()
+    frequencies = {name: each for name, each in base.named_buffers(remove_duplicate=False) if "inv_freq" in name}
+    base.to(dtype)
+    for name, each in frequencies.items():
+        module, _, buffer = name.rpartition(".")
+        setattr(base.get_submodule(module), buffer, each)
     heads = [child for child in model.children() if base not in child.modules()]
     heads += [module for name, module in base.named_modules() if name.split(".")[-1] == "pooler"]
     for head in heads:
         head.float()
         head.register_forward_pre_hook(lambda _, given: tuple(value.float() for value in given))
+
+
+def release(model: torch.nn.Module) -> None:
+    """Give the memory of a model's weights back: the tracer keeps its last graph, and the graph keeps parameters."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.new_empty(0)
 
 
 def needs_mask(checkpoint: Checkpoint, max_tokens: int) -> bool:
@@ -132,7 +145,7 @@ def needs_mask(checkpoint: Checkpoint, max_tokens: int) -> bool:
     if checkpoint.kind != "causal":
         return True
     with quiet(), torch.no_grad():
-        return not is_maskless(network(checkpoint.model), _key_value_shapes(checkpoint), max_tokens)
+        return not is_maskless(network(checkpoint.model), key_value_shapes(checkpoint), max_tokens)
 
 
 def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -> None:
@@ -148,6 +161,7 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -
     """
     try:
         with quiet(), torch.no_grad():
+            take_experts_apart(checkpoint.model)
             model = (
                 _trace_causal(checkpoint, has_mask=has_mask)
                 if checkpoint.kind == "causal"
@@ -158,7 +172,21 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -
     except Exception as error:  # the tracer runs a foreign model: it can raise anything
         raise ExportError(f"{checkpoint.architecture} cannot be traced into a graph: {first_line(error)}") from error
     strip(model)
-    save_graph(model, path)
+    save_graph(model, path, max_inline_bytes=MAX_INLINE_BYTES)
+    for value in model.graph.initializers.values():
+        value.const_value = None  # a view of the model's weights; the tracer keeps the graph (`release`)
+
+
+def check_types(graph: Path) -> None:
+    """Hold every node of a graph that nothing here can run against ONNX's definitions, types included.
+
+    Raises:
+        ExportError: a node is none of ONNX, or takes or gives other types than it is defined for.
+    """
+    try:
+        onnx.checker.check_model(str(graph), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{graph.name} is no valid graph: {first_line(error)}; export it in fp32") from error
 
 
 def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> None:
@@ -174,7 +202,7 @@ def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLIN
 
 def _trace_causal(checkpoint: Checkpoint, *, has_mask: bool) -> ir.Model:
     B, T, P, N, K, M = 2, 5, 7, 3, 4, 6  # any sizes do, if they are unequal and none is 0 or 1
-    shapes = _key_value_shapes(checkpoint)
+    shapes = key_value_shapes(checkpoint)
     dtype = next(network(checkpoint.model).parameters()).dtype
     example = (
         torch.zeros(B, T, dtype=torch.int64),
@@ -225,7 +253,7 @@ def _trace_encoder(checkpoint: Checkpoint) -> ir.Model:
     )
 
 
-def _key_value_shapes(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
+def key_value_shapes(checkpoint: Checkpoint) -> list[tuple[int, int, int]]:
     """Of each layer: heads, and the sizes of a key and of a value, learned by running the model once."""
     cache = _empty_cache()
     base = network(checkpoint.model)
@@ -267,7 +295,23 @@ def _trace(
         if value.shape is None:
             raise ExportError(f"the exporter lost the shape of {value.name}")
         value.shape = ir.Shape([name or size for name, size in zip(names, value.shape, strict=True)])
+    _give_norms_one_type(graph)
     return program.model
+
+
+def _give_norms_one_type(graph: ir.Graph) -> None:
+    """Cast what a norm reads to the type of its scale: the operator takes two types, and runtimes do not.
+
+    Gemma computes its norms in float32, scale included, and rounds what comes out.
+    """
+    for node in [node for node in graph if node.op_type == "RMSNormalization"]:
+        value, scale = node.inputs[:2]
+        assert value is not None
+        assert scale is not None
+        if value.dtype != scale.dtype:
+            cast = ir.node("Cast", [value], {"to": scale.dtype})
+            graph.insert_before(node, cast)
+            node.replace_input_with(0, cast.outputs[0])
 
 
 def strip(model: ir.Model) -> None:

@@ -81,7 +81,12 @@ LATER_FIELDS = (
     "class_token",
     "pooled_before",
     "head",
+    "chat_end",
 )
+
+# How a finished chat ends where EOS is appended to texts: as they do; as the template ends it; with EOS in place of its
+# last newlines.
+ChatEnd = Literal["as_text", "template", "eos"]
 
 
 class Scoring(_Frozen):
@@ -94,7 +99,7 @@ class Scoring(_Frozen):
     What a causal model's score is read from (docs/scoring.md): the rightmost token that is not `pad_token_id`; where
     `pooled_before` is set, the one before the first token of that id; where both are None, the last. How a text ends:
     a finished one without the newlines at its end (`strip_newlines`), with EOS (`append_eos`), behind a space
-    (`space_before_eos`); every one with `class_token`.
+    (`space_before_eos`); every one with `class_token`. A chat ends so too unless `chat_end` says otherwise.
     """
 
     kind: Literal["causal", "encoder", "plain"]
@@ -109,13 +114,14 @@ class Scoring(_Frozen):
     append_eos: bool = False
     strip_newlines: bool = False
     space_before_eos: bool = False
+    chat_end: ChatEnd = "as_text"
     class_token: SpecialToken | None = None
     pooled_before: int | None = Field(default=None, ge=0)
     pair: bool = False
     head: Literal["linear", "mlp", "token_logits"] = "linear"
     heads: tuple[Head, ...] = Field(min_length=1)
     normalization: Normalization | None = None
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     sha256: dict[ScoringFile, Sha256]
 
     @model_validator(mode="after")
@@ -127,6 +133,8 @@ class Scoring(_Frozen):
             raise ValueError("scoring.append_eos is true, but scoring.eos is null")
         if self.space_before_eos and not self.append_eos:
             raise ValueError("scoring.space_before_eos is true, but scoring.append_eos is false")
+        if self.chat_end != "as_text" and (self.pair or not self.append_eos):
+            raise ValueError("scoring.chat_end is set, but no EOS is appended to a chat's text")
         if self.pooled_before is not None and self.pad_token_id is not None:
             raise ValueError("scoring.pooled_before and scoring.pad_token_id say two things of what is pooled")
         if self.pair and (self.strip_newlines or self.space_before_eos or self.class_token):
@@ -154,11 +162,16 @@ class NormalizationSource(_Frozen):
 
 
 class Manifest(_Frozen):
-    """The content of `bundle.json`."""
+    """The content of `bundle.json`.
+
+    `recipe` names whose text rules those of `scoring` are; None: of nobody that the exporter knows, or of a bundle from
+    before recipes had names. What changes a score stands in `scoring`.
+    """
 
     format: Literal[1] = 1
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     scoring: Scoring
+    recipe: str | None = None
     tolerance: float = Field(gt=0)
     opset: int = Field(ge=1)
     source: Source

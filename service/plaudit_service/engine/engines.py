@@ -180,8 +180,9 @@ class GraphEngine:
         P = prefix.num_tokens
         lengths = np.array([len(text.token_ids) - P for text in batch])
         longest = int(lengths.max())
-        # No padding has a position that the model does not have.
-        shape = len(batch), min(_row_tokens(longest, self.costs), max(_MIN_TOKENS, longest, self._max_tokens - P))
+        # The multiple is that of the total length. No padding has a position that the model does not have.
+        padded = _row_tokens(P + max(_MIN_TOKENS, longest), self.costs) - P
+        shape = len(batch), min(padded, max(_MIN_TOKENS, longest, self._max_tokens - P))
         input_ids = np.full(shape, self._pad_id, dtype=np.int64)
         type_ids = np.zeros(shape, dtype=np.int64)
         for row, text in enumerate(batch):

@@ -64,6 +64,8 @@ def open_session(
     num_threads: int = 0,
     providers: Sequence[Any] = ("CPUExecutionProvider",),
     entries: Mapping[str, str] | None = None,
+    *,
+    plans_memory: bool = True,
 ) -> ort.InferenceSession:
     """Load a graph in ONNX Runtime.
 
@@ -72,6 +74,7 @@ def open_session(
         num_threads: Threads of one call; 0: one for each core that this process may use.
         providers: What runs it, in order.
         entries: More entries of the session's config.
+        plans_memory: Whether the second call of the same shapes takes one block for all that the first one took.
 
     Raises:
         BundleError: the graph cannot be loaded.
@@ -79,6 +82,7 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads or num_cores()
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = plans_memory
     options.log_severity_level = 4  # fatal; errors are raised, and reported by us
     # A spinning worker takes the core that the event loop and the tokenizer need between two calls.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,4 +1,7 @@
-"""ONNX Runtime on a CUDA device: what has to be there, what is refused, what stays on it. Not run on one yet."""
+"""ONNX Runtime on a CUDA device: what has to be there, what is refused, what stays on it.
+
+Not run on one yet, but on a stub that stands in for the CUDA libraries (tests/cuda_stub).
+"""
 
 import contextlib
 import ctypes
@@ -12,12 +15,12 @@ import onnxruntime as ort
 
 from plaudit_service.engine.onnx_runtime import describe, open_session
 from plaudit_service.engine.runtime import BF16_TOLERANCE, CPU_PREFIX_CACHE_BYTES, Array, Costs, no_tokens_shape
-from plaudit_service.errors import ServiceError
+from plaudit_service.errors import BundleError, ServiceError
 
 _PROVIDER = "CUDAExecutionProvider"
 # In standard deviations of the golden scores: some times what rounding each operator to the precision moves them by
 # (docs/decisions.md). Not held against a GPU yet.
-_TOLERANCES = {"fp16": 0.05, "bf16": BF16_TOLERANCE}
+TOLERANCES = {"fp16": 0.05, "bf16": BF16_TOLERANCE}
 # Estimates: a call of some hundred kernels, and work for a chip that computes thousands of tokens in the same time.
 # Attention kernels choose other code where a total length is no multiple of 8.
 _COSTS = Costs(call_tokens=256, prefix_token=1 / 64, batch_tokens=16_384, row_multiple=8)
@@ -52,14 +55,24 @@ class OnnxRuntimeCuda:
         # In the reserve of the arena, weights take a tenth more of the memory.
         entries = {"session.use_device_allocator_for_initializers": "1"}
         providers = [(_PROVIDER, {"device_id": str(device_id), "use_tf32": "0"}), "CPUExecutionProvider"]
-        self._session = open_session(graph, num_threads, providers, entries)
+        room_bytes = free_memory_bytes(device_id)
+        try:
+            # Planned blocks lie beside those of the first call: twice the memory, as lengths are seldom the same.
+            self._session = open_session(graph, num_threads, providers, entries, plans_memory=False)
+        except BundleError as error:
+            if "out of memory" not in str(error):
+                raise
+            raise ServiceError(
+                f"--device cuda:{device_id}: {graph} does not fit into the {room_bytes} bytes that are free there; "
+                "give another device, or export the checkpoint with a --precision of fewer bytes"
+            ) from error
         refuse_fallback(self._session, device_id)
         refuse_attention_on_cpu(self._session)
         self.inputs, self.outputs = describe(self._session)
         self._types = {tensor.name: tensor.type for tensor in self._session.get_inputs()}
-        self.tolerance = _TOLERANCES.get(precision, 0.0)
+        self.tolerance = TOLERANCES.get(precision, 0.0)
         free_bytes = free_memory_bytes(device_id)
-        self.prefix_cache_bytes = max(CPU_PREFIX_CACHE_BYTES, int(_PREFIX_CACHE_SHARE * free_bytes))
+        self.prefix_cache_bytes = prefix_cache_bytes(free_bytes)
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
         """Compute some outputs."""
@@ -154,8 +167,13 @@ def refuse_attention_on_cpu(session: ort.InferenceSession) -> None:
         )
 
 
-def free_memory_bytes(device_id: int) -> int:
-    """Memory of the device that nothing holds, asked of the CUDA that ONNX Runtime has loaded; 0: not known."""
+def prefix_cache_bytes(free_bytes: int | None) -> int:
+    """A share of the memory that a device has left; where that is not known, what the CPU has."""
+    return CPU_PREFIX_CACHE_BYTES if free_bytes is None else int(_PREFIX_CACHE_SHARE * free_bytes)
+
+
+def free_memory_bytes(device_id: int) -> int | None:
+    """Memory of the device that nothing holds, asked of the CUDA that ONNX Runtime has loaded; None: not known."""
     for library in _CUDA_RUNTIMES:
         try:
             cuda = ctypes.CDLL(library)
@@ -164,4 +182,4 @@ def free_memory_bytes(device_id: int) -> int:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         if cuda.cudaSetDevice(device_id) == 0 and cuda.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0:
             return free.value
-    return 0
+    return None

@@ -29,7 +29,7 @@ class Costs:
         prefix_token: Attending to a token of a prefix, whose keys and values are copied for every row, counts as this
             part of computing a token.
         batch_tokens: Padded tokens of one call, unless the operator says otherwise.
-        row_multiple: Rows are padded to a multiple of this many tokens.
+        row_multiple: Rows, with the prefix before them, are padded to a multiple of this many tokens.
     """
 
     call_tokens: int

@@ -156,7 +156,10 @@ def _add_docs(app: FastAPI) -> None:
 async def _answer_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     document = problem_document(error.status_code, error.detail, error.detail)
-    return JSONResponse(document, error.status_code, dict(error.headers or {}), media_type=PROBLEM_MEDIA_TYPE)
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # which is answered as GET
+    return JSONResponse(document, error.status_code, headers, media_type=PROBLEM_MEDIA_TYPE)
 
 
 async def _answer_bug(_: Request, __: Exception) -> Response:

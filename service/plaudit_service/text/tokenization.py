@@ -157,21 +157,24 @@ class Tokenization:
     def _source(self, where: str, text: str | tuple[str, str], finished: bool) -> _Source:
         return _Source(
             where,
-            text=self._ended(text) if finished and isinstance(text, str) else text,
+            text=self._ended(text, self._scoring.strip_newlines) if finished and isinstance(text, str) else text,
             add_special_tokens=self._scoring.add_special_tokens,
             append_eos=self._scoring.append_eos and finished,
         )
 
-    def _ended(self, text: str) -> str:
+    def _ended(self, text: str, strip_newlines: bool) -> str:
         """A finished text as its ending begins; EOS itself is appended to the ids where the text has none yet."""
         scoring = self._scoring
-        if scoring.strip_newlines:
+        if strip_newlines:
             text = text.rstrip("\n")
         if text and scoring.space_before_eos and scoring.eos and not text.endswith(scoring.eos.text):
             return f"{text} {scoring.eos.text}"
         return text
 
     def _chat(self, where: str, item: ChatItem) -> Iterator[_Source]:
+        chat_end = self._scoring.chat_end
+        ended = item.finished and chat_end != "template"
+        strip_newlines = self._scoring.strip_newlines or chat_end == "eos"
         head = [message.to_template() for message in item.messages]
         tails: list[list[dict[str, JsonValue]]] = [[]]
         if item.completions is not None:
@@ -193,9 +196,9 @@ class Tokenization:
             else:
                 yield _Source(
                     where,
-                    text=self._ended(text) if item.finished else text,
+                    text=self._ended(text, strip_newlines) if ended else text,
                     add_special_tokens=self._scoring.chat_special_tokens,
-                    append_eos=self._scoring.append_eos and item.finished,
+                    append_eos=self._scoring.append_eos and ended,
                 )
 
     def _pair(self, where: str, messages: Sequence[Mapping[str, JsonValue]]) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from plaudit_export.checkpoints.checkpoint import load_checkpoint
+from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.cli import main
 from plaudit_export.errors import SourceError
 from plaudit_export.quiet import quiet
@@ -68,7 +69,12 @@ def test_a_class_of_the_checkpoints_own_is_refused_also_where_it_has_the_name_of
 
 
 @pytest.mark.parametrize(
-    "auto_map", ["modeling_own.LlamaForSequenceClassification", {"AutoModelForRewardModel": "own.RewardModel"}]
+    "auto_map",
+    [
+        "modeling_own.LlamaForSequenceClassification",
+        ["modeling_own.LlamaForSequenceClassification"],
+        {"AutoModelForRewardModel": "own.RewardModel"},
+    ],
 )
 def test_code_for_an_auto_class_that_is_not_known_to_be_harmless_is_refused(copy, auto_map):
     set_config(copy, auto_map=auto_map)
@@ -128,11 +134,17 @@ def test_the_base_of_an_adapter_is_held_to_the_same(copy, tmp_path):
     # An adapter of a classifier is trained on transformers' classifier, whatever code a base has for language models.
     set_config(copy, architectures=["LlamaForCausalLM"], auto_map={"AutoModelForCausalLM": "own.LlamaForCausalLM"})
     assert len(load_checkpoint(str(tmp_path / "adapter")).notes) == 1
-    set_config(copy, auto_map={}, do_normalize=True)
+    # What is behind the base's head is not behind the adapter's.
+    set_config(copy, auto_map={}, function_to_apply="sigmoid")
+    set_file(
+        copy, "modules.json", modules("sentence_transformers.models.Transformer", "sentence_transformers.models.Dense")
+    )
+    assert load_checkpoint(str(tmp_path / "adapter")).notes == ()
+    set_config(copy, do_normalize=True)
     assert "do_normalize" in refusal(tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("field", ["do_normalize", "normalize_reward"])
+@pytest.mark.parametrize("field", ["do_normalize", "normalize_reward", "normalize_rewards"])
 def test_a_config_that_normalizes_scores_after_the_head_is_refused(copy, field):
     set_config(copy, **{field: True})
     assert f"its config.json says {field}" in refusal(copy)
@@ -187,3 +199,109 @@ def test_hybrid_and_linear_attention_are_refused_by_name(causal_checkpoint, tmp_
 def test_layers_that_all_attend_are_no_hybrid(tmp_path):
     checkpoint = load_checkpoint(str(tiny_causal_checkpoint(tmp_path / "it", architecture="gemma2")))
     assert set(checkpoint.config.layer_types) == {"full_attention", "sliding_attention"}
+
+
+SIGMOID = "torch.nn.modules.activation.Sigmoid"
+
+
+def set_file(checkpoint: Path, name: str, content: Any) -> None:
+    (checkpoint / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"sentence_transformers": {"activation_fn": SIGMOID, "version": "4.1.0"}}, "sentence_transformers.activation"),
+        (
+            {"sbert_ce_default_activation_function": SIGMOID},
+            "sbert_ce_default_activation_function of config.json names",
+        ),
+        ({"function_to_apply": "sigmoid"}, "function_to_apply of config.json names sigmoid, which a pipeline"),
+    ],
+)
+def test_an_activation_behind_the_head_is_told_with_the_score_that_is_served(copy, fields, named, tmp_path, capsys):
+    set_config(copy, **fields)
+    (note,) = load_checkpoint(str(copy)).notes
+    assert note.startswith(named)
+    assert note.endswith(
+        "scores are that output without it; for the other reading take 1 / (1 + exp(-score)), as /classify answers"
+    )
+    assert main(["checkpoint", str(copy), str(tmp_path / "bundle"), "--golden-max-tokens", "60"]) == 0
+    assert f"note: {note}" in capsys.readouterr().err
+    assert note in json.loads((tmp_path / "bundle" / "report.json").read_text())["notes"]
+
+
+def test_an_activation_in_the_files_of_sentence_transformers_is_told_and_what_it_does_to_texts_too(copy):
+    content = {
+        "activation_fn": "torch.nn.modules.activation.Tanh",
+        "prompts": {"rm": "Rate: "},
+        "default_prompt_name": "rm",
+    }
+    set_file(copy, "config_sentence_transformers.json", content)
+    set_file(copy, "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": True})
+    activation, prompt, case = load_checkpoint(str(copy)).notes
+    assert case.startswith("sentence_bert_config.json says do_lower_case")
+    assert activation.startswith("activation_fn of config_sentence_transformers.json names Tanh")
+    assert activation.endswith("for the other reading take Tanh of raw scores")
+    assert prompt.startswith("config_sentence_transformers.json puts the prompt 'Rate: ' before every text; texts are")
+
+
+def test_an_activation_that_changes_nothing_is_not_told(copy):
+    identity = "torch.nn.modules.linear.Identity"
+    set_config(copy, sentence_transformers={"activation_fn": identity}, function_to_apply="none")
+    set_file(copy, "config_sentence_transformers.json", {"activation_fn": identity, "prompts": {"a": ""}})
+    assert load_checkpoint(str(copy)).notes == ()
+
+
+def test_the_classes_of_a_softmax_that_the_config_applies_are_not_summed_by_a_guess(tmp_path):
+    source = tiny_causal_checkpoint(tmp_path / "it", num_labels=3, problem_type="multi_label_classification")
+    assert derive_rules(load_checkpoint(str(source)), Options()).heads
+    set_config(source, function_to_apply="softmax")
+    with pytest.raises(SourceError, match=r"3 heads .* of a softmax: the config does not say what the score is"):
+        derive_rules(load_checkpoint(str(source)), Options())
+
+
+def test_a_pipeline_of_the_checkpoints_own_is_refused_unless_the_built_in_class_is_right(copy):
+    own = {"impl": "pipeline.RewardPipeline", "pt": ["AutoModelForSequenceClassification"]}
+    set_config(copy, custom_pipelines={"reward": own})
+    assert "custom_pipelines of the config names pipeline.RewardPipeline for reward: code of the checkpoint's own" in (
+        refusal(copy)
+    )
+    (note,) = load_checkpoint(str(copy), builtin_class=True).notes
+    assert note.startswith("custom_pipelines of the config names pipeline.RewardPipeline for reward; that code is not")
+    set_config(copy, custom_pipelines={"chat": {"impl": "pipeline.Chat", "pt": ["AutoModelForCausalLM"]}})
+    assert len(load_checkpoint(str(copy)).notes) == 1
+    set_config(copy, custom_pipelines={"reward": "pipeline.RewardPipeline"})
+    assert "names pipeline.RewardPipeline for reward: code" in refusal(copy)
+
+
+def modules(*names: str) -> list[dict[str, Any]]:
+    return [{"idx": at, "name": str(at), "path": f"{at}_it", "type": name} for at, name in enumerate(names)]
+
+
+def test_a_module_with_weights_behind_the_encoder_is_refused_by_name(encoder_checkpoint, tmp_path):
+    copy = Path(shutil.copytree(encoder_checkpoint, tmp_path / "encoder"))
+    models = "sentence_transformers.models"
+    set_file(copy, "modules.json", modules(f"{models}.Transformer"))
+    assert load_checkpoint(str(copy)).notes == ()
+    set_file(copy, "modules.json", modules(f"{models}.Transformer", f"{models}.Pooling", f"{models}.Dense"))
+    assert f"modules.json names {models}.Dense behind the encoder" in refusal(copy)
+    (note,) = load_checkpoint(str(copy), builtin_class=True).notes
+    assert note.startswith(f"modules.json names {models}.Pooling, {models}.Dense, which sentence-transformers runs")
+    set_file(copy, "modules.json", modules(f"{models}.Transformer", f"{models}.Pooling"))
+    assert len(load_checkpoint(str(copy)).notes) == 1
+    (copy / "modules.json").write_text("[")
+    assert "its modules.json cannot be read" in refusal(copy)
+
+
+@pytest.mark.parametrize(("fields", "std"), [({"mean": 0.5, "std": 2.0}, 2), ({"mean": 0.5, "var": [4.0]}, 2)])
+def test_a_mean_and_a_deviation_of_the_config_are_told_and_applied_on_demand(copy, fields, std):
+    set_config(copy, **fields)
+    checkpoint = load_checkpoint(str(copy))
+    rules = derive_rules(checkpoint, Options())
+    assert rules.normalization is None
+    assert f"the trainer kept (raw - 0.5) / {std}; it is not applied, scores are raw (--normalize saved)" in rules.notes
+    applied = derive_rules(checkpoint, Options(normalize_saved=True)).normalization
+    assert (applied.mean, applied.std) == (0.5, pytest.approx(std, rel=1e-7))
+    set_config(copy, mean=[1, 2])
+    assert "mean [1, 2] is not one finite number" in refusal(copy)

@@ -28,6 +28,7 @@ def repository(causal_checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint beside what must not be fetched."""
     path = Path(shutil.copytree(causal_checkpoint, tmp_path / "repository"))
     (path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (path / "README.md").write_text("a model card, which may name the trainer")
     (path / "modeling.py").write_text("raise SystemExit('code ran')")
     (path / "onnx").mkdir()
     (path / "onnx" / "other.safetensors").write_bytes(b"no")
@@ -42,8 +43,29 @@ def test_a_checkpoint_on_the_hub_is_exported_with_the_commit_that_it_has(reposit
     bundle = load_bundle(tmp_path / "b")
     assert (bundle.manifest.source.id, bundle.manifest.source.revision) == ("org/tiny", COMMIT)
     assert bundle.fingerprint == causal_bundle.bundle.fingerprint
-    assert "model.safetensors" in hub.fetched
+    assert {"model.safetensors", "README.md"} <= set(hub.fetched)
     assert not {"pytorch_model.bin", "modeling.py", "onnx/other.safetensors"} & set(hub.fetched)
+
+
+def test_a_head_in_a_pickle_of_the_hubs_is_refused_though_it_is_not_downloaded(repository, tmp_path):
+    (repository / "reward_head.bin").write_bytes(b"\x80\x04.")
+    with local_hub(org__tiny=repository) as hub:
+        done = run(EXPORT, "checkpoint", "org/tiny", tmp_path / "b", env=hub.environment(tmp_path / "home"))
+        assert done.returncode == 2
+        assert (
+            "reward_head.bin is pickled, and never loaded because a pickle can run code; if you trust it"
+            in (done.stderr.splitlines()[-1])
+        )
+        assert not {"pytorch_model.bin", "reward_head.bin"} & set(hub.fetched)
+
+
+def test_a_hub_that_cannot_be_asked_for_its_files_is_told(repository, tmp_path):
+    with local_hub(org__tiny=repository) as hub:
+        env = hub.environment(tmp_path / "home")
+        assert run(EXPORT, "checkpoint", "org/tiny", tmp_path / "b", env=env).returncode == 0
+    done = run(EXPORT, "checkpoint", "org/tiny", tmp_path / "c", env=env | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "note: the hub cannot be asked what org/tiny holds besides the files of the cache" in done.stderr
 
 
 @pytest.mark.parametrize(

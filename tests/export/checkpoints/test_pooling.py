@@ -192,3 +192,43 @@ def test_a_pad_token_that_is_none_of_the_models_is_refused_with_field_and_remedy
             raised.value
         )
         assert "or to null" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kept", "pad", "note"),
+    [
+        # Without a file that names it, the pad token is the base's, and so is the chat template.
+        (
+            ["tokenizer.json"],
+            PAD,
+            "of a tokenizer the adapter has tokenizer.json only; what else it takes is the base's",
+        ),
+        (["special_tokens_map.json"], EOS, "the base's config has the pad token 0; trainers set that of the adapter's"),
+        (["tokenizer_config.json"], EOS, "of a tokenizer the adapter has tokenizer_config.json only"),
+        (["special_tokens_map.json", "tokenizer.json"], EOS, "special_tokens_map.json, tokenizer.json only"),
+    ],
+)
+def test_an_adapter_with_a_part_of_a_tokenizer_has_the_rest_of_it_from_its_base(tmp_path, kept, pad, note):
+    adapter = make_adapter(tmp_path, config="own", base_tokenizer="<|pad|>", own="<|im_end|>")
+    (adapter / "chat_template.jinja").unlink()
+    (adapter / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|im_end|>"}))
+    config = json.loads((adapter / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (adapter / "tokenizer_config.json").write_text(json.dumps(config))
+    for name in {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"} - {*kept}:
+        (adapter / name).unlink()
+    checkpoint = load_checkpoint(str(adapter))
+    base = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    assert pad_of(checkpoint) == pad
+    assert any(note in line for line in checkpoint.notes)
+    assert checkpoint.tokenizer.chat_template == base.chat_template
+    assert (checkpoint.tokenizer.bos_token, checkpoint.tokenizer.eos_token) == (base.bos_token, base.eos_token)
+    assert checkpoint.tokenizer(TEXTS)["input_ids"] == base(TEXTS)["input_ids"]
+
+
+def test_an_adapter_with_a_chat_template_alone_has_that_one_on_the_tokenizer_of_its_base(tmp_path):
+    adapter = make_adapter(tmp_path, config="own", base_tokenizer="<|pad|>", own=None)
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    checkpoint = load_checkpoint(str(adapter))
+    assert checkpoint.tokenizer.chat_template == "{{ messages[0].content }}"
+    assert "of a tokenizer the adapter has chat_template.jinja only" in checkpoint.notes[0]

@@ -222,3 +222,70 @@ def test_a_sentencepiece_model_alone_asks_for_sentencepiece(name, checkpoint):
     with pytest.raises(SourceError, match=rf"{name}.* needs sentencepiece: pip install sentencepiece") as raised:
         load_checkpoint(str(checkpoint))
     assert "tiktoken" not in str(raised.value)
+
+
+VOCABULARY = {"<s>": 0, "</s>": 1, "<pad>": 2, "the": 3, "fox": 4, "t": 5, "h": 6, "e": 7, "th": 8}
+
+
+@pytest.mark.parametrize("config", [{"add_bos_token": False}, {"add_eos_token": False}, {"add_eos_token": True}])
+@pytest.mark.parametrize(
+    ("model", "ids"),
+    [(models.WordLevel(VOCABULARY), [3, 4]), (models.BPE(VOCABULARY, [("t", "h"), ("th", "e")]), [3])],
+)
+def test_bos_and_eos_are_found_also_where_a_has_no_token(model, ids, config, checkpoint):
+    file = Tokenizer(model)
+    file.pre_tokenizer = pre_tokenizers.Whitespace()
+    file.add_special_tokens(["<s>", "</s>", "<pad>"])
+    file.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    put(file, checkpoint, bos_token="<s>", **config)
+    given = load_tokenizer(str(checkpoint)).taken("the fox")["input_ids"]
+    expected = [0, *ids, 1]
+    if not config.get("add_bos_token", True):
+        expected = expected[1:]
+    if not config.get("add_eos_token", True):
+        expected = expected[:-1]
+    assert given == expected
+
+
+@pytest.mark.parametrize("value", ["false", "true", 0])
+def test_what_is_neither_true_nor_false_is_no_switch(value, checkpoint):
+    put(word_piece(), checkpoint, add_eos_token=value)
+    with pytest.raises(SourceError, match=r"add_eos_token .* of tokenizer_config.json is neither true nor false"):
+        load_tokenizer(str(checkpoint))
+
+
+def test_ids_of_added_tokens_json_hold_or_are_refused(checkpoint):
+    file = word_piece()
+    put(file, checkpoint)
+    given = checkpoint / "added_tokens.json"
+    given.write_text(json.dumps({"<verdict>": file.get_vocab_size(), "</s>": file.token_to_id("</s>")}))
+    loaded = load_tokenizer(str(checkpoint))
+    assert loaded.taken("<verdict>")["input_ids"] == [file.get_vocab_size()]
+    assert any("adds tokens to tokenizer.json" in note for note in loaded.notes)
+    given.write_text(json.dumps({"</s>": 7}))
+    assert any("added_tokens.json gives '</s>' the id 7" in note for note in load_tokenizer(str(checkpoint)).notes)
+    given.write_text(json.dumps({"<verdict>": file.get_vocab_size() + 3}))
+    with pytest.raises(SourceError, match=r"added_tokens.json gives '<verdict>' the id .*correct one of them"):
+        load_tokenizer(str(checkpoint))
+
+
+def test_a_tokenizer_that_autotokenizer_cannot_load_is_that_of_its_file(checkpoint):
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    file = word_piece()
+    put(file, checkpoint, **own)
+    (checkpoint / "config.json").unlink()  # by which it would take another class
+    loaded = load_tokenizer(str(checkpoint))
+    assert [loaded.taken(text)["input_ids"] for text in TEXTS] == [file.encode(text).ids for text in TEXTS]
+    assert loaded.taken.pad_token == "<pad>"
+    (note,) = loaded.notes
+    assert note.startswith("AutoTokenizer cannot load the tokenizer (")
+    assert note.endswith("; the tokens are those of tokenizer.json")
+
+
+def test_a_special_token_that_two_files_name_differently_is_told_with_the_one_that_is_taken(checkpoint):
+    put(word_piece(), checkpoint)
+    (checkpoint / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<pad>", "pad_token": "<pad>"}))
+    loaded = load_tokenizer(str(checkpoint))
+    (note,) = loaded.notes
+    assert note.startswith("eos_token is '</s>' in tokenizer_config.json and '<pad>' in special_tokens_map.json; ")
+    assert f"; {loaded.taken.eos_token!r} is taken" in note

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,20 @@ def test_a_chat_is_rendered_and_gets_no_special_tokens(causal, plain_ids):
     item = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}
     rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
     assert reference(causal).tokenize(item) == Tokens(plain_ids(rendered))
+
+
+@pytest.mark.parametrize(
+    ("chat_end", "end"),
+    [("as_text", "<|im_end|>\n<|im_end|>"), ("template", "<|im_end|>\n"), ("eos", "<|im_end|>")],
+)
+def test_a_finished_chat_ends_as_chat_end_says(causal, plain_ids, chat_end, end):
+    item = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}
+    start = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes"
+    rules = replace(derive_rules(causal, Options(append_eos=True)), chat_end=chat_end)
+    appending = Reference(causal, rules)
+    assert appending.tokenize(item) == Tokens(plain_ids(start + end))
+    assert appending.tokenize(item | {"finished": False}) == Tokens(plain_ids(start + "<|im_end|>\n"))
+    assert appending.tokenize({"text": "Yes"}).token_ids[-1] == EOS
 
 
 def test_a_template_gets_no_clock(causal, plain_ids):

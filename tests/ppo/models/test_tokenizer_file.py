@@ -66,6 +66,12 @@ def test_a_bos_of_the_file_stays_unless_tokenizer_config_forbids_it(add_bos, lea
     assert load_policy(checkpoint)[1](TEXT)["input_ids"] == leading + IDS
 
 
+def test_a_switch_that_is_neither_true_nor_false_is_refused(checkpoint):
+    configure(checkpoint, add_bos_token="false")
+    with pytest.raises(CheckpointError, match=r"add_bos_token 'false' is neither true nor false"):
+        load_policy(checkpoint)
+
+
 def test_added_tokens_of_tokenizer_config_are_added(checkpoint):
     flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
     configure(checkpoint, added_tokens_decoder={"9": {"content": "<end>", **flags}})

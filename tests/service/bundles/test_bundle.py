@@ -138,6 +138,7 @@ def test_a_directory_that_is_not_there_is_refused_with_the_command_that_makes_on
         {"append_eos": True},
         {"strip_newlines": True},
         {"space_before_eos": True},
+        {"chat_end": "template"},
         {"class_token": SpecialToken(text="[CLS]", id=1)},
         {"pooled_before": 0},
         {"pair": True},

@@ -112,6 +112,8 @@ def test_a_graph_of_the_first_form_is_fed_its_mask():
         ([17], 0, MAX_TOKENS),  # no position beyond those that the model has
         ([19], 8, 12),
         ([11], 8, 8),
+        ([4], 3, 5),  # the total length, the prefix's tokens included
+        ([9, 11], 3, 13),
     ],
 )
 def test_rows_are_padded_to_a_multiple_where_the_device_wants_it(lengths, num_prefix, expected):

@@ -9,7 +9,12 @@ from onnx import TensorProto, helper
 
 from plaudit_service import Scorer
 from plaudit_service.engine.onnx_runtime import open_session
-from plaudit_service.engine.onnx_runtime_cuda import OnnxRuntimeCuda, refuse_attention_on_cpu, refuse_fallback
+from plaudit_service.engine.onnx_runtime_cuda import (
+    OnnxRuntimeCuda,
+    prefix_cache_bytes,
+    refuse_attention_on_cpu,
+    refuse_fallback,
+)
 from plaudit_service.engine.openvino_runtime import open_openvino
 from plaudit_service.engine.runtimes import open_runtimes
 from plaudit_service.errors import BundleError, ServiceError, SettingsError
@@ -97,6 +102,11 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(tiny_bundle):
         ServiceError, match=r"--device cuda:1 cannot be used \(.* CPUExecutionProvider\); .* --device cpu"
     ):
         refuse_fallback(session, 1)
+
+
+@pytest.mark.parametrize(("free_bytes", "expected"), [(80 << 30, 10 << 30), (8, 1), (0, 0), (None, 256 << 20)])
+def test_prefixes_are_kept_in_an_eighth_of_the_memory_that_a_device_has_left(free_bytes, expected):
+    assert prefix_cache_bytes(free_bytes) == expected
 
 
 def test_a_runtime_with_a_device_that_it_does_not_have_is_refused(tiny_bundle):

@@ -268,6 +268,8 @@ def test_a_head_request_is_answered_as_get_without_the_body(serve, tiny_bundle):
         assert {client.head(f"{service.url}{probe}").status_code for probe in ("/health", "/healthz", "/readyz")} == {
             200
         }
+        refused = client.post(f"{service.url}/healthz")
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_a_compressed_body_is_415_and_says_why_also_for_dialects(serve, tiny_bundle):

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from plaudit_service.bundles.bundle import TOKENIZER, Scoring, SpecialToken, load_bundle, sha256_of
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.items import PromptItem, TextItem, TokenItem
+from plaudit_service.items import ChatItem, Message, PromptItem, TextItem, TokenItem
 from plaudit_service.results import Status
 from plaudit_service.testing import write_tiny_bundle
 from plaudit_service.text.tokenization import Tokenization, TokenizedText, pooled_index
@@ -147,6 +147,32 @@ def test_a_text_that_was_cut_keeps_its_newlines_and_gets_no_eos(folder, tmp_path
     assert [ids_of(each) for each in tokenization.tokenize(given)] == [[0, 1, 1], [0, 2]]
 
 
+@pytest.mark.parametrize(
+    ("chat_end", "finished", "cut"),
+    [("as_text", [0, 2, 1, 2], [0, 2, 1]), ("template", [0, 2, 1], [0, 2, 1]), ("eos", [0, 2], [0, 2, 1])],
+)
+def test_a_chat_ends_as_chat_end_says(folder, tmp_path, chat_end, finished, cut):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "\n": 1, "[SEP]": 2}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    tokenizer.add_special_tokens(["[SEP]"])
+    tokenizer.save(str(tmp_path / TOKENIZER))
+    bundle = load_bundle(folder)
+    rules = EOS | {"vocab_size": 3, "bos": None, "pad_token_id": None, "chat_end": chat_end}
+    scoring = Scoring.model_validate(bundle.scoring.model_dump() | rules)
+    template = "{{ messages[0].content }}[SEP]\n\n"  # Jinja keeps all newlines but the last
+    tokenization = Tokenization(
+        replace(
+            bundle,
+            path=tmp_path,
+            chat_template=template,
+            manifest=bundle.manifest.model_copy(update={"scoring": scoring}),
+        )
+    )
+    chat = [Message(role="user", content="a")]
+    given = [ChatItem(messages=chat), ChatItem(messages=chat, finished=False), TextItem(text="a")]
+    assert [ids_of(each) for each in tokenization.tokenize(given)] == [finished, cut, [0, 2]]
+
+
 @pytest.mark.parametrize("text", ["\n\n", ""])
 def test_a_text_of_nothing_but_newlines_is_empty_where_they_are_stripped(make, text):
     (result,) = make(**EOS, strip_newlines=True, space_before_eos=True).tokenize([TextItem(text=text)])
@@ -172,6 +198,8 @@ def test_the_token_before_the_first_one_of_an_id_is_scored(make, ids, index):
     ("rules", "message"),
     [
         ({"space_before_eos": True}, "space_before_eos is true, but scoring.append_eos is false"),
+        ({"chat_end": "template"}, "chat_end is set, but no EOS is appended"),
+        (EOS | {"pair": True, "chat_end": "eos"}, "chat_end is set"),
         ({"pooled_before": 0}, "two things of what is pooled"),
         ({"pair": True, "strip_newlines": True}, "rules of how one text ends"),
     ],

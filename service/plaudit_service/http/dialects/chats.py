@@ -16,7 +16,7 @@ import pydantic_core
 from pydantic import Field, TypeAdapter, ValidationError
 
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.items import MESSAGE_FIELDS, Message, place
+from plaudit_service.items import MESSAGE_FIELDS, Message, first_problem
 
 _CHAT = TypeAdapter(Annotated[list[Message], Field(min_length=1, fail_fast=True)])
 _FORM = 'give a list of {"role", "content"}'
@@ -46,10 +46,7 @@ def read_chat(value: Any, where: str) -> list[Message]:
     try:
         return _CHAT.validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        keys = place(first["loc"])
-        between = "." if keys and not keys.startswith("[") else ""
-        raise InvalidRequest(f"{where}{between}{keys}: {first['msg']}") from error
+        raise InvalidRequest(first_problem(error, where)[1]) from error
 
 
 def find_chat(label: Any, where: str) -> list[Message] | None:

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from plaudit_service.errors import InvalidRequest, NotJson
 from plaudit_service.http.dialects.special_tokens import SpecialTokens
-from plaudit_service.items import Item, place
+from plaudit_service.items import Item, as_request_error
 
 _Shape = TypeVar("_Shape", bound="Shape")
 
@@ -80,7 +79,4 @@ def parse(shape: type[_Shape], body: bytes) -> _Shape:
     try:
         return shape.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        if first["type"] == "json_invalid":
-            raise NotJson(f"{first['msg']}; send a JSON object") from error
-        raise InvalidRequest(f"{place(first['loc']) or 'body'}: {first['msg']}") from error
+        raise as_request_error(error) from error

@@ -80,7 +80,7 @@ def _added_tokens(directory: Path, config: Mapping[str, Any]) -> list[tuple[str,
     try:
         both = [*added, *({"id": id_, **token} for id_, token in decoder.items())]
         return [(str(token["content"]), bool(token["special"]), int(token["id"])) for token in both]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise _error(directory, f"an added token of {_TOKENIZER} or {_CONFIG} lacks content, special or id") from error
 
 
@@ -99,7 +99,7 @@ def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _end_ids(generation: Mapping[str, Any]) -> set[int]:
     ids = generation.get("eos_token_id")
-    return set(ids) if isinstance(ids, list) else {ids} if isinstance(ids, int) else set()
+    return {each for each in (ids if isinstance(ids, list) else [ids]) if isinstance(each, int)}
 
 
 def _ends_of_turn(directory: Path, config: Mapping[str, Any], named: Mapping[str, str], tokens: set[str]) -> set[str]:
@@ -125,15 +125,15 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
         raise _error(directory, f"{_TEMPLATE} cannot be read ({error})") from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        entries = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
+        template = next((entry.get("template") for entry in entries), None)
     return template if isinstance(template, str) else None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file; empty where there is no file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

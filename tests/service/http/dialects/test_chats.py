@@ -28,9 +28,10 @@ def test_a_chat_is_read_in_each_of_its_forms(label):
 
 
 def test_a_message_keeps_what_templates_read():
-    calls = [{"type": "function", "function": {"name": "f", "arguments": {"a": None}}}]
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"a": [None, {}]}}}]
+    given = [{"id": None, **calls[0], "function": {"name": "f", "arguments": {"a": [None, {"b": None}], "c": None}}}]
     chat = [
-        {"role": "assistant", "content": None, "tool_calls": calls, "reasoning_content": "well", "thinking": "hm"},
+        {"role": "assistant", "content": None, "tool_calls": given, "reasoning_content": "well", "thinking": "hm"},
         {"role": "tool", "content": "4", "tool_call_id": "1", "name": "f"},
     ]
     assert [message.to_template() for message in read_chat(chat, "prompt")] == [

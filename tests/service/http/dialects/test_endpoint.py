@@ -119,13 +119,16 @@ def test_texts_of_another_tokenizer_are_refused_with_the_remedy_and_chats_are_sc
             assert number(path, post(service, path, body).json()) == 1.0
 
 
-# The template tokens of Gemma 4, EXAONE, Seed-OSS, Nemotron and MiniMax.
+# The template tokens of Gemma 4, EXAONE, Seed-OSS, Nemotron, MiniMax, Cohere, TeleChat and LongCat.
 TURNS = {
     "<turn|>": "<|turn>user\n",
     "[|endofturn|]": "[|user|]\n[|endofturn|]",
     "<seed:eos>": "<seed:bos>user\n",
     "<SPECIAL_12>": "<SPECIAL_11>User\n",
     "[e~[": "]~b]user\n",
+    "<EOS_TOKEN>": "<BOS_TOKEN>",
+    "<_end>": "<_user>",
+    "</longcat_s>": "[Round 0] USER:",
 }
 
 
@@ -140,7 +143,12 @@ def test_template_tokens_of_other_families_are_refused_as_words_and_stripped_fro
             assert post(service, "/slime", {"prompt": CHAT, "response": f"awful{end}"}).json() == -3.25
             body = {"query": [f"{begin}awful{end}\n"], "prompts": [begin], "labels": [CHAT]}
             assert post(service, "/get_reward", body).json()["rewards"] == [-3.25]
-        for text in ("good |> f <| [| 1; 2 |]", "<seed> good <p><s>x</s></p>", "vector<SPECIAL> good a<|b|c"):
+        for text in (
+            "good |> f <| [| 1; 2 |]",
+            "<seed> good <p><s>x</s></p>",
+            "vector<SPECIAL> good a<|b|c",
+            "f<|xs|>g good",
+        ):
             for path, body in bodies(text).items():
                 assert number(path, post(service, path, body).json()) == 1.0
 
@@ -168,7 +176,12 @@ def test_a_policys_tokenizer_that_is_none_is_one_clear_line(tiny_bundle, tmp_pat
     assert ended.stderr.startswith(f"plaudit-serve: error: --policy-tokenizer {tmp_path / 'none'}: holds neither")
 
 
-THINKING = "{% for m in messages %}{{ m.content }} {{ m.reasoning_content }} {{ m.name is defined }} {% endfor %}"
+THINKING = (
+    "{% for m in messages %}{{ m.content }} {{ m.reasoning_content }} {{ m.name is defined }} "
+    "{% for call in m.tool_calls or [] %}{% for key in call.arguments or {} %}bad {% endfor %}{% endfor %}{% endfor %}"
+)
+# As a table with other rows has it; the template would write a word for every key.
+NULLS = [{"name": "f", "id": None, "arguments": {"unit": None, "city": None}}]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +192,7 @@ THINKING = "{% for m in messages %}{{ m.content }} {{ m.reasoning_content }} {{ 
         ({"role": "user", "content": [{"type": "text", "text": "bad", "image": None}]}, -3.25),
         ({"role": "user", "content": "bad", "reasoning_content": "good"}, -2.25),
         ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}], "reasoning_content": "good"}, -1.25),
+        ({"role": "assistant", "content": None, "tool_calls": NULLS, "reasoning_content": "good"}, -1.25),
         ({"role": "user", "content": "bad", "id": 7}, "id: no field of a message that chat templates read"),
         ({"role": "user", "content": [{"type": "text", "text": "bad"}] * 2}, "content: 2 parts"),
         ({"role": "user", "content": None}, "content: missing"),

@@ -76,6 +76,25 @@ def test_the_end_of_a_turn_is_known_from_each_file_that_names_it(tmp_path, more)
     assert strip_end("fine<turn|>", write(tmp_path, **more)) == ("fine", True)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"generation": {"eos_token_id": [4, [4], "4", None]}},
+        {"template": None, "chat_template": [{"name": ["default"], "template": GEMMA_4}, 5], "eos_token": "<turn|>"},
+    ],
+    ids=["ids", "names of templates"],
+)
+def test_what_is_of_no_type_that_it_could_have_is_not_there(tmp_path, more):
+    assert strip_end("fine<turn|>", write(tmp_path, **more)) == ("fine", True)
+
+
+def test_a_tokenizers_files_may_begin_with_a_byte_order_mark(tmp_path):
+    write(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tmp_path / name).read_text(), encoding="utf-8-sig")
+    assert strip_end("fine<turn|>", read_policy_tokens(tmp_path)) == ("fine", True)
+
+
 def test_where_padding_is_the_eos_it_ends_a_text(tmp_path):
     assert strip_end("fine<eos>", write(tmp_path, pad_token="<eos>")) == ("fine", True)
 
@@ -112,6 +131,10 @@ def test_special_tokens_may_stand_in_the_config_alone(tmp_path):
         ({"tokenizer.json": "[]"}, "tokenizer.json holds no JSON object"),
         ({"tokenizer.json": '{"added_tokens": [{"id": 1}]}'}, "lacks content, special or id"),
         ({"tokenizer.json": '{"added_tokens": 5}'}, "lacks content, special or id"),
+        (
+            {"tokenizer.json": '{"added_tokens": [{"id": Infinity, "content": "a", "special": true}]}'},
+            "lacks content, special or id",
+        ),
         ({"tokenizer_config.json": '{"added_tokens_decoder": []}'}, "names no EOS"),
         ({"tokenizer_config.json": '{"added_tokens_decoder": [1]}'}, "lacks content, special or id"),
         ({"tokenizer_config.json": '{"additional_special_tokens": 5, "chat_template": [5]}'}, "names no EOS"),

@@ -40,6 +40,30 @@ KNOWN = KnownTokens()
         ("a[e~[", "[e~["),
         ("[unused9]a[unused10]b", "[unused9]"),
         ("<s>[INST] a [/INST] b</s><s>[INST] c [/INST] d</s>", "<s>"),
+        ("<BOS_TOKEN>a", "<BOS_TOKEN>"),  # Cohere
+        ("a<EOS_TOKEN>", "<EOS_TOKEN>"),
+        ("<_start><_system>a\n<_user>b<_bot>c<_end>\n", "<_end>"),  # TeleChat
+        ("a<_user>b<_bot>", "<_bot>"),
+        ("SYSTEM:a [Round 0] USER:b ASSISTANT:c", "[Round 0] USER:"),  # LongCat
+        ("a ASSISTANT:b</longcat_s>", "</longcat_s>"),
+        ("<longcat_user>a<longcat_assistant>b", "<longcat_user>"),
+        ("[THINK]Well", "[THINK]"),  # Magistral
+        ("hm[/THINK]a", "[/THINK]"),
+        ("<|User|>:a<eoh>\n<|Bot|>:b<eoa>", "<eoa>"),  # InternLM 1
+        ("a<eoh>\nb", "<eoh>"),
+        ("human: a <sep> assistant: b", "<sep>"),  # Reka
+        ("a\n<<SYS>>\nb\n<</SYS>>\n\nc", "<<SYS>>"),  # Llama 2
+        ("<role>HUMAN</role>a<|role_end|><role>ASSISTANT</role>", "<role>"),  # Ling
+        ("<|prompter|>a<|endoftext|><|assistant|>b", "<|prompter|>"),
+        ("a<|endoftext|>b", "<|endoftext|>"),
+        ("a <|end|>b", "<|end|>"),
+        ("<|user|>a", "<|user|>"),
+        ("a.<|user|>b", "<|user|>"),
+        ("a\n<|speaker|>b", "<|speaker|>"),
+        ("a.<|fini|>\n", "<|fini|>"),
+        ("a<|eot_id|>b", "<|eot_id|>"),
+        ("a<|extra_0|>b", "<|extra_0|>"),
+        ("a<|end-of-turn|>b", "<|end-of-turn|>"),
     ],
 )
 def test_special_tokens_that_a_tokenizer_does_not_know_are_found(text, token):
@@ -70,6 +94,19 @@ vocab = {'<pad>': 0, '<s>': 1, '</s>': 2, '<unk>': 3}; tokens = ['[CLS]', 'a', '
 1 <| 2 |> 3, <|x|> = |<x>|, <psi|phi>, |a|<|b|, a<|b|+|c|
 <(?:b|i|u|)>|[]~b]|[^]~b]|\[[a-z|]+\]|<[^>|]*>|(<br|>)
 ### Instruction: x USER: y
+let h = f<|xs|>g in g<|xs.Length|>h; parse<|text|>print; a<|user|>b; List.map f<|(x)|>ignore
+let v: vector<|int|> = [|<|int|>|]; <|S21|>
+the mean magnitude <|S21|> of <|v_x|>, <|psi_0|>, <|a-b|>, <|x|> and <|psi|>
+<|S21|> is a mean, <|int|>
+it is a vector<|float|>
+its mean is <|phase|>
+t[arr[i]~b]; arr[i]~b] = 1; a[b[i]~b]~c
+<message><_user>a</_user><_bot/><role>ADMIN</role><role>HUMAN</role><text>b</text><eoh>c</eoh></message>
+<role>HUMAN</role>
+prog <role> <sep> <file>; "a<sep>b".split("<sep>"); std::set<role> r; /api/<_user>
+fields are joined with <sep>
+cat <<SYS>>log; <<SYS>> is a stereotype; [Round 1] won by USER: [Round 2]; [THINK] twice
+tokenizer.add_tokens(["<BOS_TOKEN>", "<EOS_TOKEN>", "[THINK]", "<_end>", '<_user>', `<eoh>`])
 """
 
 
@@ -127,8 +164,10 @@ def test_no_text_of_people_holds_a_token(data_dir):
 def test_only_special_tokens_at_the_end_are_taken_off(text, token, repeats):
     stripped, finished = strip_end(text + token * repeats, KNOWN)
     assert (text + token * repeats).startswith(stripped)
-    assert finished or stripped == text + token * repeats
-    if token and token != "</s>":
+    taken_off = (text + token * repeats)[len(stripped) :]
+    assert finished or not taken_off or "pad" in taken_off.lower()
+    is_word = token == "[SEP]" and text.endswith((" ", "\t"))
+    if token and token != "</s>" and not is_word:
         assert finished
         assert text.startswith(stripped)
 
@@ -149,10 +188,30 @@ def test_only_special_tokens_at_the_end_are_taken_off(text, token, repeats):
         ("fine <s>bad</s>", "fine <s>bad</s>", False),
         ("fine</s>", "fine", True),
         ("fine |>", "fine |>", False),
+        ("fine<EOS_TOKEN>", "fine", True),
+        ("fine<_end>\n", "fine", True),
+        ("fine</longcat_s>", "fine", True),
+        ("hm[/THINK]", "hm[/THINK]", False),
+        ("fine<eoa>\n<eos>", "fine", True),
+        ("fine\n<eos>", "fine\n", True),
+        ("fine</s> <pad> <pad>", "fine", True),
+        ("call f<|xs|>g", "call f<|xs|>g", False),
+        ("it is a vector<|int|>", "it is a vector<|int|>", False),
     ],
 )
 def test_what_ends_a_turn_is_taken_off_and_what_belongs_to_it_stays(completion, stripped, finished):
     assert strip_end(completion, KNOWN) == (stripped, finished)
+
+
+@pytest.mark.parametrize("word", ["[SEP]", "<pad>", "<eos>", "[PAD]", "<EOS_TOKEN>"])
+def test_an_answer_that_ends_in_the_words_of_a_token_keeps_them_and_is_refused_for_what_it_may_be(word):
+    for text in (f"The token is {word}", f"They are <bos> {word}", f"Twice: {word} {word}\n"):
+        assert strip_end(text, KNOWN) == (text, False)
+        assert strip_end(f"{text}<|im_end|>", KNOWN) == (text, True)
+        assert find_foreign([TextItem(text=text)], KNOWN, lambda _: False) == (0, word)
+    text = f"The token is `{word}`."
+    assert strip_end(text, KNOWN) == (text, False)
+    assert find_foreign([TextItem(text=text)], KNOWN, lambda _: False) is None
 
 
 @given(st.text())
@@ -196,7 +255,23 @@ def test_a_whole_sequence_begins_with_bos_and_ends_with_eos_whatever_html_it_hol
     assert list(KNOWN.find(text)) == tokens
 
 
-@pytest.mark.parametrize("part", ["<s>", "</s>", "<s>a</s>", "<s ", "<s>\n<a ", "</s>" + " " * 50, " ", "</s> <s>"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "<s>",
+        "</s>",
+        "<s>a</s>",
+        "<s ",
+        "<s>\n<a ",
+        "<_user>",
+        "<|a",
+        "<|abcd|>",
+        "<|abcd|> ",
+        "</s>" + " " * 50,
+        " ",
+        "</s> <s>",
+    ],
+)
 def test_html_is_looked_for_in_linear_time(part):
     text = part * (400_000 // len(part)) + "</s>"
     begun = time.process_time()

@@ -1,0 +1,1 @@
+"""How trainers make their texts: named rules, which one a checkpoint names, what the user says. Knows no models."""

@@ -413,7 +413,13 @@ def assert_scores(bundle: Path, trained: Trained, items: Sequence[dict[str, Any]
         assert abs(result.score - reference) <= 1e-5 * max(1, abs(reference)), item
 
 
-@pytest.mark.parametrize("name", CASES)
+# One for each kind of head, file, pooling and rule; an export takes seconds.
+QUICK = {"OpenRLHF", "LLaMA-Factory", "safe-rlhf cost", "Athene-RM", "INF-ORM"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES]
+)
 def test_a_format_is_served_with_its_trainers_scores(name, decoders, tmp_path):
     case = CASES[name]
     decoder = decoders(case.architecture)
@@ -449,8 +455,8 @@ def token_weights(path: Path, weights: dict[str, float]) -> dict[int, float]:
     ("architecture", "config", "weights"),
     [
         ("qwen3", {}, {"he": 1.0, "in": -1.0}),  # as Qwen3-Reranker: logit[yes] - logit[no]
-        ("llama", {}, {"id:0": 1.0}),  # as Nemotron-70B-Reward-HF
-        ("llama", {"tie_word_embeddings": True}, {"id:7": 0.5, "id:9": 2.0}),
+        pytest.param("llama", {}, {"id:0": 1.0}, marks=pytest.mark.slow),  # as Nemotron-70B-Reward-HF
+        pytest.param("llama", {"tie_word_embeddings": True}, {"id:7": 0.5, "id:9": 2.0}, marks=pytest.mark.slow),
         ("gemma2", {"final_logit_softcapping": 0.5, "attn_implementation": "eager"}, {"he": 1.0, "in": -1.0}),
     ],
     ids=["difference", "row 0", "tied", "soft cap"],

@@ -1,4 +1,4 @@
-"""The queue of one model: admits, hands batches to the engine's thread, delivers.
+"""The queue of one model: admits, hands batches to the engine's threads, delivers.
 
 Policy (which sequences make a batch) is in `batching`; computation is in `model`. Knows nothing of HTTP.
 """

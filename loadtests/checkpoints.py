@@ -1,7 +1,8 @@
 """The reward models of the benchmarks, with random heads: made and exported once, and kept.
 
 `encoder`: the real MiniLM encoder (22M parameters). `decoder`: a Llama of 24M parameters beside its embeddings,
-8 layers, hidden size 512, 2 KV heads, MiniLM's tokenizer. `tiny`: a Llama of two layers, for the soak.
+8 layers, hidden size 512, 2 KV heads, MiniLM's tokenizer. `tiny`: a Llama of two layers, for the soak. `write_llama`: a
+Llama of any size, as large ones for GPUs.
 """
 
 import subprocess
@@ -26,6 +27,29 @@ class Subject:
     bundle: Path
 
 
+@dataclass(frozen=True)
+class LlamaShape:
+    """Sizes of a Llama; `spread_on` texts are computed to give its scores mean 0 and standard deviation 1."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    max_tokens: int
+    spread_on: int
+
+
+_DECODER = LlamaShape(512, 1536, 8, 8, 2, max_tokens=2048, spread_on=32)
+# 100m: 0.1 billion parameters, 1b: 1.0 (the layers of Llama 3.2 1B), 8b: 7.1 (those of Llama 3 8B). All with the 30,522
+# embeddings of MiniLM's tokenizer.
+LLAMA_SHAPES = {
+    "100m": LlamaShape(768, 2048, 12, 12, 4, max_tokens=4096, spread_on=16),
+    "1b": LlamaShape(2048, 8192, 16, 32, 8, max_tokens=4096, spread_on=8),
+    "8b": LlamaShape(4096, 14336, 32, 32, 8, max_tokens=8192, spread_on=8),
+}
+
+
 def subject(kind: Kind, work: Path = WORK) -> Subject:
     """The model, exported where it is not there yet."""
     made = Subject(kind, work / f"{kind}-checkpoint", work / f"{kind}-bundle")
@@ -41,7 +65,8 @@ def minilm_bundle(work: Path = WORK) -> Path:
     return subject("encoder", work).bundle
 
 
-def _write_encoder(path: Path) -> None:
+def write_encoder(path: Path) -> None:
+    """Write the MiniLM encoder with a random head."""
     import torch
     from transformers import AutoTokenizer, BertForSequenceClassification
 
@@ -55,21 +80,32 @@ def _write_encoder(path: Path) -> None:
 
 
 def _write_decoder(path: Path) -> None:
+    write_llama(path, _DECODER)
+
+
+def write_llama(path: Path, shape: LlamaShape, *, dtype: str = "float32") -> None:
+    """Write a random Llama with a scalar head and MiniLM's tokenizer.
+
+    Args:
+        path: The directory to make.
+        shape: Its sizes.
+        dtype: What the weights are stored in: `float32` or `bfloat16`.
+    """
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
     from plaudit_export.testing import minilm_encoder
 
     tokenizer = AutoTokenizer.from_pretrained(minilm_encoder(), model_input_names=["input_ids", "attention_mask"])
-    tokenizer.model_max_length = 2048
+    tokenizer.model_max_length = shape.max_tokens
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.max_tokens,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.cls_token_id,
         eos_token_id=tokenizer.sep_token_id,
@@ -77,8 +113,9 @@ def _write_decoder(path: Path) -> None:
     )
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(config).eval()
-    _spread_scores(model, [tokenizer(each.text, return_tensors="pt") for each in generate_dialogues(32)])
-    model.save_pretrained(path)
+    texts = generate_dialogues(shape.spread_on)
+    _spread_scores(model, [tokenizer(each.text, return_tensors="pt") for each in texts])
+    model.to(getattr(torch, dtype)).save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
@@ -103,4 +140,4 @@ def _write_tiny(path: Path) -> None:
     tiny_causal_checkpoint(path)
 
 
-_WRITERS = {"encoder": _write_encoder, "decoder": _write_decoder, "tiny": _write_tiny}
+_WRITERS = {"encoder": write_encoder, "decoder": _write_decoder, "tiny": _write_tiny}

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from checkpoints import Subject
@@ -42,8 +43,11 @@ class Server:
 
     def get(self, path: str) -> str:
         """The answer of a route; raises unless it is 200."""
-        with urlopen(self.url + path, timeout=30) as answer:  # noqa: S310  our own http:// URL
-            return str(answer.read().decode())
+        try:
+            with urlopen(self.url + path, timeout=30) as answer:  # noqa: S310  our own http:// URL
+                return str(answer.read().decode())
+        except HTTPError as error:
+            raise RuntimeError(f"{path}: HTTP {error.code} {error.read().decode()[:300]}") from error
 
 
 @contextmanager

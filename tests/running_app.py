@@ -128,7 +128,9 @@ async def until(condition):
 def run_app(scenario: Callable[[RunningApp], Awaitable[None]], *bundles: Path, **settings: object) -> None:
     """Run `scenario(app)` against a service of these bundles with these settings."""
     clock = [100.0]
-    service = Service([load_bundle(bundle) for bundle in bundles], Settings(**settings), clock=lambda: clock[0])
+    service = Service(
+        [load_bundle(bundle) for bundle in bundles], Settings(**{"engine_calls": 1, **settings}), clock=lambda: clock[0]
+    )
 
     async def main():
         service.start()

@@ -60,8 +60,11 @@ class Settings:
     """cpu or cuda, where --device is not set"""
     num_threads: Annotated[int, Field(ge=0, le=4096)] = 0
     """threads of the engine; 0: one per core that affinity and CPU quota leave"""
+    engine_calls: Annotated[int, Field(ge=0, le=64)] = 0
+    """calls of the engine at once, each with its share of the threads; 0: by device, threads and memory"""
     max_batch_tokens: Count | None = None
-    """padded tokens of one engine call (rows x longest); not set: 1024 on the CPU, 16384 on a CUDA device"""
+    """padded tokens of one engine call (rows x longest); not set: 1024 on the CPU, divided by the calls at once, 16384
+    on a CUDA device"""
     combine: Annotated[tuple[str, ...], _separated_by(";")] = ()
     """NAME=FORMULA, a model that combines the scores of others: safe=0.7*helpful+0.3*harmless, careful=min(a,b),
     careful=mean-std(a,b); the flag may be repeated, the variable separates by semicolons"""

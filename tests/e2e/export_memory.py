@@ -40,13 +40,13 @@ DECODER = {
 EXPERTS = DECODER | {
     "architectures": ["Qwen3MoeForSequenceClassification"],
     "model_type": "qwen3_moe",
-    "hidden_size": 640,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 10,
-    "num_key_value_heads": 2,
-    "num_experts": 40,
+    "hidden_size": 1536,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 4,
+    "num_experts": 16,
     "num_experts_per_tok": 4,
-    "moe_intermediate_size": 768,
+    "moe_intermediate_size": 1408,
 }
 
 

@@ -78,9 +78,9 @@ def test_a_score_does_not_depend_on_what_it_shares(causal_scorer, plain_scorer, 
 def test_completions_of_one_prompt_share_its_computation(causal_scorer, plain_scorer):
     prompt = "Wie geht es dir? the egg boils " * 6
     group = {"prompt": prompt, "completions": [f" no {number}" for number in range(8)]}
-    before = causal_scorer.model.num_computed_prefix_tokens
+    before = causal_scorer.model.num_computed_prefix_tokens()
     scores = causal_scorer.score([group])
-    num_computed = causal_scorer.model.num_computed_prefix_tokens - before
+    num_computed = causal_scorer.model.num_computed_prefix_tokens() - before
     assert 64 < num_computed < min(score.num_tokens for score in scores)
     assert scores.floats == plain_scorer.score([group]).floats
 

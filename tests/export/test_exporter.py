@@ -142,6 +142,15 @@ def test_every_architecture_is_served_with_its_own_scores(architecture, tmp_path
     assert score_std(exported.bundle.golden) >= 1
 
 
+def test_an_architecture_that_cannot_be_traced_is_refused_by_its_class(tmp_path, monkeypatch):
+    sizes = {"d_model": 32, "n_heads": 4, "n_layers": 1, "max_seq_len": 256, "expansion_ratio": 2}
+    monkeypatch.setitem(CAUSAL_ARCHITECTURES, "mpt", sizes)
+    checkpoint = tiny_causal_checkpoint(tmp_path / "it", architecture="mpt")
+    with pytest.raises(ExportError, match="MptForSequenceClassification cannot be traced into a graph"):
+        export_checkpoint(str(checkpoint), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 def scale_head(file: Path, factor: float) -> None:
     """Multiply the head's one row and its bias."""
     tensors = load_file(file)

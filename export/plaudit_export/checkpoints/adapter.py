@@ -28,6 +28,7 @@ WEIGHTS = "adapter_model.safetensors"
 HARMLESS_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 _PREFIX = "base_model.model."
+_PICKLED_ADAPTER = "adapter_model*.bin"
 _PICKLED = "pytorch_model.bin"  # where TRL's older wrapper keeps the head of a model with an adapter
 _HEAD_WEIGHT = re.compile(r"(^|\.)(score|classifier|classifier\.out_proj)\.weight$")
 # Of a value head that was saved among the weights of a language model's adapter.
@@ -160,11 +161,8 @@ def _check_fields(directory: Path, fields: dict[str, Any]) -> None:
 def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
     path = directory / WEIGHTS
     if not path.is_file():
-        if any(directory.glob("adapter_model*.bin")):
-            raise SourceError(
-                f"{directory}: holds a pickled adapter only, which is never loaded because a pickle can run code; "
-                "save it again with save_pretrained(..., safe_serialization=True)"
-            )
+        if any(directory.glob(_PICKLED_ADAPTER)):
+            raise pickled(directory, _PICKLED_ADAPTER, WEIGHTS)
         raise SourceError(f"{directory}: has no {WEIGHTS}")
     try:
         weights: dict[str, torch.Tensor] = load_file(path)

@@ -44,7 +44,7 @@ def sequence_classifier(source: str, config: Any) -> str:
     if any(name.endswith(_LANGUAGE_MODEL) for name in names):
         raise SourceError(
             f"{source}: is a {names[0]}, a language model, and has no head of a reward model that is known "
-            "(docs/export.md); if its score is made of the logits of tokens, name them with --token-logits TOKEN=WEIGHT"
+            "(docs/models.md); if its score is made of the logits of tokens, name them with --token-logits TOKEN=WEIGHT"
         )
     remote = ", and its code is in its repository, which is never run" if hasattr(config, "auto_map") else ""
     raise SourceError(f"{source}: is a {names[0]}, not a *ForSequenceClassification model of transformers{remote}")

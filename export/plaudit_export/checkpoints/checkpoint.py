@@ -25,7 +25,7 @@ from plaudit_export.checkpoints.config_files import CONFIG, is_adapter, read_fie
 from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits
 from plaudit_export.checkpoints.formats import VALUE_HEAD, SavedNormalization, recognize, saved_normalization
 from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
-from plaudit_export.checkpoints.places import Place, check_directory, locate
+from plaudit_export.checkpoints.places import Place, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
 from plaudit_export.checkpoints.tokenizer_file import (
     FILE,
@@ -38,6 +38,7 @@ from plaudit_export.checkpoints.tokenizer_file import (
 from plaudit_export.checkpoints.weights import (
     check_adapter_files,
     check_complete,
+    check_directory,
     check_pickled_head,
     check_stored,
     names_in,

@@ -14,6 +14,9 @@ import torch
 from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import SourceError
 
+# Model types that multiply logits by their `logits_scaling`, by which all others divide.
+_MULTIPLYING = ("hyperclovax",)
+
 
 class HeadedModel(torch.nn.Module):
     """A decoder below a linear head or an MLP.
@@ -91,16 +94,21 @@ class TokenLogits(torch.nn.Module):
         self.weight = torch.nn.Parameter(head.weight.detach()[rows].float().clone(), requires_grad=False)
         bias = getattr(head, "bias", None)
         self.bias = None if bias is None else torch.nn.Parameter(bias.detach()[rows].float().clone(), False)
-        # Cohere multiplies, Granite divides, Gemma caps.
-        self._scale = float(getattr(config, "logit_scale", None) or 1) / float(
-            getattr(config, "logits_scaling", None) or 1
-        )
-        self._cap = getattr(config, "final_logit_softcapping", None)
+        self._scale = _logit_scale(config)
+        self._cap = getattr(config, "final_logit_softcapping", None)  # Gemma's
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, shape (B, tokens), of hidden states, shape (B, hidden)."""
         logits = torch.nn.functional.linear(hidden, self.weight, self.bias) * self._scale
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+
+def _logit_scale(config: Any) -> float:
+    """What a language model multiplies its logits by: Cohere's `logit_scale`; Granite divides by `logits_scaling`."""
+    scaling = float(getattr(config, "logits_scaling", None) or 1)
+    if config.model_type in _MULTIPLYING:
+        return scaling
+    return float(getattr(config, "logit_scale", None) or 1) / scaling
 
 
 def build_head(source: str, name: str, weights: Mapping[str, torch.Tensor], hidden_size: int) -> torch.nn.Module:

@@ -130,17 +130,3 @@ def _download_config(repo: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repo, ADAPTER_CONFIG, revision=revision)).parent
     except EntryNotFoundError:  # also where the hub is not asked, and the cache does not have it
         return Path(hf_hub_download(repo, "config.json", revision=revision)).parent
-
-
-def check_directory(directory: Path) -> None:
-    """Names the usual mistakes before transformers words them."""
-    if not (directory / "config.json").is_file():
-        raise SourceError(f"{directory}: has no config.json; give the directory of a Hugging Face checkpoint")
-    if any(directory.glob("*.safetensors")):
-        return
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
-        raise SourceError(
-            f"{directory}: holds pickled weights only, which are never loaded because a pickle can run code; "
-            "save it again with save_pretrained(..., safe_serialization=True)"
-        )
-    raise SourceError(f"{directory}: has no *.safetensors file")

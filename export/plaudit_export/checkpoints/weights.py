@@ -17,6 +17,7 @@ from plaudit_export.errors import SourceError, first_line
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_PICKLED_MODEL = "pytorch_model*.bin"
 _PICKLED_HEAD = "value_head.bin"
 # Pickles whose names say that a score is computed with them; pickled optimizers and whole models lie beside many.
 _PICKLED = (".bin", ".pt", ".pth")
@@ -38,6 +39,21 @@ _OF_A_SCORE = re.compile(
     r"(^|\.)(score|score_head|scores|classifier|reward|reward_head|rm_head|v_head|vhead|value_head|regression_head"
     r"|regression_layer|gating|normalizer)(\.|$)"
 )
+
+
+def check_directory(directory: Path) -> None:
+    """Names the usual mistakes before transformers words them.
+
+    Raises:
+        SourceError: there is no config, or no weights that may be loaded.
+    """
+    if not (directory / "config.json").is_file():
+        raise SourceError(f"{directory}: has no config.json; give the directory of a Hugging Face checkpoint")
+    if any(directory.glob("*.safetensors")):
+        return
+    if any(directory.glob(_PICKLED_MODEL)):
+        raise pickled(directory, _PICKLED_MODEL, _ONE_FILE)
+    raise SourceError(f"{directory}: has no *.safetensors file")
 
 
 def check_complete(
@@ -160,12 +176,13 @@ def check_pickled_head(directory: Path, left_out: Iterable[str] = ()) -> None:
             raise pickled(directory, name, converted)
 
 
-def pickled(directory: Path, name: str, converted: str) -> SourceError:
-    """Says that a file is never loaded, and how its owner makes one of it that is."""
+def pickled(directory: Path, names: str, converted: str) -> SourceError:
+    """Says that a file, or those that a pattern names, is never loaded, and how its owner makes one that is."""
     return SourceError(
-        f"{directory}: {name} is pickled, and never loaded because a pickle can run code; if you trust it, convert it "
-        f'there: python -c "import torch, safetensors.torch as s; '
-        f"s.save_file(torch.load('{name}', weights_only=True), '{converted}')\""
+        f"{directory}: {names} is pickled, and never loaded because a pickle can run code; if you trust it, convert it "
+        'there: python -c "import glob, torch, safetensors.torch as s; s.save_file({name: weight.contiguous().clone() '
+        f"for file in glob.glob('{names}') for name, weight in torch.load(file, weights_only=True).items()}}, "
+        f"'{converted}', {{'format': 'pt'}})\""
     )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from plaudit_service.bundles.bundle import GRAPH, Bundle
 from plaudit_service.engine.runtime import Costs, Input, Runtime
-from plaudit_service.engine.runtimes import open_runtime
+from plaudit_service.engine.runtimes import open_runtimes
 from plaudit_service.errors import BundleError
 from plaudit_service.text.token_ids import Ids
 from plaudit_service.text.tokenization import TokenizedText
@@ -59,7 +59,7 @@ class Prefix:
 
 
 class Engine(Protocol):
-    """What a model needs of an engine. Its methods are called from one thread at a time.
+    """What a model needs of an engine. Its methods are called by one thread at a time.
 
     Attributes:
         name: What computes the scores: runtime, device, precision.
@@ -103,15 +103,24 @@ def _row_tokens(longest: int, costs: Costs) -> int:
 def open_engine(
     bundle: Bundle, *, runtime: str = "onnxruntime", device: str = "cpu", num_threads: int = 0
 ) -> "GraphEngine":
-    """Load a bundle's graph; the arguments are those of `open_runtime`.
+    """Load a bundle's graph for one call at a time; as `open_engines`."""
+    (engine,) = open_engines(bundle, runtime=runtime, device=device, num_threads=num_threads, num_calls=1)
+    return engine
+
+
+def open_engines(bundle: Bundle, *, runtime: str, device: str, num_threads: int, num_calls: int) -> list["GraphEngine"]:
+    """Load a bundle's graph, for the whole device and then for each of several calls at once; as `open_runtimes`.
 
     Raises:
         BundleError: the graph cannot be loaded, or is not of the contract.
-        SettingsError: the runtime has no such device.
+        SettingsError: the runtime has no such device, or no calls at once there.
         ServiceError: the device is not there.
     """
     precision, graph = bundle.scoring.precision, bundle.path / GRAPH
-    return GraphEngine(bundle, open_runtime(graph, precision, runtime=runtime, device=device, num_threads=num_threads))
+    runtimes = open_runtimes(
+        graph, precision, runtime=runtime, device=device, num_threads=num_threads, num_calls=num_calls
+    )
+    return [GraphEngine(bundle, each) for each in runtimes]
 
 
 class GraphEngine:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plaudit_service.bundles.bundle import Bundle
+from plaudit_service.engine.engine_threads import WHOLE
 from plaudit_service.engine.engines import Engine, Prefix, padded_tokens
 from plaudit_service.engine.prefixes import PrefixCache
 from plaudit_service.results import Identity, Result, Status
@@ -36,25 +37,39 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate|bad_alloc|bad all
 class Model:
     """A bundle with its tokenization and the engine that runs its graph.
 
+    Calls at once are on different lanes: 0 is the whole device, from 1 on are shares of it.
+
     Args:
         bundle: A verified bundle.
-        engine: What runs its graph.
+        engine: What runs its graph on the whole device.
         prefixes: Where computed prefixes are kept; None: every sequence is computed whole.
+        shares: What runs it on a share of the device, for each lane from 1 on.
 
     Attributes:
         max_batch_tokens: Padded tokens of one call that fit into the memory of the device, as far as calls have shown.
-        num_engine_failures: Batches on which the engine raised.
-        num_computed_prefix_tokens: Tokens of prefixes that were computed.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, prefixes: PrefixCache | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, engine: Engine, prefixes: PrefixCache | None = None, shares: Sequence[Engine] = ()
+    ) -> None:
         self.bundle = bundle
         self.engine = engine
+        self._shares = tuple(shares)
         self.prefixes = prefixes if bundle.scoring.kind == "causal" else None
         self.tokenization = Tokenization(bundle)
         self.max_batch_tokens: float = float("inf")
-        self.num_engine_failures = 0
-        self.num_computed_prefix_tokens = 0
+        # By lane: each is counted by one thread at a time.
+        self._num_failures = [0] * (1 + len(self._shares))
+        self._num_prefix_tokens = [0] * (1 + len(self._shares))
+
+    @property
+    def num_engine_failures(self) -> int:
+        """Batches on which the engine raised."""
+        return sum(self._num_failures)
+
+    def num_computed_prefix_tokens(self, lane: int | None = None) -> int:
+        """Tokens of prefixes that were computed, on one lane or on all."""
+        return sum(self._num_prefix_tokens) if lane is None else self._num_prefix_tokens[lane]
 
     @property
     def identity(self) -> Identity:
@@ -66,7 +81,9 @@ class Model:
         """What tells a backlog which prefixes are kept; None: sequences share nothing."""
         return None if self.prefixes is None else self.prefixes.longest
 
-    def compute(self, batch: Sequence[TokenizedText], num_prefix_tokens: int = 0) -> list[Outcome]:
+    def compute(
+        self, batch: Sequence[TokenizedText], num_prefix_tokens: int = 0, *, lane: int = WHOLE
+    ) -> list[Outcome]:
         """Run the engine on a batch; where it raises, halve the batch until the culprit is alone.
 
         A sequence without a finite score is computed once more, alone: no mate may be the reason.
@@ -74,46 +91,52 @@ class Model:
         Args:
             batch: Sequences, all longer than the prefix.
             num_prefix_tokens: How many first tokens they have in common, to be computed once.
+            lane: Where it is computed; no other call may be on it.
         """
         if not batch:
             return []
         try:
-            prefix = self._prefix(batch[0].token_ids[:num_prefix_tokens]) if num_prefix_tokens else None
-            heads = self.engine.run(batch, prefix).astype(np.float64)
+            prefix = self._prefix(batch[0].token_ids[:num_prefix_tokens], lane) if num_prefix_tokens else None
+            heads = self._engine_of(lane).run(batch, prefix).astype(np.float64)
         except Exception as error:  # noqa: BLE001  whatever one sequence makes an engine raise, its mates get their scores
-            self.num_engine_failures += 1
+            self._num_failures[lane] += 1
             if num_prefix_tokens:
-                return self.compute(batch)
+                return self.compute(batch, lane=lane)
             if len(batch) == 1:
                 return [_engine_failure(error)]
             if _OUT_OF_MEMORY.search(str(error)) or isinstance(error, MemoryError):
                 self.max_batch_tokens = padded_tokens([len(text.token_ids) for text in batch], self.engine.costs) // 2
             half = len(batch) // 2
-            return self.compute(batch[:half]) + self.compute(batch[half:])
+            return self.compute(batch[:half], lane=lane) + self.compute(batch[half:], lane=lane)
         if len(batch) == 1 and num_prefix_tokens == 0:
             return [_outcome(row) for row in heads]
         return [
-            _outcome(row) if np.isfinite(row).all() else self.compute([text])[0]
+            _outcome(row) if np.isfinite(row).all() else self.compute([text], lane=lane)[0]
             for text, row in zip(batch, heads, strict=True)
         ]
 
-    def _prefix(self, token_ids: Ids) -> Prefix:
-        """The computed prefix, kept from before, or continued from what is kept of its beginning."""
-        assert self.prefixes is not None
-        key = token_key(token_ids)
-        prefix = self.prefixes.get(key)
-        if prefix is None:
-            base = self.prefixes.get(token_key(token_ids[: self.prefixes.longest(key)]))
-            prefix = self.engine.compute_prefix(token_ids, base)
-            self.num_computed_prefix_tokens += len(token_ids) - (base.num_tokens if base else 0)
-            self.prefixes.put(key, prefix)
-        return prefix
+    def _engine_of(self, lane: int) -> Engine:
+        return self.engine if lane == WHOLE else self._shares[lane - 1]
 
-    def compute_continued(self, text: TokenizedText, num_prefix_tokens: int) -> Outcome:
+    def _prefix(self, token_ids: Ids, lane: int) -> Prefix:
+        """The computed prefix, kept from before, or continued from what is kept of its beginning."""
+        prefixes, key = self.prefixes, token_key(token_ids)
+        assert prefixes is not None
+
+        def compute() -> Prefix:
+            base = prefixes.get(token_key(token_ids[: prefixes.longest(key)]))
+            prefix = self._engine_of(lane).compute_prefix(token_ids, base)
+            self._num_prefix_tokens[lane] += len(token_ids) - (base.num_tokens if base else 0)
+            return prefix
+
+        return prefixes.get_or_compute(key, compute)
+
+    def compute_continued(self, text: TokenizedText, num_prefix_tokens: int, *, lane: int = WHOLE) -> Outcome:
         """Compute a sequence of a causal model as the continuation of its own first tokens."""
+        engine = self._engine_of(lane)
         try:
-            prefix = self.engine.compute_prefix(text.token_ids[:num_prefix_tokens])
-            (row,) = self.engine.run([text], prefix).astype(np.float64)
+            prefix = engine.compute_prefix(text.token_ids[:num_prefix_tokens])
+            (row,) = engine.run([text], prefix).astype(np.float64)
         except Exception as error:  # noqa: BLE001  as in compute
             return _engine_failure(error)
         return _outcome(row)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from plaudit_service.engine.cores import num_cores
 from plaudit_service.engine.runtime import (
     BF16_TOLERANCE,
     CPU_COSTS,
@@ -21,44 +20,53 @@ from plaudit_service.engine.runtime import (
 from plaudit_service.errors import ServiceError
 
 
-class OpenVino:
-    """A graph in OpenVINO.
+def open_openvino(graph: Path, num_threads: int, num_calls: int) -> "list[OpenVino]":
+    """Load a graph once for all threads, and where there are calls at once, once more for all of these.
 
     Args:
         graph: The ONNX file.
-        num_threads: Threads of one call; 0: one per core that this process may use.
+        num_threads: Threads of all calls together.
+        num_calls: Calls at once.
 
     Raises:
         BundleError: the graph cannot be loaded.
         ServiceError: OpenVINO is not installed.
+    """
+    # A package that reports each import of openvino to Google Analytics; openvino goes on without it.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to hide a module
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ServiceError("--runtime openvino: openvino is not installed; pip install 'plaudit[openvino]'") from error
+    core = openvino.Core()
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    common = {"INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32", "INFERENCE_NUM_THREADS": num_threads}
+    try:
+        model = _with_repeated_heads(core.read_model(str(graph)))
+        whole = core.compile_model(model, "CPU", {**common, "PERFORMANCE_HINT": "LATENCY"})
+        if num_calls == 1:
+            return [OpenVino(whole, has_bf16=has_bf16)]
+        shared = core.compile_model(model, "CPU", {**common, "NUM_STREAMS": num_calls})
+    except RuntimeError as error:
+        raise cannot_be_loaded(graph, error) from error
+    return [OpenVino(whole, has_bf16=has_bf16), *(OpenVino(shared, has_bf16=has_bf16) for _ in range(num_calls))]
+
+
+class OpenVino:
+    """A graph in OpenVINO; computes one call at a time.
+
+    Args:
+        model: The compiled graph.
+        has_bf16: Whether it computes in bfloat16.
     """
 
     promises_bits = False
     costs = CPU_COSTS
     prefix_cache_bytes = CPU_PREFIX_CACHE_BYTES
 
-    def __init__(self, graph: Path, num_threads: int) -> None:
-        # A package that reports each import of openvino to Google Analytics; openvino goes on without it.
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to hide a module
-        try:
-            import openvino
-        except ModuleNotFoundError as error:
-            raise ServiceError(
-                "--runtime openvino: openvino is not installed; pip install 'plaudit[openvino]'"
-            ) from error
-        core = openvino.Core()
-        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    def __init__(self, model: Any, *, has_bf16: bool) -> None:
         self.name = f"openvino-cpu-{'bf16' if has_bf16 else 'fp32'}"
         self.tolerance = BF16_TOLERANCE if has_bf16 else 0.0
-        options = {
-            "INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32",
-            "INFERENCE_NUM_THREADS": num_threads or num_cores(),
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        try:
-            model = core.compile_model(_with_repeated_heads(core.read_model(str(graph))), "CPU", options)
-        except RuntimeError as error:
-            raise cannot_be_loaded(graph, error) from error
         self._request = model.create_infer_request()
         self.inputs = {
             tensor.any_name: Input(

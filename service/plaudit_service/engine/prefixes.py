@@ -1,10 +1,12 @@
 """The computed prefixes that are kept for sequences to come: the latest used, bounded in bytes and number.
 
-Used by the engine's thread, and asked by the event loop's which prefixes there are.
+Used by the engine's threads, and asked by the event loop's which prefixes there are.
 """
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
 
 from plaudit_service.engine.engines import Prefix
 
@@ -25,6 +27,7 @@ class PrefixCache:
         self._lock = threading.Lock()
         self._prefixes: OrderedDict[bytes, Prefix] = OrderedDict()
         self._num_bytes = 0
+        self._computing: dict[bytes, Future[Prefix]] = {}
 
     def longest(self, key: bytes) -> int:
         """Number of first tokens of a sequence whose computation is kept; 0 where there is none."""
@@ -38,6 +41,31 @@ class PrefixCache:
             if key in self._prefixes:
                 self._prefixes.move_to_end(key)
             return self._prefixes.get(key)
+
+    def get_or_compute(self, key: bytes, compute: Callable[[], Prefix]) -> Prefix:
+        """The prefix of exactly these tokens; where another thread computes it now, what that one gets or raises."""
+        with self._lock:
+            if (kept := self._prefixes.get(key)) is not None:
+                self._prefixes.move_to_end(key)
+                return kept
+            computing = self._computing.get(key)
+            mine: Future[Prefix] = Future()
+            if computing is None:
+                self._computing[key] = mine
+        if computing is not None:
+            return computing.result()
+        try:
+            prefix = compute()
+        except BaseException as error:
+            with self._lock:
+                del self._computing[key]
+            mine.set_exception(error)
+            raise
+        self.put(key, prefix)
+        with self._lock:
+            del self._computing[key]
+        mine.set_result(prefix)
+        return prefix
 
     def put(self, key: bytes, prefix: Prefix) -> None:
         """Keep a prefix, and let those go that were not used for the longest time."""

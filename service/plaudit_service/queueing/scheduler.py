@@ -1,4 +1,4 @@
-"""The queue of one model: admits, hands batches to the engine's thread, delivers.
+"""The queue of one model: admits, hands batches to the engine's threads, delivers.
 
 Policy (which sequences make a batch) is in `batching`; computation is in `model`. Knows nothing of HTTP.
 """
@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakValueDictionary
 
-from plaudit_service.engine.engine_thread import EngineThread
+from plaudit_service.engine.engine_threads import EngineThreads
 from plaudit_service.engine.engines import padded_tokens
 from plaudit_service.engine.model import Failure, Model, Outcome
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
@@ -24,9 +25,6 @@ from plaudit_service.results import Status
 from plaudit_service.settings import Settings
 from plaudit_service.text.token_ids import Ids
 from plaudit_service.text.tokenization import TokenizedText
-
-# One batch computes, and one full batch lies ready behind it.
-_MAX_HANDED_OVER = 2
 
 # Bounds of Retry-After, in seconds; clients obey up to a minute.
 _MIN_RETRY_AFTER_S, _MAX_RETRY_AFTER_S = 1, 60
@@ -96,7 +94,7 @@ class _HandedOver:
 
 @dataclass(frozen=True)
 class _Computed:
-    """What the engine's thread made of a batch, and when, on the scheduler's clock."""
+    """What a thread of the engine made of a batch, and when, on the scheduler's clock."""
 
     outcomes: Sequence[Outcome]
     started: float
@@ -108,7 +106,8 @@ class Scheduler:
     """Batches the sequences of all requests to one model.
 
     No timer: an idle engine takes what is there at once, and under load batches grow by themselves. While the engine
-    computes, the next batch is handed over as soon as it is full; until then it stays open to what arrives. Identical
+    has no call free, the next batch is handed over as soon as it is full; until then it stays open to what arrives.
+    Identical
     sequences are computed once. Clients that have names share queue and turns; a batch that lies ready is taken back
     where another client's turn comes first.
 
@@ -116,7 +115,7 @@ class Scheduler:
         model: What computes.
         settings: Limits of queue and batches.
         metrics: Where it counts.
-        engine_thread: The device's thread, shared by all its models in turn.
+        engine_threads: The device's threads, shared by all its models in turn.
         clock: Seconds that only grow; deadlines are on it.
     """
 
@@ -125,11 +124,11 @@ class Scheduler:
         model: Model,
         settings: Settings,
         metrics: Metrics,
-        engine_thread: EngineThread,
+        engine_threads: EngineThreads,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
-        self.engine_thread = engine_thread
+        self.engine_threads = engine_threads
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
@@ -319,12 +318,13 @@ class Scheduler:
             ticket.done.set_result(None)
 
     def _hand_over(self) -> None:
-        """Give the engine's thread its next batches: the first at once, the second when it is full."""
-        wanted = self._settings.max_batch_tokens or self.model.engine.costs.batch_tokens
+        """Give the engine its next batches: what can begin at once, and one full batch more, which lies ready."""
+        num_calls = self.engine_threads.num_calls
+        wanted = self._settings.max_batch_tokens or self.model.engine.costs.batch_tokens // num_calls
         max_tokens = min(wanted, self.model.max_batch_tokens)
-        while len(self._handed_over) < _MAX_HANDED_OVER:
+        while len(self._handed_over) <= num_calls:
             is_full = self._backlog.num_tokens >= max_tokens
-            if self._handed_over and not is_full:
+            if self._handed_over and not is_full and not self.engine_threads.num_free:
                 break
             batch = self._backlog.take(max_padded_tokens=int(max_tokens))
             if batch is None:
@@ -368,7 +368,7 @@ class Scheduler:
     def _start(self, batch: Batch[_Job]) -> None:
         loop, since = asyncio.get_running_loop(), self._clock()
         self._metrics.running_sequences.inc(len(batch.sequences))
-        handed_over = _HandedOver(batch, self.engine_thread.submit(lambda: self._compute(batch)))
+        handed_over = _HandedOver(batch, self.engine_threads.submit(partial(self._compute, batch)))
         self._handed_over.append(handed_over)
 
         def finish(future: "Future[_Computed]") -> None:
@@ -377,19 +377,19 @@ class Scheduler:
 
         handed_over.future.add_done_callback(finish)
 
-    def _compute(self, batch: Batch[_Job]) -> _Computed:
-        """In the engine's thread. Never raises: `Model.compute` makes failures of what the engine raises."""
+    def _compute(self, batch: Batch[_Job], lane: int) -> _Computed:
+        """In a thread of the engine. Never raises: `Model.compute` makes failures of what the engine raises."""
         model = self.model
-        started, before = self._clock(), model.num_computed_prefix_tokens
+        started, before = self._clock(), model.num_computed_prefix_tokens(lane)
         # Who waited may have left since the batch was handed over.
         wanted = [job for job in batch.sequences if job.waiters]
-        computed = model.compute([job.text for job in wanted], batch.num_prefix_tokens)
+        computed = model.compute([job.text for job in wanted], batch.num_prefix_tokens, lane=lane)
         outcomes = dict(zip(wanted, computed, strict=True))
         return _Computed(
             [outcomes.get(job, _EXPIRED) for job in batch.sequences],
             started,
             self._clock(),
-            model.num_computed_prefix_tokens - before,
+            model.num_computed_prefix_tokens(lane) - before,
         )
 
     def _finish(self, handed_over: _HandedOver, computed: _Computed, since: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plaudit_service.bundles.bundle import Bundle, Golden
+from plaudit_service.engine.engine_threads import WHOLE
 from plaudit_service.engine.model import Model
 from plaudit_service.items import Item, check_request
 from plaudit_service.results import Result
@@ -125,11 +126,11 @@ def golden_items(bundle: Bundle) -> list[Item]:
     return check_request({"items": [dict(golden.item) for golden in bundle.golden]}).items
 
 
-def score_shared(model: Model, texts: Sequence[TokenizedText | Result]) -> list[Result | None]:
+def score_shared(model: Model, texts: Sequence[TokenizedText | Result], lane: int = WHOLE) -> list[Result | None]:
     """Score each sequence as the continuation of its own first half; None where that cannot be done."""
     causal = model.bundle.scoring.kind == "causal"
     return [
-        model.result(text, model.compute_continued(text, len(text.token_ids) // 2), raw=True)
+        model.result(text, model.compute_continued(text, len(text.token_ids) // 2, lane=lane), raw=True)
         if causal and isinstance(text, TokenizedText) and len(text.token_ids) > 1
         else None
         for text in texts
@@ -152,13 +153,13 @@ def mixed_batches(texts: Sequence[TokenizedText | Result], *, max_padded_tokens:
 
 
 def score_mixed(
-    model: Model, texts: Sequence[TokenizedText | Result], batches: Sequence[Sequence[int]]
+    model: Model, texts: Sequence[TokenizedText | Result], batches: Sequence[Sequence[int]], lane: int = WHOLE
 ) -> dict[int, Result]:
     """Score texts in calls of just these batches; by place."""
     results: dict[int, Result] = {place: text for place, text in enumerate(texts) if isinstance(text, Result)}
     for batch in batches:
         sequences = [text for place in batch if isinstance(text := texts[place], TokenizedText)]
-        for place, text, outcome in zip(batch, sequences, model.compute(sequences), strict=True):
+        for place, text, outcome in zip(batch, sequences, model.compute(sequences, lane=lane), strict=True):
             results[place] = model.result(text, outcome, raw=True)
     return results
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 
 from plaudit_service.engine.model import Model
 from plaudit_service.errors import AllExpired
@@ -102,14 +103,15 @@ class Pipeline:
         alone = [(await self._check(await self.tokenize([item])))[0] for item in items]
         tokenized = await self.tokenize(items)
         batched = await self._check(tokenized)
-        model, texts, engine_thread = self.model, tokenized.texts, self.scheduler.engine_thread
+        model, texts, submit = self.model, tokenized.texts, self.scheduler.engine_threads.submit
+        # A job for each call: the watchdog takes a long job for a hung one. All are given before the first is awaited,
+        # so that several are computed at once where the engine does that.
+        mixing = [submit(partial(score_mixed, model, texts, [batch])) for batch in mixed_batches(texts)]
+        sharing = [submit(partial(score_shared, model, [text])) for text in texts]
         mixed = score_mixed(model, texts, [])
-        shared: list[Result | None] = []
-        # A job for each call: the watchdog takes a long job for a hung one.
-        for batch in mixed_batches(texts):
-            mixed |= await asyncio.wrap_future(engine_thread.submit(partial(score_mixed, model, texts, [batch])))
-        for text in texts:
-            shared += await asyncio.wrap_future(engine_thread.submit(partial(score_shared, model, [text])))
+        for results in await asyncio.gather(*map(asyncio.wrap_future, mixing)):
+            mixed |= results
+        shared = list(chain.from_iterable(await asyncio.gather(*map(asyncio.wrap_future, sharing))))
         return compare(
             self.model,
             tokenized.texts,

@@ -1,18 +1,23 @@
 """In-process scoring: the same tokenization, batches and engine as the service, without HTTP and queue."""
 
+import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 from plaudit_service.bundles.bundle import Bundle, load_bundle
-from plaudit_service.engine.engines import open_engine
+from plaudit_service.engine.engine_threads import WHOLE, EngineThreads
+from plaudit_service.engine.engines import open_engines
 from plaudit_service.engine.model import Model, Outcome
 from plaudit_service.engine.prefixes import PrefixCache
 from plaudit_service.errors import UnknownModel
 from plaudit_service.items import ScoreRequest, Truncation, check_request
-from plaudit_service.queueing.batching import Backlog
+from plaudit_service.queueing.batching import Backlog, Batch
 from plaudit_service.results import Identity, Result
 from plaudit_service.serving.combining import parse_combinations
 from plaudit_service.text.token_ids import Ids
@@ -102,6 +107,7 @@ class Scorer(_InProcess):
         share_prefixes: Whether tokens that causal sequences begin with in common are computed only once.
         runtime: `onnxruntime` or `openvino`.
         device: `cpu`, `cuda` (the first one) or `cuda:N`.
+        engine_calls: Calls of the engine at once, each with its share of the threads.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -116,12 +122,19 @@ class Scorer(_InProcess):
         share_prefixes: bool = True,
         runtime: str = "onnxruntime",
         device: str = "cpu",
+        engine_calls: int = 1,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        engine = open_engine(self.bundle, runtime=runtime, device=device, num_threads=num_threads)
-        self.model = Model(self.bundle, engine, PrefixCache(engine.prefix_cache_bytes) if share_prefixes else None)
+        engine, *shares = open_engines(
+            self.bundle, runtime=runtime, device=device, num_threads=num_threads, num_calls=engine_calls
+        )
+        prefixes = PrefixCache(engine.prefix_cache_bytes) if share_prefixes else None
+        self.model = Model(self.bundle, engine, prefixes, shares)
         self.identity = self.model.identity
-        self._max_batch_tokens = max_batch_tokens or engine.costs.batch_tokens
+        self._max_batch_tokens = max_batch_tokens or engine.costs.batch_tokens // engine_calls
+        self._threads = None if engine_calls == 1 else EngineThreads(engine_calls)
+        if self._threads is not None:
+            weakref.finalize(self, self._threads.stop)
 
     def results(self, request: ScoreRequest) -> list[Result]:
         """One result per sequence, in order.
@@ -139,11 +152,25 @@ class Scorer(_InProcess):
         for place, text in enumerate(texts):
             backlog.add(_Waiting(place, text))
         outcomes: dict[int, Outcome] = {}
-        while (batch := backlog.take(max_padded_tokens=self._max_batch_tokens)) is not None:
-            computed = model.compute([waiting.text for waiting in batch.sequences], batch.num_prefix_tokens)
+        for batch, computed in self._batches(backlog):
             for waiting, outcome in zip(batch.sequences, computed, strict=True):
                 outcomes[waiting.place] = outcome
         return [outcomes[place] for place in range(len(texts))]
+
+    def _batches(self, backlog: "Backlog[_Waiting]") -> Iterator[tuple["Batch[_Waiting]", list[Outcome]]]:
+        """All batches of a backlog, computed."""
+        if self._threads is None:
+            while (batch := backlog.take(max_padded_tokens=self._max_batch_tokens)) is not None:
+                yield batch, _compute_batch(self.model, WHOLE, batch)
+            return
+        computing: deque[tuple[Batch[_Waiting], Future[list[Outcome]]]] = deque()
+        while (batch := backlog.take(max_padded_tokens=self._max_batch_tokens)) is not None:
+            if len(computing) > self._threads.num_calls:  # with one that lies ready, none takes the device for itself
+                done, future = computing.popleft()
+                yield done, future.result()
+            computing.append((batch, self._threads.submit(partial(_compute_batch, self.model, batch=batch))))
+        for done, future in computing:
+            yield done, future.result()
 
 
 class CombinedScorer(_InProcess):
@@ -189,3 +216,7 @@ class _Waiting:
     @property
     def token_ids(self) -> Ids:
         return self.text.token_ids
+
+
+def _compute_batch(model: Model, lane: int, batch: Batch[_Waiting]) -> list[Outcome]:
+    return model.compute([waiting.text for waiting in batch.sequences], batch.num_prefix_tokens, lane=lane)

@@ -10,9 +10,10 @@ from importlib.metadata import version
 from typing import Any
 
 from plaudit_service.bundles.bundle import Bundle
+from plaudit_service.engine.calls import default_calls
 from plaudit_service.engine.cores import num_cores
-from plaudit_service.engine.engine_thread import EngineThread
-from plaudit_service.engine.engines import open_engine
+from plaudit_service.engine.engine_threads import EngineThreads
+from plaudit_service.engine.engines import open_engines
 from plaudit_service.engine.model import Model
 from plaudit_service.engine.prefixes import PrefixCache
 from plaudit_service.errors import InvalidRequest, Unavailable, UnknownModel
@@ -44,7 +45,8 @@ class Service:
         clock: Seconds that only grow; deadlines are on it.
 
     Attributes:
-        num_threads: Threads of the engine.
+        num_threads: Threads of the engine, of all its calls together.
+        num_calls: Calls of the engine at once.
         alive: False once the engine hangs: only a new process can help.
 
     Raises:
@@ -64,8 +66,9 @@ class Service:
         self.alive = True
         self._not_ready: str | None = "the golden texts are being checked"
         self._draining = False
-        # One device, one thread: it takes the batches of all models in turn.
-        self._engine_thread = EngineThread()
+        self.num_calls = settings.engine_calls or default_calls(bundles, settings.computes_on, self.num_threads)
+        # One device: its threads take the batches of all models in turn.
+        self._engine_threads = EngineThreads(self.num_calls)
         self._tokenizer_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
         self.models = {name: ServedModel([pipeline], self.metrics) for name, pipeline in self.pipelines.items()}
@@ -81,15 +84,19 @@ class Service:
 
     def _load(self, bundle: Bundle) -> Pipeline:
         settings = self.settings
-        engine = open_engine(
-            bundle, runtime=settings.runtime, device=settings.computes_on, num_threads=self.num_threads
+        engine, *shares = open_engines(
+            bundle,
+            runtime=settings.runtime,
+            device=settings.computes_on,
+            num_threads=self.num_threads,
+            num_calls=self.num_calls,
         )
         given = settings.prefix_cache_bytes
         prefixes = (
             PrefixCache(engine.prefix_cache_bytes if given is None else given) if settings.share_prefixes else None
         )
-        model = Model(bundle, engine, prefixes)
-        scheduler = Scheduler(model, self.settings, self.metrics, self._engine_thread, self.clock)
+        model = Model(bundle, engine, prefixes, shares)
+        scheduler = Scheduler(model, self.settings, self.metrics, self._engine_threads, self.clock)
         return Pipeline(model, scheduler, self.metrics, self._tokenizer_threads, self.clock)
 
     @property
@@ -125,7 +132,13 @@ class Service:
 
     def start(self) -> None:
         """Begin to take batches, and check the golden texts; must be called in the event loop."""
-        log("starting", models=list(self.models), runtime=self.settings.runtime, num_threads=self.num_threads)
+        log(
+            "starting",
+            models=list(self.models),
+            runtime=self.settings.runtime,
+            num_threads=self.num_threads,
+            num_calls=self.num_calls,
+        )
         self._checked = self._spawn(self._check_parity())
         self._spawn(self._watch_engine())
 
@@ -145,13 +158,13 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._engine_thread.stop()
+        self._engine_threads.stop()
         self._tokenizer_threads.shutdown(cancel_futures=True)
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing is computed any more; after `stop`, a call of the engine may still run to its end."""
-        return self._engine_thread.has_ended
+        return self._engine_threads.has_ended
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -173,7 +186,7 @@ class Service:
     async def _watch_engine(self) -> None:
         """Fail liveness when a call of the engine takes longer than any should."""
         timeout_s = self.settings.engine_timeout_s
-        while (busy_s := self._engine_thread.busy_s) <= timeout_s:  # noqa: ASYNC110  a call that hangs tells nobody
+        while (busy_s := self._engine_threads.busy_s) <= timeout_s:  # noqa: ASYNC110  a call that hangs tells nobody
             await asyncio.sleep(min(1.0, timeout_s - busy_s + 0.01))
         reason = f"the engine hangs: one call runs for more than {timeout_s:g} s"
         self._set_not_ready(reason)
@@ -217,6 +230,7 @@ class Service:
             "version": version("plaudit"),
             "ready": self._not_ready is None,
             "num_threads": self.num_threads,
+            "engine_calls": self.num_calls,
             "limits": {name: getattr(self.settings, name) for name in _LIMITS},
             "models": [self._model_info(model) for model in self.models.values()],
         }

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from conversion import run_conversion
 from safetensors.torch import load_file, save_file
 
 from plaudit_export.checkpoints import places
@@ -338,8 +339,19 @@ def test_an_adapter_with_an_added_pad_token_is_served_with_the_scores_of_its_tra
         tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
         tokenizer.save_pretrained(tmp_path / "adapter")
     exported = export_checkpoint(str(tmp_path / "adapter"), tmp_path / "bundle")
+    assert exported.parity.batch_invariant
     assert exported.bundle.scoring.pad_token_id == tokenizer.pad_token_id
     assert exported.bundle.scoring.vocab_size == len(tokenizer)
     for record in exported.bundle.golden:
         with torch.no_grad():
             assert record.score == pytest.approx(tuned(torch.tensor([record.token_ids])).logits.item(), abs=1e-5)
+
+
+def test_a_pickled_adapter_is_refused_with_the_command_that_converts_it(copy):
+    weights = load_file(copy / WEIGHTS)
+    (copy / WEIGHTS).unlink()
+    torch.save(weights, copy / "adapter_model.bin")
+    with pytest.raises(SourceError, match=r"adapter_model\*\.bin is pickled, and never loaded") as raised:
+        load_checkpoint(str(copy))
+    run_conversion(str(raised.value), copy)
+    assert load_file(copy / WEIGHTS).keys() == weights.keys()

@@ -212,11 +212,16 @@ def set_file(checkpoint: Path, name: str, content: Any) -> None:
     ("fields", "named"),
     [
         ({"sentence_transformers": {"activation_fn": SIGMOID, "version": "4.1.0"}}, "sentence_transformers.activation"),
-        (
+        pytest.param(
             {"sbert_ce_default_activation_function": SIGMOID},
             "sbert_ce_default_activation_function of config.json names",
+            marks=pytest.mark.slow,
         ),
-        ({"function_to_apply": "sigmoid"}, "function_to_apply of config.json names sigmoid, which a pipeline"),
+        pytest.param(
+            {"function_to_apply": "sigmoid"},
+            "function_to_apply of config.json names sigmoid, which a pipeline",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_activation_behind_the_head_is_told_with_the_score_that_is_served(copy, fields, named, tmp_path, capsys):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conversion import run_conversion
 from safetensors.torch import load_file, save_file
 
 from plaudit_export.checkpoints.checkpoint import load_checkpoint
@@ -70,11 +71,21 @@ def test_a_directory_without_config_is_refused(tmp_path):
         load_checkpoint(str(tmp_path))
 
 
-def test_pickled_weights_are_never_loaded(copy):
+@pytest.mark.parametrize(
+    "names", [["pytorch_model.bin"], ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]]
+)
+def test_pickled_weights_are_never_loaded_and_the_command_that_converts_them_is_named(copy, names):
+    weights = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()
-    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(SourceError, match="a pickle can run code"):
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]  # tied: safetensors refuses one storage twice
+    for index, name in enumerate(names):
+        torch.save(dict(list(weights.items())[index :: len(names)]), copy / name)
+    (copy / "training_args.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(SourceError, match=r"pytorch_model\*\.bin is pickled, and never loaded") as raised:
         load_checkpoint(str(copy))
+    run_conversion(str(raised.value), copy)
+    assert load_file(copy / "model.safetensors").keys() == weights.keys()
+    assert load_checkpoint(str(copy)).notes == ()
 
 
 def test_a_directory_without_weights_is_refused(copy):

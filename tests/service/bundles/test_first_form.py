@@ -29,7 +29,7 @@ def test_a_bundle_of_the_first_form_gives_the_same_bits_on_shared_and_chained_pr
     group = {"prompt": prompt, "completions": ["Put it into water.", "No.", "Wie geht es dir?", "Once upon a time"]}
     scorer = Scorer(FIRST_FORM)
     shared = scorer.score([group, {"prompt": prompt + "Put it ", "completions": ["away", "back", "into it"]}]).floats
-    assert scorer.model.num_computed_prefix_tokens > 0
+    assert scorer.model.num_computed_prefix_tokens() > 0
     alone = Scorer(FIRST_FORM, share_prefixes=False)
     texts = [prompt + end for end in group["completions"]] + [
         prompt + "Put it " + e for e in ("away", "back", "into it")

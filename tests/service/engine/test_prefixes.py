@@ -1,4 +1,8 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import pytest
 
 from plaudit_service.engine.engines import Prefix
 from plaudit_service.engine.prefixes import PrefixCache
@@ -41,3 +45,37 @@ def test_the_number_of_prefixes_is_bounded():
     for number in range(200):
         cache.put(key(number), prefix(1))
     assert sum(cache.get(key(number)) is not None for number in range(200)) == 64
+
+
+def compute_at_once(cache, compute):
+    """What two threads get of one key, the second of which asks while the first computes."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def slow():
+        entered.set()
+        assert gate.wait(60)
+        return compute()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get_or_compute, key(1), slow)
+        assert entered.wait(60)
+        second = pool.submit(cache.get_or_compute, key(1), lambda: pytest.fail("computed twice"))
+        while not cache._computing[key(1)]._condition._waiters and not second.done():
+            pass
+        gate.set()
+        return [future.exception(60) or future.result() for future in (first, second)]
+
+
+def test_a_prefix_that_another_call_computes_is_awaited_and_not_computed_twice():
+    computed = prefix(1)
+    first, second = compute_at_once(PrefixCache(1000), lambda: computed)
+    assert first is computed
+    assert second is computed
+
+
+def test_who_waits_for_a_prefix_gets_its_error_too_and_the_next_computes_it_again():
+    cache = PrefixCache(1000)
+    errors = compute_at_once(cache, lambda: 1 / 0)
+    assert [type(error) for error in errors] == [ZeroDivisionError] * 2
+    computed = prefix(1)
+    assert cache.get_or_compute(key(1), lambda: computed) is computed

@@ -15,8 +15,8 @@ from plaudit_service.engine.onnx_runtime_cuda import (
     refuse_attention_on_cpu,
     refuse_fallback,
 )
-from plaudit_service.engine.openvino_runtime import OpenVino
-from plaudit_service.engine.runtimes import open_runtime
+from plaudit_service.engine.openvino_runtime import open_openvino
+from plaudit_service.engine.runtimes import open_runtimes
 from plaudit_service.errors import BundleError, ServiceError, SettingsError
 from plaudit_service.serving.parity import check
 
@@ -35,11 +35,39 @@ def test_openvino_gives_the_scores_of_onnx_runtime_within_what_it_states(request
     assert not report.batch_invariant
 
 
+@pytest.mark.parametrize("name", ["causal_bundle", "encoder_bundle"])
+def test_several_calls_at_once_give_the_same_bits_on_onnx_runtime(request, name):
+    bundle = request.getfixturevalue(name)
+    prompt = "Wie geht es dir? the egg boils " * 6
+    items = [*TEXTS, *({"prompt": f"{number} {prompt}", "completions": [" no", " yes"]} for number in range(6))]
+    expected = Scorer(bundle, num_threads=2).score(items).floats
+    for num_threads, engine_calls in ((2, 2), (6, 3)):
+        scorer = Scorer(bundle, num_threads=num_threads, engine_calls=engine_calls, max_batch_tokens=256)
+        assert scorer.score(items).floats == expected
+        report = check(scorer)
+        assert report.ok
+        assert report.batch_invariant
+
+
+def test_several_calls_at_once_give_openvinos_scores_within_what_it_states(causal_bundle):
+    expected = Scorer(causal_bundle).score(TEXTS).floats
+    scorer = Scorer(causal_bundle, runtime="openvino", num_threads=2, engine_calls=2, max_batch_tokens=256)
+    limit = max(scorer.model.engine.tolerance * np.std(expected), 1e-5)
+    assert np.abs(np.array(scorer.score(TEXTS).floats) - expected).max() <= limit
+
+
+def test_calls_at_once_need_a_thread_each_and_a_cpu(causal_bundle):
+    with pytest.raises(SettingsError, match="--engine-calls 3: more than the engine's 2 threads; lower it"):
+        Scorer(causal_bundle, num_threads=2, engine_calls=3)
+    with pytest.raises(SettingsError, match="--engine-calls 2: one call fills a CUDA device; leave it out"):
+        Scorer(causal_bundle, device="cuda", engine_calls=2)
+
+
 def test_openvino_continues_a_shared_prefix(causal_bundle):
     group = {"prompt": "Wie geht es dir? the egg boils " * 6, "completions": [f" no {number}" for number in range(8)]}
     scorer = Scorer(causal_bundle, runtime="openvino")
     scores = scorer.score([group]).floats
-    assert scorer.model.num_computed_prefix_tokens > 64
+    assert scorer.model.num_computed_prefix_tokens() > 64
     assert np.abs(np.array(scores) - Scorer(causal_bundle).score([group]).floats).max() < 0.25
 
 
@@ -58,7 +86,7 @@ def test_openvino_refuses_a_graph_that_is_none_in_one_line(tmp_path):
     graph = tmp_path / "model.onnx"
     graph.write_bytes(b"no graph")
     with pytest.raises(ServiceError, match=r"model\.onnx cannot be loaded: ") as caught:
-        OpenVino(graph, 1)
+        open_openvino(graph, 1, 1)
     assert "\n" not in str(caught.value)
 
 
@@ -89,7 +117,7 @@ def test_a_runtime_with_a_device_that_it_does_not_have_is_refused(tiny_bundle):
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_bfloat16_is_refused_on_the_cpu_with_the_remedy(runtime, tmp_path):
     with pytest.raises(BundleError, match="precision bf16 runs on CUDA devices only; give --device cuda, or export"):
-        open_runtime(tmp_path / "model.onnx", "bf16", runtime=runtime, device="cpu", num_threads=1)
+        open_runtimes(tmp_path / "model.onnx", "bf16", runtime=runtime, device="cpu", num_threads=1, num_calls=1)
 
 
 def test_attention_on_the_cpu_is_refused_beside_a_device(causal_bundle, tmp_path):

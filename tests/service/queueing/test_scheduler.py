@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit_service.bundles.bundle import load_bundle
-from plaudit_service.engine.engine_thread import EngineThread
+from plaudit_service.engine.engine_threads import EngineThreads
 from plaudit_service.engine.model import Failure, Model
 from plaudit_service.engine.runtime import CPU_COSTS
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
@@ -96,7 +96,7 @@ class Queue:
     def another(self, **settings):
         """The queue of a second model on the same device."""
         metrics = Metrics()
-        scheduler = Scheduler(self.scheduler.model, Settings(**settings), metrics, self.scheduler.engine_thread)
+        scheduler = Scheduler(self.scheduler.model, Settings(**settings), metrics, self.scheduler.engine_threads)
         return replace(self, scheduler=scheduler, metrics=metrics)
 
     @property
@@ -141,9 +141,10 @@ def running(tiny_bundle):
     bundle = load_bundle(tiny_bundle())
 
     @asynccontextmanager
-    async def run(**settings):
-        clock, metrics, thread, engine = [100.0], Metrics(), EngineThread(), FakeEngine()
-        scheduler = Scheduler(Model(bundle, engine), Settings(**settings), metrics, thread, clock=lambda: clock[0])
+    async def run(*, num_calls=1, **settings):
+        clock, metrics, thread, engine = [100.0], Metrics(), EngineThreads(num_calls), FakeEngine()
+        model = Model(bundle, engine, shares=[engine] * num_calls)
+        scheduler = Scheduler(model, Settings(**settings), metrics, thread, clock=lambda: clock[0])
         try:
             yield Queue(scheduler, engine, metrics, clock)
         finally:
@@ -580,6 +581,21 @@ def test_a_deadline_is_held_against_what_goes_before_and_not_against_what_others
     asyncio.run(scenario())
 
 
+def test_eight_calls_at_once_are_kept_busy_with_one_batch_ready_behind_them(running):
+    async def scenario():
+        async with running(max_batch_tokens=4, num_calls=8) as queue:
+            first = await queue.occupy(1)
+            burst = queue.ask(*range(20, 60))
+            # One call has the whole device; eight of four tokens lie ready for when it ends.
+            assert queue.value("running_sequences") == 9
+            assert queue.value("queued_sequences") == 32
+            queue.engine.go_on()
+            assert await outcomes(first, burst) == [[(1.0,)], [(float(number),) for number in range(20, 60)]]
+            assert sorted(chain(*queue.engine.batches)) == [1, *range(20, 60)]
+
+    asyncio.run(scenario())
+
+
 def test_models_on_one_device_are_served_in_turn(running):
     async def scenario():
         async with running(max_batch_tokens=4) as first:
@@ -599,10 +615,11 @@ def test_models_on_one_device_are_served_in_turn(running):
         max_size=12,
     ),
     st.integers(4, 40),
+    st.integers(1, 3),
 )
-def test_everyone_gets_the_scores_of_their_own_sequences_whoever_leaves(running, requests, budget):
+def test_everyone_gets_the_scores_of_their_own_sequences_whoever_leaves(running, requests, budget, num_calls):
     async def scenario():
-        async with running(max_batch_tokens=budget) as queue:
+        async with running(max_batch_tokens=budget, num_calls=num_calls) as queue:
             first = await queue.occupy(1)
             asked = [(queue.ask(*ids, client=client), ids, leaves) for ids, leaves, client in requests]
             leaving = [ticket for ticket, _, leaves in asked if leaves]

@@ -1,0 +1,26 @@
+"""How many calls of the engine run at once, unless the operator says: by device, threads and memory."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from plaudit_service.bundles.bundle import GRAPH, GRAPH_DATA, Bundle
+
+# Calls at once load the graph once more. That is worth it where both copies leave most of the memory to others.
+_MAX_MEMORY_SHARE = 1 / 4
+
+
+def default_calls(bundles: Sequence[Bundle], device: str, num_threads: int) -> int:
+    """Two on two threads of a CPU, where twice the weights fit a quarter of the memory; else one.
+
+    More threads were not measured yet (docs/decisions.md).
+    """
+    weights = sum(graph_bytes(bundle.path) for bundle in bundles)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 2 if device == "cpu" and num_threads == 2 and 2 * weights <= _MAX_MEMORY_SHARE * memory else 1
+
+
+def graph_bytes(bundle: Path) -> int:
+    """Bytes of a bundle's graph and weights."""
+    files = (bundle / name for name in (GRAPH, GRAPH_DATA))
+    return sum(file.stat().st_size for file in files if file.exists())

@@ -12,6 +12,8 @@ from plaudit_export.checks.pair_statistics import Standing
 Form = Literal["text", "chat", "pair"]
 # A rule that ranks fewer right does not guess.
 _MOSTLY_WRONG = 0.5
+# Pairs of one prompt are hardly draws of their own: an untrained model may prefer one kind of answer to it.
+MIN_PROMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Answer:
         num_pairs: that were scored.
         num_left_out: of those to score, where a rule makes no text that the model takes.
         num_repeating: of the user's, with a text that another pair has, or with one text twice.
+        num_prompts: of the pairs that were scored.
         ranked: every rule and how it ranks the pairs, the best first.
         chosen: the rule as exported.
         evident: the rule that the checkpoint was evidently trained by; None: the pairs cannot tell.
@@ -58,6 +61,7 @@ class Answer:
     num_pairs: int
     num_left_out: int
     num_repeating: int
+    num_prompts: int
     ranked: tuple[tuple[Rule, Standing], ...]
     chosen: Rule
     evident: Rule | None
@@ -70,6 +74,7 @@ class Answer:
             "num_pairs": self.num_pairs,
             "num_left_out": self.num_left_out,
             "num_repeating": self.num_repeating,
+            "num_prompts": self.num_prompts,
             "evident": None if self.evident is None else self.evident.name,
             "clearly_better": None if self.better is None else self.better.name,
             "rules": [
@@ -106,6 +111,8 @@ class Answer:
         why = ""
         if self.num_pairs < pair_statistics.MIN_PAIRS:
             why = f"; give at least {pair_statistics.MIN_PAIRS} pairs"
+        elif self.num_prompts < MIN_PROMPTS:
+            why = f"; they are of {self.num_prompts} prompts only, give pairs of at least {MIN_PROMPTS}"
         elif all(standing.accuracy < _MOSTLY_WRONG for _, standing in self.ranked):
             why = "; every rule ranks most of them the other way around: are chosen and rejected swapped?"
         return f"the pairs cannot tell by which rule the checkpoint was trained{why}"
@@ -126,7 +133,12 @@ class Answer:
 
 
 def answer(
-    rules: Sequence[Rule], margins: Sequence[Scores], num_given: int, num_left_out: int, num_repeating: int = 0
+    rules: Sequence[Rule],
+    margins: Sequence[Scores],
+    num_given: int,
+    num_left_out: int,
+    num_repeating: int = 0,
+    num_prompts: int = MIN_PROMPTS,
 ) -> Answer:
     """What the pairs say.
 
@@ -136,17 +148,22 @@ def answer(
         num_given: pairs of the user's.
         num_left_out: of those that were to be scored.
         num_repeating: of the user's, which were not.
+        num_prompts: of the pairs that were scored.
     """
-    evident = pair_statistics.evident(margins) if len(rules) > 1 else None
+    is_varied = num_prompts >= MIN_PROMPTS
+    evident = pair_statistics.evident(margins) if len(rules) > 1 and is_varied else None
     standings = pair_statistics.standings(margins)
     best = max(range(len(rules)), key=lambda at: standings[at].log_sigmoid)
     # A rule whose scores say nothing loses less than the right one on pairs that are the other way around.
-    is_better = pair_statistics.knows(margins[best]) and pair_statistics.clearly_better(margins[best], margins[0])
+    is_better = (
+        is_varied and pair_statistics.knows(margins[best]) and pair_statistics.clearly_better(margins[best], margins[0])
+    )
     return Answer(
         num_given=num_given,
         num_pairs=len(margins[0]),
         num_left_out=num_left_out,
         num_repeating=num_repeating,
+        num_prompts=num_prompts,
         ranked=tuple(sorted(zip(rules, standings, strict=True), key=lambda each: -each[1].log_sigmoid)),
         chosen=rules[0],
         evident=None if evident is None else rules[evident],

@@ -97,7 +97,15 @@ def ask_pairs(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair]) -> An
         )
     margins = [np.array([scores[one] - scores[other] for one, other in group]) for group in groups]
     num_left_out = len(pairs) - len(complete)
-    return answer([_joined(group) for group in groups.values()], margins, num_given, num_left_out, num_repeating)
+    num_prompts = len({_prompt(pairs[at]) for at in complete})
+    joined = [_joined(group) for group in groups.values()]
+    return answer(joined, margins, num_given, num_left_out, num_repeating, num_prompts)
+
+
+def _prompt(pair: Pair) -> str:
+    """What is before the answer; of a text, nobody knows where that begins."""
+    item = pair.chosen
+    return json.dumps(item.get("prompt", item["messages"][:-1] if "messages" in item else item), sort_keys=True)
 
 
 def _independent(pairs: Sequence[Pair]) -> list[Pair]:

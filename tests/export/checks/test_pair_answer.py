@@ -57,3 +57,10 @@ def test_a_rule_that_ranks_no_more_than_chance_is_no_objection():
 def test_pairs_that_repeat_others_are_told_of():
     first = answer([EXPORTED], [RIGHT], 300, 0, 100).describe().splitlines()[0]
     assert first == "200 of 300 pairs (100 left out: a text of theirs is in another pair, or twice in one)"
+
+
+def test_pairs_of_few_prompts_cannot_tell_and_speak_against_no_rule():
+    few = answer([EXPORTED, WITH_EOS], [WRONG, RIGHT], 300, 0, num_prompts=9)
+    assert few.evident is None
+    assert few.objection() is None
+    assert few.verdict().endswith("; they are of 9 prompts only, give pairs of at least 10")

@@ -19,10 +19,12 @@ from plaudit_client.scores import Score, best_of
 _MAX_CHUNK_BYTES = 4 * 1024 * 1024
 # Two answers may begin with a shorter prompt by chance.
 _MIN_REPEATED_CHARS = 20
+# Names that data sets give to a prompt.
+_PROMPTS = ("question", "instruction", "query")
 # Keys of a data set that change what a trainer's chat template writes, or what its model sees.
 _NOT_RENDERED = frozenset({"tools", "chat_template_kwargs", "image", "images"})
 # What a row of a table can say; the rest of its columns are about it.
-COLUMNS = frozenset({"id", "chosen", "rejected"}) | WIRE_FIELDS | _NOT_RENDERED
+COLUMNS = frozenset({"id", "chosen", "rejected"}) | WIRE_FIELDS | _NOT_RENDERED | set(_PROMPTS)
 
 
 @dataclass(frozen=True)
@@ -214,14 +216,27 @@ def _parse_pair(value: dict[str, Any], where: str) -> list[dict[str, Any]]:
             where, "chosen and rejected are not both texts or both chats; give two strings or two lists of messages"
         )
     prompt = value.get("prompt")
-    if isinstance(prompt, str) and all(_repeats(prompt, answer) for answer in answers.values()):
+    _check_prompt(value, where)
+    return [_completed(prompt, answer, f"{where}.{name}", where) for name, answer in answers.items()]
+
+
+def _check_prompt(pair: Mapping[str, Any], where: str) -> None:
+    """The texts of a pair get their prompt once; chats hold it."""
+    prompt, chosen, rejected = (pair.get(name) for name in ("prompt", "chosen", "rejected"))
+    if isinstance(prompt, str) and _repeats(prompt, chosen) and _repeats(prompt, rejected):
         # One alone may say it again.
         _refuse(
             f"{where}.chosen",
             "begins with the prompt, which would be read twice, and so does rejected; leave prompt out, or cut it off "
             "chosen and rejected",
         )
-    return [_completed(prompt, answer, f"{where}.{name}", where) for name, answer in answers.items()]
+    for name in _PROMPTS if prompt is None and isinstance(chosen, str) else ():
+        asked = pair.get(name)
+        if isinstance(asked, str) and asked.strip() not in chosen:
+            _refuse(
+                where,
+                f"has {name}, which is not in chosen, so the scores would be those of answers to nothing; call it prompt",
+            )
 
 
 def _repeats(prompt: str, answer: object) -> bool:

@@ -185,3 +185,15 @@ def test_without_a_scored_pair_there_is_no_accuracy():
     (line,) = parse({"chosen": "a", "rejected": "b"})
     summary.add(line, [Score("failed", None), Score("ok", 1.0)])
     assert summary.describe_pairs() == "pairs: 1, scored: 0, left out: failed 1, pair accuracy: none"
+
+
+@pytest.mark.parametrize("name", ["question", "instruction", "query"])
+def test_a_pair_whose_prompt_has_another_name_is_refused_unless_the_texts_hold_it(name):
+    with pytest.raises(InvalidArgument, match=f"has {name}, which is not in chosen.*call it prompt"):
+        list(parse_lines([json.dumps({name: "Why?", "chosen": "So.", "rejected": "No."}).encode()], "in"))
+    whole = {name: "Why?", "chosen": "Why? So.", "rejected": "Why? No."}
+    chats = {name: "Why?"} | {
+        kind: [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": kind}]
+        for kind in ("chosen", "rejected")
+    }
+    assert all(line.is_pair for line in parse_lines([json.dumps(whole).encode(), json.dumps(chats).encode()], "in"))

@@ -230,12 +230,13 @@ def _check_prompt(pair: Mapping[str, Any], where: str) -> None:
             "begins with the prompt, which would be read twice, and so does rejected; leave prompt out, or cut it off "
             "chosen and rejected",
         )
-    for name in _PROMPTS if prompt is None and isinstance(chosen, str) else ():
+    for name in _PROMPTS if prompt is None else ():
         asked = pair.get(name)
-        if isinstance(asked, str) and asked.strip() not in chosen:
+        if isinstance(asked, str) and isinstance(chosen, str) and asked.strip() not in chosen:
             _refuse(
                 where,
-                f"has {name}, which is not in chosen, so the scores would be those of answers to nothing; call it prompt",
+                f"has {name}, which is not in chosen, so the scores would be those of answers to nothing; call it "
+                "prompt",
             )
 
 

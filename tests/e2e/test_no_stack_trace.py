@@ -109,7 +109,6 @@ DAMAGES = [
     ("tokenizer", "tokenizer.json", {}),
     ("tokenizer-list", "tokenizer.json", []),
     ("tokenizer-config", "tokenizer_config.json", []),
-    ("class", "tokenizer_config.json", {"tokenizer_class": 3}),
     ("template", "chat_template.jinja", b"{% for %}"),
     ("template-number", "tokenizer_config.json", {"chat_template": 3}),
     ("template-bytes", "chat_template.jinja", b"\x80"),

@@ -101,7 +101,7 @@ def test_what_cannot_be_exported_ends_in_the_exporters_reason_and_exit_code_2(ch
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     reason, last = done.stderr.splitlines()[-2:]
-    assert reason.startswith(f"plaudit-export: error: {pickled}: holds pickled weights only, which are never loaded")
+    assert reason.startswith(f"plaudit-export: error: {pickled}: pytorch_model*.bin is pickled, and never loaded")
     assert last == f"plaudit-serve: error: bundle {pickled}: cannot be exported; plaudit-export gives the reason above"
 
 

@@ -59,6 +59,7 @@ def test_a_head_in_a_pickle_of_the_hubs_is_refused_though_it_is_not_downloaded(r
         assert not {"pytorch_model.bin", "reward_head.bin"} & set(hub.fetched)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_asked_for_its_files_is_told(repository, tmp_path):
     with local_hub(org__tiny=repository) as hub:
         env = hub.environment(tmp_path / "home")

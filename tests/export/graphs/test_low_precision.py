@@ -57,7 +57,7 @@ def tiny_checkpoint(path: Path, architecture: str, **config: object) -> Path:
 
 def checked(bundle: Bundle, runtime: Any, monkeypatch: pytest.MonkeyPatch) -> parity.ParityReport:
     """What the service's check at start says, where this runtime computes."""
-    monkeypatch.setattr(scorer, "open_engine", lambda bundle, **_: GraphEngine(bundle, runtime))
+    monkeypatch.setattr(scorer, "open_engines", lambda bundle, **_: [GraphEngine(bundle, runtime)])
     return parity.check(Scorer(bundle))
 
 

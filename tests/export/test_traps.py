@@ -258,6 +258,7 @@ def test_gemma_3_with_its_images_wrapper_has_the_scores_of_the_wrapper(tmp_path)
     assert exported.bundle.manifest.source.architecture == "Gemma3ForSequenceClassification"
     assert [head.name for head in exported.bundle.scoring.heads] == ["helpful"]
     assert Scorer(exported.bundle).score(TEXTS).floats == pytest.approx(expected, abs=1e-5)
+    assert exported.parity.batch_invariant
     # The images' weights stay out of the graph.
     assert (tmp_path / "bundle" / "model.onnx").stat().st_size < (tmp_path / "it" / "model.safetensors").stat().st_size
 

@@ -107,9 +107,8 @@ class Scheduler:
 
     No timer: an idle engine takes what is there at once, and under load batches grow by themselves. While the engine
     has no call free, the next batch is handed over as soon as it is full; until then it stays open to what arrives.
-    Identical
-    sequences are computed once. Clients that have names share queue and turns; a batch that lies ready is taken back
-    where another client's turn comes first.
+    Identical sequences are computed once. Clients that have names share queue and turns; a batch that lies ready is
+    taken back where another client's turn comes first.
 
     Args:
         model: What computes.

@@ -8,9 +8,7 @@ import asyncio
 import importlib.util
 import logging
 import os
-import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
@@ -23,23 +21,6 @@ pytestmark = pytest.mark.slow
 
 OPENRLHF = "openrlhf==0.11.2"
 LLAMAFACTORY = "llamafactory==0.9.5"
-
-
-@pytest.fixture
-def download(tmp_path):
-    """Unpacks the wheel of a requirement, and gives the folder that its packages are in."""
-
-    def unpack(requirement):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        done = subprocess.run([*command, "--dest", tmp_path, requirement], capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            pytest.skip(f"{requirement} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
-        (wheel,) = tmp_path.glob(f"{requirement.split('==')[0]}-*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(tmp_path / "unpacked")
-        return next(tmp_path.glob("unpacked/*.data/purelib"), tmp_path / "unpacked")
-
-    return unpack
 
 
 @pytest.fixture

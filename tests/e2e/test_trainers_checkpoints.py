@@ -12,7 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
+import trl
+from datasets import Dataset
 
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.testing import tiny_causal_checkpoint
@@ -99,3 +102,40 @@ def test_the_reward_model_of_llamafactorys_own_training_is_served_with_its_own_s
 def test_trls_own_value_head_is_served_with_its_own_scores(run_trainer, language_model):
     checkpoint, references = run_trainer([TRL], "trl_value_head.py", language_model, json.dumps(TEXTS))
     assert_served(checkpoint, TEXTS, references, "TRL value head")
+
+
+PAIRS = {
+    "texts": [{"prompt": "Boil an egg.", "chosen": " Seven minutes.\n", "rejected": " I cannot.<|im_end|>"}],
+    "chats": [{"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "I cannot.\n"}]}],
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.filterwarnings("default")  # torch's and TRL's own
+def test_the_classifier_of_trls_own_training_is_served_with_the_scores_of_its_training(classifier, tmp_path, kind):
+    trainer = trl.RewardTrainer(
+        model=transformers.AutoModelForSequenceClassification.from_pretrained(classifier, dtype=torch.float32),
+        args=trl.RewardConfig(
+            output_dir=str(tmp_path / "trained"),
+            max_steps=2,
+            learning_rate=0.01,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            bf16=False,
+        ),
+        train_dataset=Dataset.from_list(PAIRS[kind] * 4),
+        processing_class=transformers.AutoTokenizer.from_pretrained(classifier),
+    )
+    trainer.train()
+    trainer.save_model()
+    (pair, *_), (trained, *_) = PAIRS[kind], trainer.train_dataset
+    answers = "chosen", "rejected"
+    items = [{"prompt": pair["prompt"], "completion": pair[answer]} for answer in answers]
+    if kind == "chats":
+        items = [{"messages": pair["prompt"] + pair[answer]} for answer in answers]
+    model = trainer.model.eval()
+    with torch.no_grad():
+        references = [model(torch.tensor([trained[f"{answer}_ids"]])).logits.item() for answer in answers]
+    assert_served(tmp_path / "trained", items, references, None)

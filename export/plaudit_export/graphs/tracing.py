@@ -18,6 +18,7 @@ from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.graphs.causal_attention import KeyValues, NewKeyValues, is_maskless, maskless
 from plaudit_export.graphs.experts import take_experts_apart
+from plaudit_export.graphs.sinks import sinks_first
 from plaudit_export.quiet import quiet
 
 # From 23 on, attention is one native operator (also RMSNormalization and RotaryEmbedding).
@@ -160,7 +161,7 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -
         ExportError: this architecture cannot be traced.
     """
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), sinks_first(network(checkpoint.model)):
             take_experts_apart(checkpoint.model)
             model = (
                 _trace_causal(checkpoint, has_mask=has_mask)

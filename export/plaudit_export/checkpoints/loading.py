@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import modeling_utils
 
 from plaudit_export.checkpoints.config_files import CONFIG, read_fields
@@ -69,7 +69,23 @@ def load_model(auto_class: Any, source: str, config: Any, **options: Any) -> tup
                 **options,
             ),
         )
-    return model.eval(), info
+    return model.eval(), {**info, "mismatched_keys": _with_shapes(source, model, info["mismatched_keys"])}
+
+
+def _with_shapes(source: str, model: Any, mismatched: Any) -> list[tuple[str, Any, Any]]:
+    """Weights of another shape, each with the stored and the model's; transformers 4 gives their names alone.
+
+    A shape that cannot be found is (0,): such a weight is still told.
+    """
+    names = {each for each in mismatched if isinstance(each, str)}
+    stored: dict[str, tuple[int, ...]] = {}
+    for file in Path(source).glob("*.safetensors") if names else ():
+        with safe_open(str(file), framework="pt") as weights:
+            stored |= {name: tuple(weights.get_slice(name).get_shape()) for name in names & set(weights.keys())}
+    made = {name: tuple(weight.shape) for name, weight in model.state_dict().items()} if names else {}
+    return [
+        (each, stored.get(each, (0,)), made.get(each, (0,))) if isinstance(each, str) else each for each in mismatched
+    ]
 
 
 @contextmanager

@@ -33,6 +33,8 @@ from gpu_measuring import (
 from servers import end_on_sigterm, resident_bytes, service
 from texts import ROOT, read_texts
 
+from plaudit_service.engine.calls import graph_bytes
+
 # Of the large random model: its scores on long texts are no better a check than on short ones, and take long on a CPU.
 _GOLDEN_MAX_TOKENS = 256
 _NUM_SERVED_TEXTS = 256
@@ -82,7 +84,7 @@ def make_bundle(part: str, setting: Setting, figures: Figures) -> None:
         export = subprocess.run(command, stdout=sys.stderr, check=False)
         if export.returncode:
             sys.exit(export.returncode)  # it has said why
-    figures.put(graph_bytes=_graph_bytes(bundle))
+    figures.put(graph_bytes=graph_bytes(bundle))
 
 
 def check_parity(part: str, setting: Setting, figures: Figures) -> None:
@@ -225,7 +227,7 @@ def measure_memory(part: str, setting: Setting, figures: Figures) -> None:
     loaded = _taken_bytes(setting)
     figures.put(
         engine=engine.name,
-        graph_bytes=_graph_bytes(bundle),
+        graph_bytes=graph_bytes(bundle),
         weights_bytes=loaded - before,
         prefix_cache_bytes=engine.prefix_cache_bytes,
     )
@@ -287,10 +289,6 @@ def _write_checkpoint(model: str, path: Path) -> None:
         write_encoder(path)
     else:
         write_llama(path, LLAMA_SHAPES[model.removeprefix("llama-")], dtype="bfloat16")
-
-
-def _graph_bytes(bundle: Path) -> int:
-    return sum(path.stat().st_size for path in bundle.glob("model.onnx*"))
 
 
 def _batch_tokens(setting: Setting) -> int:

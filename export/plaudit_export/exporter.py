@@ -29,7 +29,6 @@ from plaudit_export.graphs.precision import (
     Float32,
     GraphScorer,
     compare,
-    graph_bytes,
     graph_float32,
     write_int8,
 )
@@ -43,6 +42,7 @@ from plaudit_export.writer import (
     write_tokenizer,
 )
 from plaudit_service.bundles.bundle import GRAPH, Golden, ScoringFile, Source, load_bundle
+from plaudit_service.engine.calls import graph_bytes
 from plaudit_service.engine.onnx_runtime_cuda import TOLERANCES
 from plaudit_service.text.tokenization import TokenizedText
 

@@ -16,6 +16,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from trainer_texts import CHAT, TEXTS
 
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.testing import tiny_causal_checkpoint
@@ -26,18 +27,6 @@ pytestmark = pytest.mark.slow
 OPENRLHF = "openrlhf==0.11.2"
 LLAMAFACTORY = "llamafactory==0.9.5"
 TRL = "trl==0.24.0"  # the newest that LLaMA-Factory takes, and one that still has its value head
-
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog.",
-    "Ends with a newline\n\n",
-    "Ends with EOS already<|im_end|>",
-    "a",
-    "\n leading, and Grüße aus Köln: 今天",
-]
-CHAT = [
-    {"role": "user", "content": "How do I boil an egg?"},
-    {"role": "assistant", "content": "Seven minutes in boiling water."},
-]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ ONNX's Attention joins the keys and values of a prefix with the new ones itself,
 the queries' as they are. On CUDA, attention without a mask alone takes the flash kernel at every length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,12 +83,27 @@ def maskless(base: Any, past: KeyValues) -> Iterator[AttentionLayers]:
         base: the decoder, which then has to be given `NewKeyValues`.
         past: as of `AttentionLayers`.
     """
-    layers, before = AttentionLayers(past), base.config._attn_implementation
-    AttentionInterface.register(_NAME, layers.attend)
-    AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
-    base.config._attn_implementation = _NAME
-    try:
+    layers = AttentionLayers(past)
+    with attending(base, _NAME, layers.attend, lambda *_, **__: None):
         yield layers
+
+
+@contextmanager
+def attending(base: Any, name: str, attend: Callable[..., Any], mask: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a decoder of transformers attends by a function of ours.
+
+    Args:
+        base: the decoder.
+        name: which transformers is to know it by.
+        attend: as transformers' attention functions.
+        mask: makes the mask for it, as transformers' mask functions.
+    """
+    before = base.config._attn_implementation
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, mask)
+    base.config._attn_implementation = name
+    try:
+        yield
     finally:
         base.config._attn_implementation = before
 

@@ -13,7 +13,8 @@ from plaudit_export.checks.comparison import Comparison, Scores, kendall, pair_a
 from plaudit_export.errors import ExportError
 from plaudit_export.graphs.quantization import Activation, calibrate, quantize
 from plaudit_export.graphs.tracing import OPSET
-from plaudit_service.bundles.bundle import GOLDEN, GRAPH, GRAPH_DATA, Bundle, Manifest, Scoring, Source
+from plaudit_service.bundles.bundle import GOLDEN, GRAPH, Bundle, Manifest, Scoring, Source
+from plaudit_service.engine.calls import graph_bytes
 from plaudit_service.engine.engines import GraphEngine, open_engine
 from plaudit_service.engine.runtime import Runtime
 from plaudit_service.errors import BundleError
@@ -258,8 +259,3 @@ def _speed_ratio(scorers: tuple[GraphScorer, GraphScorer], texts: Texts) -> floa
             seconds.append(time.perf_counter() - started)
         ratios.append(seconds[0] / seconds[1])
     return statistics.median(ratios)
-
-
-def graph_bytes(directory: Path) -> int:
-    """Size of a graph and its weights."""
-    return sum((directory / name).stat().st_size for name in (GRAPH, GRAPH_DATA) if (directory / name).is_file())

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.masking_utils import eager_mask
+
+from plaudit_export.graphs.causal_attention import attending
 
 _NAME = "plaudit_sink_first"
 
@@ -21,14 +22,8 @@ def sinks_first(base: Any) -> Iterator[None]:
     if not any(hasattr(module, "sinks") for module in base.modules()):
         yield
         return
-    before = base.config._attn_implementation
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, eager_mask)
-    base.config._attn_implementation = _NAME
-    try:
+    with attending(base, _NAME, _attend, eager_mask):
         yield
-    finally:
-        base.config._attn_implementation = before
 
 
 def _attend(

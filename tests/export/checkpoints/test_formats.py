@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from trainer_texts import CHAT, TEXTS
 
 from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.checkpoints.formats import FORMATS
@@ -29,18 +30,6 @@ from plaudit_service.bundles.bundle import Head, Normalization, Scoring
 from plaudit_service.serving.scorer import Scorer
 
 Weights = dict[str, torch.Tensor]
-
-TEXTS = (
-    "The quick brown fox jumps over the lazy dog.",
-    "Ends with a newline\n\n",
-    "Ends with EOS already<|im_end|>",
-    "a",
-    "\n leading, and Grüße aus Köln: 今天",
-)
-CHAT = [
-    {"role": "user", "content": "How do I boil an egg?"},
-    {"role": "assistant", "content": "Seven minutes in boiling water."},
-]
 
 
 @dataclass(frozen=True)

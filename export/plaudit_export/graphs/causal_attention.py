@@ -16,7 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 _NAME = "plaudit_causal"
-# What layers say to their attention that the operator needs no word of; Gemma 2 of transformers 4 asks for its weights so.
+# What layers say to their attention that the operator needs no word of.
 _WITHOUT_MEANING = {
     "dropout",
     "position_ids",
@@ -24,7 +24,7 @@ _WITHOUT_MEANING = {
     "is_causal",
     "use_cache",
     "cache_position",
-    "output_attentions",
+    "output_attentions",  # said by Gemma 2 of transformers 4
 }
 # Of a probe, whose numbers may differ by the rounding of another kernel.
 _PROBE_ROWS, _PROBE_TOKENS = 2, 9

@@ -24,7 +24,7 @@ READY_RELEASE := $(VENV_RELEASE)/.ready
 # The last TRL that had a PPO trainer.
 VENV_TRL_PPO ?= .venv-trl-ppo
 READY_TRL_PPO := $(VENV_TRL_PPO)/.ready
-# Ray Serve, with the exporter: a checkpoint among the bundles is exported by a replica.
+# Ray Serve.
 VENV_RAY ?= .venv-ray
 READY_RAY := $(VENV_RAY)/.ready
 # DeepSpeed, which accelerate and transformers import wherever it is installed.
@@ -95,8 +95,8 @@ $(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
 	touch $@
 
 $(READY_RAY): pyproject.toml constraints.txt
-	$(call make_bare_venv,$(VENV_RAY),constraints.txt)
-	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray,export]' pytest
+	$(PYTHON) -m venv $(VENV_RAY)
+	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' onnx pytest
 	touch $(READY_RAY)
 
 $(READY_DEEPSPEED): pyproject.toml constraints.txt

@@ -2,10 +2,10 @@
 
     locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:8000 --users 4 --run-time 1m PpoBurst
 
-Closed loop (a user waits for its answer): `PpoBurst`, `Groups`, `MixedLengths`. Open loop (requests come at random
-times, `--rate` of them per second from all users together, whatever became of those before): `SteadySingles`,
-`Overload`. `Dialects` is a closed loop over the routes of TEI, SGLang and NeMo-Gym. An answer is a failure unless every sequence has a score. Exit code 1: the SLO of `--slo-p99-s` or
-`--slo-failures` is not kept.
+Closed loop (a user waits for its answer): `PpoBurst`, `Groups`, `MixedLengths`, and `Dialects`, for the routes of TEI,
+SGLang and NeMo-Gym. Open loop (requests come at random times, `--rate` of them per second from all users together,
+whatever became of those before): `SteadySingles`, `Overload`. An answer is a failure unless every sequence has a score.
+Exit code 1: the SLO of `--slo-p99-s` or `--slo-failures` is not kept.
 """
 
 import random

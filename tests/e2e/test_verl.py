@@ -87,14 +87,13 @@ def test_a_rollout_without_a_score_stops_verl_and_becomes_no_number(serve, tiny_
     assert not (tmp_path / "result.json").exists()
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_verls_own_client_of_reward_models_gets_the_score_of_the_chat(serve, causal_bundle, run_verl, engine):
+def test_verls_own_client_of_reward_models_gets_the_score_of_the_chat(serve, causal_bundle, run_verl):
     # verl sends the path that it is given, and the service knows the checkpoint by the last part of its path.
     checkpoint = json.loads((causal_bundle / "bundle.json").read_text())["source"]["id"]
-    with serve(causal_bundle, flags=["--dialects", engine]) as service:
+    with serve(causal_bundle, flags=["--dialects", "vllm"]) as service:
         overrides = [
             "reward.reward_model.enable=True",
-            f"reward.reward_model.rollout.name={engine}",
+            "reward.reward_model.rollout.name=vllm",
             f"reward.reward_model.model_path={checkpoint}",
             f"+reward.reward_model.rollout.engine_kwargs.plaudit={service.url.removeprefix('http://')}",
         ]

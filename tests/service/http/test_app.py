@@ -246,6 +246,16 @@ def test_a_key_protects_all_but_the_probes(serve, tiny_bundle, tmp_path):
             assert httpx2.get(service.url + path).status_code == status, path
 
 
+def test_models_and_combinations_are_listed_as_openais_clients_ask_for_them_and_behind_the_key(serve, tiny_bundle):
+    bundles, key = (tiny_bundle(name="a"), tiny_bundle(name="b")), {"Authorization": "Bearer a-key"}
+    with serve(*bundles, flags=["--combine", "both=a+b"], env={"PLAUDIT_API_KEYS": "a-key"}) as service:
+        assert httpx2.get(f"{service.url}/v1/models").status_code == 401
+        models = httpx2.get(f"{service.url}/v1/models", headers=key).json()
+        assert (models["object"], [model["id"] for model in models["data"]]) == ("list", ["a", "b", "both"])
+        assert all((model["object"], model["owned_by"]) == ("model", "plaudit") for model in models["data"])
+        assert 'route="/v1/models"' in httpx2.get(f"{service.url}/metrics", headers=key).text
+
+
 def test_no_route_ever_redirects(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "openrlhf,llamafactory,vllm,slime"]) as service:
         paths = [*httpx2.get(f"{service.url}/openapi.json").json()["paths"], "/docs", "/openapi.json", "/docs-assets"]

@@ -26,6 +26,8 @@ from plaudit_service.serving.pipeline import Pipeline
 from plaudit_service.serving.served_model import ServedModel
 from plaudit_service.settings import Settings
 
+TOKENIZER_THREADS = 2
+
 _LIMITS = (
     "max_sequences_per_request",
     "max_body_bytes",
@@ -69,7 +71,7 @@ class Service:
         self.num_calls = settings.engine_calls or default_calls(bundles, settings.computes_on, self.num_threads)
         # One device: its threads take the batches of all models in turn.
         self._engine_threads = EngineThreads(self.num_calls)
-        self._tokenizer_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
+        self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
         self.models = {name: ServedModel([pipeline], self.metrics) for name, pipeline in self.pipelines.items()}
         for combination in combinations:

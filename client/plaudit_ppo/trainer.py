@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,9 +28,10 @@ from plaudit_ppo.models.lora import AdapterOff, is_lora
 from plaudit_ppo.models.policy import check_cache
 from plaudit_ppo.rollout.endings import eos_token_ids, no_ending
 from plaudit_ppo.rollout.forward import evaluate_rollouts
-from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
+from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt
 from plaudit_ppo.rollout.rollouts import Rollouts, concatenate
-from plaudit_ppo.rollout.sampling import pad_token_id, sample_rollouts
+from plaudit_ppo.rollout.samplers import LocalSampler, Sampler
+from plaudit_ppo.rollout.sampling import pad_token_id
 from plaudit_ppo.rollout.seeding import seeded_generator
 from plaudit_ppo.runs.checkpoints import RunState
 from plaudit_ppo.runs.log import Metrics, RunLog
@@ -137,6 +138,14 @@ class PPOTrainer:
         self._device = accelerator.device
         self._learner = make_learner(policy, critic, config, accelerator)
         self._files = RunFiles(config, self._learner, tokenizer)
+        self._sampler: Sampler = LocalSampler(
+            config,
+            self._learner.generating,
+            eos_ids=self._eos_ids,
+            pad_id=self._pad_id,
+            device=self._device,
+            rank=accelerator.process_index,
+        )
         if reference is not None:
             self._reference: nn.Module = prepare_reference(reference, config, accelerator)
         elif is_lora(policy):
@@ -310,39 +319,26 @@ class PPOTrainer:
 
     def _roll_out(self, iteration: int) -> list[_Pending]:
         config = self._config
-        count = config.rollout_batch_size
+        count, size = config.rollout_batch_size, config.rollout_micro_batch_size
         dealt = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
-        indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
-        generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
-        size = config.rollout_micro_batch_size
+        indices = share(self._accelerator, dealt)
         failure: DivergenceError | None = None
         pending: list[_Pending] = []
-        with self._learner.generating() as policy:
-            try:
-                for first in range(0, len(indices), size):
-                    pending += [self._sample(policy, indices[first : first + size], generator)]
-            except DivergenceError as error:
-                failure = error
+        prompt_ids = [self._prompt_ids[index] for index in indices]
+        try:
+            with closing(self._sampler.sample(prompt_ids, iteration=iteration)) as sampled:
+                for first, rollouts in zip(range(0, len(indices), size), sampled, strict=True):
+                    pending.append(self._send(indices[first : first + size], rollouts))
+        except DivergenceError as error:
+            failure = error
         if largest(self._accelerator, float(failure is not None)):  # or the others would wait for this process
             raise failure or DivergenceError("another process cannot sample: its policy gives no finite probabilities")
         return pending
 
-    def _sample(self, policy: nn.Module, indices: Sequence[int], generator: torch.Generator) -> _Pending:
-        """Samples one rollout micro-batch and sends for its scores."""
-        config = self._config
-        ids, mask = pad_left([self._prompt_ids[index] for index in indices], self._pad_id)
-        rollouts = sample_rollouts(
-            policy,
-            ids.to(self._device),
-            mask.to(self._device),
-            max_tokens=config.max_completion_tokens,
-            temperature=config.temperature,
-            eos_ids=self._eos_ids,
-            pad_id=self._pad_id,
-            generator=generator,
-        )
+    def _send(self, indices: Sequence[int], rollouts: Rollouts) -> _Pending:
+        """Sends one rollout micro-batch to the scorer."""
         prompts = [self._prompts[index] for index in indices]
-        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text)
+        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=self._config.send_eos_text)
         eval_scores = self._eval_pool.submit(items) if self._eval_pool else None
         return _Pending(indices, items, rollouts, self._pool.submit(items), eval_scores)
 

@@ -15,6 +15,8 @@ from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, TypeAdapter, 
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
+from plaudit_client.errors import InvalidArgument
+from plaudit_client.settings import resolve_urls
 from plaudit_ppo.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
@@ -24,11 +26,23 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
+_MIN_ENGINE_TEMPERATURE = 0.01  # vLLM's own
+
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 # Settings that say where things lie on this machine, and nothing of the run.
-PLACES = ("policy", "critic", "prompts", "output", "scorer_urls", "eval_scorer_urls")
+PLACES = (
+    "policy",
+    "critic",
+    "prompts",
+    "output",
+    "scorer_urls",
+    "eval_scorer_urls",
+    "engine_urls",
+    "engine_sync_dir",
+    "engine_key_file",
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -72,6 +86,22 @@ class PPOConfig:
     """divides the logits in sampling, reference and training alike"""
     missing_pad: Literal["add", "refuse"] = "add"
     """a tokenizer without a pad token, or with pad == EOS"""
+
+    sampler: Literal["local", "vllm"] = "local"
+    """what completes prompts: the policy in this process, or vLLM servers at engine_urls that are given its weights"""
+    engine_urls: tuple[str, ...] = ()
+    """base URLs of vLLM servers, such as "http://127.0.0.1:8001"; rollouts are dealt to them in turn"""
+    engine_sync: Literal["auto", "weights", "adapter"] = "auto"
+    """what an engine is given before each iteration: all weights, or the LoRA adapter; auto: the adapter if there is
+    one"""
+    engine_sync_dir: Text | None = None
+    """directory of these weights, which trainer and engines see at the same path; none: engine/ in output"""
+    engine_key_file: Text | None = None
+    """file with the key that engines ask for (their --api-key); none: they ask for none"""
+    engine_timeout_s: Positive = 600.0
+    """limit of one request to an engine, in seconds; a completion or a reload has to be done by then"""
+    engine_concurrency: Count = 256
+    """requests in flight to each engine, from each process"""
 
     send_eos_text: bool = False
     """send the EOS text after a finished completion to the scorer (not after a chat's: its template ends the turn)"""
@@ -214,10 +244,39 @@ class PPOConfig:
                 f"critic = {self.critic!r}: a head on the policy's network starts from no directory; leave critic out, "
                 'or set critic_trunk = "separate"'
             )
+        self._check_engines()
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(
                 f"num_minibatches = {self.num_minibatches}, limit {self.rollout_batch_size} (rollout_batch_size); "
                 "lower it or raise rollout_batch_size"
+            )
+
+    def _check_engines(self) -> None:
+        if self.sampler == "local":
+            if self.engine_urls:
+                raise ConfigError('engine_urls are set and sampler = "local"; set sampler = "vllm", or leave them out')
+            return
+        if not self.engine_urls:
+            raise ConfigError('sampler = "vllm" and no engine_urls; give the base URL of each vLLM server')
+        if any("@" in url for url in self.engine_urls):  # not shown, since messages end up in logs
+            raise ConfigError("engine_urls: an address has a user or password in it; give the key in engine_key_file")
+        try:
+            urls = resolve_urls(self.engine_urls)
+        except InvalidArgument as error:
+            raise ConfigError(f"engine_urls: {error}") from error
+        if urls != self.engine_urls or len(set(urls)) < len(urls):
+            raise ConfigError(
+                "engine_urls: an address has a slash or spaces at an end, is empty, or stands there twice; write each "
+                "once, such as http://127.0.0.1:8001"
+            )
+        if self.engine_sync == "adapter" and not self.lora_rank:
+            raise ConfigError(
+                'engine_sync = "adapter" and lora_rank = 0: there is no adapter; set lora_rank, or "auto"'
+            )
+        if self.temperature < _MIN_ENGINE_TEMPERATURE:
+            raise ConfigError(
+                f"temperature = {self.temperature!r}, limit at least {_MIN_ENGINE_TEMPERATURE:g} with "
+                'sampler = "vllm", which raises what is lower; raise it, or sample locally'
             )
 
 

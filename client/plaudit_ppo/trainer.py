@@ -19,10 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.distributed.collectives import gather_sum, largest, share
+from plaudit_ppo.distributed.collectives import gather_sum, largest, raise_any, share
 from plaudit_ppo.distributed.learner_setup import make_learner, prepare_reference
 from plaudit_ppo.distributed.processes import make_accelerator
-from plaudit_ppo.errors import ConfigError, DivergenceError, GuardError, PPOError
+from plaudit_ppo.engine.sampler import EngineSampler
+from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError, GuardError, PPOError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import AdapterOff, is_lora
 from plaudit_ppo.models.policy import check_cache
@@ -102,7 +103,9 @@ class PPOTrainer:
         eval_scorer: scores the same rollouts for the log alone.
 
     Raises:
-        ConfigError: a setting does not fit the policy, or no token could end a completion.
+        ConfigError: a setting does not fit the policy, no token could end a completion, or an engine serves another
+            model.
+        EngineError: an engine does not answer.
         PromptError: a prompt cannot be encoded or is too long.
     """
 
@@ -138,20 +141,28 @@ class PPOTrainer:
         self._device = accelerator.device
         self._learner = make_learner(policy, critic, config, accelerator)
         self._files = RunFiles(config, self._learner, tokenizer)
-        self._sampler: Sampler = LocalSampler(
-            config,
-            self._learner.generating,
-            eos_ids=self._eos_ids,
-            pad_id=self._pad_id,
-            device=self._device,
-            rank=accelerator.process_index,
-        )
         if reference is not None:
             self._reference: nn.Module = prepare_reference(reference, config, accelerator)
         elif is_lora(policy):
             self._reference = AdapterOff(policy)
         else:
             raise ConfigError("reference: none given; give a frozen copy of the policy, or a policy with LoRA")
+        self._sampler = self._make_sampler()
+
+    def _make_sampler(self) -> Sampler:
+        config, eos_ids, pad_id = self._config, self._eos_ids, self._pad_id
+        if config.sampler == "vllm":
+            return EngineSampler(
+                config, self._learner, self._tokenizer, self._prompt_ids, eos_ids=eos_ids, pad_id=pad_id
+            )
+        return LocalSampler(
+            config,
+            self._learner.generating,
+            eos_ids=eos_ids,
+            pad_id=pad_id,
+            device=self._device,
+            rank=self._accelerator.process_index,
+        )
 
     def train(
         self,
@@ -173,6 +184,7 @@ class PPOTrainer:
             CheckpointError: the checkpoint is broken, or of other models or prompts; or what the run is to leave cannot
                 be written, which is tried before the first iteration.
             GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
+            EngineError: an engine that samples failed. The message names the checkpoint.
             OutputError: a checkpoint or the result cannot be written.
             Terminated: by `termination`. The message names the checkpoint.
         """
@@ -195,7 +207,7 @@ class PPOTrainer:
             while self._state.iteration < self._config.iterations:
                 try:
                     metrics = self._iterate(samples, termination)
-                except GuardError as error:
+                except (GuardError, EngineError) as error:
                     raise type(error)(f"{error}; {self._leave_checkpoint()}") from error
                 except Terminated as error:
                     log.force()
@@ -225,7 +237,7 @@ class PPOTrainer:
         """One iteration: rollout and update. Returns its metrics.
 
         Raises:
-            GuardError: see `train`.
+            GuardError, EngineError: see `train`.
             Terminated: before the update, so that the state is still that of the iteration's start.
         """
         start = time.perf_counter()
@@ -261,8 +273,10 @@ class PPOTrainer:
         retries = getattr(self._scorer, "retries", None)
 
         # 1. Sample completions; each micro-batch goes to the scorer as soon as it exists.
+        self._sampler.publish(state.iteration)
+        published = time.perf_counter()
         pending = self._roll_out(state.iteration)
-        generate_s = time.perf_counter() - start
+        generate_s = time.perf_counter() - published
 
         # 2. While the scorer works: logprobs of policy and reference, values of the critic.
         rollouts = concatenate([part.rollouts for part in pending], self._pad_id)
@@ -303,6 +317,10 @@ class PPOTrainer:
             "lr": learning_rate,
             **rollout_metrics(everyone, all_scored.scores.to(self._device), kl_coef=state.kl_coef),
             "val/sampling_ratio_error": sampling_error,
+            "sampler/canary_error": self._sampler.canary_error,
+            "sampler/retries": gather_sum(self._accelerator, self._sampler.retries),
+            "time/publish_s": published - start,
+            "time/tokens_per_second": self._sampled_tokens(pending) / largest(self._accelerator, generate_s),
             "scoring/call_s": all_scored.call_s,
             "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
         }
@@ -322,17 +340,16 @@ class PPOTrainer:
         count, size = config.rollout_batch_size, config.rollout_micro_batch_size
         dealt = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
         indices = share(self._accelerator, dealt)
-        failure: DivergenceError | None = None
+        failure: DivergenceError | EngineError | None = None
         pending: list[_Pending] = []
         prompt_ids = [self._prompt_ids[index] for index in indices]
         try:
             with closing(self._sampler.sample(prompt_ids, iteration=iteration)) as sampled:
                 for first, rollouts in zip(range(0, len(indices), size), sampled, strict=True):
                     pending.append(self._send(indices[first : first + size], rollouts))
-        except DivergenceError as error:
+        except (DivergenceError, EngineError) as error:
             failure = error
-        if largest(self._accelerator, float(failure is not None)):  # or the others would wait for this process
-            raise failure or DivergenceError("another process cannot sample: its policy gives no finite probabilities")
+        raise_any(self._accelerator, failure)
         return pending
 
     def _send(self, indices: Sequence[int], rollouts: Rollouts) -> _Pending:
@@ -346,6 +363,10 @@ class PPOTrainer:
         if not self._said_that_nothing_ended:
             _log.warning(no_ending(self._config, self._eos_ids, self._tokenizer))
         self._said_that_nothing_ended = True
+
+    def _sampled_tokens(self, pending: Sequence[_Pending]) -> int:
+        """Of all processes."""
+        return gather_sum(self._accelerator, sum(int(part.rollouts.completion_mask.sum()) for part in pending)) or 0
 
     def _count_retries(self, before: int | None) -> int | None:
         return None if before is None else getattr(self._scorer, "retries", before) - before

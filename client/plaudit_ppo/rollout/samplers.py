@@ -18,7 +18,16 @@ from plaudit_ppo.rollout.seeding import seeded_generator
 
 
 class Sampler(Protocol):
-    """Samples completions of the policy; all processes of a run call the same methods in the same order."""
+    """Samples completions of the policy; all processes of a run call the same methods in the same order.
+
+    Attributes:
+        canary_error: largest |ratio - 1| between an engine and the training forward at the last publish; None: there
+            is no engine.
+        retries: requests to engines that this process has sent a second time since the last publish; None: likewise.
+    """
+
+    canary_error: float | None
+    retries: int | None
 
     def publish(self, version: int) -> None:
         """Has what is sampled from now on come from the policy as it is.
@@ -66,6 +75,8 @@ class LocalSampler:
         device: torch.device,
         rank: int,
     ) -> None:
+        self.canary_error: float | None = None
+        self.retries: int | None = None
         self._config = config
         self._generating = generating
         self._eos_ids = eos_ids

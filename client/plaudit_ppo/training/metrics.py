@@ -34,6 +34,9 @@ METRICS = {
     "val/explained_variance": "1 - var(returns - values) / var(returns), values before the update",
     "val/sampling_ratio_error": "largest |ratio - 1| between the generating and the training forward",
     "val/eos_share": "share of rollouts that end with EOS",
+    "sampler/canary_error": "largest |ratio - 1| between an engine that was just given the weights and the training "
+    "forward; null without engines",
+    "sampler/retries": "requests to engines that were sent a second time; null without engines",
     "scoring/score_mean": "what the scorer answered, mean over rollouts",
     "scoring/score_std": "its standard deviation over rollouts",
     "scoring/masked_share": "share of rollouts without a score; they are out of every other metric",
@@ -45,7 +48,9 @@ METRICS = {
     "tokens/completion": "completion tokens, with EOS",
     "tokens/completion_mean": "length of a completion, with EOS, mean over rollouts",
     "tokens/completion_p95": "its 95th percentile",
+    "time/publish_s": "seconds until every engine had the weights and had shown it",
     "time/generate_s": "seconds for generation",
+    "time/tokens_per_second": "completion tokens for each second of generation, of all processes",
     "time/update_s": "seconds for the update",
     "time/iteration_s": "seconds for the whole iteration",
 }

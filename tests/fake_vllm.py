@@ -3,8 +3,10 @@
 Its faults are those that vLLM was seen to have, or that a wrong flag gives it.
 """
 
+import copy
 import json
 import threading
+import warnings
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,7 +30,8 @@ class FakeVLLM:
     Args:
         policy: what it was started with; with `tokenizer` it answers /tokenize.
         tokenizer: of the policy.
-        fault: what is wrong with it, None or one of FAULTS; may be changed while it runs.
+        fault: what is wrong with it, None or one of FAULTS.
+        after: how many completions come before what is wrong with them.
         max_model_len: its context.
 
     Attributes:
@@ -37,17 +40,18 @@ class FakeVLLM:
         published: the directories that it has loaded.
     """
 
-    def __init__(self, policy, tokenizer, *, fault=None, max_model_len=64):
+    def __init__(self, policy, tokenizer, *, fault=None, after=0, max_model_len=64):
         self.policy, self.tokenizer = policy, tokenizer
-        self.fault, self.max_model_len = fault, max_model_len
+        self.max_model_len = max_model_len
+        self._fault, self._healthy_completions = fault, after
         self.calls, self.published = [], []
         self.released = threading.Event()  # at the end; what hangs hangs until then
-        self._adapter = None
+        self._base = None
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *arguments: _Handler(self, *arguments))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self):
         """Refuse connections from now on, as a killed server does; requests in flight are cut."""
@@ -55,12 +59,17 @@ class FakeVLLM:
         self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, method, path, body):
+    @property
+    def fault(self):
+        """What is wrong with it by now."""
+        return self._fault if self._healthy_completions <= 0 else None
+
+    def answer(self, method, path, body, key):
         """Status and JSON."""
         if path == "/health":
             return (503 if self.fault == "dead core" else 200), None
         self.calls.append((method, path, body))
-        if self.fault == "wrong key" and path.startswith("/v1/"):
+        if self.fault == "wrong key" and path.startswith("/v1/") and key != f"Bearer {KEY}":
             return 401, {"error": "Unauthorized"}
         if path == "/v1/models":
             length = 8 if self.fault == "short context" else self.max_model_len
@@ -93,8 +102,10 @@ class FakeVLLM:
             return
         from peft import PeftModel
 
-        self._adapter = self._adapter or self.policy
-        self.policy = PeftModel.from_pretrained(_copy(self._adapter), directory).eval()
+        self._base = self._base or self.policy
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            self.policy = PeftModel.from_pretrained(copy.deepcopy(self._base), directory).eval()
 
     def _tokenize(self, text):
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -104,7 +115,9 @@ class FakeVLLM:
         return {"tokens": ids, "token_strs": tokens, "count": len(ids), "max_model_len": self.max_model_len}
 
     def _complete(self, body):
-        if self.fault in {"hang", "dead core"}:
+        fault = self.fault
+        self._healthy_completions -= 1
+        if fault in {"hang", "dead core"}:
             self.released.wait()
             return 500, None
         assert (body["top_p"], body["top_k"], body["ignore_eos"], body["n"]) == (1.0, 0, True, 1)
@@ -113,18 +126,18 @@ class FakeVLLM:
         with self._lock, torch.no_grad():
             rollouts = sample_rollouts(
                 self.policy, ids, torch.ones_like(ids, dtype=torch.bool), max_tokens=body["max_tokens"],
-                temperature=1.5 * temperature if self.fault == "wrong temperature" else temperature,
+                temperature=1.5 * temperature if fault == "wrong temperature" else temperature,
                 eos_ids=body["stop_token_ids"], pad_id=1, generator=torch.Generator().manual_seed(body["seed"]),
             )  # fmt: skip
         tokens = rollouts.completion_ids[0].tolist()
         logprobs = rollouts.sampled_logprobs[0].tolist()
         reason = "stop" if rollouts.finished[0] else "length"
-        if self.fault == "short answer":
+        if fault == "short answer":
             tokens, logprobs, reason = tokens[:1], logprobs[:1], "length"
-        if self.fault == "abort":
+        if fault == "abort":
             reason = "abort"
         choice = {"token_ids": tokens, "finish_reason": reason, "prompt_token_ids": body["prompt"]}
-        choice["logprobs"] = None if self.fault == "no logprobs" else {"token_logprobs": logprobs}
+        choice["logprobs"] = None if fault == "no logprobs" else {"token_logprobs": logprobs}
         return 200, {"choices": [choice]}
 
 
@@ -136,7 +149,13 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self):
-        status, answer = self._fake.answer(self.command, self.path, self._body())
+        self._answer()
+
+    def do_POST(self):
+        self._answer()
+
+    def _answer(self):
+        status, answer = self._fake.answer(self.command, self.path, self._body(), self.headers.get("Authorization"))
         content = b"" if answer is None else json.dumps(answer).encode()
         if self._fake.released.is_set():
             self.close_connection = True
@@ -147,8 +166,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_POST = do_GET
-
     def _body(self):
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         return json.loads(content) if content else None
@@ -157,16 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _copy(policy):
-    import copy
-
-    return copy.deepcopy(policy)
-
-
 @contextmanager
 def fake_engines(policy, tokenizer, *, count=1, **options):
     """Yield some engines that were started with a policy, and end them."""
-    engines = [FakeVLLM(_copy(policy).eval(), tokenizer, **options) for _ in range(count)]
+    engines = [FakeVLLM(copy.deepcopy(policy).eval(), tokenizer, **options) for _ in range(count)]
     try:
         yield engines
     finally:

@@ -120,9 +120,7 @@ class EngineSampler:
                 raise EngineError(
                     f"engine {url}: it was given version {version} of the policy and answered that it has it, but its "
                     f"logprobs are another model's: ratio to the training forward off by {error:.2e}, limit "
-                    f"{limit:.2e} (sampling_tolerance); look at its flags (--logprobs-mode processed_logprobs, "
-                    "--dtype), at whether it was started with tied embeddings (plaudit-ppo engine-model), and at "
-                    "whether it reads the same engine_sync_dir"
+                    f"{limit:.2e} (sampling_tolerance); {self._suspicion}"
                 )
         if self._accelerator.is_main_process:
             remove_other_versions(self._folder, version)
@@ -229,6 +227,18 @@ class EngineSampler:
 
     def _to_rollouts(self, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> Rollouts:
         return to_rollouts(prompts, completions, pad_id=self._pad_id, device=self._accelerator.device)
+
+    @property
+    def _suspicion(self) -> str:
+        """What to look at where an engine has other weights than it was given."""
+        of_base = (
+            "whether its base model is still the run's policy, which a run without adapter would have replaced, "
+            if self._as_adapter
+            else ""
+        )
+        return (
+            f"look at its flags (--logprobs-mode processed_logprobs, --dtype), {of_base}and whether another run uses it"
+        )
 
     @property
     def _policy(self) -> PreTrainedModel:

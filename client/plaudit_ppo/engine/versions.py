@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from plaudit_client.whole_files import remove_directory, remove_unfinished
 from plaudit_ppo.models.lora import is_lora, save_adapter, save_merged
@@ -37,7 +37,7 @@ def write_version(
         if as_adapter:
             save_adapter(policy, directory, state)
         else:
-            write_weights(directory, policy, state)
+            _write_weights(directory, policy, state)
     return path
 
 
@@ -54,11 +54,10 @@ def remove_other_versions(folder: Path, version: int) -> None:
     remove_unfinished(folder)
 
 
-def write_weights(directory: Path, policy: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+def _write_weights(directory: Path, policy: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     """All weights under the names of transformers' checkpoints, an adapter merged, tied ones each by itself.
 
-    vLLM packs the output head once on the CPU, and goes on with the old one when tied weights are loaded anew. The
-    config says `tie_word_embeddings = false`, as that of the directory that the engine was started with has to.
+    On the CPU, vLLM packs the output head once, and goes on with the old one where a reload brings none.
 
     Args:
         directory: made if missing.
@@ -73,17 +72,6 @@ def write_weights(directory: Path, policy: PreTrainedModel, state: Mapping[str, 
     file = directory / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "tie_word_embeddings": False}, indent=2) + "\n", encoding="utf-8")
-
-
-def write_start(directory: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What an engine is started with: `write_weights` of the policy as it is, and its tokenizer.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with left_directory(directory) as unfinished:
-        write_weights(unfinished, policy, policy.state_dict(keep_vars=True))
-        tokenizer.save_pretrained(unfinished)
 
 
 def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -123,6 +123,11 @@ class PPOConfig:
     """rollouts per forward and backward pass; changes memory and speed, not the result"""
     clip_range: Annotated[float, Field(gt=0, le=1)] = 0.2
     """the probability ratio is clipped to 1 ± this"""
+    sampling_correction: Literal["none", "token_truncate", "sequence_mask"] = "none"
+    """importance weights on the policy loss for a sampler whose logprobs differ from the training forward's: cut per
+    token, or over a whole completion, which is masked beyond sampling_correction_max"""
+    sampling_correction_max: Annotated[float, Field(ge=1)] = 2.0
+    """largest importance weight"""
     value_clip_range: Positive = 0.2
     """a value moves at most this far from the one at sampling"""
     value_coef: NotNegative = 0.1
@@ -186,7 +191,14 @@ class PPOConfig:
     ratio_tolerance: Positive | None = None
     """largest |ratio - 1| before the first step of an iteration; none: 1e-4, or 0.2 for precision bfloat16"""
     sampling_tolerance: Positive | None = None
-    """largest |ratio - 1| between the generating and the training forward; none: 0.01, or 0.5 for bfloat16"""
+    """largest |ratio - 1| between generating and training forward, without sampling_correction; none: 0.01, or 0.5 for
+    bfloat16"""
+    max_sampling_kl: Positive = 0.05
+    """under sampling_correction: KL from sampler to training forward above which the run stops, in nats per token"""
+    max_sampling_clipped_share: Share = 0.2
+    """under sampling_correction: largest share of tokens whose weight was cut, or whose completion is masked"""
+    max_sampling_log_ratio: Positive = 5.0
+    """under sampling_correction: largest difference of a token's two logprobs, in nats"""
     seed: CountOrZero = 0
     """random seed"""
 
@@ -213,6 +225,12 @@ class PPOConfig:
             raise ConfigError(
                 f"critic = {self.critic!r}: a head on the policy's network starts from no directory; leave critic out, "
                 'or set critic_trunk = "separate"'
+            )
+        if self.sampling_correction != "none" and self.sampling_tolerance is not None:
+            raise ConfigError(
+                f"sampling_tolerance = {self.sampling_tolerance:g} is not judged under sampling_correction = "
+                f'"{self.sampling_correction}"; leave it out, and set max_sampling_kl, max_sampling_clipped_share and '
+                "max_sampling_log_ratio instead"
             )
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(

@@ -268,8 +268,9 @@ class PPOTrainer:
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
         )
-        tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
-        guards.check_sampling(sampling_error, tolerance=tolerance)
+        if config.sampling_correction == "none":
+            tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
+            guards.check_sampling(sampling_error, tolerance=tolerance)
 
         # 3. Await the scores; a rollout without one is masked from here on.
         scored = gather([part.scores for part in pending])
@@ -375,6 +376,15 @@ class PPOTrainer:
     def _check(self, metrics: Metrics, next_state: RunState, scored: ScoredBatch) -> None:
         """What can stop the run before the update."""
         config = self._config
+        if config.sampling_correction != "none":
+            guards.check_correction(
+                kl=metrics["val/sampling_kl"],
+                clipped_share=metrics["val/sampling_clipped_share"],
+                log_ratio=metrics["val/sampling_log_ratio_max"],
+                max_kl=config.max_sampling_kl,
+                max_clipped_share=config.max_sampling_clipped_share,
+                max_log_ratio=config.max_sampling_log_ratio,
+            )
         guards.check_reward_model(scored.fingerprint, known=self._state.fingerprint)
         masked_share = metrics["scoring/masked_share"] or 0.0
         guards.check_masked_share(masked_share, limit=config.max_masked_share, failure=scored.failure)

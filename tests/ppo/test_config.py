@@ -144,6 +144,11 @@ def test_a_configuration_cannot_be_changed():
         ),
         ("critic = 'rm'\ncritic_trunk = 'policy'", "critic = 'rm': a head on the policy's network starts from no"),
         ("num_minibatches = 65", "num_minibatches = 65, limit 64 (rollout_batch_size)"),
+        ("sampling_correction_max = 0.5", "sampling_correction_max = 0.5, limit at least 1; the default is 2.0"),
+        (
+            "sampling_correction = 'token_truncate'\nsampling_tolerance = 0.1",
+            'sampling_tolerance = 0.1 is not judged under sampling_correction = "token_truncate"; leave it out',
+        ),
         ("kl_coef = ", "not a TOML file"),
     ],
 )

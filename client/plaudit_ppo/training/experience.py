@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from plaudit_ppo.algorithm.advantages import compute_gae, whiten
+from plaudit_ppo.algorithm.correction import sampling_weights
 from plaudit_ppo.algorithm.kl import kl_k1, kl_k3
 from plaudit_ppo.algorithm.rewards import apply_missing_eos, clip_scores, compute_rewards
 from plaudit_ppo.config import PPOConfig
@@ -21,6 +22,8 @@ class Experience:
         rollouts: tokens and masks.
         scores: shape (B,), float32, after the missing-EOS rule and the clip; NaN where scoring failed.
         old_logprobs: shape (B, T), float32, of the policy before the update, by the training forward.
+        sampling_weights: shape (B, T), float32, of each token's policy loss, for what the sampler's logprobs differ.
+        sampling_clipped: shape (B, T), bool, True where a weight was cut or a completion masked.
         ref_logprobs: shape (B, T), float32.
         old_values: shape (B, T), float32.
         kl: shape (B, T), float32, the k1 estimate.
@@ -33,6 +36,8 @@ class Experience:
     rollouts: Rollouts
     scores: Tensor
     old_logprobs: Tensor
+    sampling_weights: Tensor
+    sampling_clipped: Tensor
     ref_logprobs: Tensor
     old_values: Tensor
     kl: Tensor
@@ -54,6 +59,8 @@ class Experience:
             rollouts=rollouts,
             scores=self.scores[index],
             old_logprobs=self.old_logprobs[index][:, :T],
+            sampling_weights=self.sampling_weights[index][:, :T],
+            sampling_clipped=self.sampling_clipped[index][:, :T],
             ref_logprobs=self.ref_logprobs[index][:, :T],
             old_values=self.old_values[index][:, :T],
             kl=self.kl[index][:, :T],
@@ -95,6 +102,13 @@ def make_experience(
     logprobs = logprobs.where(mask, PAD_LOGPROB)
     ref_logprobs = ref_logprobs.where(mask, PAD_LOGPROB)
     values = values.where(mask, 0.0)
+    weights, clipped = sampling_weights(
+        logprobs,
+        rollouts.sampled_logprobs,
+        mask,
+        correction=config.sampling_correction,
+        limit=config.sampling_correction_max,
+    )
     scores = apply_missing_eos(
         scores,
         rollouts.finished,
@@ -117,6 +131,8 @@ def make_experience(
         rollouts=rollouts,
         scores=scores,
         old_logprobs=logprobs,
+        sampling_weights=weights,
+        sampling_clipped=clipped,
         ref_logprobs=ref_logprobs,
         old_values=values,
         kl=kl,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plaudit_ppo.algorithm.kl import kl_k3
 from plaudit_ppo.scoring.items import Item, completion_of, prompt_of
 from plaudit_ppo.training.experience import Experience
 
@@ -33,6 +34,10 @@ METRICS = {
     "val/num_eos_tokens": "rollouts that end with EOS",
     "val/explained_variance": "1 - var(returns - values) / var(returns), values before the update",
     "val/sampling_ratio_error": "largest |ratio - 1| between the generating and the training forward",
+    "val/sampling_kl": "KL from the sampler's logprobs to the training forward's, k3, mean over tokens; nats",
+    "val/sampling_log_ratio_max": "largest |logprob - sampled logprob| of a token; nats",
+    "val/sampling_clipped_share": "share of tokens whose importance weight was cut, or whose rollout it masked",
+    "val/sampling_weight_avg": "importance weight of the policy loss, mean over tokens; 1 without sampling_correction",
     "val/eos_share": "share of rollouts that end with EOS",
     "scoring/score_mean": "what the scorer answered, mean over rollouts",
     "scoring/score_std": "its standard deviation over rollouts",
@@ -68,6 +73,7 @@ def rollout_metrics(experience: Experience, raw_scores: Tensor, *, kl_coef: floa
     kl, lengths = experience.kl.sum(1), mask.sum(1).float()
     scores = masked_mean(experience.scores, scored)
     non_score = masked_mean(-experience.kl_penalty.sum(1), scored)
+    off_sampler = experience.rollouts.sampled_logprobs - experience.old_logprobs  # (B, T)
     return {
         "objective/kl": masked_mean(kl, scored),
         "objective/kl_coef": kl_coef,
@@ -78,6 +84,10 @@ def rollout_metrics(experience: Experience, raw_scores: Tensor, *, kl_coef: floa
         "val/num_eos_tokens": int((experience.rollouts.finished & scored).sum()),
         "val/eos_share": masked_mean(experience.rollouts.finished.float(), scored),
         "val/explained_variance": explained_variance(experience.old_values, experience.returns, mask),
+        "val/sampling_kl": masked_mean(kl_k3(off_sampler), mask),
+        "val/sampling_log_ratio_max": float(off_sampler[mask].abs().max()) if mask.any() else None,
+        "val/sampling_clipped_share": masked_mean(experience.sampling_clipped.float(), mask),
+        "val/sampling_weight_avg": masked_mean(experience.sampling_weights, mask),
         "scoring/score_mean": masked_mean(raw_scores, scored),
         "scoring/score_std": float(raw_scores[scored].std(unbiased=False)) if scored.any() else None,
         "scoring/masked_share": float((~scored).float().mean()),

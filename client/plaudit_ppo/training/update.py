@@ -111,6 +111,7 @@ def _token_sums(learner: Learner, batch: Experience, config: PPOConfig) -> tuple
     value_loss, value_clipped = value_losses(
         values, batch.old_values, batch.returns, clip_range=config.value_clip_range
     )
+    policy_loss = policy_loss * batch.sampling_weights
     losses = {"policy": policy_loss, "value": value_loss, "kl": kl_k2(kl_k1(logprobs, batch.ref_logprobs))}
     sums = {f"loss/{name}_avg": masked_total(loss, mask) for name, loss in losses.items()}
     with torch.no_grad():

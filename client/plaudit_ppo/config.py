@@ -93,6 +93,10 @@ class PPOConfig:
     """taken from the score of a completion without EOS under "subtract" """
     score_clip: Positive | None = None
     """scores are cut to ± this, after the rule for a missing EOS; none: not cut"""
+    overlong_buffer_tokens: CountOrZero = 0
+    """last tokens before max_completion_tokens over which a completion's score falls by overlong_penalty; 0: none"""
+    overlong_penalty: Positive = 1.0
+    """what a completion of max_completion_tokens loses of its score under overlong_buffer_tokens"""
 
     kl_coef: NotNegative = 0.05
     """beta, the weight of the KL penalty in the reward"""
@@ -123,6 +127,12 @@ class PPOConfig:
     """rollouts per forward and backward pass; changes memory and speed, not the result"""
     clip_range: Annotated[float, Field(gt=0, le=1)] = 0.2
     """the probability ratio is clipped to 1 ± this"""
+    clip_range_high: Positive | None = None
+    """the ratio's upper clip is 1 + this; none: 1 + clip_range"""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """the policy loss of a token with a negative advantage is at most this times its size; none: no limit"""
+    entropy_coef: NotNegative = 0.0
+    """weight of the policy's entropy, a bonus in the loss"""
     sampling_correction: Literal["none", "token_truncate", "sequence_mask"] = "none"
     """importance weights on the policy loss for a sampler whose logprobs differ from the training forward's: cut per
     token, or over a whole completion, which is masked beyond sampling_correction_max"""
@@ -132,6 +142,8 @@ class PPOConfig:
     """a value moves at most this far from the one at sampling"""
     value_coef: NotNegative = 0.1
     """weight of the value loss"""
+    critic_warmup_iterations: CountOrZero = 0
+    """iterations at the start in which the critic alone is trained"""
     critic_trunk: Literal["separate", "policy"] = "separate"
     """the critic is a network of its own, or a head on the policy's network"""
     critic_head_init: Literal["normal", "zero"] = "normal"
@@ -232,10 +244,34 @@ class PPOConfig:
                 f'"{self.sampling_correction}"; leave it out, and set max_sampling_kl, max_sampling_clipped_share and '
                 "max_sampling_log_ratio instead"
             )
+        if self.overlong_buffer_tokens > self.max_completion_tokens:
+            raise ConfigError(
+                f"overlong_buffer_tokens = {self.overlong_buffer_tokens}, limit {self.max_completion_tokens} "
+                "(max_completion_tokens); lower it or raise max_completion_tokens"
+            )
+        self._check_critic_warmup()
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(
                 f"num_minibatches = {self.num_minibatches}, limit {self.rollout_batch_size} (rollout_batch_size); "
                 "lower it or raise rollout_batch_size"
+            )
+
+    def _check_critic_warmup(self) -> None:
+        warmup = self.critic_warmup_iterations
+        if warmup >= self.iterations:
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}, limit {self.iterations - 1} (below iterations), or the policy "
+                "would never be trained; lower it or raise iterations"
+            )
+        if warmup and self.critic_trunk == "policy":
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}: a head on the policy's network cannot be trained without the "
+                'policy; set it to 0, or critic_trunk = "separate"'
+            )
+        if warmup and not self.value_coef:
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}: with value_coef = 0 the critic learns nothing; set one of them "
+                "back"
             )
 
 

@@ -360,7 +360,8 @@ class PPOTrainer:
         config, state, kl = self._config, self._state, metrics["objective/kl"]
         num_scores = int(scored.scored.sum())
         kl_coef = state.kl_coef
-        if config.kl_controller == "adaptive" and kl is not None:
+        policy_moves = state.iteration >= config.critic_warmup_iterations
+        if config.kl_controller == "adaptive" and kl is not None and policy_moves:
             kl_coef = next_kl_coef(
                 kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rollouts=num_scores
             )
@@ -395,7 +396,13 @@ class PPOTrainer:
         if not self._accelerator.reduce(experience.mask.sum()):
             return {}
         generator = seeded_generator(torch.device("cpu"), self._config.seed, "minibatches", iteration)
-        return run_update(self._learner, experience, self._config, generator=generator)
+        return run_update(
+            self._learner,
+            experience,
+            self._config,
+            generator=generator,
+            critic_alone=iteration < self._config.critic_warmup_iterations,
+        )
 
     def _samples_are_due(self) -> bool:
         every, done = self._config.sample_every, self._state.iteration

@@ -54,7 +54,9 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
     config = PPOConfig(**{
         "epochs": 2, "micro_batch_size": 4, "max_grad_norm": 0.5, "temperature": 1.0, "missing_eos": "off",
         "whiten_rewards": True, "kl_loss_coef": 0.1, "kl_estimator": "k3", "ratio_tolerance": 1e-3,
-        "learning_rate": 1e-2, "sampling_correction": "token_truncate", **json.loads(settings),
+        "learning_rate": 1e-2, "sampling_correction": "token_truncate",
+        "clip_range_high": 0.28, "dual_clip": 3.0, "entropy_coef": 0.01, "max_completion_tokens": 12,
+        "overlong_buffer_tokens": 6, **json.loads(settings),
     })  # fmt: skip
     accelerator = Accelerator()
     policy, _ = load_policy(policy_path)

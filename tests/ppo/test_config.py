@@ -144,6 +144,18 @@ def test_a_configuration_cannot_be_changed():
         ),
         ("critic = 'rm'\ncritic_trunk = 'policy'", "critic = 'rm': a head on the policy's network starts from no"),
         ("num_minibatches = 65", "num_minibatches = 65, limit 64 (rollout_batch_size)"),
+        ("clip_range_high = 0", "clip_range_high = 0.0, limit above 0; the default is none"),
+        ("dual_clip = 1", "dual_clip = 1.0, limit above 1; the default is none"),
+        (
+            "critic_warmup_iterations = 100",
+            "critic_warmup_iterations = 100, limit 99 (below iterations), or the policy",
+        ),
+        (
+            "critic_warmup_iterations = 1\ncritic_trunk = 'policy'",
+            "a head on the policy's network cannot be trained without the policy; set it to 0, or critic_trunk =",
+        ),
+        ("critic_warmup_iterations = 1\nvalue_coef = 0", "with value_coef = 0 the critic learns nothing; set one of"),
+        ("overlong_buffer_tokens = 129", "overlong_buffer_tokens = 129, limit 128 (max_completion_tokens); lower it"),
         ("sampling_correction_max = 0.5", "sampling_correction_max = 0.5, limit at least 1; the default is 2.0"),
         (
             "sampling_correction = 'token_truncate'\nsampling_tolerance = 0.1",

@@ -358,6 +358,29 @@ def test_a_sampler_whose_numbers_differ_is_trained_with_under_a_correction(make_
         far.train()
 
 
+def test_while_the_critic_warms_up_the_policy_and_beta_stay_and_then_both_are_trained(make_trainer, make_policy):
+    """Detail 34."""
+    policies = []
+    run = make_trainer(
+        iterations=4, critic_warmup_iterations=2, lr_schedule="constant", kl_controller="adaptive", kl_horizon=100
+    )
+    critics = [weights(run.critic).clone()]
+
+    def note(metrics):
+        policies.append(weights(run.policy).clone())
+        critics.append(weights(run.critic).clone())
+
+    run.trainer.train(on_iteration=note)
+    log = run.log()
+    assert [line["lr"] for line in log] == [0.0, 0.0, 1e-3, 1e-3]
+    assert torch.equal(policies[1], weights(make_policy()))
+    assert not torch.equal(policies[2], policies[1])
+    assert all(not torch.equal(one, other) for one, other in pairwise(critics))
+    assert [line["objective/kl_coef"] for line in log[:3]] == [0.05] * 3
+    assert log[2]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert abs(log[3]["objective/kl"]) > 1e-3
+
+
 def test_dropout_of_a_given_model_is_turned_off(make_trainer, make_policy, make_critic):
     """Detail 5: in policy, reference and critic."""
     parts = {"policy": make_policy().train(), "reference": make_policy().train(), "critic": make_critic().train()}

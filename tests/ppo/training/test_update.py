@@ -267,6 +267,57 @@ def test_the_kl_loss_is_k2_to_the_reference_and_off_by_default(make_learner, mak
     assert metrics["loss/kl_avg"] == pytest.approx(total.item() / count, abs=1e-5)
 
 
+def test_the_entropy_bonus_is_the_mean_entropy_and_off_by_default(make_learner, make, rollouts):
+    """Detail 32: with it alone, the gradient is that of -0.3 * mean(entropy) over the real tokens, in a slow loop."""
+    experience, learner = make(rollouts, SCORES), make_learner()
+    experience = replace(experience, advantages=experience.advantages * 0)
+    policy, total, count = copy.deepcopy(learner.policy), torch.zeros(()), 0
+    for row in range(6):
+        prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]]
+        completion = rollouts.completion_ids[row][rollouts.completion_mask[row]]
+        logprobs = policy(torch.cat([prompt, completion])[None]).logits[0].log_softmax(1)
+        for t in range(len(completion)):
+            at = logprobs[len(prompt) + t - 1]
+            total = total - (at.exp() * at).sum()
+            count += 1
+    (-0.3 * total / count).backward()
+    slow = torch.cat([(p.detach() - 0.5 * p.grad).flatten() for p in policy.parameters()])
+    _, without = update(make_learner(), experience, value_coef=0)
+    metrics, weights = update(learner, experience, value_coef=0, entropy_coef=0.3)
+    assert torch.allclose(weights[: len(slow)], slow, atol=1e-5)
+    assert not torch.allclose(without[: len(slow)], slow, atol=1e-4)
+    assert metrics["policy/entropy_avg"] == pytest.approx(total.item() / count, abs=1e-5)
+
+
+def test_all_that_is_off_by_default_changes_nothing_where_it_is_at_its_neutral_value(make_learner, make, rollouts):
+    """Details 29 to 33: the same bits with each formula in the way and nothing for it to do."""
+    settings = {"epochs": 2, "num_minibatches": 2}
+    neutral = {"clip_range_high": 0.2, "dual_clip": 1e6, "overlong_buffer_tokens": 1, "max_completion_tokens": 100}
+    plain = update(make_learner(), make(rollouts, SCORES), **settings)
+    other = update(make_learner(), make(rollouts, SCORES, **neutral), **settings, **neutral)
+    assert torch.equal(plain[1], other[1])
+    assert plain[0] == other[0]
+
+
+def test_the_policy_and_its_optimizer_stay_as_they_are_where_the_critic_is_trained_alone(make_learner, make, rollouts):
+    """Detail 34: the critic takes the very steps that it takes beside the policy."""
+    settings, results = {"epochs": 2, "num_minibatches": 2, "entropy_coef": 0.1, "kl_loss_coef": 0.1}, {}
+    for critic_alone in (False, True):
+        learner, steps = make_learner(), []
+        before = copy.deepcopy(learner.policy.state_dict())
+        learner.optimizers[0].register_step_post_hook(lambda *_, steps=steps: steps.append(1))
+        generator = torch.Generator().manual_seed(0)
+        config = PPOConfig(**SMALL | settings)
+        metrics = run_update(learner, make(rollouts, SCORES), config, generator=generator, critic_alone=critic_alone)
+        moved = any(not torch.equal(before[name], weight) for name, weight in learner.policy.state_dict().items())
+        results[critic_alone] = moved, len(steps), [p.detach().clone() for p in learner.critic.parameters()]
+    assert results[False][:2] == (True, 4)
+    assert results[True][:2] == (False, 0)
+    assert metrics["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-8)
+    for one, other in zip(results[False][2], results[True][2], strict=True):
+        assert torch.equal(one, other)
+
+
 def test_every_epoch_visits_every_rollout_once_in_a_new_order(make_learner, make, rollouts):
     """Detail 20: minibatches are reshuffled in each epoch."""
     learner, seen = make_learner(learning_rate=0.0), []

@@ -123,6 +123,10 @@ class PPOConfig:
     """taken from the score of a completion without EOS under "subtract" """
     score_clip: Positive | None = None
     """scores are cut to ± this, after the rule for a missing EOS; none: not cut"""
+    overlong_buffer_tokens: CountOrZero = 0
+    """last tokens before max_completion_tokens over which a completion's score falls by overlong_penalty; 0: none"""
+    overlong_penalty: Positive = 1.0
+    """what a completion of max_completion_tokens loses of its score under overlong_buffer_tokens"""
 
     kl_coef: NotNegative = 0.05
     """beta, the weight of the KL penalty in the reward"""
@@ -153,10 +157,23 @@ class PPOConfig:
     """rollouts per forward and backward pass; changes memory and speed, not the result"""
     clip_range: Annotated[float, Field(gt=0, le=1)] = 0.2
     """the probability ratio is clipped to 1 ± this"""
+    clip_range_high: Positive | None = None
+    """the ratio's upper clip is 1 + this; none: 1 + clip_range"""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """the policy loss of a token with a negative advantage is at most this times its size; none: no limit"""
+    entropy_coef: NotNegative = 0.0
+    """weight of the policy's entropy, a bonus in the loss"""
+    sampling_correction: Literal["none", "token_truncate", "sequence_mask"] = "none"
+    """importance weights on the policy loss for a sampler whose logprobs differ from the training forward's: cut per
+    token, or over a whole completion, which is masked beyond sampling_correction_max"""
+    sampling_correction_max: Annotated[float, Field(ge=1)] = 2.0
+    """largest importance weight"""
     value_clip_range: Positive = 0.2
     """a value moves at most this far from the one at sampling"""
     value_coef: NotNegative = 0.1
     """weight of the value loss"""
+    critic_warmup_iterations: CountOrZero = 0
+    """iterations at the start in which the critic alone is trained"""
     critic_trunk: Literal["separate", "policy"] = "separate"
     """the critic is a network of its own, or a head on the policy's network"""
     critic_head_init: Literal["normal", "zero"] = "normal"
@@ -216,7 +233,14 @@ class PPOConfig:
     ratio_tolerance: Positive | None = None
     """largest |ratio - 1| before the first step of an iteration; none: 1e-4, or 0.2 for precision bfloat16"""
     sampling_tolerance: Positive | None = None
-    """largest |ratio - 1| between the generating and the training forward; none: 0.01, or 0.5 for bfloat16"""
+    """largest |ratio - 1| between generating and training forward, without sampling_correction; none: 0.01, or 0.5 for
+    bfloat16"""
+    max_sampling_kl: Positive = 0.05
+    """under sampling_correction: KL from sampler to training forward above which the run stops, in nats per token"""
+    max_sampling_clipped_share: Share = 0.2
+    """under sampling_correction: largest share of tokens whose weight was cut, or whose completion is masked"""
+    max_sampling_log_ratio: Positive = 5.0
+    """under sampling_correction: largest difference of a token's two logprobs, in nats"""
     seed: CountOrZero = 0
     """random seed"""
 
@@ -245,6 +269,18 @@ class PPOConfig:
                 'or set critic_trunk = "separate"'
             )
         self._check_engines()
+        if self.sampling_correction != "none" and self.sampling_tolerance is not None:
+            raise ConfigError(
+                f"sampling_tolerance = {self.sampling_tolerance:g} is not judged under sampling_correction = "
+                f'"{self.sampling_correction}"; leave it out, and set max_sampling_kl, max_sampling_clipped_share and '
+                "max_sampling_log_ratio instead"
+            )
+        if self.overlong_buffer_tokens > self.max_completion_tokens:
+            raise ConfigError(
+                f"overlong_buffer_tokens = {self.overlong_buffer_tokens}, limit {self.max_completion_tokens} "
+                "(max_completion_tokens); lower it or raise max_completion_tokens"
+            )
+        self._check_critic_warmup()
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(
                 f"num_minibatches = {self.num_minibatches}, limit {self.rollout_batch_size} (rollout_batch_size); "
@@ -277,6 +313,24 @@ class PPOConfig:
             raise ConfigError(
                 f"temperature = {self.temperature!r}, limit at least {_MIN_ENGINE_TEMPERATURE:g} with "
                 'sampler = "vllm", which raises what is lower; raise it, or sample locally'
+            )
+
+    def _check_critic_warmup(self) -> None:
+        warmup = self.critic_warmup_iterations
+        if warmup >= self.iterations:
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}, limit {self.iterations - 1} (below iterations), or the policy "
+                "would never be trained; lower it or raise iterations"
+            )
+        if warmup and self.critic_trunk == "policy":
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}: a head on the policy's network cannot be trained without the "
+                'policy; set it to 0, or critic_trunk = "separate"'
+            )
+        if warmup and not self.value_coef:
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}: with value_coef = 0 the critic learns nothing; set one of them "
+                "back"
             )
 
 

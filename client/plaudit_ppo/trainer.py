@@ -291,8 +291,9 @@ class PPOTrainer:
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
         )
-        tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
-        guards.check_sampling(sampling_error, tolerance=tolerance)
+        if config.sampling_correction == "none":
+            tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
+            guards.check_sampling(sampling_error, tolerance=tolerance)
 
         # 3. Await the scores; a rollout without one is masked from here on.
         scored = gather([part.scores for part in pending])
@@ -376,7 +377,8 @@ class PPOTrainer:
         config, state, kl = self._config, self._state, metrics["objective/kl"]
         num_scores = int(scored.scored.sum())
         kl_coef = state.kl_coef
-        if config.kl_controller == "adaptive" and kl is not None:
+        policy_moves = state.iteration >= config.critic_warmup_iterations
+        if config.kl_controller == "adaptive" and kl is not None and policy_moves:
             kl_coef = next_kl_coef(
                 kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rollouts=num_scores
             )
@@ -392,6 +394,15 @@ class PPOTrainer:
     def _check(self, metrics: Metrics, next_state: RunState, scored: ScoredBatch) -> None:
         """What can stop the run before the update."""
         config = self._config
+        if config.sampling_correction != "none":
+            guards.check_correction(
+                kl=metrics["val/sampling_kl"],
+                clipped_share=metrics["val/sampling_clipped_share"],
+                log_ratio=metrics["val/sampling_log_ratio_max"],
+                max_kl=config.max_sampling_kl,
+                max_clipped_share=config.max_sampling_clipped_share,
+                max_log_ratio=config.max_sampling_log_ratio,
+            )
         guards.check_reward_model(scored.fingerprint, known=self._state.fingerprint)
         masked_share = metrics["scoring/masked_share"] or 0.0
         guards.check_masked_share(masked_share, limit=config.max_masked_share, failure=scored.failure)
@@ -402,7 +413,13 @@ class PPOTrainer:
         if not self._accelerator.reduce(experience.mask.sum()):
             return {}
         generator = seeded_generator(torch.device("cpu"), self._config.seed, "minibatches", iteration)
-        return run_update(self._learner, experience, self._config, generator=generator)
+        return run_update(
+            self._learner,
+            experience,
+            self._config,
+            generator=generator,
+            critic_alone=iteration < self._config.critic_warmup_iterations,
+        )
 
     def _samples_are_due(self) -> bool:
         every, done = self._config.sample_every, self._state.iteration

@@ -331,6 +331,56 @@ def test_a_generating_forward_that_is_another_model_stops_the_run(make_trainer, 
         make_trainer(policy=policy).train()
 
 
+@pytest.mark.parametrize("correction", ["token_truncate", "sequence_mask"])
+def test_a_sampler_whose_numbers_differ_is_trained_with_under_a_correction(make_trainer, make_policy, correction):
+    """Detail 29: the tight limit is not judged, the figures are logged, and what is too far apart stops the run."""
+
+    def distorted(factor):
+        policy = make_policy()
+
+        def distort(module, args, kwargs, output):
+            if kwargs["use_cache"]:  # the generating forward alone
+                output.logits = output.logits * factor
+            return output
+
+        policy.register_forward_hook(distort, with_kwargs=True)
+        return policy
+
+    run = make_trainer(policy=distorted(1.1), output="near", sampling_correction=correction)
+    run.train()
+    for line in run.log():
+        assert line["val/sampling_ratio_error"] > 0.01
+        assert 0 < line["val/sampling_kl"] < 0.05
+        assert 0 < line["val/sampling_log_ratio_max"] < 5
+        assert line["val/sampling_weight_avg"] != 1
+    far = make_trainer(policy=distorted(3.0), output="far", sampling_correction=correction)
+    with pytest.raises(RatioError, match=r"limit 0\.05 \(max_sampling_kl\); look for weights of another version"):
+        far.train()
+
+
+def test_while_the_critic_warms_up_the_policy_and_beta_stay_and_then_both_are_trained(make_trainer, make_policy):
+    """Detail 34."""
+    policies = []
+    run = make_trainer(
+        iterations=4, critic_warmup_iterations=2, lr_schedule="constant", kl_controller="adaptive", kl_horizon=100
+    )
+    critics = [weights(run.critic).clone()]
+
+    def note(metrics):
+        policies.append(weights(run.policy).clone())
+        critics.append(weights(run.critic).clone())
+
+    run.trainer.train(on_iteration=note)
+    log = run.log()
+    assert [line["lr"] for line in log] == [0.0, 0.0, 1e-3, 1e-3]
+    assert torch.equal(policies[1], weights(make_policy()))
+    assert not torch.equal(policies[2], policies[1])
+    assert all(not torch.equal(one, other) for one, other in pairwise(critics))
+    assert [line["objective/kl_coef"] for line in log[:3]] == [0.05] * 3
+    assert log[2]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert abs(log[3]["objective/kl"]) > 1e-3
+
+
 def test_dropout_of_a_given_model_is_turned_off(make_trainer, make_policy, make_critic):
     """Detail 5: in policy, reference and critic."""
     parts = {"policy": make_policy().train(), "reference": make_policy().train(), "critic": make_critic().train()}

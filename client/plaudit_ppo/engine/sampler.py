@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plaudit_ppo.algorithm.kl import kl_k3
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.collectives import from_first_process, largest
 from plaudit_ppo.distributed.learner import Learner
@@ -112,16 +113,10 @@ class EngineSampler:
         state = whole_state(self._policy, keep=self._accelerator.is_main_process)
         self.retries = 0
         canaries = from_first_process(self._accelerator, lambda: self._hand_over(version, state))
-        errors = {url: self._error(canary) for url, canary in canaries.items()}
-        self.canary_error = max(errors.values())
-        limit = self._config.sampling_tolerance or SAMPLING_TOLERANCE[self._config.precision]
-        for url, error in errors.items():
-            if not error <= limit:  # also when it is NaN
-                raise EngineError(
-                    f"engine {url}: it was given version {version} of the policy and answered that it has it, but its "
-                    f"logprobs are another model's: ratio to the training forward off by {error:.2e}, limit "
-                    f"{limit:.2e} (sampling_tolerance); {self._suspicion}"
-                )
+        compared = {url: self._compared(canary) for url, canary in canaries.items()}
+        self.canary_error = max(error for error, _ in compared.values())
+        for url, (error, kl) in compared.items():
+            self._check_canary(url, version, error, kl)
         if self._accelerator.is_main_process:
             remove_other_versions(self._folder, version)
 
@@ -214,11 +209,35 @@ class EngineSampler:
         if not self._logprobs(self._to_rollouts(self._canary_prompts, nothing)).isfinite().all():
             raise DivergenceError(NOT_FINITE)
 
-    def _error(self, canary: _Canary) -> float:
-        """Largest |ratio - 1| between an engine and the training forward; all processes have to ask for it."""
+    def _compared(self, canary: _Canary) -> tuple[float, float]:
+        """How far an engine is from the training forward; all processes have to ask for it.
+
+        Returns:
+            Largest |ratio - 1|, and the KL between them, k3, mean over tokens, in nats.
+        """
         rollouts = self._to_rollouts(self._canary_prompts, canary)
-        error = sampling_ratio_error(rollouts.sampled_logprobs, self._logprobs(rollouts), rollouts.completion_mask)
-        return largest(self._accelerator, error)
+        logprobs, mask = self._logprobs(rollouts), rollouts.completion_mask
+        error = sampling_ratio_error(rollouts.sampled_logprobs, logprobs, mask)
+        kl = float(kl_k3(rollouts.sampled_logprobs - logprobs)[mask].mean())
+        return largest(self._accelerator, error), largest(self._accelerator, kl)
+
+    def _check_canary(self, url: str, version: int, error: float, kl: float) -> None:
+        """Raises where an engine has shown other weights than it was given; judged as its rollouts will be."""
+        config = self._config
+        if config.sampling_correction == "none":
+            limit = config.sampling_tolerance or SAMPLING_TOLERANCE[config.precision]
+            is_right, limits = error <= limit, f"limit {limit:.2e} (sampling_tolerance)"  # NaN is not right
+        else:
+            is_right = kl <= config.max_sampling_kl
+            limits = (
+                f"the KL between them is {kl:.2e} nats per token, limit {config.max_sampling_kl:.2e} (max_sampling_kl)"
+            )
+        if not is_right:
+            raise EngineError(
+                f"engine {url}: it was given version {version} of the policy and answered that it has it, but its "
+                f"logprobs are another model's: ratio to the training forward off by {error:.2e}, {limits}; "
+                f"{self._suspicion}"
+            )
 
     @torch.no_grad()
     def _logprobs(self, rollouts: Rollouts) -> Tensor:

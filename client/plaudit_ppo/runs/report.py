@@ -32,6 +32,11 @@ _FIGURES = (
     ),
     ("Masked share", "scoring/masked_share", GOLD, "Rollouts without a score."),
 )
+_OF_CORRECTION = (
+    ("Sampler's KL", "val/sampling_kl", KL, "From the sampler to the training forward, mean over tokens; nats."),
+    ("Sampler's largest difference", "val/sampling_log_ratio_max", KL, "Of the two logprobs of one token; nats."),
+    ("Importance weights cut", "val/sampling_clipped_share", GOLD, "Share of tokens whose weight was cut or masked."),
+)
 _LEAST_TOP = {"scoring/exposed_wait_s": 0.1, "scoring/masked_share": 0.1}
 
 
@@ -83,6 +88,7 @@ def make_report(
         figures=[
             (title, _chart(log, metric, color), caption)
             for title, metric, color, caption in _FIGURES
+            + (_OF_CORRECTION if settings.sampling_correction != "none" else ())
             if any(line.get(metric) is not None for line in log)
         ],
         samples=_samples(samples),

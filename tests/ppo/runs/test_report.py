@@ -40,6 +40,14 @@ def test_a_report_shows_figures_samples_and_settings_of_a_run(run, capsys):
     assert "to go" not in page
 
 
+def test_a_report_shows_the_samplers_figures_where_they_are_corrected_for(make_trainer, tmp_path):
+    make_trainer(iterations=1, sampling_correction="token_truncate").train()
+    main(["report", str(tmp_path / "run")])
+    page = (tmp_path / "run" / "report.html").read_text()
+    for metric in ("val/sampling_kl", "val/sampling_log_ratio_max", "val/sampling_clipped_share"):
+        assert f"<!-- {metric} -->" in page
+
+
 class Elements(HTMLParser):
     """All elements and attributes of a page."""
 

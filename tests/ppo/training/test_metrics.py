@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,29 @@ def test_length_eos_share_and_spread_of_the_scores_by_hand(experience):
     assert metrics["tokens/completion_p95"] == pytest.approx(2.95)
     assert metrics["val/eos_share"] == 0.5
     assert metrics["scoring/score_std"] == 2.5
+
+
+def test_how_far_the_sampler_is_from_the_training_forward_by_hand(experience):
+    """Detail 29: over the five real tokens; r = exp(logprob - sampled logprob) is 1 but for 3 and 0.5.
+
+    k3 = r - 1 - log r: (3 - 1 - log 3 + 0.5 - 1 + log 2) / 5. Row 2 has no score and is nowhere in them.
+    """
+    ratios = torch.tensor([[1.0, 3.0, 9.0], [1.0, 1.0, 0.5], [9.0, 9.0, 9.0]])
+    old = experience.old_logprobs
+    again = make_experience(
+        replace(experience.rollouts, completion_mask=MASK, sampled_logprobs=old - ratios.log()),
+        RAW,
+        logprobs=old,
+        ref_logprobs=old,
+        values=old,
+        kl_coef=0.1,
+        config=PPOConfig(sampling_correction="token_truncate"),
+    )
+    metrics = rollout_metrics(again, RAW, kl_coef=0.1)
+    assert metrics["val/sampling_kl"] == pytest.approx((1.5 - math.log(1.5)) / 5)
+    assert metrics["val/sampling_log_ratio_max"] == pytest.approx(math.log(3))
+    assert metrics["val/sampling_clipped_share"] == pytest.approx(0.2)
+    assert metrics["val/sampling_weight_avg"] == pytest.approx((1 + 2 + 1 + 1 + 0.5) / 5)
 
 
 def test_a_sample_has_prompt_completion_score_and_kl(experience):

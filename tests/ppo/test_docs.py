@@ -23,6 +23,7 @@ def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path
     assert set(re.findall(r"^(\w+) = ", example, re.MULTILINE)) == {field.name for field in dataclasses.fields(config)}
     example_only = {"policy", "critic", "prompts", "scorer_urls", "critic_learning_rate", "score_clip", "kl_budget"}
     example_only |= {"clip_range_high", "dual_clip", "ratio_tolerance", "sampling_tolerance", "deepspeed_config"}
+    example_only |= {"engine_sync_dir", "engine_key_file"}
     assert dataclasses.replace(config, **{name: PPOConfig.__dict__[name] for name in example_only}) == PPOConfig()
 
 
@@ -70,7 +71,7 @@ def test_what_a_run_leaves_is_documented(make_trainer, tmp_path):
     make_trainer(iterations=1).train()
     left = {entry.name + "/" * entry.is_dir() for entry in (tmp_path / "run").iterdir()}
     documented = {name_in(row["path"]) for row in rows(TEXT, "path", "what")}
-    assert documented == left | {"adapter/", "trackers/", "report.html"}
+    assert documented == left | {"adapter/", "engine/", "trackers/", "report.html"}
 
 
 def test_every_error_is_documented_with_its_exit_code():

@@ -30,6 +30,8 @@ _FIGURES = (
         SCORE,
         "Seconds per iteration in which training stood still for scores.",
     ),
+    ("Sampling rate", "time/tokens_per_second", TIME, "Completion tokens per second of generation."),
+    ("Canary error", "sampler/canary_error", KL, "Of an engine that was just given the weights, largest |ratio - 1|."),
     ("Masked share", "scoring/masked_share", GOLD, "Rollouts without a score."),
 )
 _OF_CORRECTION = (

@@ -30,14 +30,16 @@ _FIGURES = (
         SCORE,
         "Seconds per iteration in which training stood still for scores.",
     ),
-    ("Sampling rate", "time/tokens_per_second", TIME, "Completion tokens per second of generation."),
-    ("Canary error", "sampler/canary_error", KL, "Of an engine that was just given the weights, largest |ratio - 1|."),
     ("Masked share", "scoring/masked_share", GOLD, "Rollouts without a score."),
 )
 _OF_CORRECTION = (
     ("Sampler's KL", "val/sampling_kl", KL, "From the sampler to the training forward, mean over tokens; nats."),
     ("Sampler's largest difference", "val/sampling_log_ratio_max", KL, "Of the two logprobs of one token; nats."),
     ("Importance weights cut", "val/sampling_clipped_share", GOLD, "Share of tokens whose weight was cut or masked."),
+)
+_OF_ENGINES = (
+    ("Sampling rate", "time/tokens_per_second", TIME, "Completion tokens per second of generation."),
+    ("Canary error", "sampler/canary_error", KL, "Of an engine that was just given the weights, largest |ratio - 1|."),
 )
 _LEAST_TOP = {"scoring/exposed_wait_s": 0.1, "scoring/masked_share": 0.1}
 
@@ -91,6 +93,7 @@ def make_report(
             (title, _chart(log, metric, color), caption)
             for title, metric, color, caption in _FIGURES
             + (_OF_CORRECTION if settings.sampling_correction != "none" else ())
+            + (_OF_ENGINES if settings.sampler == "vllm" else ())
             if any(line.get(metric) is not None for line in log)
         ],
         samples=_samples(samples),

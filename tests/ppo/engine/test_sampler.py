@@ -11,6 +11,7 @@ from tiny_trainer import weights
 
 from plaudit_ppo import PPOConfig, add_lora
 from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError, RatioError
+from plaudit_ppo.runs.report import write_report
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def test_what_an_engine_samples_is_learned_from(train):
     assert log[1]["objective/kl"] != 0
     assert [path.name for path in engine.published] == ["version-000000", "version-000001"]
     assert [path.name for path in (run.output / "engine").iterdir()] == ["version-000001"]
+    assert "Canary error" in write_report(run.output).read_text()
     # It holds still while it loads weights, and forgets what it has kept of the old ones.
     control = [path for _, path, _ in engine.calls if path not in {"/v1/models", "/tokenize", "/v1/completions"}]
     assert control == ["/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/resume"] * 2

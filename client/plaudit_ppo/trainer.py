@@ -126,8 +126,9 @@ class PPOTrainer:
         self._prompt_ids = [encode_prompt(prompt, tokenizer, max_tokens=config.max_prompt_tokens) for prompt in prompts]
         _check_context(policy, max(map(len, self._prompt_ids)), config.max_completion_tokens)
         self._scorer = scorer
-        self._pool = ScoringPool(scorer, config.scorer_concurrency)
-        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency) if eval_scorer else None
+        group = config.samples_per_prompt
+        self._pool = ScoringPool(scorer, config.scorer_concurrency, group_size=group)
+        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency, group_size=group) if eval_scorer else None
         prompts_hash = hashlib.sha256(json.dumps(self._prompt_ids).encode()).hexdigest()
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
@@ -293,7 +294,12 @@ class PPOTrainer:
             "iteration": state.iteration + 1,
             "episode": (state.iteration + 1) * config.rollout_batch_size,
             "lr": learning_rate,
-            **rollout_metrics(everyone, all_scored.scores.to(self._device), kl_coef=state.kl_coef),
+            **rollout_metrics(
+                everyone,
+                all_scored.scores.to(self._device),
+                kl_coef=state.kl_coef,
+                group_size=config.samples_per_prompt,
+            ),
             "val/sampling_ratio_error": sampling_error,
             "scoring/call_s": all_scored.call_s,
             "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
@@ -311,9 +317,10 @@ class PPOTrainer:
 
     def _roll_out(self, iteration: int) -> list[_Pending]:
         config = self._config
-        count = config.rollout_batch_size
+        count = config.rollout_batch_size // config.samples_per_prompt
         dealt = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
-        indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
+        own, rank = share(self._accelerator, dealt), self._accelerator.process_index
+        indices = [index for index in own for _ in range(config.samples_per_prompt)]
         generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
         size = config.rollout_micro_batch_size
         failure: DivergenceError | None = None
@@ -414,9 +421,11 @@ class PPOTrainer:
         indices = [index for part in gained.pending for index in part.indices]
         items = [item for part in gained.pending for item in part.items]
         lengths = [length for part in gained.pending for length in part.rollouts.completion_mask.sum(1).tolist()]
-        limit = self._config.num_samples
-        for row in sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit):
-            samples.write({"iteration": self._state.iteration + 1, **row})
+        limit, group = self._config.num_samples, self._config.samples_per_prompt
+        rows = sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit)
+        for number, row in enumerate(rows):
+            of_group = {"sample": number % group} if group > 1 else {}
+            samples.write({"iteration": self._state.iteration + 1, **of_group, **row})
 
 
 def _check_context(policy: PreTrainedModel, prompt_tokens: int, completion_tokens: int) -> None:

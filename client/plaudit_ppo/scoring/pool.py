@@ -1,8 +1,7 @@
 """Scores from outside: sent for while the policy goes on computing, awaited as late as possible.
 
 A scorer is any callable with the signature of `plaudit_client.RewardClient.score`: an item with several completions has
-as many results, in place. A failure stays a failure: NaN and
-a False in the mask, never a number.
+as many results, in place. A failure stays a failure: NaN and a False in the mask, never a number.
 """
 
 import math

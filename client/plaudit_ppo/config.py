@@ -78,6 +78,8 @@ class PPOConfig:
     """rollouts per iteration"""
     rollout_micro_batch_size: Count = 16
     """rollouts generated, sent to the scorer and evaluated together"""
+    samples_per_prompt: Count = 1
+    """completions of each prompt, all of them counted by rollout_batch_size and sent to the scorer as one group"""
     max_prompt_tokens: Count = 512
     """longest prompt, in tokens; a longer one is refused, never cut"""
     max_completion_tokens: Count = 128
@@ -281,6 +283,12 @@ class PPOConfig:
                 "(max_completion_tokens); lower it or raise max_completion_tokens"
             )
         self._check_critic_warmup()
+        for name in ("rollout_batch_size", "rollout_micro_batch_size"):
+            if getattr(self, name) % self.samples_per_prompt:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)} is no multiple of samples_per_prompt = {self.samples_per_prompt}, "
+                    "and the completions of a prompt are sampled and scored together; give a multiple"
+                )
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(
                 f"num_minibatches = {self.num_minibatches}, limit {self.rollout_batch_size} (rollout_batch_size); "

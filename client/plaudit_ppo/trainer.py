@@ -130,8 +130,9 @@ class PPOTrainer:
         self._prompt_ids = [encode_prompt(prompt, tokenizer, max_tokens=config.max_prompt_tokens) for prompt in prompts]
         _check_context(policy, max(map(len, self._prompt_ids)), config.max_completion_tokens)
         self._scorer = scorer
-        self._pool = ScoringPool(scorer, config.scorer_concurrency)
-        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency) if eval_scorer else None
+        group = config.samples_per_prompt
+        self._pool = ScoringPool(scorer, config.scorer_concurrency, group_size=group)
+        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency, group_size=group) if eval_scorer else None
         prompts_hash = hashlib.sha256(json.dumps(self._prompt_ids).encode()).hexdigest()
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
@@ -316,7 +317,12 @@ class PPOTrainer:
             "iteration": state.iteration + 1,
             "episode": (state.iteration + 1) * config.rollout_batch_size,
             "lr": learning_rate,
-            **rollout_metrics(everyone, all_scored.scores.to(self._device), kl_coef=state.kl_coef),
+            **rollout_metrics(
+                everyone,
+                all_scored.scores.to(self._device),
+                kl_coef=state.kl_coef,
+                group_size=config.samples_per_prompt,
+            ),
             "val/sampling_ratio_error": sampling_error,
             "sampler/canary_error": self._sampler.canary_error,
             "sampler/retries": gather_sum(self._accelerator, self._sampler.retries),
@@ -338,9 +344,10 @@ class PPOTrainer:
 
     def _roll_out(self, iteration: int) -> list[_Pending]:
         config = self._config
-        count, size = config.rollout_batch_size, config.rollout_micro_batch_size
+        count, size = config.rollout_batch_size // config.samples_per_prompt, config.rollout_micro_batch_size
         dealt = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
-        indices = share(self._accelerator, dealt)
+        own = share(self._accelerator, dealt)
+        indices = [index for index in own for _ in range(config.samples_per_prompt)]
         failure: DivergenceError | EngineError | None = None
         pending: list[_Pending] = []
         prompt_ids = [self._prompt_ids[index] for index in indices]
@@ -431,9 +438,11 @@ class PPOTrainer:
         indices = [index for part in gained.pending for index in part.indices]
         items = [item for part in gained.pending for item in part.items]
         lengths = [length for part in gained.pending for length in part.rollouts.completion_mask.sum(1).tolist()]
-        limit = self._config.num_samples
-        for row in sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit):
-            samples.write({"iteration": self._state.iteration + 1, **row})
+        limit, group = self._config.num_samples, self._config.samples_per_prompt
+        rows = sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit)
+        for number, row in enumerate(rows):
+            of_group = {"sample": number % group} if group > 1 else {}
+            samples.write({"iteration": self._state.iteration + 1, **of_group, **row})
 
 
 def _check_context(policy: PreTrainedModel, prompt_tokens: int, completion_tokens: int) -> None:

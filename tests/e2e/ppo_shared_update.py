@@ -91,7 +91,7 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
         total=accelerator.reduce,
     )  # fmt: skip
     everyone, all_scores = gather_experience(accelerator, experience), accelerator.gather(scores)
-    metrics = rollout_metrics(everyone, all_scores, kl_coef=0.1)
+    metrics = rollout_metrics(everyone, all_scores, kl_coef=0.1, group_size=2)
     if case == "a gradient that is no number":
         policy.get_input_embeddings().register_forward_hook(spoil)
     try:

@@ -155,6 +155,11 @@ def test_a_configuration_cannot_be_changed():
             "a head on the policy's network cannot be trained without the policy; set it to 0, or critic_trunk =",
         ),
         ("critic_warmup_iterations = 1\nvalue_coef = 0", "with value_coef = 0 the critic learns nothing; set one of"),
+        ("samples_per_prompt = 3", "rollout_batch_size = 64 is no multiple of samples_per_prompt = 3, and the"),
+        (
+            "samples_per_prompt = 32",
+            "rollout_micro_batch_size = 16 is no multiple of samples_per_prompt = 32, and the completions of a prompt",
+        ),
         ("overlong_buffer_tokens = 129", "overlong_buffer_tokens = 129, limit 128 (max_completion_tokens); lower it"),
         ("sampling_correction_max = 0.5", "sampling_correction_max = 0.5, limit at least 1; the default is 2.0"),
         (

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import name_in, names_in, rows, stated
+from pages import assert_leads_somewhere, name_in, names_in, rows, stated
 
 from plaudit_ppo import errors
 from plaudit_ppo.config import PPOConfig, load_config, settings_help
@@ -47,7 +47,7 @@ def test_every_detail_names_a_test_that_exists():
             assert any(f"def {test}(" in path.read_text() for path in TESTS.rglob(file)), named
 
 
-@pytest.mark.parametrize("number", range(1, 35))
+@pytest.mark.parametrize("number", range(1, 36))
 def test_every_detail_has_a_row_and_a_test_that_says_its_number(number):
     assert str(number) in [row["no."] for row in DETAILS]
     files = [*(TESTS / "ppo").rglob("test_*.py"), *(TESTS / "e2e").glob("test_ppo_*.py")]
@@ -78,3 +78,19 @@ def test_every_error_is_documented_with_its_exit_code():
     documented = {name_in(row["error"]): row["exit"] for row in rows(TEXT, "error", "exit")}
     classes = [value for value in vars(errors).values() if isinstance(value, type) and value is not errors.PPOError]
     assert documented == {error.__name__: str(error.exit_code) for error in classes}
+
+
+def test_every_link_of_the_troubleshooting_page_leads_somewhere():
+    page = Path(__file__).parents[2] / "docs" / "ppo-troubleshooting.md"
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        assert_leads_somewhere(page, link)
+    assert_leads_somewhere(page.with_name("ppo.md"), "ppo-troubleshooting.md")
+
+
+def test_the_troubleshooting_page_names_settings_and_metrics_that_exist():
+    text = (Path(__file__).parents[2] / "docs" / "ppo-troubleshooting.md").read_text()
+    for metric in re.findall(r"`((?:val|objective|scoring|policy|tokens)/\w+)`", text):
+        assert metric in METRICS
+    settings = {field.name for field in dataclasses.fields(PPOConfig)}
+    for setting in re.findall(r"`(\w+) = [^`]*`", text):
+        assert setting in settings

@@ -11,6 +11,7 @@ from plaudit_client.whole_files import write_file
 from plaudit_ppo.config import PPOConfig, load_config, shown
 from plaudit_ppo.errors import CheckpointError, ConfigError, one_line
 from plaudit_ppo.runs.charts import GOLD, KL, SCORE, TIME, series_figure
+from plaudit_ppo.runs.findings import find
 from plaudit_ppo.runs.log import read_log
 from plaudit_ppo.runs.page import render_page
 from plaudit_ppo.runs.summary import TrainSummary, summarize
@@ -89,6 +90,7 @@ def make_report(
         name=name,
         subtitle=f"{summary.extent}; {f'{missing} to go; ' if missing > 0 else ''}{summary.scoring}",
         cards=_cards(summary),
+        findings=find(log),
         figures=[
             (title, _chart(log, metric, color), caption)
             for title, metric, color, caption in _FIGURES

@@ -44,6 +44,7 @@ METRICS = {
     "sampler/retries": "requests to engines that were sent a second time; null without engines",
     "scoring/score_mean": "what the scorer answered, mean over rollouts",
     "scoring/score_std": "its standard deviation over rollouts",
+    "scoring/group_std": "standard deviation within a prompt's completions, mean over prompts; null for one completion",
     "scoring/masked_share": "share of rollouts without a score; they are out of every other metric",
     "scoring/call_s": "seconds that the calls to the scorer took, added up",
     "scoring/exposed_wait_s": "seconds that training stood still for scores, those of the evaluation scorer included",
@@ -66,13 +67,16 @@ def masked_mean(values: Tensor, mask: Tensor) -> float | None:
     return float(values[mask].mean()) if mask.any() else None
 
 
-def rollout_metrics(experience: Experience, raw_scores: Tensor, *, kl_coef: float) -> dict[str, float | None]:
+def rollout_metrics(
+    experience: Experience, raw_scores: Tensor, *, kl_coef: float, group_size: int = 1
+) -> dict[str, float | None]:
     """The metrics that are known before the update, over the rollouts that have a score.
 
     Args:
         experience: B rollouts.
         raw_scores: shape (B,), float32, as the scorer gave them, NaN where it failed.
         kl_coef: beta of this iteration.
+        group_size: so many rollouts after the other have one prompt.
     """
     mask, scored = experience.mask, ~raw_scores.isnan()
     kl, lengths = experience.kl.sum(1), mask.sum(1).float()
@@ -95,12 +99,25 @@ def rollout_metrics(experience: Experience, raw_scores: Tensor, *, kl_coef: floa
         "val/sampling_weight_avg": masked_mean(experience.sampling_weights, mask),
         "scoring/score_mean": masked_mean(raw_scores, scored),
         "scoring/score_std": float(raw_scores[scored].std(unbiased=False)) if scored.any() else None,
+        "scoring/group_std": group_std(raw_scores, group_size),
         "scoring/masked_share": float((~scored).float().mean()),
         "tokens/prompt": int(experience.rollouts.prompt_mask[scored].sum()),
         "tokens/completion": int(mask.sum()),
         "tokens/completion_mean": masked_mean(lengths, scored),
         "tokens/completion_p95": float(lengths[scored].quantile(0.95)) if scored.any() else None,
     }
+
+
+def group_std(scores: Tensor, size: int) -> float | None:
+    """Standard deviation of the scores of one prompt's completions, mean over the prompts with at least two scores.
+
+    Args:
+        scores: shape (B,), float32, NaN where scoring failed; groups one after the other.
+        size: of a group.
+    """
+    groups = [group[~group.isnan()] for group in scores.split(size)]
+    spreads = [group.std(unbiased=False) for group in groups if len(group) > 1]
+    return float(sum(spreads) / len(spreads)) if spreads else None
 
 
 def sample_rows(

@@ -7,7 +7,7 @@ import torch
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.rollout.rollouts import Rollouts
 from plaudit_ppo.training.experience import make_experience
-from plaudit_ppo.training.metrics import explained_variance, masked_mean, rollout_metrics, sample_rows
+from plaudit_ppo.training.metrics import explained_variance, group_std, masked_mean, rollout_metrics, sample_rows
 
 MASK = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
 RAW = torch.tensor([2.0, 7.0, math.nan])
@@ -141,6 +141,14 @@ def test_explained_variance_is_1_for_a_perfect_critic_and_0_for_a_constant_one()
     assert explained_variance(torch.full((1, 3), 2.0), returns, mask) == 0.0
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)  # 1 - var([2, 6]) / var([1, 3])
     assert explained_variance(returns, torch.ones(1, 3), mask) is None
+
+
+def test_the_spread_within_a_group_by_hand():
+    """Detail 35: (1 + 3) / 2; a group with one score alone has no spread, and a single completion is no group."""
+    scores = torch.tensor([1.0, 3.0, 5.0, math.nan, 4.0, 10.0])
+    assert group_std(scores, 2) == pytest.approx((1.0 + 3.0) / 2)
+    assert group_std(scores, 1) is None
+    assert group_std(torch.full((4,), math.nan), 2) is None
 
 
 def test_a_masked_mean_sees_only_what_is_kept():

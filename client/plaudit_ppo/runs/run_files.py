@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_client.whole_files import remove_unfinished, write_file
 from plaudit_ppo.config import PPOConfig, to_toml
+from plaudit_ppo.distributed.collectives import from_first_process
 from plaudit_ppo.distributed.learner import Learner
-from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError, PPOError
+from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import is_lora, save_adapter, save_merged
 from plaudit_ppo.models.policy import mend_generation_config
@@ -100,17 +101,16 @@ class RunFiles:
 
     def _in_first_process(self, write: Callable[[], object]) -> None:
         """Writes; where that fails, every process raises, so that none waits for the first."""
-        failure: PPOError | None = None
-        if self._accelerator.is_main_process:
+
+        def written() -> None:
             try:
                 write()
-            except PPOError as error:
-                failure = error
             except OSError as error:
-                failure = ConfigError(f"output: {self._output} cannot be written ({error.strerror}); choose another")
-        [failure] = broadcast_object_list([failure])
-        if failure is not None:
-            raise failure
+                raise ConfigError(
+                    f"output: {self._output} cannot be written ({error.strerror}); choose another"
+                ) from error
+
+        from_first_process(self._accelerator, written)
 
     def _restore(self, checkpoint: Path, start: RunState) -> RunState:
         state = load_state(checkpoint)

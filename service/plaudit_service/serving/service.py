@@ -11,7 +11,7 @@ from typing import Any
 
 from plaudit_service.bundles.bundle import Bundle
 from plaudit_service.engine.calls import default_calls
-from plaudit_service.engine.cores import num_cores
+from plaudit_service.engine.machine import num_cores
 from plaudit_service.engine.engine_threads import EngineThreads
 from plaudit_service.engine.engines import open_engines
 from plaudit_service.engine.model import Model

@@ -87,7 +87,7 @@ def measure_kind(kind: Kind, options: argparse.Namespace) -> list[figures.Row]:
             warm_up = _ids(tokenizer, deal(len(texts.dialogues) // num_warm_up - 1, num_warm_up))
             others = [name for name in servers if name.startswith("vLLM")]
             rows += measure(f"{kind}: {part}", ways, lots, warm_up=warm_up, compared_with=others)
-        return rows + process_rows(kind, servers)
+        return rows + process_rows(kind, {name: server for name, server in servers.items() if name not in others})
 
 
 @contextmanager

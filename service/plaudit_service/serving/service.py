@@ -69,6 +69,7 @@ class Service:
         self.num_calls = settings.engine_calls or default_calls(bundles, settings.computes_on, self.num_threads)
         # One device: its threads take the batches of all models in turn.
         self._engine_threads = EngineThreads(self.num_calls)
+        self.metrics.engine_calls.set(self.num_calls)
         self._tokenizer_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
         self.models = {name: ServedModel([pipeline], self.metrics) for name, pipeline in self.pipelines.items()}

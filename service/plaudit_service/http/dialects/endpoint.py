@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from plaudit_service.http.dialects.special_tokens import SpecialTokens, find_for
 from plaudit_service.http.receiving import Room, Share, read_body, while_connected
 from plaudit_service.http.score_endpoint import check_sizes, request_timeout_s
 from plaudit_service.items import ScoreRequest
+from plaudit_service.queueing.fairness import room
 from plaudit_service.results import Result, Status
 from plaudit_service.serving.served_model import ServedModel
 from plaudit_service.serving.service import TOKENIZER_THREADS, Service
@@ -110,8 +112,9 @@ class DialectEndpoint:
         headers = dict(scope["headers"])
         parameters = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
         deadline = service.clock() + request_timeout_s(headers)
+        client = scope["state"]["client"]
         with ExitStack() as stack:
-            share = stack.enter_context(self._room.share())
+            share = stack.enter_context(self._room.share(client))
             body = await read_body(receive, headers, settings=settings, share=share)
             async with while_connected(receive):
                 read = await asyncio.to_thread(self._read, body, parameters)
@@ -128,7 +131,7 @@ class DialectEndpoint:
                 scored = await model.score(
                     request,
                     deadline=deadline,
-                    client=scope["state"]["client"],
+                    client=client,
                     waits=True,
                     on_admitted=stack.close,
                 )
@@ -188,30 +191,40 @@ def made_from(checkpoint: str, sources: Mapping[str, str]) -> str | None:
 
 
 class _WaitingRoom:
-    """What all requests hold from their first byte until they are admitted to the queue."""
+    """What all requests hold from their first byte until they are admitted to the queue; clients share it as they do that.
+
+    Else one client's burst would fill it, and everyone else would be refused before they could take their turn.
+    """
 
     def __init__(self, service: Service) -> None:
         self._limit = service.settings.max_waiting_requests
         self._bytes = Room(service.settings.max_pending_bytes)
         self._waiting = service.metrics.waiting_requests
-        self._num_requests = 0
+        self._num_requests: Counter[str] = Counter()  # by client
 
     @contextmanager
-    def share(self) -> Iterator[Share]:
+    def share(self, client: str) -> Iterator[Share]:
         """The part of one request, given back at the end.
+
+        Args:
+            client: Who shares the room with other clients; "": one who does not.
 
         Raises:
             QueueFull: there is no room for one more.
         """
-        if self._num_requests >= self._limit:
-            raise QueueFull(f"{self._num_requests} requests wait, limit {self._limit}; try again later")
-        self._num_requests += 1
+        num, own = self._num_requests.total(), self._num_requests[client]
+        if (room(self._limit, num, own) if client else self._limit - num) < 1:
+            of_them = f", {own} of them this client's" if client else ""
+            raise QueueFull(f"{num} requests wait{of_them}, limit {self._limit}; try again later")
+        self._num_requests[client] += 1
         self._waiting.inc()
         try:
-            with self._bytes.share() as share:
+            with self._bytes.share(client) as share:
                 yield share
         finally:
-            self._num_requests -= 1
+            self._num_requests[client] -= 1
+            if not self._num_requests[client]:
+                del self._num_requests[client]
             self._waiting.dec()
 
 

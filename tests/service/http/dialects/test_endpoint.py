@@ -372,6 +372,29 @@ def test_where_the_queue_is_full_score_sheds_and_a_dialect_waits_in_a_bounded_ro
     in_process(scenario, max_queued_sequences=2, max_waiting_requests=2, max_batch_tokens=1)
 
 
+def test_a_trainer_that_fills_the_waiting_room_leaves_a_place_for_another_client(tiny_bundle, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("trainer\nperson\n")
+
+    async def scenario(app):
+        def ask_as(key, text):
+            body, headers = bodies(text)["/slime"], {"Authorization": f"Bearer {key}"}
+            return asyncio.create_task(app.client.post("/slime", json=body, headers=headers))
+
+        burst = [ask_as("trainer", text) for text in ("good", "bad", "fine", "awful")]
+        await until(lambda: app.value("waiting_requests") == 3)  # one was admitted
+        refused = await ask_as("trainer", "good good")
+        assert refused.status_code == 503
+        assert refused.json()["detail"] == "3 requests wait, 3 of them this client's, limit 4; try again later"
+        person = ask_as("person", "good bad")
+        await until(lambda: app.value("queued_sequences") + app.value("running_sequences") == 2)
+        app.open_gates()
+        assert [(await task).json() for task in (*burst, person)] == [1.0, -1.0, 0.5, -2.25, 0.0]
+
+    settings = {"max_queued_sequences": 1, "max_waiting_requests": 4, "max_batch_tokens": 1}
+    run_app(scenario, tiny_bundle(), dialects=ALL, api_key_file=str(keys), **settings)
+
+
 def test_a_deadline_of_a_dialects_request_is_503_wherever_it_passes_because_some_never_repeat_a_4xx(in_process):
     async def scenario(client, engine, value):
         headers = {"X-Request-Timeout-S": "0.05"}

@@ -1,12 +1,11 @@
 """Every setting of a PPO run, with its default, its limits and where it comes from.
 
-Knows nothing of torch: a configuration can be read and refused before anything heavy is imported.
+Knows nothing of torch: a configuration can be refused before anything heavy is imported. Its text is in
+`settings_text`.
 """
 
 import difflib
 import json
-import tomllib
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -342,61 +341,15 @@ class PPOConfig:
             )
 
 
-def load_config(path: str | Path) -> PPOConfig:
-    """A PPOConfig from a TOML file.
-
-    Raises:
-        ConfigError: the file is missing, is not TOML, or has an unknown or bad setting; the message names the file.
-    """
-    try:
-        settings = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); --config takes a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file ({error}); see docs/ppo.md for an example") from error
-    try:
-        return PPOConfig(**settings)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def to_toml(config: PPOConfig) -> str:
-    """The settings as TOML text that load_config reads back; a setting without a value stays a comment."""
-    lines = []
-    for spec in fields(config):
-        value = getattr(config, spec.name)
-        lines.append(f"# {_schemas()[spec.name]['description']}")
-        lines.append(f"# {spec.name} =" if value is None else f"{spec.name} = {_toml_value(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def changed_settings(before: PPOConfig, now: PPOConfig) -> list[str]:
-    """Each setting that differs, as "name: before -> now"."""
-    values = ((spec.name, getattr(before, spec.name), getattr(now, spec.name)) for spec in fields(PPOConfig))
-    return [f"{name}: {shown(old)} -> {shown(new)}" for name, old, new in values if old != new]
-
-
-def settings_help() -> str:
-    """One line per setting: name, default, meaning; for `--help`."""
-    lines = []
-    for spec in fields(PPOConfig):
-        schema = _schemas()[spec.name]
-        choices = f" (one of {', '.join(schema['enum'])})" if "enum" in schema else ""
-        lines.append(f"  {spec.name} = {shown(spec.default)}\n      {schema['description']}{choices}")
-    return "\n".join(lines)
-
-
-def _toml_value(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as it is written in TOML, and "none" where it has none."""
+    if value is None:
+        return "none"
     return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False)
 
 
-def shown(value: Any) -> str:
-    """A setting's value as it is written in TOML, and "none" where it has none."""
-    return "none" if value is None else _toml_value(value)
-
-
 @cache
-def _schemas() -> dict[str, dict[str, Any]]:
+def setting_schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schema of each setting: type, limits, choices, and its text as `description`."""
     schemas: dict[str, dict[str, Any]] = TypeAdapter(PPOConfig).json_schema()["properties"]
     for schema in schemas.values():
@@ -416,13 +369,18 @@ _TYPE_WORDS = {"boolean": "true or false", "integer": "a whole number", "number"
 _LIMIT_WORDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
 
 
+def describe_unknown(name: str) -> str:
+    """One line on a setting that there is not, with the one of the closest name."""
+    near = difflib.get_close_matches(name, setting_schemas(), n=1)
+    hint = f'did you mean "{near[0]}"?' if near else '"plaudit-ppo train --help" lists them all'
+    return f'unknown setting "{name}"; {hint}'
+
+
 def _refusal(name: str, value: Any, error: ErrorDetails) -> str:
     """One line on what pydantic refused: which setting, its value, what it has to be, and the default."""
-    if name not in _schemas():
-        near = difflib.get_close_matches(name, _schemas(), n=1)
-        hint = f'did you mean "{near[0]}"?' if near else '"plaudit-ppo train --help" lists them all'
-        return f'unknown setting "{name}"; {hint}'
-    schema, default = _schemas()[name], shown(PPOConfig.__dataclass_fields__[name].default)
+    if name not in setting_schemas():
+        return describe_unknown(name)
+    schema, default = setting_schemas()[name], shown(PPOConfig.__dataclass_fields__[name].default)
     if error["type"].startswith(("greater", "less")):
         value = float(value) if schema["type"] == "number" else value
         limits = " and ".join(f"{words} {schema[limit]:g}" for limit, words in _LIMIT_WORDS.items() if limit in schema)

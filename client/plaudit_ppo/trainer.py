@@ -128,7 +128,8 @@ class PPOTrainer:
         self._pad_id = pad_token_id(tokenizer, config.missing_pad, self._eos_ids)
         self._said_that_nothing_ended = False
         self._prompt_ids = [encode_prompt(prompt, tokenizer, max_tokens=config.max_prompt_tokens) for prompt in prompts]
-        _check_context(policy, max(map(len, self._prompt_ids)), config.max_completion_tokens)
+        self._positions: int | None = getattr(policy.config, "max_position_embeddings", None)
+        self.check_context(config.max_completion_tokens)
         self._scorer = scorer
         group = config.samples_per_prompt
         self._pool = ScoringPool(scorer, config.scorer_concurrency, group_size=group)
@@ -164,6 +165,19 @@ class PPOTrainer:
             device=self._device,
             rank=self._accelerator.process_index,
         )
+
+    def check_context(self, completion_tokens: int) -> None:
+        """Refuses prompts and completions that together are longer than the policy's context.
+
+        Raises:
+            ConfigError: they are.
+        """
+        prompt_tokens = max(map(len, self._prompt_ids))
+        if self._positions is not None and prompt_tokens + completion_tokens > self._positions:
+            raise ConfigError(
+                f"the longest prompt has {prompt_tokens} tokens and max_completion_tokens is {completion_tokens}, "
+                f"together above the policy's {self._positions} positions (max_position_embeddings); lower one of them"
+            )
 
     def train(
         self,
@@ -443,13 +457,3 @@ class PPOTrainer:
         for number, row in enumerate(rows):
             of_group = {"sample": number % group} if group > 1 else {}
             samples.write({"iteration": self._state.iteration + 1, **of_group, **row})
-
-
-def _check_context(policy: PreTrainedModel, prompt_tokens: int, completion_tokens: int) -> None:
-    """Refuses prompts and completions that together are longer than the policy's context."""
-    limit = getattr(policy.config, "max_position_embeddings", None)
-    if limit is not None and prompt_tokens + completion_tokens > limit:
-        raise ConfigError(
-            f"the longest prompt has {prompt_tokens} tokens and max_completion_tokens is {completion_tokens}, together "
-            f"above the policy's {limit} positions (max_position_embeddings); lower one of them"
-        )

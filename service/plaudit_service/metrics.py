@@ -28,7 +28,9 @@ class Metrics:
         self.tokenize_seconds = self._histogram("tokenize_seconds", "Time of tokenizing a request", SECONDS)
         self.infer_seconds = self._histogram("infer_seconds", "Time of one batch in the engine", SECONDS)
         self.engine_seconds = self._counter(
-            "engine_seconds", "Time of all calls of the engine: alone, with all its threads, or shared, beside others", "threads"
+            "engine_seconds",
+            "Time of all calls of the engine: alone, with all its threads, or shared, beside others",
+            "threads",
         )
         self.engine_calls = self._gauge("engine_calls", "Calls of the engine at once, at most")
         self.sequences = self._counter("sequences", "Sequences by status", "model", "status")

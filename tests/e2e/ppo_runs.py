@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from plaudit_ppo import PPOConfig
-from plaudit_ppo.config import to_toml
 from plaudit_ppo.runs.log import read_log
+from plaudit_ppo.settings_text import to_toml
 
 COMMAND = str(Path(sys.executable).with_name("plaudit-ppo"))
 WORDS = ["<eos>", "<pad>", "good", "fine", "bad", "awful", "so", "very"]

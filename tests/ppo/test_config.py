@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from plaudit_ppo.config import PPOConfig, changed_settings, load_config, settings_help, to_toml
+from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.settings_text import changed_settings, load_config, settings_help, to_toml
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_settings_of_an_older_run_are_read_and_what_it_did_not_know_has_its_defa
 
 
 def test_settings_are_read_without_torch():
-    code = "import plaudit_ppo.config as config, sys; config.settings_help(); sys.exit('torch' in sys.modules)"
+    code = "import plaudit_ppo.settings_text as text, sys; text.settings_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -8,7 +8,8 @@ import pytest
 from pages import assert_leads_somewhere, name_in, names_in, rows, stated
 
 from plaudit_ppo import errors
-from plaudit_ppo.config import PPOConfig, load_config, settings_help
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.settings_text import load_config, settings_help
 from plaudit_ppo.training.metrics import METRICS
 
 TESTS = Path(__file__).parents[1]

@@ -8,13 +8,14 @@ from typing import Any
 from markupsafe import Markup
 
 from plaudit_client.whole_files import write_file
-from plaudit_ppo.config import PPOConfig, load_config, shown
+from plaudit_ppo.config import PPOConfig, shown
 from plaudit_ppo.errors import CheckpointError, ConfigError, one_line
 from plaudit_ppo.runs.charts import GOLD, KL, SCORE, TIME, series_figure
 from plaudit_ppo.runs.findings import find
 from plaudit_ppo.runs.log import read_log
 from plaudit_ppo.runs.page import render_page
 from plaudit_ppo.runs.summary import TrainSummary, summarize
+from plaudit_ppo.settings_text import load_config
 
 _PAGE = Path(__file__).with_suffix(".html")
 _FIGURES = (

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_client.whole_files import remove_unfinished, write_file
-from plaudit_ppo.config import PPOConfig, to_toml
+from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.collectives import from_first_process
 from plaudit_ppo.distributed.learner import Learner
 from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError
@@ -37,8 +37,20 @@ from plaudit_ppo.runs.locks import locked
 from plaudit_ppo.runs.log import RunLog, read_log
 from plaudit_ppo.runs.model_card import model_card
 from plaudit_ppo.runs.summary import NOTHING_YET, TrainSummary, summarize
+from plaudit_ppo.settings_text import to_toml
 
 _State = dict[str, Tensor]
+
+
+def refuse_a_held_run(output: Path) -> None:
+    """Refuses a directory in which a run has been.
+
+    Raises:
+        ConfigError: one has.
+    """
+    held = [name for name in ("log.jsonl", "checkpoints") if (output / name).exists()]
+    if held:
+        raise ConfigError(f"output: {output} already holds a run ({held[0]}); choose another directory, or resume it")
 
 
 class RunFiles:
@@ -84,11 +96,8 @@ class RunFiles:
             CheckpointError: the checkpoint is broken, or of other models or prompts.
         """
         self._accelerator.wait_for_everyone()  # so that no process sees what the first one of this run writes
-        held = [name for name in ("log.jsonl", "checkpoints") if (self._output / name).exists()]
-        if held and not resume:
-            raise ConfigError(
-                f"output: {self._output} already holds a run ({held[0]}); choose another directory, or resume it"
-            )
+        if not resume:
+            refuse_a_held_run(self._output)
         checkpoint = newest_checkpoint(self._output / "checkpoints")
         state = start if checkpoint is None else self._restore(checkpoint, start)
         self._accelerator.wait_for_everyone()

@@ -62,7 +62,9 @@ def parse_bytes(text: str) -> float:
     return limit if limit > 0 else math.inf
 
 
-def _texts(own_cgroups: str, mount: Path, files: Sequence[str], controller: str, files_v1: Sequence[str]) -> Iterator[str]:
+def _texts(
+    own_cgroups: str, mount: Path, files: Sequence[str], controller: str, files_v1: Sequence[str]
+) -> Iterator[str]:
     """What the files say of each cgroup from that of the process up to the root, in both versions."""
     for line in own_cgroups.splitlines():
         hierarchy, _, rest = line.partition(":")

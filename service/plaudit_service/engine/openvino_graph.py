@@ -62,7 +62,9 @@ def _pool_early(model: Any) -> None:
 
     nodes = model.get_ordered_ops()
     pooling = next(filter(_is_pooling, nodes), None)
-    moved = [] if pooling is None else _row_wise_before(pooling, nodes)
+    if pooling is None:
+        return
+    moved = _row_wise_before(pooling, nodes)
     if not any(node.get_type_name() == "MatMul" for node in moved):
         return
     names = {node.get_friendly_name() for node in moved}

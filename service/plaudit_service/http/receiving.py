@@ -12,7 +12,7 @@ from plaudit_service.settings import Settings
 
 
 class Room:
-    """What all bodies that are being read and tokenized may hold together, in bytes; clients share it as they do a queue."""
+    """Bytes that all bodies being read and tokenized may hold together; clients share them as they do a queue."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -11,9 +11,9 @@ from typing import Any
 
 from plaudit_service.bundles.bundle import Bundle
 from plaudit_service.engine.calls import default_calls
-from plaudit_service.engine.machine import num_cores
 from plaudit_service.engine.engine_threads import EngineThreads
 from plaudit_service.engine.engines import open_engines
+from plaudit_service.engine.machine import num_cores
 from plaudit_service.engine.model import Model
 from plaudit_service.engine.prefixes import PrefixCache
 from plaudit_service.errors import InvalidRequest, Unavailable, UnknownModel

@@ -17,9 +17,7 @@ from plaudit_service.engine.calls import calls_for, default_calls
         ("cuda:1", 2, 1, 1),
     ],
 )
-def test_two_calls_at_once_are_for_two_threads_and_weights_that_fit_twice(
-    device, num_threads, weights_bytes, expected
-):
+def test_two_calls_at_once_are_for_two_threads_and_weights_that_fit_twice(device, num_threads, weights_bytes, expected):
     assert calls_for(device, num_threads, weights_bytes=weights_bytes, memory_bytes=8000) == expected
 
 

@@ -92,7 +92,8 @@ def test_cores_are_those_of_the_affinity_or_the_quota_rounded_up_whichever_is_le
 
 
 @pytest.mark.parametrize(
-    ("text", "limit"), [("1073741824\n", 1 << 30), ("max\n", math.inf), ("-1", math.inf), ("", math.inf), ("1G", math.inf)]
+    ("text", "limit"),
+    [("1073741824\n", 1 << 30), ("max\n", math.inf), ("-1", math.inf), ("", math.inf), ("1G", math.inf)],
 )
 def test_a_limit_of_memory_is_a_number_of_bytes_and_what_is_none_limits_nothing(text, limit):
     assert parse_bytes(text) == limit

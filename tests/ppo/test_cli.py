@@ -24,7 +24,7 @@ COMMAND = str(Path(sys.executable).with_name("plaudit-ppo"))
 
 
 class Service(ThreadingHTTPServer):
-    """Answers /score with 1.0 for every item, once `may_answer` is set."""
+    """Answers /score with 1.0 for every completion, once `may_answer` is set."""
 
     daemon_threads = True
 
@@ -45,7 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.headers_seen.append(dict(self.headers))
         self.server.asked.set()
         self.server.may_answer.wait(60)
-        results = [{"status": "ok", "score": 1.0, "num_tokens": 3, "truncated": False}] * len(items)
+        num_results = sum(len(item.get("completions", [""])) for item in items)
+        results = [{"status": "ok", "score": 1.0, "num_tokens": 3, "truncated": False}] * num_results
         body = json.dumps({"model": "m", "fingerprint": "sha256:0", "engine": "e", "results": results}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -518,7 +519,21 @@ def listing(folder):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"lora_rank": 2}, {"critic_trunk": "policy", "num_minibatches": 4, "max_constant_iterations": 1}]
+    "settings",
+    [
+        {},
+        {"lora_rank": 2},
+        {"critic_trunk": "policy", "num_minibatches": 4, "max_constant_iterations": 1},
+        {
+            "samples_per_prompt": 3,
+            "rollout_batch_size": 6,
+            "rollout_micro_batch_size": 3,
+            "iterations": 2,
+            "critic_warmup_iterations": 1,
+            "max_completion_tokens": 16,
+            "overlong_buffer_tokens": 12,
+        },
+    ],
 )
 def test_a_dry_run_does_all_that_a_run_does_and_leaves_nothing(
     capsys, write_config, service, tmp_path, monkeypatch, settings

@@ -193,7 +193,8 @@ def made_from(checkpoint: str, sources: Mapping[str, str]) -> str | None:
 class _WaitingRoom:
     """What all requests hold from their first byte until they are admitted to the queue.
 
-    Clients share it as they do the queue. Else one client's burst would fill it, and everyone else would be refused before they could take their turn.
+    Clients share it as they do the queue. Else one client's burst would fill it, and everyone else would be refused
+    before they could take their turn.
     """
 
     def __init__(self, service: Service) -> None:

@@ -104,7 +104,9 @@ def running(model: Subject, names: Sequence[str], vllm_python: Path) -> Iterator
             if not name.startswith("vLLM") and (reason := missing_runtime(runtime)):
                 print(f"skipped: {name}: {reason}", file=sys.stderr)
                 continue
-            opened = vllm(model, name, vllm_python) if name.startswith("vLLM") else service(model.bundle, runtime=runtime)
+            opened = (
+                vllm(model, name, vllm_python) if name.startswith("vLLM") else service(model.bundle, runtime=runtime)
+            )
             servers[name] = stack.enter_context(opened)
         yield servers
 

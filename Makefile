@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-vllm test-cuda-stub lint format bench bench-quick bench-rollouts load load-report soak soak-hour gpu-check human-preferences \
+.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-vllm test-cuda-stub lint format bench bench-quick bench-vllm bench-rollouts load load-report soak soak-hour gpu-check human-preferences \
 	studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
 
 PYTHON ?= python3
@@ -180,6 +180,9 @@ bench-quick: $(READY) ## the same with smaller sizes
 
 bench-rollouts: $(READY) $(READY_VLLM) ## completion tokens per second of the local sampler and of vLLM
 	$(BIN)/python loadtests/rollouts.py --vllm $(VENV_VLLM)
+
+bench-vllm: $(READY) $(READY_VLLM) ## beside vLLM's CPU build as a pooling server, on the same models and token ids
+	$(BIN)/python loadtests/bench_vllm.py --vllm-python $(VENV_VLLM)/bin/python
 
 load: $(READY) ## every locust scenario for a few seconds; fails where one breaks its SLO
 	$(BIN)/python loadtests/load.py

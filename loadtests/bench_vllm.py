@@ -74,16 +74,20 @@ def measure_kind(kind: Kind, options: argparse.Namespace) -> list[figures.Row]:
     model = subject(kind)
     texts = read_texts(model.bundle)
     tokenizer = Tokenizer.from_file(str(model.bundle / "tokenizer.json"))
+    rounds = options.rounds
+    # No load has texts of another: vLLM keeps the prefixes that it has seen. The third number is that of the first lot.
     loads = (
-        ("one request", None, texts.singles, 64, 8),
-        ("32 concurrent singles", 32, texts.singles, 64, 8),
-        ("6 prompts x 8 completions", None, texts.groups, 6, 1),
+        ("one request", None, 0, texts.singles, 64, 8),
+        ("32 concurrent singles", 32, rounds, texts.singles, 64, 8),
+        ("6 prompts x 8 completions", None, 2 * rounds * 64 // 6 + 1, texts.groups, 6, 1),
     )
+    last = 2 * rounds * 64 + rounds * 6 + 12
+    assert last <= len(texts.dialogues), f"{len(texts.dialogues)} dialogues, {last} needed; fewer --rounds"
     rows: list[figures.Row] = []
     with running(model, options.servers, options.vllm_python) as servers:
-        for part, connections, deal, count, num_warm_up in loads:
+        for part, connections, first, deal, count, num_warm_up in loads:
             ways = {name: _way(name, server.url, connections) for name, server in servers.items()}
-            lots = [_ids(tokenizer, deal(lot, count)) for lot in range(options.rounds)]
+            lots = [_ids(tokenizer, deal(lot, count)) for lot in range(first, first + rounds)]
             warm_up = _ids(tokenizer, deal(len(texts.dialogues) // num_warm_up - 1, num_warm_up))
             others = [name for name in servers if name.startswith("vLLM")]
             rows += measure(f"{kind}: {part}", ways, lots, warm_up=warm_up, compared_with=others)

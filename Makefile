@@ -95,8 +95,8 @@ $(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
 	touch $@
 
 $(READY_RAY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV_RAY)
-	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' onnx pytest
+	$(call make_bare_venv,$(VENV_RAY),constraints.txt)
+	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray,export]' pytest
 	touch $(READY_RAY)
 
 $(READY_DEEPSPEED): pyproject.toml constraints.txt

@@ -39,7 +39,7 @@ SCALES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def kinds(*slow: str) -> list[Any]:
-    """All of them; an export takes seconds."""
+    """All of them, and which are slow: an export takes seconds."""
     missing = pytest.mark.skipif("hyperclovax" not in transformers.CONFIG_MAPPING, reason="not in this transformers")
     marks = {name: [pytest.mark.slow] if name in slow else [] for name in SCALES}
     marks["hyperclovax"].append(missing)

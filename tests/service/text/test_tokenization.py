@@ -15,7 +15,7 @@ from plaudit_service.errors import InvalidRequest
 from plaudit_service.items import ChatItem, Message, PromptItem, TextItem, TokenItem
 from plaudit_service.results import Status
 from plaudit_service.testing import write_tiny_bundle
-from plaudit_service.text.tokenization import Tokenization, TokenizedText, pooled_index
+from plaudit_service.text.tokenization import Asked, Tokenization, TokenizedText, pooled_index
 
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c", "d"]
 MAX_TOKENS = 8
@@ -66,7 +66,7 @@ def ids_of(result) -> list[int]:
 
 @given(texts.filter(lambda text: set(text.split()) - {"[SEP]", "[CLS]"}))
 def test_ids_and_truncation_on_the_right_are_those_of_transformers(make, reference, text):
-    (result,) = make().tokenize([TextItem(text=text)], "right")
+    (result,) = make().tokenize([TextItem(text=text)], Asked("right"))
     assert ids_of(result) == reference(text, truncation=True, max_length=MAX_TOKENS)["input_ids"]
     assert result.truncated == (len(reference(text)["input_ids"]) > MAX_TOKENS)
 
@@ -80,20 +80,20 @@ def test_a_pair_has_the_ids_and_types_of_transformers(make, reference, prompt, c
 
 
 def test_truncation_on_the_left_keeps_the_leading_special_token_and_the_end(make):
-    (result,) = make(max_tokens=5).tokenize([TextItem(text="a b c d a b")], "left")
+    (result,) = make(max_tokens=5).tokenize([TextItem(text="a b c d a b")], Asked("left"))
     assert ids_of(result) == [1, 7, 4, 5, 2]
 
 
 def test_an_appended_eos_survives_truncation_on_the_right(make):
     rules = {"max_tokens": 5, "append_eos": True, "eos": SpecialToken(text="[PAD]", id=0)}
-    (result,) = make(**rules).tokenize([TextItem(text="a b c d a b")], "right")
+    (result,) = make(**rules).tokenize([TextItem(text="a b c d a b")], Asked("right"))
     assert ids_of(result) == [1, 4, 5, 2, 0]
 
 
 def test_an_appended_eos_survives_truncation_also_where_a_second_bos_was_dropped(make):
     rules = {"max_tokens": 4, "append_eos": True, "eos": SpecialToken(text="[PAD]", id=0)}
     tokenization = make(bos=SpecialToken(text="[CLS]", id=1), **rules)
-    (result,) = tokenization.tokenize([TextItem(text="[CLS] a b c d")], "right")
+    (result,) = tokenization.tokenize([TextItem(text="[CLS] a b c d")], Asked("right"))
     assert ids_of(result) == [1, 4, 2, 0]
 
 
@@ -102,7 +102,7 @@ EOS = {"eos": SpecialToken(text="[SEP]", id=2), "append_eos": True, "add_special
 
 @pytest.mark.parametrize("text", ["a b c d a b c d a", "a b c d a b c d a [SEP]"])
 def test_truncation_on_the_right_keeps_eos_whether_the_text_brought_it_or_not(make, text):
-    (result,) = make(**EOS, max_tokens=4).tokenize([TextItem(text=text)], "right")
+    (result,) = make(**EOS, max_tokens=4).tokenize([TextItem(text=text)], Asked("right"))
     assert ids_of(result) == [4, 5, 6, 2]
 
 
@@ -183,7 +183,7 @@ def test_every_text_gets_the_class_token_behind_eos_and_ids_are_scored_as_they_a
     tokenization = make(**EOS, class_token=SpecialToken(text="[CLS]", id=1), max_tokens=4)
     given = [TextItem(text="a"), TextItem(text="a", finished=False), TokenItem(token_ids=[4, 5])]
     assert [ids_of(each) for each in tokenization.tokenize(given)] == [[4, 2, 1], [4, 1], [4, 5]]
-    (cut,) = tokenization.tokenize([TextItem(text="a b c d a b")], "right")
+    (cut,) = tokenization.tokenize([TextItem(text="a b c d a b")], Asked("right"))
     assert ids_of(cut) == [4, 5, 2, 1]
 
 

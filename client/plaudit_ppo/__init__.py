@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from plaudit_ppo.errors import PPOError
 
 if TYPE_CHECKING:
-    from plaudit_ppo.config import PPOConfig, load_config
+    from plaudit_ppo.config import PPOConfig
     from plaudit_ppo.models.critic import Critic, TrunkCritic, load_critic
     from plaudit_ppo.models.lora import add_lora
     from plaudit_ppo.models.policy import frozen_copy, load_policy
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from plaudit_ppo.runs.summary import TrainSummary
     from plaudit_ppo.scoring.combined import CombinedScorer
     from plaudit_ppo.scoring.remote import RemoteScorer
+    from plaudit_ppo.settings_text import load_config
     from plaudit_ppo.trainer import PPOTrainer
 
 # Nothing leaves the machine. huggingface_hub reads this when it is imported.
@@ -48,7 +49,7 @@ _MODULES = {
     "TrunkCritic": "models.critic",
     "add_lora": "models.lora",
     "frozen_copy": "models.policy",
-    "load_config": "config",
+    "load_config": "settings_text",
     "load_critic": "models.critic",
     "load_policy": "models.policy",
     "read_prompts": "rollout.prompts",

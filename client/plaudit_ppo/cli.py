@@ -1,9 +1,8 @@
-"""The `plaudit-ppo` command: trains, with the models and scorers of a configuration, and reports."""
+"""The `plaudit-ppo` command: writes a configuration, trains by one, and reports."""
 
 import argparse
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from plaudit_ppo.termination import Terminated, Termination, leave
 # What plaudit[train] brings is imported in functions: it may not be installed, and some of it takes seconds.
 if TYPE_CHECKING:
     from plaudit_ppo.config import PPOConfig
-    from plaudit_ppo.scoring.pool import Scorer
+    from plaudit_ppo.launch import Scorers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,34 +38,77 @@ def _run_until_terminated(argv: Sequence[str] | None) -> int:
 
 def _run(argv: Sequence[str] | None, termination: Termination) -> int:
     arguments = _parser().parse_args(argv)
-    if arguments.command == "report":
-        from plaudit_ppo.runs.report import write_report
+    exit_code: int = arguments.do(arguments, termination)
+    return exit_code
 
-        tell(str(write_report(Path(arguments.directory))))
-        return 0
-    config = _configure(arguments)
-    from plaudit_ppo.distributed.processes import end_processes
-    from plaudit_ppo.scoring.combined import CombinedScorer
-    from plaudit_ppo.scoring.remote import RemoteScorer
 
-    with ExitStack() as stack:
+def _report(arguments: argparse.Namespace, _: Termination) -> int:
+    from plaudit_ppo.runs.report import write_report
 
-        def connect(addresses: Sequence[str]) -> list["Scorer"]:
-            scorers = [RemoteScorer(address, timeout_s=config.scorer_timeout_s) for address in addresses]
-            return [stack.enter_context(scorer) for scorer in scorers]
-
-        scorers, eval_scorers = connect(config.scorer_urls), connect(config.eval_scorer_urls)
-        scorer = CombinedScorer(
-            scorers, config.scorer_weights, combination=config.scorer_combination, std_coef=config.scorer_std_coef
-        )
-        eval_scorer = CombinedScorer(eval_scorers, combination="mean") if eval_scorers else None
-        _train(config, scorer, eval_scorer, resume=arguments.resume is not None, termination=termination)
-    end_processes()
+    tell(str(write_report(Path(arguments.directory))))
     return 0
 
 
+def _init(arguments: argparse.Namespace, _: Termination) -> int:
+    from plaudit_ppo.config import PPOConfig
+    from plaudit_ppo.settings_text import new_file, read_assignments
+
+    text = new_file(PPOConfig(**read_assignments(arguments.set)))
+    if arguments.file == "-":
+        tell(text.rstrip("\n"))
+        return 0
+    try:
+        with Path(arguments.file).open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise ConfigError(f"{arguments.file}: exists, and is left as it is; name another file") from error
+    except OSError as error:
+        raise ConfigError(f"{arguments.file}: cannot be written ({error.strerror}); name another file") from error
+    tell(f"{arguments.file}: set policy, prompts and scorer_urls, then plaudit-ppo train --config {arguments.file}")
+    return 0
+
+
+def _train(arguments: argparse.Namespace, termination: Termination) -> int:
+    config = _configure(arguments)
+    from plaudit_ppo.distributed.processes import end_processes
+    from plaudit_ppo.dry_run import try_run
+    from plaudit_ppo.launch import connected_scorers, quiet_transformers
+    from plaudit_ppo.runs.progress import show_warnings
+
+    quiet_transformers()
+    show_warnings("plaudit-ppo", is_first_process=_is_first_process())
+    with connected_scorers(config) as scorers:
+        if arguments.dry_run:
+            with interruptible():
+                termination.listen()
+                try_run(config, scorers, termination=termination)
+            line = f"dry run: all is there, and an iteration ran to its end; nothing was left in {config.output}"
+        else:
+            line = _run_to_the_end(config, scorers, resume=arguments.resume is not None, termination=termination)
+    end_processes()
+    if _is_first_process():
+        tell(line)
+    return 0
+
+
+def _run_to_the_end(config: "PPOConfig", scorers: "Scorers", *, resume: bool, termination: Termination) -> str:
+    """Trains; returns a line on what has come of it."""
+    from plaudit_ppo.launch import load_trainer
+    from plaudit_ppo.runs.progress import Progress
+
+    trainer = load_trainer(config, scorers)
+    with interruptible(), Progress(config.iterations) as progress:
+        termination.listen()
+        on_iteration = progress if _is_first_process() else None
+        summary = trainer.train(on_iteration=on_iteration, resume=resume, termination=termination)
+    return (
+        f"{summary.extent} ({summary.scoring}): score {_number(summary.final['scoring/score_mean'])}, "
+        f"KL {_number(summary.final['objective/kl'])}; policy in {config.output}/policy"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
-    from plaudit_ppo.config import settings_help
+    from plaudit_ppo.settings_text import settings_help
 
     parser = Parser(prog="plaudit-ppo", description="PPO for language models against a remote reward model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -80,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("--config", metavar="FILE", help="TOML file with the settings below (default: DIR/config.toml)")
+    _add_set(train, "replaces a setting of the file; may be given several times")
     place = train.add_mutually_exclusive_group()
     place.add_argument("--output", metavar="DIR", help="instead of the setting `output`")
     place.add_argument(
@@ -91,29 +134,57 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--url",
         metavar="URL[,URL...]",
-        default=os.environ.get("PLAUDIT_URL"),
         help="instead of the setting `scorer_urls` (environment: PLAUDIT_URL); PLAUDIT_API_KEY holds the key, if any",
     )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="load everything, run one tiny iteration and all that a run does at its end, and leave nothing behind",
+    )
+    train.set_defaults(do=_train)
+    init = commands.add_parser(
+        "init",
+        help="write a settings file to begin with",
+        description="Write a file of all settings with their defaults, each with a line on what it is.",
+    )
+    init.add_argument(
+        "file", metavar="FILE", nargs="?", default="run.toml", help="new file (default: run.toml); - is stdout"
+    )
+    _add_set(init, "a setting that has another value than its default; may be given several times")
+    init.set_defaults(do=_init)
     report = commands.add_parser(
         "report", help="make a page of a run", description="Write DIR/report.html, also while the run still goes on."
     )
     report.add_argument("directory", metavar="DIR", help="output directory of a run")
+    report.set_defaults(do=_report)
     return parser
+
+
+def _add_set(parser: argparse.ArgumentParser, text: str) -> None:
+    from plaudit_ppo.config import setting_schemas
+
+    action = parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
+    names = [f"{name}=" for name in setting_schemas()]
+    action.completer = lambda **_: names  # type: ignore[attr-defined]  # argcomplete asks for it
 
 
 def _configure(arguments: argparse.Namespace) -> "PPOConfig":
     """The settings of the file, with what flags and environment replace."""
-    from plaudit_ppo.config import load_config
     from plaudit_ppo.distributed.deepspeed_settings import check_zero
+    from plaudit_ppo.settings_text import load_config, read_assignments
 
     if arguments.config is None and arguments.resume is None:
         raise ConfigError("--config FILE or --resume DIR is needed; see plaudit-ppo train --help")
+    if arguments.dry_run and arguments.resume is not None:
+        raise ConfigError("--dry-run begins a run to see whether it can be; leave out --resume, which begins with that")
     file = arguments.config or _settings_of_run(Path(arguments.resume))
-    config = load_config(file)
+    assigned = read_assignments(arguments.set)
+    config = load_config(file, arguments.set)
     if arguments.output is not None:
         config = replace(config, output=arguments.output)
-    if arguments.url:
-        config = replace(config, scorer_urls=(arguments.url,), scorer_weights=())
+    url = arguments.url or ("" if "scorer_urls" in assigned else os.environ.get("PLAUDIT_URL"))
+    if url:
+        config = replace(config, scorer_urls=(url,), scorer_weights=())
     if arguments.resume is not None:
         config = replace(config, output=arguments.resume)
         _say_what_is_resumed(Path(arguments.resume), config)
@@ -137,7 +208,7 @@ def _settings_of_run(directory: Path) -> Path:
 
 
 def _say_what_is_resumed(directory: Path, config: "PPOConfig") -> None:
-    from plaudit_ppo.config import changed_settings, load_config
+    from plaudit_ppo.settings_text import changed_settings, load_config
 
     file = directory / "config.toml"
     if file.exists():
@@ -146,50 +217,6 @@ def _say_what_is_resumed(directory: Path, config: "PPOConfig") -> None:
             _say(f"plaudit-ppo: changed since the run began: {change}")
     elif not (directory / "checkpoints").exists():
         _say(f"plaudit-ppo: {directory} holds no run yet; one begins there")
-
-
-def _train(
-    config: "PPOConfig", scorer: "Scorer", eval_scorer: "Scorer | None", *, resume: bool, termination: Termination
-) -> None:
-    import torch
-    from transformers.utils import logging
-
-    from plaudit_ppo.models.critic import Critic, TrunkCritic, check_critic_tokens, load_critic
-    from plaudit_ppo.models.lora import add_lora
-    from plaudit_ppo.models.policy import frozen_copy, load_policy
-    from plaudit_ppo.rollout.prompts import read_prompts
-    from plaudit_ppo.rollout.seeding import seeded_generator
-    from plaudit_ppo.runs.progress import Progress, show_warnings
-    from plaudit_ppo.trainer import PPOTrainer
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    show_warnings("plaudit-ppo", is_first_process=_is_first_process())
-    prompts = read_prompts(config.prompts or "")
-    policy, tokenizer = load_policy(config.policy or "", builtin_class=config.builtin_class)
-    generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
-    critic: Critic | TrunkCritic
-    if config.critic_trunk == "policy":
-        critic = TrunkCritic(policy, head_init=config.critic_head_init, generator=generator)
-    else:
-        start = config.critic or config.policy or ""
-        check_critic_tokens(start, tokenizer)
-        critic = load_critic(
-            start, head_init=config.critic_head_init, generator=generator, builtin_class=config.builtin_class
-        )
-    reference = None if config.lora_rank else frozen_copy(policy)
-    policy = add_lora(policy, config) if config.lora_rank else policy
-    trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)
-    with interruptible(), Progress(config.iterations) as progress:
-        termination.listen()
-        on_iteration = progress if _is_first_process() else None
-        summary = trainer.train(on_iteration=on_iteration, resume=resume, termination=termination)
-    line = (
-        f"{summary.extent} ({summary.scoring}): score {_number(summary.final['scoring/score_mean'])}, "
-        f"KL {_number(summary.final['objective/kl'])}; policy in {config.output}/policy"
-    )
-    if _is_first_process():
-        tell(line)
 
 
 def _number(value: float | None) -> str:

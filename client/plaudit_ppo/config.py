@@ -1,12 +1,11 @@
 """Every setting of a PPO run, with its default, its limits and where it comes from.
 
-Knows nothing of torch: a configuration can be read and refused before anything heavy is imported.
+Knows nothing of torch: a configuration can be refused before anything heavy is imported. Its text is in
+`settings_text`.
 """
 
 import difflib
 import json
-import tomllib
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,8 @@ from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, TypeAdapter, 
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
+from plaudit_client.errors import InvalidArgument
+from plaudit_client.settings import resolve_urls
 from plaudit_ppo.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
@@ -24,11 +25,23 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
+_MIN_ENGINE_TEMPERATURE = 0.01  # vLLM's own
+
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 # Settings that say where things lie on this machine, and nothing of the run.
-PLACES = ("policy", "critic", "prompts", "output", "scorer_urls", "eval_scorer_urls")
+PLACES = (
+    "policy",
+    "critic",
+    "prompts",
+    "output",
+    "scorer_urls",
+    "eval_scorer_urls",
+    "engine_urls",
+    "engine_sync_dir",
+    "engine_key_file",
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -64,6 +77,8 @@ class PPOConfig:
     """rollouts per iteration"""
     rollout_micro_batch_size: Count = 16
     """rollouts generated, sent to the scorer and evaluated together"""
+    samples_per_prompt: Count = 1
+    """completions of each prompt, all of them counted by rollout_batch_size and sent to the scorer as one group"""
     max_prompt_tokens: Count = 512
     """longest prompt, in tokens; a longer one is refused, never cut"""
     max_completion_tokens: Count = 128
@@ -72,6 +87,22 @@ class PPOConfig:
     """divides the logits in sampling, reference and training alike"""
     missing_pad: Literal["add", "refuse"] = "add"
     """a tokenizer without a pad token, or with pad == EOS"""
+
+    sampler: Literal["local", "vllm"] = "local"
+    """what completes prompts: the policy in this process, or vLLM servers at engine_urls that are given its weights"""
+    engine_urls: tuple[str, ...] = ()
+    """base URLs of vLLM servers, such as "http://127.0.0.1:8001"; rollouts are dealt to them in turn"""
+    engine_sync: Literal["auto", "weights", "adapter"] = "auto"
+    """what an engine is given before each iteration: all weights, or the LoRA adapter; auto: the adapter if there is
+    one"""
+    engine_sync_dir: Text | None = None
+    """directory of these weights, which trainer and engines see at the same path; none: engine/ in output"""
+    engine_key_file: Text | None = None
+    """file with the key that engines ask for (their --api-key); none: they ask for none"""
+    engine_timeout_s: Positive = 600.0
+    """limit of one request to an engine, in seconds; a completion or a reload has to be done by then"""
+    engine_concurrency: Count = 256
+    """requests in flight to each engine, from each process"""
 
     send_eos_text: bool = False
     """send the EOS text after a finished completion to the scorer (not after a chat's: its template ends the turn)"""
@@ -93,6 +124,10 @@ class PPOConfig:
     """taken from the score of a completion without EOS under "subtract" """
     score_clip: Positive | None = None
     """scores are cut to ± this, after the rule for a missing EOS; none: not cut"""
+    overlong_buffer_tokens: CountOrZero = 0
+    """last tokens before max_completion_tokens over which a completion's score falls by overlong_penalty; 0: none"""
+    overlong_penalty: Positive = 1.0
+    """what a completion of max_completion_tokens loses of its score under overlong_buffer_tokens"""
 
     kl_coef: NotNegative = 0.05
     """beta, the weight of the KL penalty in the reward"""
@@ -123,10 +158,23 @@ class PPOConfig:
     """rollouts per forward and backward pass; changes memory and speed, not the result"""
     clip_range: Annotated[float, Field(gt=0, le=1)] = 0.2
     """the probability ratio is clipped to 1 ± this"""
+    clip_range_high: Positive | None = None
+    """the ratio's upper clip is 1 + this; none: 1 + clip_range"""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """the policy loss of a token with a negative advantage is at most this times its size; none: no limit"""
+    entropy_coef: NotNegative = 0.0
+    """weight of the policy's entropy, a bonus in the loss"""
+    sampling_correction: Literal["none", "token_truncate", "sequence_mask"] = "none"
+    """importance weights on the policy loss for a sampler whose logprobs differ from the training forward's: cut per
+    token, or over a whole completion, which is masked beyond sampling_correction_max"""
+    sampling_correction_max: Annotated[float, Field(ge=1)] = 2.0
+    """largest importance weight"""
     value_clip_range: Positive = 0.2
     """a value moves at most this far from the one at sampling"""
     value_coef: NotNegative = 0.1
     """weight of the value loss"""
+    critic_warmup_iterations: CountOrZero = 0
+    """iterations at the start in which the critic alone is trained"""
     critic_trunk: Literal["separate", "policy"] = "separate"
     """the critic is a network of its own, or a head on the policy's network"""
     critic_head_init: Literal["normal", "zero"] = "normal"
@@ -186,7 +234,14 @@ class PPOConfig:
     ratio_tolerance: Positive | None = None
     """largest |ratio - 1| before the first step of an iteration; none: 1e-4, or 0.2 for precision bfloat16"""
     sampling_tolerance: Positive | None = None
-    """largest |ratio - 1| between the generating and the training forward; none: 0.01, or 0.5 for bfloat16"""
+    """largest |ratio - 1| between generating and training forward, without sampling_correction; none: 0.01, or 0.5 for
+    bfloat16"""
+    max_sampling_kl: Positive = 0.05
+    """under sampling_correction: KL from sampler to training forward above which the run stops, in nats per token"""
+    max_sampling_clipped_share: Share = 0.2
+    """under sampling_correction: largest share of tokens whose weight was cut, or whose completion is masked"""
+    max_sampling_log_ratio: Positive = 5.0
+    """under sampling_correction: largest difference of a token's two logprobs, in nats"""
     seed: CountOrZero = 0
     """random seed"""
 
@@ -214,68 +269,87 @@ class PPOConfig:
                 f"critic = {self.critic!r}: a head on the policy's network starts from no directory; leave critic out, "
                 'or set critic_trunk = "separate"'
             )
+        self._check_engines()
+        if self.sampling_correction != "none" and self.sampling_tolerance is not None:
+            raise ConfigError(
+                f"sampling_tolerance = {self.sampling_tolerance:g} is not judged under sampling_correction = "
+                f'"{self.sampling_correction}"; leave it out, and set max_sampling_kl, max_sampling_clipped_share and '
+                "max_sampling_log_ratio instead"
+            )
+        if self.overlong_buffer_tokens > self.max_completion_tokens:
+            raise ConfigError(
+                f"overlong_buffer_tokens = {self.overlong_buffer_tokens}, limit {self.max_completion_tokens} "
+                "(max_completion_tokens); lower it or raise max_completion_tokens"
+            )
+        self._check_critic_warmup()
+        for name in ("rollout_batch_size", "rollout_micro_batch_size"):
+            if getattr(self, name) % self.samples_per_prompt:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)} is no multiple of samples_per_prompt = {self.samples_per_prompt}, "
+                    "and the completions of a prompt are sampled and scored together; give a multiple"
+                )
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(
                 f"num_minibatches = {self.num_minibatches}, limit {self.rollout_batch_size} (rollout_batch_size); "
                 "lower it or raise rollout_batch_size"
             )
 
+    def _check_engines(self) -> None:
+        if self.sampler == "local":
+            if self.engine_urls:
+                raise ConfigError('engine_urls are set and sampler = "local"; set sampler = "vllm", or leave them out')
+            return
+        if not self.engine_urls:
+            raise ConfigError('sampler = "vllm" and no engine_urls; give the base URL of each vLLM server')
+        if any("@" in url for url in self.engine_urls):  # not shown, since messages end up in logs
+            raise ConfigError("engine_urls: an address has a user or password in it; give the key in engine_key_file")
+        try:
+            urls = resolve_urls(self.engine_urls)
+        except InvalidArgument as error:
+            raise ConfigError(f"engine_urls: {error}") from error
+        if urls != self.engine_urls or len(set(urls)) < len(urls):
+            raise ConfigError(
+                "engine_urls: an address has a slash or spaces at an end, is empty, or stands there twice; write each "
+                "once, such as http://127.0.0.1:8001"
+            )
+        if self.engine_sync == "adapter" and not self.lora_rank:
+            raise ConfigError(
+                'engine_sync = "adapter" and lora_rank = 0: there is no adapter; set lora_rank, or "auto"'
+            )
+        if self.temperature < _MIN_ENGINE_TEMPERATURE:
+            raise ConfigError(
+                f"temperature = {self.temperature!r}, limit at least {_MIN_ENGINE_TEMPERATURE:g} with "
+                'sampler = "vllm", which raises what is lower; raise it, or sample locally'
+            )
 
-def load_config(path: str | Path) -> PPOConfig:
-    """A PPOConfig from a TOML file.
-
-    Raises:
-        ConfigError: the file is missing, is not TOML, or has an unknown or bad setting; the message names the file.
-    """
-    try:
-        settings = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); --config takes a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file ({error}); see docs/ppo.md for an example") from error
-    try:
-        return PPOConfig(**settings)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def to_toml(config: PPOConfig) -> str:
-    """The settings as TOML text that load_config reads back; a setting without a value stays a comment."""
-    lines = []
-    for spec in fields(config):
-        value = getattr(config, spec.name)
-        lines.append(f"# {_schemas()[spec.name]['description']}")
-        lines.append(f"# {spec.name} =" if value is None else f"{spec.name} = {_toml_value(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def changed_settings(before: PPOConfig, now: PPOConfig) -> list[str]:
-    """Each setting that differs, as "name: before -> now"."""
-    values = ((spec.name, getattr(before, spec.name), getattr(now, spec.name)) for spec in fields(PPOConfig))
-    return [f"{name}: {shown(old)} -> {shown(new)}" for name, old, new in values if old != new]
-
-
-def settings_help() -> str:
-    """One line per setting: name, default, meaning; for `--help`."""
-    lines = []
-    for spec in fields(PPOConfig):
-        schema = _schemas()[spec.name]
-        choices = f" (one of {', '.join(schema['enum'])})" if "enum" in schema else ""
-        lines.append(f"  {spec.name} = {shown(spec.default)}\n      {schema['description']}{choices}")
-    return "\n".join(lines)
-
-
-def _toml_value(value: Any) -> str:
-    return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False)
+    def _check_critic_warmup(self) -> None:
+        warmup = self.critic_warmup_iterations
+        if warmup >= self.iterations:
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}, limit {self.iterations - 1} (below iterations), or the policy "
+                "would never be trained; lower it or raise iterations"
+            )
+        if warmup and self.critic_trunk == "policy":
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}: a head on the policy's network cannot be trained without the "
+                'policy; set it to 0, or critic_trunk = "separate"'
+            )
+        if warmup and not self.value_coef:
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}: with value_coef = 0 the critic learns nothing; set one of them "
+                "back"
+            )
 
 
 def shown(value: Any) -> str:
     """A setting's value as it is written in TOML, and "none" where it has none."""
-    return "none" if value is None else _toml_value(value)
+    if value is None:
+        return "none"
+    return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False)
 
 
 @cache
-def _schemas() -> dict[str, dict[str, Any]]:
+def setting_schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schema of each setting: type, limits, choices, and its text as `description`."""
     schemas: dict[str, dict[str, Any]] = TypeAdapter(PPOConfig).json_schema()["properties"]
     for schema in schemas.values():
@@ -295,13 +369,18 @@ _TYPE_WORDS = {"boolean": "true or false", "integer": "a whole number", "number"
 _LIMIT_WORDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
 
 
+def describe_unknown(name: str) -> str:
+    """One line on a setting that there is not, with the one of the closest name."""
+    near = difflib.get_close_matches(name, setting_schemas(), n=1)
+    hint = f'did you mean "{near[0]}"?' if near else '"plaudit-ppo train --help" lists them all'
+    return f'unknown setting "{name}"; {hint}'
+
+
 def _refusal(name: str, value: Any, error: ErrorDetails) -> str:
     """One line on what pydantic refused: which setting, its value, what it has to be, and the default."""
-    if name not in _schemas():
-        near = difflib.get_close_matches(name, _schemas(), n=1)
-        hint = f'did you mean "{near[0]}"?' if near else '"plaudit-ppo train --help" lists them all'
-        return f'unknown setting "{name}"; {hint}'
-    schema, default = _schemas()[name], shown(PPOConfig.__dataclass_fields__[name].default)
+    if name not in setting_schemas():
+        return describe_unknown(name)
+    schema, default = setting_schemas()[name], shown(PPOConfig.__dataclass_fields__[name].default)
     if error["type"].startswith(("greater", "less")):
         value = float(value) if schema["type"] == "number" else value
         limits = " and ".join(f"{words} {schema[limit]:g}" for limit, words in _LIMIT_WORDS.items() if limit in schema)

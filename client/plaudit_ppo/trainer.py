@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,18 +19,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.distributed.collectives import gather_sum, largest, share
+from plaudit_ppo.distributed.collectives import gather_sum, largest, raise_any, share
 from plaudit_ppo.distributed.learner_setup import make_learner, prepare_reference
 from plaudit_ppo.distributed.processes import make_accelerator
-from plaudit_ppo.errors import ConfigError, DivergenceError, GuardError, PPOError
+from plaudit_ppo.engine.sampler import EngineSampler
+from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError, GuardError, PPOError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import AdapterOff, is_lora
 from plaudit_ppo.models.policy import check_cache
 from plaudit_ppo.rollout.endings import eos_token_ids, no_ending
 from plaudit_ppo.rollout.forward import evaluate_rollouts
-from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
+from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt
 from plaudit_ppo.rollout.rollouts import Rollouts, concatenate
-from plaudit_ppo.rollout.sampling import pad_token_id, sample_rollouts
+from plaudit_ppo.rollout.samplers import LocalSampler, Sampler
+from plaudit_ppo.rollout.sampling import pad_token_id
 from plaudit_ppo.rollout.seeding import seeded_generator
 from plaudit_ppo.runs.checkpoints import RunState
 from plaudit_ppo.runs.log import Metrics, RunLog
@@ -101,7 +103,9 @@ class PPOTrainer:
         eval_scorer: scores the same rollouts for the log alone.
 
     Raises:
-        ConfigError: a setting does not fit the policy, or no token could end a completion.
+        ConfigError: a setting does not fit the policy, no token could end a completion, or an engine serves another
+            model.
+        EngineError: an engine does not answer.
         PromptError: a prompt cannot be encoded or is too long.
     """
 
@@ -124,10 +128,12 @@ class PPOTrainer:
         self._pad_id = pad_token_id(tokenizer, config.missing_pad, self._eos_ids)
         self._said_that_nothing_ended = False
         self._prompt_ids = [encode_prompt(prompt, tokenizer, max_tokens=config.max_prompt_tokens) for prompt in prompts]
-        _check_context(policy, max(map(len, self._prompt_ids)), config.max_completion_tokens)
+        self._positions: int | None = getattr(policy.config, "max_position_embeddings", None)
+        self.check_context(config.max_completion_tokens)
         self._scorer = scorer
-        self._pool = ScoringPool(scorer, config.scorer_concurrency)
-        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency) if eval_scorer else None
+        group = config.samples_per_prompt
+        self._pool = ScoringPool(scorer, config.scorer_concurrency, group_size=group)
+        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency, group_size=group) if eval_scorer else None
         prompts_hash = hashlib.sha256(json.dumps(self._prompt_ids).encode()).hexdigest()
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
@@ -143,6 +149,35 @@ class PPOTrainer:
             self._reference = AdapterOff(policy)
         else:
             raise ConfigError("reference: none given; give a frozen copy of the policy, or a policy with LoRA")
+        self._sampler = self._make_sampler()
+
+    def _make_sampler(self) -> Sampler:
+        config, eos_ids, pad_id = self._config, self._eos_ids, self._pad_id
+        if config.sampler == "vllm":
+            return EngineSampler(
+                config, self._learner, self._tokenizer, self._prompt_ids, eos_ids=eos_ids, pad_id=pad_id
+            )
+        return LocalSampler(
+            config,
+            self._learner.generating,
+            eos_ids=eos_ids,
+            pad_id=pad_id,
+            device=self._device,
+            rank=self._accelerator.process_index,
+        )
+
+    def check_context(self, completion_tokens: int) -> None:
+        """Refuses prompts and completions that together are longer than the policy's context.
+
+        Raises:
+            ConfigError: they are.
+        """
+        prompt_tokens = max(map(len, self._prompt_ids))
+        if self._positions is not None and prompt_tokens + completion_tokens > self._positions:
+            raise ConfigError(
+                f"the longest prompt has {prompt_tokens} tokens and max_completion_tokens is {completion_tokens}, "
+                f"together above the policy's {self._positions} positions (max_position_embeddings); lower one of them"
+            )
 
     def train(
         self,
@@ -164,6 +199,7 @@ class PPOTrainer:
             CheckpointError: the checkpoint is broken, or of other models or prompts; or what the run is to leave cannot
                 be written, which is tried before the first iteration.
             GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
+            EngineError: an engine that samples failed. The message names the checkpoint.
             OutputError: a checkpoint or the result cannot be written.
             Terminated: by `termination`. The message names the checkpoint.
         """
@@ -186,7 +222,7 @@ class PPOTrainer:
             while self._state.iteration < self._config.iterations:
                 try:
                     metrics = self._iterate(samples, termination)
-                except GuardError as error:
+                except (GuardError, EngineError) as error:
                     raise type(error)(f"{error}; {self._leave_checkpoint()}") from error
                 except Terminated as error:
                     log.force()
@@ -216,7 +252,7 @@ class PPOTrainer:
         """One iteration: rollout and update. Returns its metrics.
 
         Raises:
-            GuardError: see `train`.
+            GuardError, EngineError: see `train`.
             Terminated: before the update, so that the state is still that of the iteration's start.
         """
         start = time.perf_counter()
@@ -252,8 +288,10 @@ class PPOTrainer:
         retries = getattr(self._scorer, "retries", None)
 
         # 1. Sample completions; each micro-batch goes to the scorer as soon as it exists.
+        self._sampler.publish(state.iteration)
+        published = time.perf_counter()
         pending = self._roll_out(state.iteration)
-        generate_s = time.perf_counter() - start
+        generate_s = time.perf_counter() - published
 
         # 2. While the scorer works: logprobs of policy and reference, values of the critic.
         rollouts = concatenate([part.rollouts for part in pending], self._pad_id)
@@ -268,8 +306,9 @@ class PPOTrainer:
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
         )
-        tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
-        guards.check_sampling(sampling_error, tolerance=tolerance)
+        if config.sampling_correction == "none":
+            tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
+            guards.check_sampling(sampling_error, tolerance=tolerance)
 
         # 3. Await the scores; a rollout without one is masked from here on.
         scored = gather([part.scores for part in pending])
@@ -292,8 +331,17 @@ class PPOTrainer:
             "iteration": state.iteration + 1,
             "episode": (state.iteration + 1) * config.rollout_batch_size,
             "lr": learning_rate,
-            **rollout_metrics(everyone, all_scored.scores.to(self._device), kl_coef=state.kl_coef),
+            **rollout_metrics(
+                everyone,
+                all_scored.scores.to(self._device),
+                kl_coef=state.kl_coef,
+                group_size=config.samples_per_prompt,
+            ),
             "val/sampling_ratio_error": sampling_error,
+            "sampler/canary_error": self._sampler.canary_error,
+            "sampler/retries": gather_sum(self._accelerator, self._sampler.retries),
+            "time/publish_s": published - start,
+            "time/tokens_per_second": self._sampled_tokens(pending) / largest(self._accelerator, generate_s),
             "scoring/call_s": all_scored.call_s,
             "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
         }
@@ -310,39 +358,26 @@ class PPOTrainer:
 
     def _roll_out(self, iteration: int) -> list[_Pending]:
         config = self._config
-        count = config.rollout_batch_size
+        count, size = config.rollout_batch_size // config.samples_per_prompt, config.rollout_micro_batch_size
         dealt = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
-        indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
-        generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
-        size = config.rollout_micro_batch_size
-        failure: DivergenceError | None = None
+        own = share(self._accelerator, dealt)
+        indices = [index for index in own for _ in range(config.samples_per_prompt)]
+        failure: DivergenceError | EngineError | None = None
         pending: list[_Pending] = []
-        with self._learner.generating() as policy:
-            try:
-                for first in range(0, len(indices), size):
-                    pending += [self._sample(policy, indices[first : first + size], generator)]
-            except DivergenceError as error:
-                failure = error
-        if largest(self._accelerator, float(failure is not None)):  # or the others would wait for this process
-            raise failure or DivergenceError("another process cannot sample: its policy gives no finite probabilities")
+        prompt_ids = [self._prompt_ids[index] for index in indices]
+        try:
+            with closing(self._sampler.sample(prompt_ids, iteration=iteration)) as sampled:
+                for first, rollouts in zip(range(0, len(indices), size), sampled, strict=True):
+                    pending.append(self._send(indices[first : first + size], rollouts))
+        except (DivergenceError, EngineError) as error:
+            failure = error
+        raise_any(self._accelerator, failure)
         return pending
 
-    def _sample(self, policy: nn.Module, indices: Sequence[int], generator: torch.Generator) -> _Pending:
-        """Samples one rollout micro-batch and sends for its scores."""
-        config = self._config
-        ids, mask = pad_left([self._prompt_ids[index] for index in indices], self._pad_id)
-        rollouts = sample_rollouts(
-            policy,
-            ids.to(self._device),
-            mask.to(self._device),
-            max_tokens=config.max_completion_tokens,
-            temperature=config.temperature,
-            eos_ids=self._eos_ids,
-            pad_id=self._pad_id,
-            generator=generator,
-        )
+    def _send(self, indices: Sequence[int], rollouts: Rollouts) -> _Pending:
+        """Sends one rollout micro-batch to the scorer."""
         prompts = [self._prompts[index] for index in indices]
-        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text)
+        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=self._config.send_eos_text)
         eval_scores = self._eval_pool.submit(items) if self._eval_pool else None
         return _Pending(indices, items, rollouts, self._pool.submit(items), eval_scores)
 
@@ -350,6 +385,10 @@ class PPOTrainer:
         if not self._said_that_nothing_ended:
             _log.warning(no_ending(self._config, self._eos_ids, self._tokenizer))
         self._said_that_nothing_ended = True
+
+    def _sampled_tokens(self, pending: Sequence[_Pending]) -> int:
+        """Of all processes."""
+        return gather_sum(self._accelerator, sum(int(part.rollouts.completion_mask.sum()) for part in pending)) or 0
 
     def _count_retries(self, before: int | None) -> int | None:
         return None if before is None else getattr(self._scorer, "retries", before) - before
@@ -359,7 +398,8 @@ class PPOTrainer:
         config, state, kl = self._config, self._state, metrics["objective/kl"]
         num_scores = int(scored.scored.sum())
         kl_coef = state.kl_coef
-        if config.kl_controller == "adaptive" and kl is not None:
+        policy_moves = state.iteration >= config.critic_warmup_iterations
+        if config.kl_controller == "adaptive" and kl is not None and policy_moves:
             kl_coef = next_kl_coef(
                 kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rollouts=num_scores
             )
@@ -375,6 +415,15 @@ class PPOTrainer:
     def _check(self, metrics: Metrics, next_state: RunState, scored: ScoredBatch) -> None:
         """What can stop the run before the update."""
         config = self._config
+        if config.sampling_correction != "none":
+            guards.check_correction(
+                kl=metrics["val/sampling_kl"],
+                clipped_share=metrics["val/sampling_clipped_share"],
+                log_ratio=metrics["val/sampling_log_ratio_max"],
+                max_kl=config.max_sampling_kl,
+                max_clipped_share=config.max_sampling_clipped_share,
+                max_log_ratio=config.max_sampling_log_ratio,
+            )
         guards.check_reward_model(scored.fingerprint, known=self._state.fingerprint)
         masked_share = metrics["scoring/masked_share"] or 0.0
         guards.check_masked_share(masked_share, limit=config.max_masked_share, failure=scored.failure)
@@ -385,7 +434,13 @@ class PPOTrainer:
         if not self._accelerator.reduce(experience.mask.sum()):
             return {}
         generator = seeded_generator(torch.device("cpu"), self._config.seed, "minibatches", iteration)
-        return run_update(self._learner, experience, self._config, generator=generator)
+        return run_update(
+            self._learner,
+            experience,
+            self._config,
+            generator=generator,
+            critic_alone=iteration < self._config.critic_warmup_iterations,
+        )
 
     def _samples_are_due(self) -> bool:
         every, done = self._config.sample_every, self._state.iteration
@@ -397,16 +452,8 @@ class PPOTrainer:
         indices = [index for part in gained.pending for index in part.indices]
         items = [item for part in gained.pending for item in part.items]
         lengths = [length for part in gained.pending for length in part.rollouts.completion_mask.sum(1).tolist()]
-        limit = self._config.num_samples
-        for row in sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit):
-            samples.write({"iteration": self._state.iteration + 1, **row})
-
-
-def _check_context(policy: PreTrainedModel, prompt_tokens: int, completion_tokens: int) -> None:
-    """Refuses prompts and completions that together are longer than the policy's context."""
-    limit = getattr(policy.config, "max_position_embeddings", None)
-    if limit is not None and prompt_tokens + completion_tokens > limit:
-        raise ConfigError(
-            f"the longest prompt has {prompt_tokens} tokens and max_completion_tokens is {completion_tokens}, together "
-            f"above the policy's {limit} positions (max_position_embeddings); lower one of them"
-        )
+        limit, group = self._config.num_samples, self._config.samples_per_prompt
+        rows = sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit)
+        for number, row in enumerate(rows):
+            of_group = {"sample": number % group} if group > 1 else {}
+            samples.write({"iteration": self._state.iteration + 1, **of_group, **row})

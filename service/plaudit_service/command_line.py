@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib.metadata
 import io
 import os
 import signal
@@ -30,7 +31,23 @@ class _HasExitCode(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends a command that is called wrongly with one line, without the usage."""
+    """Ends a command that is called wrongly with one line, without the usage; knows `--version`.
+
+    Completes words for a shell that asks by argcomplete: eval "$(register-python-argcomplete COMMAND)".
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """As argparse's."""
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
+        parsed: argparse.Namespace = super().parse_args(args, namespace)
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
@@ -40,6 +57,13 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file: Any = None) -> None:
         """Print the help; unlike argparse's, it fails where it cannot be written."""
         (file or sys.stdout).write(self.format_help())
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        command = parser.prog.removeprefix("python -m ").split()[0]
+        print(f"{command} {importlib.metadata.version('plaudit')}")
+        parser.exit()
 
 
 def run(command: str, body: Callable[[], int], *, extra: str) -> int:

@@ -1,5 +1,6 @@
 """How every command of the client, the trainer and the demo ends."""
 
+import importlib.metadata
 import re
 import signal
 import subprocess
@@ -62,6 +63,16 @@ def test_the_stack_trace_of_a_bug_is_shown_to_who_asks_for_it(capsys, monkeypatc
     monkeypatch.setenv("PLAUDIT_TRACEBACK", "1")
     _, error = ends_with(ZeroDivisionError("no way"), capsys)
     assert "Traceback" in error
+
+
+def test_a_command_and_its_subcommands_tell_their_version(capsys):
+    parser = Parser(prog="plaudit-x")
+    parser.add_subparsers(required=True).add_parser("do").add_argument("what")
+    for argv in (["--version"], ["do", "--version"]):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(argv)
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == f"plaudit-x {importlib.metadata.version('plaudit')}\n"
 
 
 def test_wrong_usage_is_one_line_that_names_the_help_of_the_subcommand(capsys):

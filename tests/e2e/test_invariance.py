@@ -72,7 +72,8 @@ stems = st.lists(words, min_size=20, max_size=40).map(" ".join)
 @given(st.lists(stems, min_size=1, max_size=3), st.data())
 def test_a_score_does_not_depend_on_what_it_shares(causal_scorer, plain_scorer, stems, data):
     batch = [data.draw(st.sampled_from(stems)) + " " + data.draw(texts) for _ in range(data.draw(st.integers(2, 16)))]
-    assert causal_scorer.score(batch).floats == plain_scorer.score(batch).floats
+    # Also of a text that is too long: a status, and no number.
+    assert list(causal_scorer.score(batch)) == list(plain_scorer.score(batch))
 
 
 def test_completions_of_one_prompt_share_its_computation(causal_scorer, plain_scorer):

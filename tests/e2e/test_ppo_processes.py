@@ -209,6 +209,24 @@ def test_a_run_with_deepspeed_goes_on_in_the_same_bits_and_its_checkpoint_is_one
     sharded_run(train, tmp_path, **sharding(tmp_path, name), **more)
 
 
+@pytest.mark.parametrize("name", ["none", "fsdp", *deepspeed("2", "3")])
+def test_a_warm_up_of_the_critic_leaves_the_policy_alone_and_is_resumed_in_the_same_bits(train, tmp_path, name):
+    """Detail 34: from a checkpoint inside of the warm-up, where the policy's optimizer has no state yet."""
+    settings = {**sharding(tmp_path, name), "critic_warmup_iterations": 2, "checkpoint_every": 1, "max_checkpoints": 3}
+    train("whole", 3, **settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for number in (2, 3):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"iteration-{number:06}")
+    train("parts", 3, "--resume", tmp_path / "parts", **settings)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+    saved = tmp_path / "whole" / "checkpoints"
+    before = load_file(tmp_path / "policy" / "model.safetensors")
+    for number, stays in ((2, True), (3, False)):
+        after = load_file(saved / f"iteration-{number:06}" / "policy" / "model.safetensors")
+        assert all(torch.equal(after[key], tensor) for key, tensor in before.items()) == stays
+
+
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_rollouts_that_cannot_be_shared_out_are_refused(tmp_path, launcher):
     write_policy(tmp_path / "policy")

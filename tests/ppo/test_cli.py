@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
 from plaudit_ppo.cli import main
-from plaudit_ppo.config import PPOConfig, to_toml
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.settings_text import load_config, to_toml
 
 COMMAND = str(Path(sys.executable).with_name("plaudit-ppo"))
 
 
 class Service(ThreadingHTTPServer):
-    """Answers /score with 1.0 for every item, once `may_answer` is set."""
+    """Answers /score with 1.0 for every completion, once `may_answer` is set."""
 
     daemon_threads = True
 
@@ -44,7 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.headers_seen.append(dict(self.headers))
         self.server.asked.set()
         self.server.may_answer.wait(60)
-        results = [{"status": "ok", "score": 1.0, "num_tokens": 3, "truncated": False}] * len(items)
+        num_results = sum(len(item.get("completions", [""])) for item in items)
+        results = [{"status": "ok", "score": 1.0, "num_tokens": 3, "truncated": False}] * num_results
         body = json.dumps({"model": "m", "fingerprint": "sha256:0", "engine": "e", "results": results}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -478,3 +480,128 @@ def test_one_of_several_processes_leaves_no_interpreter_that_a_thread_could_find
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == ends
     assert done.stderr.startswith("plaudit-ppo: error: ")
+
+
+def test_settings_of_the_command_line_win_over_file_and_environment(write_config, service, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLAUDIT_URL", "http://127.0.0.1:9")
+    settings = [f"scorer_urls={service.url}", "iterations=1", "scorer_timeout_s=30", "kl_coef=0.2"]
+    command = ["train", "--config", write_config(), *(word for each in settings for word in ("--set", each))]
+    assert main(command) == 0
+    config = load_config(tmp_path / "run" / "config.toml")
+    assert (config.scorer_urls, config.iterations, config.kl_coef) == ((service.url,), 1, 0.2)
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_a_bad_setting_of_the_command_line_is_exit_2(capsys, write_config, flags):
+    code, err = refused(capsys, "train", "--config", write_config(), "--set", "epoch=2", *flags)
+    assert code == 2
+    assert '--set epoch=2: unknown setting "epoch"; did you mean "epochs"?' in err
+
+
+def test_a_new_settings_file_is_written_once_and_trains_when_filled_in(
+    capsys, write_config, service, tmp_path, monkeypatch
+):
+    write_config()
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "new.toml", "--set", "policy=policy", "--set", "prompts=prompts.jsonl"]) == 0
+    assert capsys.readouterr().out.startswith("new.toml: set policy, prompts and scorer_urls, then plaudit-ppo train")
+    code, err = refused(capsys, "init", "new.toml")
+    assert (code, "new.toml: exists, and is left as it is" in err) == (2, True)
+    small = ["iterations=1", "rollout_batch_size=2", "max_completion_tokens=4"]
+    flags = [word for each in small for word in ("--set", each)]
+    assert main(["train", "--config", "new.toml", "--url", service.url, *flags]) == 0
+    assert main(["init", "-"]) == 0
+    assert "\n# kl_coef = 0.05\n" in capsys.readouterr().out
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora_rank": 2},
+        {"critic_trunk": "policy", "num_minibatches": 4, "max_constant_iterations": 1},
+        {
+            "samples_per_prompt": 3,
+            "rollout_batch_size": 6,
+            "rollout_micro_batch_size": 3,
+            "iterations": 2,
+            "critic_warmup_iterations": 1,
+            "max_completion_tokens": 16,
+            "overlong_buffer_tokens": 12,
+        },
+    ],
+)
+def test_a_dry_run_does_all_that_a_run_does_and_leaves_nothing(
+    capsys, write_config, service, tmp_path, monkeypatch, settings
+):
+    output = tmp_path / "runs" / "one"
+    config = write_config(output=str(output), scorer_urls=(service.url,), scorer_timeout_s=30.0, **settings)
+    before, written = listing(tmp_path), []
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **how: written.append(listing(path)) or remove(path, **how))
+    assert main(["train", "--config", config, "--dry-run"]) == 0
+    assert "dry run: all is there, and an iteration ran to its end" in capsys.readouterr().out
+    assert listing(tmp_path) == before
+    left = {"policy/README.md", "policy/config.json", "summary.json", "checkpoints/iteration-000001/state.json"}
+    assert left <= set(written[-1])
+    assert ("adapter" in written[-1]) == ("lora_rank" in settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"policy": "absent"}, "policy: absent has no config.json"),
+        ({"max_completion_tokens": 64}, "64 positions"),
+        ({"trackers": ("none-of-these",)}, 'trackers: "none-of-these" is none'),
+        ({"max_prompt_tokens": 1}, "2 tokens, limit 1 to 1 (max_prompt_tokens)"),
+        ({"scorer_urls": ("http://127.0.0.1:9",)}, "100% of the rollouts got no score"),
+    ],
+)
+def test_a_dry_run_fails_at_once_where_the_run_would(capsys, write_config, service, tmp_path, settings, says):
+    config = write_config(**{"scorer_urls": (service.url,)} | settings)
+    before = listing(tmp_path)
+    _, err = refused(capsys, "train", "--config", config, "--dry-run")
+    assert says in err
+    assert listing(tmp_path) == before
+
+
+def test_a_dry_run_fails_at_once_where_the_result_could_not_be_written(
+    capsys, write_config, service, tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    config = write_config(scorer_urls=(service.url,), lora_rank=2)
+    before = listing(tmp_path)
+    monkeypatch.setattr("plaudit_ppo.runs.run_files.save_merged", fail)
+    code, err = refused(capsys, "train", "--config", config, "--dry-run")
+    assert (code, "what the run is to leave cannot be written" in err) == (2, True)
+    assert listing(tmp_path) == before
+
+
+def test_a_dry_run_of_a_directory_that_holds_a_run_and_of_a_resume_is_refused(capsys, write_config, tmp_path):
+    config = write_config()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").touch()
+    code, err = refused(capsys, "train", "--config", config, "--dry-run")
+    assert (code, "already holds a run (log.jsonl)" in err) == (2, True)
+    code, err = refused(capsys, "train", "--config", config, "--dry-run", "--resume", str(tmp_path / "run"))
+    assert (code, "leave out --resume" in err) == (2, True)
+
+
+def test_a_shell_completes_commands_flags_and_settings(tmp_path):
+    pytest.importorskip("argcomplete")
+
+    def completed(line):
+        words = tmp_path / "words"
+        asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+        subprocess.run([COMMAND], env={**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(words)}, timeout=60)
+        return [word.strip() for word in words.read_text().split("\n")]
+
+    assert completed("plaudit-ppo in") == ["init"]
+    assert completed("plaudit-ppo train --dr") == ["--dry-run"]
+    assert completed("plaudit-ppo train --set kl_c") == ["kl_coef=", "kl_controller="]

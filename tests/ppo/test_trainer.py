@@ -12,6 +12,7 @@ from plaudit_client import Score
 from plaudit_ppo import PPOConfig, Prompt, load_config, load_policy
 from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.errors import ConfigError, MaskedShareError, PromptError, RatioError
+from plaudit_ppo.rollout.prompts import dealt_prompts
 from plaudit_ppo.training.metrics import METRICS
 
 # What details 25 and 26 of docs/ppo.md name.
@@ -211,6 +212,53 @@ def test_every_iteration_draws_random_numbers_of_its_own(make_trainer):
     assert {item["completion"] for item in first}.isdisjoint(item["completion"] for item in second)
 
 
+def test_several_completions_of_a_prompt_are_sampled_apart_and_scored_as_a_group(make_trainer, scorer, prompts):
+    """Detail 35: rollouts are prompts times samples; log and samples show the group."""
+    calls = []
+
+    def group_scorer(items):
+        calls.append(items)
+        return [s for item in items for s in scorer([{"completion": text} for text in item["completions"]])]
+
+    run = make_trainer(
+        group_scorer, eval_scorer=group_scorer, iterations=3, rollout_batch_size=12, samples_per_prompt=2,
+        rollout_micro_batch_size=4, num_samples=4, sample_every=1, learning_rate=1e-12,
+    )  # fmt: skip
+    run.train()
+    assert len(calls) == 2 * 3 * 3  # two scorers, three micro-batches in each of three iterations
+    for items in calls:
+        assert sum(len(item["completions"]) for item in items) == 4
+        for prompt in {item["prompt"] for item in items}:  # whole groups
+            assert sum(len(item["completions"]) for item in items if item["prompt"] == prompt) in (2, 4)
+    log, samples = run.log(), [json.loads(line) for line in (run.output / "samples.jsonl").read_text().splitlines()]
+    assert [line["episode"] for line in log] == [12, 24, 36]
+    assert all(line["scoring/group_std"] > 0 for line in log)
+    assert [row["sample"] for row in samples] == [0, 1, 0, 1] * 3
+    groups = list(zip(samples[::2], samples[1::2], strict=True))
+    for first, second in groups:
+        assert first["prompt"] == second["prompt"]
+        assert first["score"] == pytest.approx(scorer([first])[0].score)
+    assert any(first["completion"] != second["completion"] for first, second in groups)
+    dealt = [row["prompt"] for row in samples[::2]]
+    assert dealt == [dealt_prompts(3, start=6 * at, count=6, seed=0)[each] for at in range(3) for each in range(2)]
+
+
+def test_a_run_with_groups_is_resumed_in_the_same_bits(make_trainer, make_policy, scorer):
+    """Details 22 and 35."""
+
+    def group_scorer(items):
+        return [s for item in items for s in scorer([{"completion": text} for text in item["completions"]])]
+
+    settings = {"samples_per_prompt": 4, "rollout_batch_size": 16, "checkpoint_every": 1, "lr_schedule": "constant"}
+    whole = make_trainer(group_scorer, output="whole", iterations=3, **settings)
+    whole.train()
+    make_trainer(group_scorer, iterations=1, **settings).train()
+    resumed = make_trainer(group_scorer, reference=make_policy(), iterations=3, **settings)
+    resumed.train(resume=True)
+    assert torch.equal(resumed.trained(), whole.trained())
+    assert resumed.log_without_times() == whole.log_without_times()
+
+
 def test_every_micro_batch_is_sent_for_on_its_own(make_trainer):
     sizes = []
 
@@ -329,6 +377,56 @@ def test_a_generating_forward_that_is_another_model_stops_the_run(make_trainer, 
     policy.register_forward_hook(distort, with_kwargs=True)
     with pytest.raises(RatioError, match=r"limit 1\.00e-02 \(sampling_tolerance\)"):
         make_trainer(policy=policy).train()
+
+
+@pytest.mark.parametrize("correction", ["token_truncate", "sequence_mask"])
+def test_a_sampler_whose_numbers_differ_is_trained_with_under_a_correction(make_trainer, make_policy, correction):
+    """Detail 29: the tight limit is not judged, the figures are logged, and what is too far apart stops the run."""
+
+    def distorted(factor):
+        policy = make_policy()
+
+        def distort(module, args, kwargs, output):
+            if kwargs["use_cache"]:  # the generating forward alone
+                output.logits = output.logits * factor
+            return output
+
+        policy.register_forward_hook(distort, with_kwargs=True)
+        return policy
+
+    run = make_trainer(policy=distorted(1.1), output="near", sampling_correction=correction)
+    run.train()
+    for line in run.log():
+        assert line["val/sampling_ratio_error"] > 0.01
+        assert 0 < line["val/sampling_kl"] < 0.05
+        assert 0 < line["val/sampling_log_ratio_max"] < 5
+        assert line["val/sampling_weight_avg"] != 1
+    far = make_trainer(policy=distorted(3.0), output="far", sampling_correction=correction)
+    with pytest.raises(RatioError, match=r"limit 0\.05 \(max_sampling_kl\); look for weights of another version"):
+        far.train()
+
+
+def test_while_the_critic_warms_up_the_policy_and_beta_stay_and_then_both_are_trained(make_trainer, make_policy):
+    """Detail 34."""
+    policies = []
+    run = make_trainer(
+        iterations=4, critic_warmup_iterations=2, lr_schedule="constant", kl_controller="adaptive", kl_horizon=100
+    )
+    critics = [weights(run.critic).clone()]
+
+    def note(metrics):
+        policies.append(weights(run.policy).clone())
+        critics.append(weights(run.critic).clone())
+
+    run.trainer.train(on_iteration=note)
+    log = run.log()
+    assert [line["lr"] for line in log] == [0.0, 0.0, 1e-3, 1e-3]
+    assert torch.equal(policies[1], weights(make_policy()))
+    assert not torch.equal(policies[2], policies[1])
+    assert all(not torch.equal(one, other) for one, other in pairwise(critics))
+    assert [line["objective/kl_coef"] for line in log[:3]] == [0.05] * 3
+    assert log[2]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert abs(log[3]["objective/kl"]) > 1e-3
 
 
 def test_dropout_of_a_given_model_is_turned_off(make_trainer, make_policy, make_critic):

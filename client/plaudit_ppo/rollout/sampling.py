@@ -10,7 +10,7 @@ from plaudit_ppo.errors import ConfigError, DivergenceError
 from plaudit_ppo.rollout.forward import position_ids, tempered
 from plaudit_ppo.rollout.rollouts import Rollouts
 
-_NOT_FINITE = (
+NOT_FINITE = (
     "the policy's probabilities are not finite, so nothing can be sampled; look for NaN in its weights, and in "
     "log.jsonl for a KL or a loss that runs away, then lower learning_rate. Where the newest checkpoint has NaN too, "
     "remove it and resume from the one before"
@@ -86,7 +86,7 @@ def sample_rollouts(
             cache = output.past_key_values
             distribution = tempered(output.logits[:, -1], temperature).log_softmax(-1)  # (B, V)
             if distribution.isnan().any():  # before torch finds it, which on a GPU ends the whole process
-                raise DivergenceError(_NOT_FINITE)
+                raise DivergenceError(NOT_FINITE)
             token = torch.multinomial(distribution.exp(), 1, generator=generator)  # (B, 1)
             tokens.append(torch.where(running[:, None], token, pad_id))
             logprobs.append(torch.where(running[:, None], distribution.gather(1, token), 0.0))

@@ -4,8 +4,9 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-from plaudit_ppo.config import PLACES, PPOConfig, to_toml
+from plaudit_ppo.config import PLACES, PPOConfig
 from plaudit_ppo.runs.summary import TrainSummary
+from plaudit_ppo.settings_text import to_toml
 
 _FIGURES = {
     "score of the reward model": "scoring/score_mean",

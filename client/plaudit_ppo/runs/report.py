@@ -8,12 +8,14 @@ from typing import Any
 from markupsafe import Markup
 
 from plaudit_client.whole_files import write_file
-from plaudit_ppo.config import PPOConfig, load_config, shown
+from plaudit_ppo.config import PPOConfig, shown
 from plaudit_ppo.errors import CheckpointError, ConfigError, one_line
 from plaudit_ppo.runs.charts import GOLD, KL, SCORE, TIME, series_figure
+from plaudit_ppo.runs.findings import find
 from plaudit_ppo.runs.log import read_log
 from plaudit_ppo.runs.page import render_page
 from plaudit_ppo.runs.summary import TrainSummary, summarize
+from plaudit_ppo.settings_text import load_config
 
 _PAGE = Path(__file__).with_suffix(".html")
 _FIGURES = (
@@ -31,6 +33,15 @@ _FIGURES = (
         "Seconds per iteration in which training stood still for scores.",
     ),
     ("Masked share", "scoring/masked_share", GOLD, "Rollouts without a score."),
+)
+_OF_CORRECTION = (
+    ("Sampler's KL", "val/sampling_kl", KL, "From the sampler to the training forward, mean over tokens; nats."),
+    ("Sampler's largest difference", "val/sampling_log_ratio_max", KL, "Of the two logprobs of one token; nats."),
+    ("Importance weights cut", "val/sampling_clipped_share", GOLD, "Share of tokens whose weight was cut or masked."),
+)
+_OF_ENGINES = (
+    ("Sampling rate", "time/tokens_per_second", TIME, "Completion tokens per second of generation."),
+    ("Canary error", "sampler/canary_error", KL, "Of an engine that was just given the weights, largest |ratio - 1|."),
 )
 _LEAST_TOP = {"scoring/exposed_wait_s": 0.1, "scoring/masked_share": 0.1}
 
@@ -80,9 +91,12 @@ def make_report(
         name=name,
         subtitle=f"{summary.extent}; {f'{missing} to go; ' if missing > 0 else ''}{summary.scoring}",
         cards=_cards(summary),
+        findings=find(log),
         figures=[
             (title, _chart(log, metric, color), caption)
             for title, metric, color, caption in _FIGURES
+            + (_OF_CORRECTION if settings.sampling_correction != "none" else ())
+            + (_OF_ENGINES if settings.sampler == "vllm" else ())
             if any(line.get(metric) is not None for line in log)
         ],
         samples=_samples(samples),

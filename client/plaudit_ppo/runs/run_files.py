@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_client.whole_files import remove_unfinished, write_file
-from plaudit_ppo.config import PPOConfig, to_toml
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.distributed.collectives import from_first_process
 from plaudit_ppo.distributed.learner import Learner
-from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError, PPOError
+from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import is_lora, save_adapter, save_merged
 from plaudit_ppo.models.policy import mend_generation_config
@@ -36,8 +37,20 @@ from plaudit_ppo.runs.locks import locked
 from plaudit_ppo.runs.log import RunLog, read_log
 from plaudit_ppo.runs.model_card import model_card
 from plaudit_ppo.runs.summary import NOTHING_YET, TrainSummary, summarize
+from plaudit_ppo.settings_text import to_toml
 
 _State = dict[str, Tensor]
+
+
+def refuse_a_held_run(output: Path) -> None:
+    """Refuses a directory in which a run has been.
+
+    Raises:
+        ConfigError: one has.
+    """
+    held = [name for name in ("log.jsonl", "checkpoints") if (output / name).exists()]
+    if held:
+        raise ConfigError(f"output: {output} already holds a run ({held[0]}); choose another directory, or resume it")
 
 
 class RunFiles:
@@ -83,11 +96,8 @@ class RunFiles:
             CheckpointError: the checkpoint is broken, or of other models or prompts.
         """
         self._accelerator.wait_for_everyone()  # so that no process sees what the first one of this run writes
-        held = [name for name in ("log.jsonl", "checkpoints") if (self._output / name).exists()]
-        if held and not resume:
-            raise ConfigError(
-                f"output: {self._output} already holds a run ({held[0]}); choose another directory, or resume it"
-            )
+        if not resume:
+            refuse_a_held_run(self._output)
         checkpoint = newest_checkpoint(self._output / "checkpoints")
         state = start if checkpoint is None else self._restore(checkpoint, start)
         self._accelerator.wait_for_everyone()
@@ -100,17 +110,16 @@ class RunFiles:
 
     def _in_first_process(self, write: Callable[[], object]) -> None:
         """Writes; where that fails, every process raises, so that none waits for the first."""
-        failure: PPOError | None = None
-        if self._accelerator.is_main_process:
+
+        def written() -> None:
             try:
                 write()
-            except PPOError as error:
-                failure = error
             except OSError as error:
-                failure = ConfigError(f"output: {self._output} cannot be written ({error.strerror}); choose another")
-        [failure] = broadcast_object_list([failure])
-        if failure is not None:
-            raise failure
+                raise ConfigError(
+                    f"output: {self._output} cannot be written ({error.strerror}); choose another"
+                ) from error
+
+        from_first_process(self._accelerator, written)
 
     def _restore(self, checkpoint: Path, start: RunState) -> RunState:
         state = load_state(checkpoint)

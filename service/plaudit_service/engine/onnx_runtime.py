@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from plaudit_service.engine.cores import num_cores
+from plaudit_service.engine.machine import num_cores
 from plaudit_service.engine.runtime import (
     CPU_COSTS,
     CPU_PREFIX_CACHE_BYTES,

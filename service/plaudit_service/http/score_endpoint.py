@@ -39,16 +39,15 @@ class ScoreEndpoint:
         service.require_ready()
         headers = dict(scope["headers"])
         deadline = service.clock() + request_timeout_s(headers)
-        with self._room.share() as share:
+        client = scope["state"]["client"]
+        with self._room.share(client) as share:
             body = await read_body(receive, headers, settings=settings, share=share)
             async with while_connected(receive):
                 request = await _parse(body)
                 model = service.model(request.model)
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
                 share.grow(check_sizes(request, settings))
-                scored = await model.score(
-                    request, deadline=deadline, client=scope["state"]["client"], on_admitted=share.release
-                )
+                scored = await model.score(request, deadline=deadline, client=client, on_admitted=share.release)
         answer = {
             "model": model.name,
             "fingerprint": model.identity.fingerprint,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakValueDictionary
 
-from plaudit_service.engine.engine_threads import EngineThreads
+from plaudit_service.engine.engine_threads import WHOLE, EngineThreads
 from plaudit_service.engine.engines import padded_tokens
 from plaudit_service.engine.model import Failure, Model, Outcome
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
@@ -94,9 +94,10 @@ class _HandedOver:
 
 @dataclass(frozen=True)
 class _Computed:
-    """What a thread of the engine made of a batch, and when, on the scheduler's clock."""
+    """What a thread of the engine made of a batch, on which lane, and when, on the scheduler's clock."""
 
     outcomes: Sequence[Outcome]
+    lane: int
     started: float
     finished: float
     num_prefix_tokens: int
@@ -390,6 +391,7 @@ class Scheduler:
         outcomes = dict(zip(wanted, computed, strict=True))
         return _Computed(
             [outcomes.get(job, _EXPIRED) for job in batch.sequences],
+            lane,
             started,
             self._clock(),
             model.num_computed_prefix_tokens(lane) - before,
@@ -425,7 +427,9 @@ class Scheduler:
         shared = batch.num_prefix_tokens
         lengths = [len(job.token_ids) - shared for job in batch.sequences]
         padded = padded_tokens(lengths, self.model.engine.costs)
-        self._metrics.infer_seconds.observe(computed.finished - computed.started)
+        seconds = computed.finished - computed.started
+        self._metrics.infer_seconds.observe(seconds)
+        self._metrics.engine_seconds.labels("alone" if computed.lane == WHOLE else "shared").inc(seconds)
         self._metrics.batch_sequences.observe(len(lengths))
         self._metrics.batch_tokens.observe(padded + computed.num_prefix_tokens)
         self._metrics.computed_tokens.inc(sum(lengths) + computed.num_prefix_tokens)

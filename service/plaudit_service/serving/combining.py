@@ -13,7 +13,7 @@ subtract the variance, here it is the standard deviation, so that K has no unit.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,6 +100,16 @@ class Combination:
                 deviations = [score - mean for score in scores]
                 variance = _sum([deviation * deviation for deviation in deviations]) / len(scores)
                 return mean - self.numbers[0] * math.sqrt(variance)
+
+    def terms(self, scores: Mapping[str, float]) -> dict[str, float] | None:
+        """What `compute` adds up, by part, in its order: the sum from left to right has its bits; None: it is no sum.
+
+        Args:
+            scores: Of each part, as `heads` of a combined result.
+        """
+        if self.rule != "sum":
+            return None
+        return {part: weight * scores[part] for part, weight in zip(self.parts, self.numbers, strict=True)}
 
     def combine(self, results: Sequence[Result]) -> Result:
         """One sequence's result from that of each part; without a score unless all have one."""

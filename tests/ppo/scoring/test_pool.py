@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from plaudit_client import Score
+from plaudit_client.testing import FakeScorer
 from plaudit_ppo.scoring.pool import ScoredBatch, ScoringPool, call_scorer, gather
 
 
@@ -60,7 +61,48 @@ def test_an_exception_of_the_scorer_is_the_failure_of_its_items_alone():
 def test_an_answer_of_the_wrong_length_is_no_answer():
     batch = call_scorer(lambda items: [Score("ok", 1.0)], [{}, {}])
     assert numbers(batch) == [None, None]
-    assert batch.failure == "ValueError: 1 results for 2 items"
+    assert batch.failure == "ValueError: 1 results for 2 rollouts"
+
+
+def test_a_group_is_one_item_and_its_scores_come_back_to_its_rollouts():
+    """Detail 35: `finished` is said of an item, so what has ended and what was cut are two."""
+    sent = []
+
+    def scorer(items):
+        sent.extend(items)
+        return [Score("ok", float(len(text))) for item in items for text in item["completions"]]
+
+    chat = {"messages": [{"role": "user", "content": "p"}]}
+    items = [
+        {"prompt": "p", "completion": "a", "finished": True},
+        {"prompt": "p", "completion": "bb", "finished": True},
+        {**chat, "completions": ["ccc"], "finished": False},
+        {**chat, "completions": ["dddd"], "finished": True},
+        {"prompt": "p", "completion": "eeeee", "finished": False},
+        {"prompt": "p", "completion": "ffffff", "finished": False},
+    ]
+    pool = ScoringPool(scorer, 1, group_size=2)
+    assert numbers(pool.submit(items).result()) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert sent == [
+        {"prompt": "p", "completions": ["a", "bb"], "finished": True},
+        {**chat, "completions": ["dddd"], "finished": True},
+        {**chat, "completions": ["ccc"], "finished": False},
+        {"prompt": "p", "completions": ["eeeee", "ffffff"], "finished": False},
+    ]
+    assert numbers(call_scorer(FakeScorer(lambda item: float(len(item["completion"]))), items[:2], group_size=2)) == [
+        1.0,
+        2.0,
+    ]
+
+
+def test_one_completion_of_a_group_without_a_score_is_masked_alone():
+    """Details 10 and 35."""
+    results = [Score("ok", 1.0), Score("failed", None, detail="no memory"), Score("ok", 3.0)]
+    items = [{"prompt": "p", "completion": "a", "finished": True}] * 3
+    batch = call_scorer(lambda sent: results, items, group_size=3)
+    assert numbers(batch) == [1.0, None, 3.0]
+    assert batch.failure == "failed (no memory)"
+    assert call_scorer(lambda sent: results[:1], items, group_size=3).failure == "ValueError: 1 results for 3 rollouts"
 
 
 def test_scores_come_back_in_the_order_in_which_they_were_sent_for():

@@ -246,6 +246,16 @@ def test_a_key_protects_all_but_the_probes(serve, tiny_bundle, tmp_path):
             assert httpx2.get(service.url + path).status_code == status, path
 
 
+def test_models_and_combinations_are_listed_as_openais_clients_ask_for_them_and_behind_the_key(serve, tiny_bundle):
+    bundles, key = (tiny_bundle(name="a"), tiny_bundle(name="b")), {"Authorization": "Bearer a-key"}
+    with serve(*bundles, flags=["--combine", "both=a+b"], env={"PLAUDIT_API_KEYS": "a-key"}) as service:
+        assert httpx2.get(f"{service.url}/v1/models").status_code == 401
+        models = httpx2.get(f"{service.url}/v1/models", headers=key).json()
+        assert (models["object"], [model["id"] for model in models["data"]]) == ("list", ["a", "b", "both"])
+        assert all((model["object"], model["owned_by"]) == ("model", "plaudit") for model in models["data"])
+        assert 'route="/v1/models"' in httpx2.get(f"{service.url}/metrics", headers=key).text
+
+
 def test_no_route_ever_redirects(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "openrlhf,llamafactory,vllm,slime"]) as service:
         paths = [*httpx2.get(f"{service.url}/openapi.json").json()["paths"], "/docs", "/openapi.json", "/docs-assets"]
@@ -274,8 +284,10 @@ def test_a_head_request_is_answered_as_get_without_the_body(serve, tiny_bundle):
 
 def test_a_compressed_body_is_415_and_says_why_also_for_dialects(serve, tiny_bundle):
     body = gzip.compress(json.dumps({"items": [{"text": "good"}]}).encode())
-    with serve(tiny_bundle(), flags=["--dialects", "openrlhf,llamafactory,vllm,slime"]) as service:
-        for path in ("/score", "/get_reward", "/v1/score/evaluation", "/classify", "/slime"):
+    dialects = "openrlhf,llamafactory,vllm,slime,sglang,nemo-gym"
+    with serve(tiny_bundle(), flags=["--dialects", dialects]) as service:
+        scoring = ("/score", "/get_reward", "/v1/score/evaluation", "/classify", "/slime", "/v1/embeddings", "/verify")
+        for path in (*scoring, "/seed_session", "/aggregate_metrics"):
             for encoding in ("gzip", "x-deflate", "identity, gzip"):
                 answer = post(service, body, headers={"Content-Encoding": encoding}, path=path)
                 assert problem(answer)["type"] == "urn:plaudit:compressed-body"

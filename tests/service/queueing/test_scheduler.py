@@ -113,9 +113,9 @@ class Queue:
         """Let the clock go on."""
         self.clock[0] += seconds
 
-    def value(self, name):
+    def value(self, name, **labels):
         """A metric, without its prefix."""
-        return self.metrics.registry.get_sample_value(f"plaudit_{name}")
+        return self.metrics.registry.get_sample_value(f"plaudit_{name}", labels)
 
 
 async def outcomes(*tickets):
@@ -308,7 +308,7 @@ def test_times_and_sizes_are_those_of_the_sequences_and_batches(running):
             await outcomes(first, others)
             assert queue.value("queue_seconds_count") == 4
             assert queue.value("queue_seconds_sum") == 3 * 7.0
-            assert queue.value("infer_seconds_sum") == 7.0
+            assert queue.value("infer_seconds_sum") == queue.value("engine_seconds_total", threads="alone") == 7.0
             assert queue.value("infer_seconds_count") == queue.value("batch_sequences_count") == 3
             assert queue.value("batch_sequences_sum") == 4
             assert (first.queue_s, first.infer_s, others.queue_s) == (0.0, 7.0, 7.0)

@@ -1,0 +1,81 @@
+"""From settings to a trainer: the networks, prompts and scorers that a configuration names, loaded."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.models.critic import Critic, TrunkCritic, check_critic_tokens, load_critic
+from plaudit_ppo.models.lora import add_lora
+from plaudit_ppo.models.policy import frozen_copy, load_policy
+from plaudit_ppo.rollout.prompts import Prompt, read_prompts
+from plaudit_ppo.rollout.seeding import seeded_generator
+from plaudit_ppo.scoring.combined import CombinedScorer
+from plaudit_ppo.scoring.pool import Scorer
+from plaudit_ppo.scoring.remote import RemoteScorer
+from plaudit_ppo.trainer import PPOTrainer
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """What scores a run: for training, and for the log alone."""
+
+    train: Scorer
+    evaluation: Scorer | None
+
+
+def quiet_transformers() -> None:
+    """No warnings and progress bars of transformers in this process: what matters of them is an error of ours."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def connected_scorers(config: PPOConfig) -> Iterator[Scorers]:
+    """The scorers behind the addresses of a configuration, until the block ends.
+
+    Raises:
+        ConfigError: an address cannot be used.
+    """
+    with ExitStack() as stack:
+
+        def connect(addresses: Sequence[str]) -> list[Scorer]:
+            scorers = [RemoteScorer(address, timeout_s=config.scorer_timeout_s) for address in addresses]
+            return [stack.enter_context(scorer) for scorer in scorers]
+
+        scorers, eval_scorers = connect(config.scorer_urls), connect(config.eval_scorer_urls)
+        train = CombinedScorer(
+            scorers, config.scorer_weights, combination=config.scorer_combination, std_coef=config.scorer_std_coef
+        )
+        yield Scorers(train, CombinedScorer(eval_scorers, combination="mean") if eval_scorers else None)
+
+
+def load_trainer(config: PPOConfig, scorers: Scorers) -> PPOTrainer:
+    """A trainer with everything that its configuration names.
+
+    Raises:
+        PPOError: something that is named is missing or does not fit; the subclass and the message say what.
+    """
+    prompts: list[Prompt] = read_prompts(config.prompts or "")
+    policy, tokenizer = load_policy(config.policy or "", builtin_class=config.builtin_class)
+    critic = _load_critic(config, policy, tokenizer)
+    reference = None if config.lora_rank else frozen_copy(policy)
+    policy = add_lora(policy, config) if config.lora_rank else policy
+    return PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorers.train, scorers.evaluation)
+
+
+def _load_critic(
+    config: PPOConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Critic | TrunkCritic:
+    generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
+    if config.critic_trunk == "policy":
+        return TrunkCritic(policy, head_init=config.critic_head_init, generator=generator)
+    start = config.critic or config.policy or ""
+    check_critic_tokens(start, tokenizer)
+    return load_critic(
+        start, head_init=config.critic_head_init, generator=generator, builtin_class=config.builtin_class
+    )

@@ -62,7 +62,7 @@ class FakeScorer:
         explain: bool = False,
         timeout_s: float | None = None,
     ) -> Scores:
-        """Score items as `RewardClient.score` does; `truncation`, `raw` and `timeout_s` change nothing."""
+        """Score items as `RewardClient.score` does; only `model`, `fingerprint` and `engine` change anything."""
         wire_items = normalize_items(items)
         self.calls.append(wire_items)
         results = _score_all(self._function, wire_items)

@@ -71,14 +71,14 @@ class Engine(Protocol):
         tolerance: How far it may move a score, in standard deviations of the golden texts' scores; 0: not at all.
         promises_bits: Whether a score's bits are to be the same in every batch.
         costs: Of its device.
-        gives_along: Whether it has a head value for every token.
+        lacks_along: Why it has no head values for tokens; None: it has them.
     """
 
     name: str
     tolerance: float
     promises_bits: bool
     costs: Costs
-    gives_along: bool
+    lacks_along: str | None
 
     def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
         """Raw head values of every sequence, shape (B, heads), float32; raises whatever the runtime raises.
@@ -90,7 +90,7 @@ class Engine(Protocol):
     def run_along(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> tuple[Heads, list[Heads]]:
         """As `run`, and what the head gives at every token, shape (T, heads), of each sequence that has `places`.
 
-        Only where `gives_along`. A sequence without places may get fewer tokens. The prefix has `along`.
+        Not where `lacks_along`. A sequence without places may get fewer tokens. The prefix has `along`.
         """
         ...
 
@@ -165,9 +165,9 @@ class GraphEngine:
         self._max_tokens = scoring.max_tokens
         self._pad_id = scoring.pad_token_id or 0
         self._output = "logits" if scoring.kind == "plain" else "scores"
-        self.gives_along = _ALONG in runtime.outputs
         self._num_heads = len(scoring.heads)
         self._runtime = runtime
+        self.lacks_along = self._why_no_along(scoring.kind)
         self._check_graph(bundle.path, scoring.kind)
         pasts = {name: tensor for name, tensor in runtime.inputs.items() if name.startswith("past.")}
         no_values = np.zeros((0, self._num_heads), dtype=np.float32)
@@ -252,6 +252,15 @@ class GraphEngine:
             **prefix.past,
         }
         return {name: feeds[name] for name in self._runtime.inputs}
+
+    def _why_no_along(self, kind: str) -> str | None:
+        if _ALONG in self._runtime.outputs:
+            return None
+        if kind != "causal":
+            return f"it is of kind {kind}, which makes one value of all tokens; leave along out"
+        if "token_index" in self._runtime.inputs:  # the graph has them, and the runtime leaves them out
+            return f"{self.name} computes the pooled token alone; serve with --runtime onnxruntime"
+        return "its graph was exported before graphs had values for tokens; export it again"
 
     def _check_graph(self, path: Path, kind: str) -> None:
         for name, tensor in self._runtime.inputs.items():

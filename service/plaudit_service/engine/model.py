@@ -218,13 +218,7 @@ class Model:
         Raises:
             InvalidRequest: 422.
         """
-        if request.along != "none" and not self.engine.gives_along:
-            kind = self.bundle.scoring.kind
-            why = (
-                "its graph was exported before graphs had values for tokens; export it again"
-                if kind == "causal"
-                else f"it is of kind {kind}, which makes one value of all tokens; leave along out"
-            )
+        if request.along != "none" and (why := self.engine.lacks_along) is not None:
             raise InvalidRequest(f'along: model "{self.bundle.name}" has no values along a text: {why}')
         if request.explain and self.bundle.scoring.pair:
             raise InvalidRequest(

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit_service.bundles.bundle import Bundle, Head, Manifest, Scoring, Source, load_bundle
+from plaudit_service.bundles.bundle import Bundle, Head, Manifest, Normalization, Scoring, Source, load_bundle
 from plaudit_service.engine.engines import GraphEngine, padded_tokens
-from plaudit_service.engine.model import Model
+from plaudit_service.engine.model import HeadsAlong, Model
 from plaudit_service.engine.prefixes import PrefixCache
 from plaudit_service.engine.runtime import CPU_COSTS, Input
 from plaudit_service.text.places import Places
@@ -163,7 +163,7 @@ def asking(length):
 def test_values_along_a_text_are_computed_as_far_as_the_longest_that_asks():
     runtime = CountingRuntime(SECOND_FORM, outputs=("scores", "token_scores"))
     engine = engine_on(runtime)
-    assert engine.gives_along
+    assert engine.lacks_along is None
     heads, along = engine.run_along([asking(3), text(5), asking(2)])
     assert runtime.fed[-1]["token_index"].tolist() == [0, 1, 2]
     assert heads.tolist() == [[12], [14], [11]]
@@ -200,3 +200,24 @@ def test_a_prefix_that_was_kept_without_values_is_computed_anew_for_who_asks(tin
     assert model.prefixes._num_bytes == anew.num_bytes == kept.num_bytes + 4 * 4
     assert model.compute([asking(7), text(6)], 4)[1] == (15.0,)
     assert model.num_computed_prefix_tokens() == 8
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_along_a_text_that_is_no_finite_number_leaves_no_number_at_all(tiny_bundle, value):
+    model = Model(load_bundle(tiny_bundle()), engine_on(CountingRuntime(SECOND_FORM)))
+    tokens = np.array([[1.0], [value], [3.0]], dtype=np.float32)
+    result = model.result(asking(3), HeadsAlong((3.0,), tokens), raw=False)
+    assert (result.status, result.detail) == ("non_finite", "the score of a token is not finite")
+    assert (result.score, result.along) == (None, None)
+    elsewhere = replace(asking(3), places=Places(np.array([0, 2]), np.array([0, 2]), None, None, np.array([0, 1])))
+    result = model.result(elsewhere, HeadsAlong((3.0,), tokens), raw=False)
+    assert (result.score, result.along.scores, result.along.steps) == (3.0, [1.0, 3.0], [0, 1])
+
+
+def test_heads_are_weighed_and_normalized_along_a_text_as_at_its_end(tiny_bundle):
+    bundle = load_bundle(tiny_bundle(heads={"a": 2.0, "b": -1.0}, normalization=Normalization(mean=1.0, std=4.0)))
+    model = Model(bundle, engine_on(CountingRuntime(SECOND_FORM)))
+    outcome = HeadsAlong((5.0, 3.0), np.array([[1.0, 1.0], [5.0, 3.0]], dtype=np.float32))
+    assert model.result(asking(2), outcome, raw=False).along.scores == [0.0, 1.5]
+    raw = model.result(asking(2), outcome, raw=True)
+    assert (raw.along.scores, raw.score, raw.heads) == ([1.0, 7.0], 7.0, {"a": 5.0, "b": 3.0})

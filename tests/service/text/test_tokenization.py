@@ -253,6 +253,68 @@ def test_the_pooled_token_is_the_rightmost_that_is_no_pad(ids, pad, expected):
     assert pooled_index(np.array(ids), pad) == expected
 
 
+TOKENS = Asked("left", "tokens")
+
+
+def columns(result, *names):
+    return [getattr(result.places, name).tolist() for name in names]
+
+
+def test_values_are_asked_for_at_the_tokens_that_truncation_leaves_by_their_places_in_the_whole_text(make):
+    (result,) = make(max_tokens=5).tokenize([TextItem(text="a b c d a b")], TOKENS)
+    assert ids_of(result) == [1, 7, 4, 5, 2]
+    assert columns(result, "rows", "tokens", "ends") == [[0, 1, 2, 3, 4], [0, 4, 5, 6, 7], [0, 7, 9, 11, 11]]
+
+
+def test_a_dropped_bos_and_an_appended_eos_move_no_token_from_its_place_in_the_text(make):
+    rules = {"max_tokens": 4, "append_eos": True, "eos": SpecialToken(text="[PAD]", id=0)}
+    tokenization = make(bos=SpecialToken(text="[CLS]", id=1), **rules)
+    (result,) = tokenization.tokenize([TextItem(text="[CLS] a b c d")], Asked("right", "tokens"))
+    assert ids_of(result) == [1, 4, 2, 0]
+    assert columns(result, "tokens", "ends") == [[0, 1, 5, 6], [5, 7, 13, 13]]
+
+
+def test_values_are_asked_for_up_to_the_pooled_token_and_of_ids_there_is_no_text(make):
+    tokenization = make(kind="causal", pad_token_id=0)
+    text, ids = tokenization.tokenize([TextItem(text="a b [PAD]"), TokenItem(token_ids=[4, 5, 0])], TOKENS)
+    assert columns(text, "tokens", "ends") == [[0, 1, 2, 3, 4], [0, 1, 3, 9, 9]]  # up to [SEP]
+    assert columns(ids, "rows", "tokens") == [[0, 1], [0, 1]]
+    assert ids.places.ends is None
+
+
+def test_a_step_is_asked_for_at_the_token_that_ends_it_unless_that_is_cut_off(make):
+    item = PromptItem(prompt="a ", steps=["b ", "c d", " "])
+    (whole,) = make().tokenize([item], Asked("left", "steps"))
+    assert columns(whole, "tokens", "ends", "steps") == [[2, 4, 4], [3, 7, 7], [0, 1, 2]]
+    (cut,) = make(max_tokens=3).tokenize([item], Asked("left", "steps"))
+    assert columns(cut, "rows", "tokens", "steps") == [[1, 1], [4, 4], [1, 2]]
+
+
+def test_a_chat_tells_which_message_a_token_ends_in_and_where_its_steps_end(tiny_bundle):
+    chat = ChatItem(messages=[Message(role="user", content="good")], steps=["bad ", "awful"])
+    tokenization = Tokenization(load_bundle(tiny_bundle()))
+    (tokens,) = tokenization.tokenize([chat], TOKENS)
+    assert columns(tokens, "messages") == [[-1, 0, -1, 1, 1]]  # user, good, assistant, bad, awful
+    (steps,) = tokenization.tokenize([chat], Asked(along="steps", explain=True))
+    assert columns(steps, "tokens", "messages", "steps") == [[3, 4], [1, 1], [0, 1]]
+    assert [steps.text[:end] for end in steps.places.ends] == ["user good assistant bad", steps.text.rstrip()]
+
+
+def test_a_chat_whose_template_rewrites_the_steps_fails_and_says_so(tiny_bundle):
+    template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    tokenization = Tokenization(load_bundle(tiny_bundle(chat_template=template)))
+    chat = ChatItem(messages=[Message(role="user", content="good")], steps=["bad"])
+    (result,) = tokenization.tokenize([chat], Asked(along="steps"))
+    assert (result.status, result.num_tokens) == (Status.FAILED, 0)
+    assert result.detail == "items[0]: the chat template does not write the steps as they are; send a prompt"
+
+
+@pytest.mark.parametrize("item", [TextItem(text="a"), TokenItem(token_ids=[4]), PromptItem(prompt="a", completion="b")])
+def test_steps_that_nobody_gave_are_refused(make, item):
+    with pytest.raises(InvalidRequest, match=r"items\[0\]: along is .* says what a step is; give steps"):
+        make().tokenize([item], Asked(along="steps"))
+
+
 def test_tokenization_goes_in_steps_that_end_behind_a_bounded_text_and_change_nothing(make):
     tokenization = make(max_tokens=10**6)
     # A step ends behind 65,536 characters, where each text counts 64 more: 1,009 texts of one character.

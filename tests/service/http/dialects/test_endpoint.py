@@ -381,8 +381,10 @@ def test_a_trainer_that_fills_the_waiting_room_leaves_a_place_for_another_client
             body, headers = bodies(text)["/slime"], {"Authorization": f"Bearer {key}"}
             return asyncio.create_task(app.client.post("/slime", json=body, headers=headers))
 
-        burst = [ask_as("trainer", text) for text in ("good", "bad", "fine", "awful")]
-        await until(lambda: app.value("waiting_requests") == 3)  # one was admitted
+        burst = [ask_as("trainer", "good")]
+        await until(lambda: app.value("queued_sequences") + app.value("running_sequences") == 1)
+        burst += [ask_as("trainer", text) for text in ("bad", "fine", "awful")]
+        await until(lambda: app.value("waiting_requests") + app.value("queued_sequences") == 3)
         refused = await ask_as("trainer", "good good")
         assert refused.status_code == 503
         assert refused.json()["detail"] == "3 requests wait, 3 of them this client's, limit 4; try again later"

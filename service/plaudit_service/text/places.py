@@ -30,6 +30,9 @@ class Marks:
     step_ends: Sequence[int] | None = None
 
 
+NO_MARKS = Marks()
+
+
 @dataclass(frozen=True, eq=False)
 class Places:
     """The tokens of one sequence that a value is asked for, as columns of one length.

@@ -4,37 +4,23 @@ Knows nothing of batches, engines or HTTP. The rules and the one exception (no s
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from pydantic import JsonValue
 from tokenizers import Encoding, Tokenizer, models
 
-from plaudit_service.bundles.bundle import TOKENIZER, Bundle, Scoring, SpecialToken
+from plaudit_service.bundles.bundle import TOKENIZER, Bundle, SpecialToken
 from plaudit_service.errors import BundleError, InvalidRequest
-from plaudit_service.items import Along, ChatItem, Item, PromptItem, TextItem, TokenItem, Truncation
+from plaudit_service.items import Along, Item, Truncation
 from plaudit_service.results import Result, Status
-from plaudit_service.text.chat_template import ChatTemplateError, compile_chat_template
-from plaudit_service.text.places import (
-    Marks,
-    Places,
-    as_spans,
-    find_places,
-    read_marks,
-    step_ends,
-    step_tokens,
-    with_marks,
-)
+from plaudit_service.text.places import Places, as_spans, find_places, step_tokens
+from plaudit_service.text.sources import Source, Sources
 from plaudit_service.text.token_ids import Ids
 
 # A step of tokenization ends behind this many characters: tens of milliseconds.
 _STEP_CHARS = 65_536
-# What a sequence costs besides its text, in characters.
-_SOURCE_CHARS = 64
-
-_NO_MARKS = Marks()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,25 +51,6 @@ class Asked:
     truncation: Truncation = "error"
     along: Along = "none"
     explain: bool = False
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What one sequence is made from: text (or a pair of texts) to encode, or ids, or an error already."""
-
-    where: str
-    text: str | tuple[str, str] | None = None
-    token_ids: list[int] | None = None
-    error: str | None = None
-    add_special_tokens: bool = False
-    append_eos: bool = False
-    marks: Marks = _NO_MARKS
-
-    @property
-    def size(self) -> int:
-        """About what its tokenization costs, in characters."""
-        text = self.text or self.token_ids or ""
-        return _SOURCE_CHARS + (len(text) if not isinstance(text, tuple) else len(text[0]) + len(text[1]))
 
 
 @dataclass(frozen=True)
@@ -124,12 +91,7 @@ class Tokenization:
         added = self._tokenizer.get_added_tokens_decoder()
         special = {id_ for id_, token in added.items() if token.special} - self._unknown_ids()
         self._special_ids = np.array(sorted(special), dtype=np.int64)
-        self._render = None
-        if bundle.chat_template is not None:
-            try:
-                self._render = compile_chat_template(bundle.chat_template, _template_tokens(self._scoring))
-            except ChatTemplateError as error:
-                raise BundleError(f"bundle {bundle.path}: {error}") from error
+        self._sources = Sources(bundle)
 
     def has_token(self, text: str) -> bool:
         """Whether the vocabulary has this text as one token."""
@@ -153,10 +115,10 @@ class Tokenization:
         Raises:
             InvalidRequest: as there.
         """
-        sources: list[_Source] = []
+        sources: list[Source] = []
         size = 0
         for number, item in enumerate(items):
-            for source in self._sources(f"items[{number}]", item, asked):
+            for source in self._sources.of(f"items[{number}]", item, asked.along):
                 sources.append(source)
                 size += source.size
                 if size >= _STEP_CHARS:
@@ -165,7 +127,7 @@ class Tokenization:
         if sources:
             yield self._step(sources, asked)
 
-    def _step(self, sources: Sequence[_Source], asked: Asked) -> list[TokenizedText | Result]:
+    def _step(self, sources: Sequence[Source], asked: Asked) -> list[TokenizedText | Result]:
         encoded = self._encode(sources, with_spans=asked.along != "none")
         texts = [self._finish(source, ids, asked) for source, ids in zip(sources, encoded, strict=True)]
         if not asked.explain:
@@ -175,117 +137,7 @@ class Tokenization:
             for text, source in zip(texts, sources, strict=True)
         ]
 
-    def _sources(self, where: str, item: Item, asked: Asked) -> Iterator[_Source]:
-        if asked.along == "steps" and (isinstance(item, TextItem | TokenItem) or item.steps is None):
-            raise InvalidRequest(
-                f'{where}: along is "steps", and neither the item nor model "{self._name}" says what a step is; give '
-                'steps: [str] in place of the completion, or ask for "tokens"'
-            )
-        match item:
-            case TokenItem():
-                self._refuse_if_pair(where)
-                yield _Source(where, token_ids=item.token_ids)
-            case TextItem():
-                self._refuse_if_pair(where)
-                yield self._source(where, item.text, item.finished)
-            case PromptItem():
-                completions = [item.completion or ""] if item.completions is None else item.completions
-                marks = _NO_MARKS
-                if item.steps is not None:
-                    completions, marks = ["".join(item.steps)], Marks(None, step_ends(len(item.prompt), item.steps))
-                for completion in completions:
-                    text = (item.prompt, completion) if self._scoring.pair else item.prompt + completion
-                    yield replace(self._source(where, text, item.finished), marks=marks)
-            case ChatItem():
-                yield from self._chat(where, item, asked.along)
-
-    def _refuse_if_pair(self, where: str) -> None:
-        if self._scoring.pair:
-            raise InvalidRequest(
-                f'{where}: model "{self._name}" was trained on pairs and scores prompt with completion only, '
-                "or one user and one assistant turn"
-            )
-
-    def _source(self, where: str, text: str | tuple[str, str], finished: bool) -> _Source:
-        return _Source(
-            where,
-            text=self._ended(text, self._scoring.strip_newlines) if finished and isinstance(text, str) else text,
-            add_special_tokens=self._scoring.add_special_tokens,
-            append_eos=self._scoring.append_eos and finished,
-        )
-
-    def _ended(self, text: str, strip_newlines: bool) -> str:
-        """A finished text as its ending begins; EOS itself is appended to the ids where the text has none yet."""
-        scoring = self._scoring
-        if strip_newlines:
-            text = text.rstrip("\n")
-        if text and scoring.space_before_eos and scoring.eos and not text.endswith(scoring.eos.text):
-            return f"{text} {scoring.eos.text}"
-        return text
-
-    def _chat(self, where: str, item: ChatItem, along: Along) -> Iterator[_Source]:
-        chat_end = self._scoring.chat_end
-        ended = item.finished and chat_end != "template"
-        strip_newlines = self._scoring.strip_newlines or chat_end == "eos"
-        head = [message.to_template() for message in item.messages]
-        tails: list[list[dict[str, JsonValue]]] = [[]]
-        completions = ["".join(item.steps)] if item.steps is not None else item.completions
-        if completions is not None:
-            tails = [[{"role": "assistant", "content": completion}] for completion in completions]
-        for tail in tails:
-            messages = head + tail
-            if self._scoring.pair:
-                yield self._source(where, self._pair(where, messages), item.finished)
-                continue
-            if self._render is None:
-                raise InvalidRequest(
-                    f'{where}: model "{self._name}" has no chat template; send prompt and completion, or export the '
-                    "bundle again with --chat-template FILE"
-                )
-            try:
-                text = self._render(messages)
-            except ChatTemplateError as error:
-                yield _Source(where, error=str(error))
-                continue
-            marks = _NO_MARKS if along == "none" else self._marks(messages, text, item.steps)
-            if along == "steps" and marks.step_ends is None:
-                yield _Source(where, error="the chat template does not write the steps as they are; send a prompt")
-            else:
-                yield _Source(
-                    where,
-                    text=self._ended(text, strip_newlines) if ended else text,
-                    add_special_tokens=self._scoring.chat_special_tokens,
-                    append_eos=self._scoring.append_eos and ended,
-                    marks=marks,
-                )
-
-    def _marks(self, messages: Sequence[Mapping[str, JsonValue]], text: str, steps: Sequence[str] | None) -> Marks:
-        """Where a rendered chat has its messages, and the steps of the last one."""
-        assert self._render is not None
-        marked = with_marks(messages, () if steps is None else step_ends(0, steps))
-        try:
-            rendered = self._render(marked)
-        except ChatTemplateError:  # a template that looks at what the contents say
-            return Marks(messages=())
-        return read_marks(text, rendered, None if steps is None else len(steps))
-
-    def _pair(self, where: str, messages: Sequence[Mapping[str, JsonValue]]) -> tuple[str, str]:
-        """The two texts of a chat, for a model that was trained on pairs.
-
-        Raises:
-            InvalidRequest: it is not one text of a user and one of an assistant, and nothing else.
-        """
-        model = f'{where}: model "{self._name}" was trained on pairs and scores'
-        if [message["role"] for message in messages] != ["user", "assistant"]:
-            raise InvalidRequest(f"{model} one user and one assistant turn; this chat has {len(messages)} turns")
-        if others := {key for message in messages for key in message} - {"role", "content"}:
-            raise InvalidRequest(f"{model} texts alone; leave {', '.join(sorted(others))} out")
-        prompt, completion = (message["content"] for message in messages)
-        assert isinstance(prompt, str)
-        assert isinstance(completion, str)
-        return prompt, completion
-
-    def _encode(self, sources: Sequence[_Source], *, with_spans: bool) -> list[_Encoded | str]:
+    def _encode(self, sources: Sequence[Source], *, with_spans: bool) -> list[_Encoded | str]:
         """The tokens of each source, or an error text."""
         encoded: list[_Encoded | str] = [
             _Encoded(source.token_ids or [], [], 0) if source.error is None else source.error for source in sources
@@ -307,7 +159,7 @@ class Tokenization:
                     encoded[at] = _as_encoded(encoding, with_spans=with_spans)
         return encoded
 
-    def _encode_alone(self, source: _Source, *, with_spans: bool) -> _Encoded | str:
+    def _encode_alone(self, source: Source, *, with_spans: bool) -> _Encoded | str:
         try:
             (encoding,) = _call(
                 self._tokenizer.encode_batch, [source.text], add_special_tokens=source.add_special_tokens
@@ -316,7 +168,7 @@ class Tokenization:
             return f"the tokenizer failed: {type(error).__name__}"
         return _as_encoded(encoding, with_spans=with_spans)
 
-    def _finish(self, source: _Source, encoded: _Encoded | str, asked: Asked) -> TokenizedText | Result:
+    def _finish(self, source: Source, encoded: _Encoded | str, asked: Asked) -> TokenizedText | Result:
         if isinstance(encoded, str):
             return Result(Status.FAILED, None, 0, detail=f"{source.where}: {encoded}")
         ids = np.array(encoded.ids, dtype=np.int64)
@@ -339,14 +191,14 @@ class Tokenization:
             num_trailing = max(num_trailing, 1)
         return self._fit(source, ids, type_ids, spans, num_trailing, asked)
 
-    def _ending(self, source: _Source) -> list[SpecialToken]:
+    def _ending(self, source: Source) -> list[SpecialToken]:
         """The tokens that a text ends with by the model's rules; ids of the caller's are scored as they are."""
         if source.text is None:
             return []
         ending = [self._scoring.eos if source.append_eos else None, self._scoring.class_token]
         return [token for token in ending if token is not None]
 
-    def _outside_of_vocabulary(self, source: _Source, ids: Ids) -> Result:
+    def _outside_of_vocabulary(self, source: Source, ids: Ids) -> Result:
         """The caller's ids show another tokenizer, and that every item is wrong; a text's show a wrong bundle."""
         detail = (
             f'{source.where}: token id {ids.max()}, but the vocabulary of model "{self._name}" has '
@@ -357,7 +209,7 @@ class Tokenization:
         return Result(Status.FAILED, None, len(ids), detail=f"{detail}; its tokenizer has more than it knows")
 
     def _fit(
-        self, source: _Source, ids: Ids, type_ids: Ids | None, spans: Ids | None, num_trailing: int, asked: Asked
+        self, source: Source, ids: Ids, type_ids: Ids | None, spans: Ids | None, num_trailing: int, asked: Asked
     ) -> TokenizedText | Result:
         """Bring a sequence to the model's positions, and a causal one to its pooled token."""
         scoring, num_tokens = self._scoring, len(ids)
@@ -383,13 +235,13 @@ class Tokenization:
             places = find_places(kept[: len(ids)], spans, source.marks, steps)
         return TokenizedText(ids, type_ids, num_tokens, truncated, places)
 
-    def _is_empty(self, source: _Source, ids: Ids) -> bool:
+    def _is_empty(self, source: Source, ids: Ids) -> bool:
         """Ids are scored as they are, special or not; a text has to hold something besides special tokens."""
         if source.token_ids is not None or len(ids) == 0:
             return len(ids) == 0
         return bool(np.isin(ids, self._special_ids).all())
 
-    def _has_second_bos(self, source: _Source, ids: Ids) -> bool:
+    def _has_second_bos(self, source: Source, ids: Ids) -> bool:
         """Whether the tokenizer put a BOS before a text that begins with one."""
         bos = self._scoring.bos
         if bos is None or source.text is None or not source.add_special_tokens:
@@ -433,12 +285,6 @@ def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         if type(error).__name__ == "PanicException":
             raise TokenizerPanic from error
         raise
-
-
-def _template_tokens(scoring: Scoring) -> dict[str, str | list[str]]:
-    """The special tokens that the chat template finds by name; as in transformers, one that is missing is undefined."""
-    named = {"bos_token": scoring.bos, "eos_token": scoring.eos}
-    return scoring.template_tokens | {name: token.text for name, token in named.items() if token is not None}
 
 
 def _as_encoded(encoding: Encoding, *, with_spans: bool) -> _Encoded:

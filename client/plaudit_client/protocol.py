@@ -130,7 +130,7 @@ def split_items(items: Sequence[Mapping[str, Any]], options: Options, limits: Li
     tail = b"]," + json.dumps(options.to_wire()).encode()[1:]
     head = b'{"items":['
     max_chars = limits.max_chars
-    if options.along == "tokens" and limits.max_along_tokens is not None:  # hardly a text has more tokens than characters
+    if options.along == "tokens" and limits.max_along_tokens is not None:  # hardly ever more than characters
         max_chars = min(max_chars or limits.max_along_tokens, limits.max_along_tokens)
 
     def request() -> ScoreRequest:

@@ -50,8 +50,6 @@ class TorchRuntime:
         for layer, (heads, size) in zip(self._layers, sizes, strict=True):
             self.inputs[f"past.{layer}"] = Input((None, heads, None, size), self._dtype.itemsize)
         self.outputs = ["scores", *(f"present.{layer}" for layer in self._layers)]
-        if self._layers:
-            self.outputs.append("token_scores")
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
         """Compute some outputs."""
@@ -64,11 +62,9 @@ class TorchRuntime:
         with quiet(), torch.no_grad():
             if not self._layers:
                 return [self._module(**given)]
-            scores, token_scores, present = self._module(**given, past=list(zip(pasts[::2], pasts[1::2], strict=True)))
+            scores, _, present = self._module(**given, past=list(zip(pasts[::2], pasts[1::2], strict=True)))
         kept = [value for pair in present for value in pair]
-        computed = {"scores": scores, "token_scores": token_scores} | {
-            f"present.{layer}": kept[at] for at, layer in enumerate(self._layers)
-        }
+        computed = {"scores": scores} | {f"present.{layer}": kept[at] for at, layer in enumerate(self._layers)}
         return [computed[name] for name in outputs]
 
     def fetch(self, kept: torch.Tensor) -> Array:

@@ -92,6 +92,8 @@ class Settings:
     """characters of one text or chat; beyond: 413"""
     max_request_chars: Count = 33_554_432
     """characters of all sequences of a request, prompts of groups repeated; beyond: 413"""
+    max_along_tokens: Count = 1_048_576
+    """tokens of one request at which values along its texts are asked for; beyond: 413"""
     max_pending_bytes: Count = 268_435_456
     """bytes (and repeated characters) of all bodies being read and tokenized; beyond: 429"""
     dialects: Annotated[tuple[Dialect, ...], _separated_by(",")] = ()

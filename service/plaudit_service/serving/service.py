@@ -33,6 +33,7 @@ _LIMITS = (
     "max_body_bytes",
     "max_text_chars",
     "max_request_chars",
+    "max_along_tokens",
     "max_queued_sequences",
     "max_queued_tokens",
 )
@@ -100,7 +101,9 @@ class Service:
         )
         model = Model(bundle, engine, prefixes, shares)
         scheduler = Scheduler(model, self.settings, self.metrics, self._engine_threads, self.clock)
-        return Pipeline(model, scheduler, self.metrics, self._tokenizer_threads, self.clock)
+        return Pipeline(
+            model, scheduler, self.metrics, self._tokenizer_threads, self.clock, self.settings.max_along_tokens
+        )
 
     @property
     def not_ready(self) -> str | None:

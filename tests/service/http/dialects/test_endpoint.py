@@ -98,6 +98,8 @@ def test_a_sequence_without_a_score_makes_the_whole_call_422_and_no_number(serve
             answer = post(service, path, body)
             assert answer.status_code == 422, (path, answer.text)
             assert answer.json()["type"] == "urn:plaudit:item-failed"
+            remedy = 'limit 64 (model "tiny"); shorten it, or start the service with --dialect-truncation left'
+            assert answer.json()["detail"].endswith(remedy) is (len(text) > 100)
             assert not {"rewards", "scores", "data"} & answer.json().keys()
 
 

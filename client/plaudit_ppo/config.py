@@ -56,9 +56,10 @@ class PPOConfig:
     """
 
     policy: Text | None = None
-    """directory of the causal LM to train (safetensors, with its tokenizer)"""
+    """the causal LM to train (safetensors, with its tokenizer): its directory, or a hub id, org/name@revision"""
     critic: Text | None = None
-    """directory that the critic starts from, such as a reward model's; none: the policy's weights and a new head"""
+    """what the critic starts from, such as a reward model: its directory or hub id; none: the policy's weights and a
+    new head"""
     builtin_class: bool = False
     """transformers' classes are right, also where the config of policy or critic names code of its own (auto_map)"""
     prompts: Text | None = None

@@ -204,6 +204,9 @@ class PPOConfig:
     """what the forward passes compute in; the weights, the losses and the optimizer stay in float32"""
     gradient_checkpointing: bool = False
     """activations inside a layer are computed again, not kept: less memory, more time, the same numbers"""
+    logits_chunk_tokens: CountOrZero = 0
+    """completion tokens of a micro-batch whose logits are there at once, computed again for the gradient: less memory,
+    the same numbers; 0: all"""
     sharding: Literal["none", "fsdp", "deepspeed"] = "none"
     """each process holds the networks whole (DDP), or a shard of them (FSDP, or ZeRO by DeepSpeed); with one,
     nothing is shared"""

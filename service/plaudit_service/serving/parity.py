@@ -223,7 +223,7 @@ def _row(
     mixed: Result,
     shared: Result | None,
 ) -> ParityRow:
-    problem = _token_problem(bundle, golden, text)
+    problem = token_problem(bundle, golden, text)
     failed = [result for result in (alone, batched, mixed, shared) if result is not None and not result.ok]
     if problem is None and failed:
         problem = f"{failed[0].status}: {failed[0].detail}"
@@ -263,7 +263,8 @@ class _Allowed:
         return max(self._relative * max(1.0, abs(reference)), self._absolute)
 
 
-def _token_problem(bundle: Bundle, golden: Golden, text: TokenizedText | Result) -> str | None:
+def token_problem(bundle: Bundle, golden: Golden, text: TokenizedText | Result) -> str | None:
+    """What is wrong with the tokens that the serving path made of a golden text; None: nothing."""
     if isinstance(text, Result):
         return f"{text.status}: {text.detail}"
     reference = np.array(golden.token_ids, dtype=np.int64)

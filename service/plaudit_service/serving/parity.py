@@ -102,9 +102,14 @@ class ParityReport:
         return self.promises_bits and self.batch_max_abs_diff == 0
 
     @property
+    def worst_first(self) -> list[ParityRow]:
+        """The rows as one looks at them: those that failed, then by how near they are to their limits."""
+        return sorted(self.rows, key=lambda row: (row.ok, -row.difference / row.allowed))
+
+    @property
     def worst(self) -> ParityRow:
-        """The row to look at first: a failed one, else the one nearest to its limit."""
-        return max(self.rows, key=lambda row: (not row.ok, row.difference / row.allowed))
+        """The row to look at first."""
+        return self.worst_first[0]
 
     def describe_worst(self) -> str:
         """One line: which text, by how much."""

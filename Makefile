@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-vllm test-cuda-stub lint format bench bench-quick bench-vllm bench-rollouts load load-report soak soak-hour gpu-check human-preferences \
-	studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
+.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub lint format bench bench-quick bench-vllm bench-rollouts load load-report soak soak-hour gpu-check human-preferences \
+	screenshots studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -145,7 +145,7 @@ demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-vllm test-cuda-stub ## everything, also what takes long or needs an environment of its own: the targets below
+test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub ## everything, also what takes long or needs an environment of its own: the targets below
 
 test-slow: $(READY) $(READY_TRL_PPO) ## all tests of .venv, also what takes long, and a study against TRL 1.11
 	$(BIN)/pytest -m ''
@@ -167,6 +167,10 @@ test-nemo-gym: $(READY) $(if $(shell $(PYTHON_NEMO_GYM) --version 2>/dev/null),$
 
 test-deepspeed: $(READY_DEEPSPEED) ## PPO under DeepSpeed
 	$(VENV_DEEPSPEED)/bin/pytest -m '' tests/e2e/test_ppo_processes.py -k deepspeed
+
+test-browser: $(READY) ## the console in a real browser, which is installed where there is none
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --with-deps chromium
+	$(BIN)/pytest -m '' tests/service/http/test_console.py
 
 test-vllm: $(READY) $(READY_VLLM) ## rollouts by vLLM's build for the CPU
 	PLAUDIT_VLLM=$(VENV_VLLM) $(BIN)/pytest -m '' tests/e2e/test_vllm_rollouts.py
@@ -210,6 +214,9 @@ soak-hour: $(READY) ## an hour at moderate load: memory, p50, p99, errors
 
 gpu-check: $(READY_GPU) ## on a machine with a GPU: parity, speed beside transformers, costs, memory, a service; JSON and a page
 	$(VENV_GPU)/bin/python loadtests/gpu_check.py $(GPU_CHECK)
+
+screenshots: $(READY) ## pictures of the console and of the demo's page for the documentation; needs runs/demo of `make demo`
+	$(BIN)/python docs/screenshots.py
 
 human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)
 	$(BIN)/python tests/e2e/human_preferences.py

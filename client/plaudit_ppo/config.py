@@ -47,8 +47,13 @@ class PPOConfig:
     """directory that the critic starts from, such as a reward model's; none: the policy's weights and a new head"""
     builtin_class: bool = False
     """transformers' classes are right, also where the config of policy or critic names code of its own (auto_map)"""
-    prompts: Text | None = None
-    """JSONL file, one {"prompt": "..."} or {"messages": [...]} per line"""
+    prompts: tuple[Text, ...] = ()
+    """sources of prompts, or one: a file of JSONL or parquet or a directory of them, PATH[#SPLIT], or a data set of the
+    hub, org/name[@revision][#[SUBSET/]SPLIT]; rows in TRL's forms"""
+    prompt_weights: tuple[Positive, ...] = ()
+    """share of the rollouts that each source of prompts gets; left out: all prompts alike"""
+    long_prompts: Literal["refuse", "drop"] = "refuse"
+    """a prompt of more than max_prompt_tokens ends the run at its start, or is left out and counted"""
     scorer_urls: tuple[str, ...] = ()
     """one entry per reward model: its service's address, of replicas separated by commas, then #NAME where the
     service has several models"""
@@ -64,9 +69,11 @@ class PPOConfig:
     rollout_micro_batch_size: Count = 16
     """rollouts generated, sent to the scorer and evaluated together"""
     max_prompt_tokens: Count = 512
-    """longest prompt, in tokens; a longer one is refused, never cut"""
+    """longest prompt, in tokens; a longer one is never cut (long_prompts)"""
     max_completion_tokens: Count = 128
     """a completion without EOS is cut here, in tokens"""
+    stop: tuple[Text, ...] = ()
+    """texts that end a completion, as EOS does; the scorer gets it without them"""
     temperature: Positive = 0.7
     """divides the logits in sampling, reference and training alike"""
     missing_pad: Literal["add", "refuse"] = "add"
@@ -194,7 +201,7 @@ class PPOConfig:
     def _refuse_in_one_line(cls, given: ArgsKwargs, check: ModelWrapValidatorHandler["PPOConfig"]) -> "PPOConfig":
         if given.args:
             raise TypeError("a PPOConfig takes its settings by name")
-        settings = {name: _plain(value) for name, value in (given.kwargs or {}).items()}
+        settings = {name: _plain(name, value) for name, value in (given.kwargs or {}).items()}
         try:
             return check(ArgsKwargs((), settings))
         except ValidationError as error:
@@ -207,6 +214,11 @@ class PPOConfig:
             raise ConfigError(
                 f"scorer_weights has {len(self.scorer_weights)} entries, scorer_urls {len(self.scorer_urls)}; "
                 "give one weight for each reward model, or none"
+            )
+        if self.prompt_weights and len(self.prompt_weights) != len(self.prompts):
+            raise ConfigError(
+                f"prompt_weights has {len(self.prompt_weights)} entries, prompts {len(self.prompts)}; give one weight "
+                "for each source, or none"
             )
         if self.critic and self.critic_trunk == "policy":
             raise ConfigError(
@@ -237,19 +249,34 @@ def setting_schemas() -> dict[str, dict[str, Any]]:
     return schemas
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     """The value, in the type that a setting has where TOML or Python have another for it."""
     if isinstance(value, Path):
-        return str(value)
+        value = str(value)
+    if isinstance(value, str) and name in _ONE_OR_SEVERAL:
+        return (value,)
     return tuple(value) if isinstance(value, list) else value
 
+
+# Lists for which one entry may stand alone.
+_ONE_OR_SEVERAL = ("prompts", "stop")
 
 _TYPE_WORDS = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "a string"}
 _LIMIT_WORDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
 
 
+# Settings that others have, and why there are none here.
+_REFUSED = dict.fromkeys(
+    ("top_p", "top_k", "min_p"),
+    "PPO's ratio is that of the whole distribution, in which a token that sampling left out has a probability; lower "
+    "temperature instead",
+)
+
+
 def describe_unknown(name: str) -> str:
     """One line on a setting that there is not, with the one of the closest name."""
+    if name in _REFUSED:
+        return f'no setting "{name}": {_REFUSED[name]}'
     near = difflib.get_close_matches(name, setting_schemas(), n=1)
     hint = f'did you mean "{near[0]}"?' if near else '"plaudit-ppo train --help" lists them all'
     return f'unknown setting "{name}"; {hint}'

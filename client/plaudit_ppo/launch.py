@@ -12,7 +12,7 @@ from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.models.critic import Critic, TrunkCritic, check_critic_tokens, load_critic
 from plaudit_ppo.models.lora import add_lora
 from plaudit_ppo.models.policy import frozen_copy, load_policy
-from plaudit_ppo.rollout.prompts import Prompt, read_prompts
+from plaudit_ppo.rollout.prompts import read_prompts
 from plaudit_ppo.rollout.seeding import seeded_generator
 from plaudit_ppo.scoring.combined import CombinedScorer
 from plaudit_ppo.scoring.pool import Scorer
@@ -60,7 +60,7 @@ def load_trainer(config: PPOConfig, scorers: Scorers) -> PPOTrainer:
     Raises:
         PPOError: something that is named is missing or does not fit; the subclass and the message say what.
     """
-    prompts: list[Prompt] = read_prompts(config.prompts or "")
+    prompts = read_prompts(config.prompts)
     policy, tokenizer = load_policy(config.policy or "", builtin_class=config.builtin_class)
     critic = _load_critic(config, policy, tokenizer)
     reference = None if config.lora_rank else frozen_copy(policy)

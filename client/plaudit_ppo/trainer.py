@@ -28,10 +28,11 @@ from plaudit_ppo.models.lora import AdapterOff, is_lora
 from plaudit_ppo.models.policy import check_cache
 from plaudit_ppo.rollout.endings import eos_token_ids, no_ending
 from plaudit_ppo.rollout.forward import evaluate_rollouts
-from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left
+from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompts, mixed_prompts, pad_left
 from plaudit_ppo.rollout.rollouts import Rollouts, concatenate
 from plaudit_ppo.rollout.sampling import pad_token_id, sample_rollouts
 from plaudit_ppo.rollout.seeding import seeded_generator
+from plaudit_ppo.rollout.stop_strings import stop_check
 from plaudit_ppo.runs.checkpoints import RunState
 from plaudit_ppo.runs.log import Metrics, RunLog
 from plaudit_ppo.runs.metrics_server import serving_figures
@@ -119,11 +120,21 @@ class PPOTrainer:
         check_cache(policy)
         self._config = config
         self._tokenizer = tokenizer
-        self._prompts = prompts
         self._eos_ids = eos_token_ids(policy, tokenizer, are_chats=any(prompt.messages for prompt in prompts))
         self._pad_id = pad_token_id(tokenizer, config.missing_pad, self._eos_ids)
         self._said_that_nothing_ended = False
-        self._prompt_ids = [encode_prompt(prompt, tokenizer, max_tokens=config.max_prompt_tokens) for prompt in prompts]
+        self._has_stopped = stop_check(config.stop, tokenizer)
+        encoded = encode_prompts(
+            prompts, tokenizer, max_tokens=config.max_prompt_tokens, drop_long=config.long_prompts == "drop"
+        )
+        self._prompts, self._prompt_ids = encoded.prompts, encoded.ids
+        if encoded.num_dropped:
+            _log.warning(
+                "%d of %d prompts have more than %d tokens (max_prompt_tokens) and are left out",
+                encoded.num_dropped,
+                len(prompts),
+                config.max_prompt_tokens,
+            )
         self._positions: int | None = getattr(policy.config, "max_position_embeddings", None)
         self.check_context(config.max_completion_tokens)
         self._scorer = scorer
@@ -325,7 +336,7 @@ class PPOTrainer:
     def _roll_out(self, iteration: int) -> list[_Pending]:
         config = self._config
         count = config.rollout_batch_size
-        dealt = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
+        dealt = self._deal(start=iteration * count, count=count)
         indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
         generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
         size = config.rollout_micro_batch_size
@@ -341,6 +352,15 @@ class PPOTrainer:
             raise failure or DivergenceError("another process cannot sample: its policy gives no finite probabilities")
         return pending
 
+    def _deal(self, *, start: int, count: int) -> list[int]:
+        """Which prompts the rollouts from `start` on answer."""
+        config = self._config
+        if len(config.prompt_weights) < 2:
+            return dealt_prompts(len(self._prompts), start=start, count=count, seed=config.seed)
+        sources = [prompt.source for prompt in self._prompts]
+        sizes = [sources.count(number) for number in range(len(config.prompt_weights))]
+        return mixed_prompts(sizes, config.prompt_weights, start=start, count=count, seed=config.seed)
+
     def _sample(self, policy: nn.Module, indices: Sequence[int], generator: torch.Generator) -> _Pending:
         """Samples one rollout micro-batch and sends for its scores."""
         config = self._config
@@ -354,11 +374,13 @@ class PPOTrainer:
             eos_ids=self._eos_ids,
             pad_id=self._pad_id,
             generator=generator,
+            has_stopped=self._has_stopped,
         )
         prompts = [self._prompts[index] for index in indices]
-        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text)
-        eval_scores = self._eval_pool.submit(items) if self._eval_pool else None
-        return _Pending(indices, items, rollouts, self._pool.submit(items), eval_scores)
+        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text, stop=config.stop)
+        extra = [prompt.columns for prompt in prompts]
+        eval_scores = self._eval_pool.submit(items, extra) if self._eval_pool else None
+        return _Pending(indices, items, rollouts, self._pool.submit(items, extra), eval_scores)
 
     def _say_that_nothing_ended(self) -> None:
         if not self._said_that_nothing_ended:
@@ -411,6 +433,9 @@ class PPOTrainer:
         indices = [index for part in gained.pending for index in part.indices]
         items = [item for part in gained.pending for item in part.items]
         lengths = [length for part in gained.pending for length in part.rollouts.completion_mask.sum(1).tolist()]
+        columns = [self._prompts[index].columns for index in indices]
         limit = self._config.num_samples
-        for row in sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit):
+        for row in sample_rows(
+            indices, items, lengths, gained.experience, gained.raw_scores, limit=limit, columns=columns
+        ):
             samples.write({"iteration": self._state.iteration + 1, **row})

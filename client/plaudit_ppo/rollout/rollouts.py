@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from plaudit_ppo.rollout.stop_strings import before_stop
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -23,7 +25,7 @@ class Rollouts:
         prompt_mask: shape (B, P), bool.
         completion_ids: shape (B, T), int64, with the EOS.
         completion_mask: shape (B, T), bool, True through the EOS; all False for a rollout that is out of training.
-        finished: shape (B,), bool. True: ends with EOS; False: cut by length.
+        finished: shape (B,), bool. True: ends with EOS or a stop string; False: cut by length.
         sampled_logprobs: shape (B, T), float32, as the generating forward saw them; 0 on padding.
     """
 
@@ -73,8 +75,16 @@ def concatenate(parts: Sequence[Rollouts], pad_id: int) -> Rollouts:
     )
 
 
-def completion_texts(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase, *, with_eos: Sequence[bool]) -> list[str]:
+def completion_texts(
+    rollouts: Rollouts,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    with_eos: Sequence[bool],
+    stop: Sequence[str] = (),
+) -> list[str]:
     """What the policy wrote, as text to append to the prompt; the final EOS only where `with_eos` says so.
+
+    What has ended at one of the texts `stop` has no EOS, and goes up to that text.
 
     A completion is decoded behind its prompt and the prompt's text taken off, because many tokenizers drop the space
     before the first token of a text. Special tokens that were sampled before the end stay visible.
@@ -83,12 +93,20 @@ def completion_texts(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase, *, 
     for row in range(len(rollouts)):
         prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]].tolist()
         completion = rollouts.completion_ids[row][rollouts.completion_mask[row]].tolist()
+        text = _text_behind(prompt, completion, tokenizer) if stop else ""
+        if (stopped := before_stop(text, stop)) != text:
+            texts.append(stopped)
+            continue
         if rollouts.finished[row] and not with_eos[row]:
             completion = completion[:-1]
-        before = tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
-        whole = tokenizer.decode(prompt + completion, clean_up_tokenization_spaces=False)
-        alone = not whole.startswith(before)
-        texts.append(
-            tokenizer.decode(completion, clean_up_tokenization_spaces=False) if alone else whole[len(before) :]
-        )
+        texts.append(_text_behind(prompt, completion, tokenizer))
     return texts
+
+
+def _text_behind(prompt: list[int], completion: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    before: str = tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
+    whole: str = tokenizer.decode(prompt + completion, clean_up_tokenization_spaces=False)
+    if whole.startswith(before):
+        return whole[len(before) :]
+    alone: str = tokenizer.decode(completion, clean_up_tokenization_spaces=False)
+    return alone

@@ -1,6 +1,6 @@
 """Completions sampled by the policy in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ def sample_rollouts(
     eos_ids: Sequence[int],
     pad_id: int,
     generator: torch.Generator,
+    has_stopped: Callable[[Sequence[int]], bool] | None = None,
 ) -> Rollouts:
     """Completions sampled from the whole tempered distribution (top_k 0, top_p 1), until all have ended.
 
@@ -64,6 +65,7 @@ def sample_rollouts(
         eos_ids: each ends a completion, and the one that was sampled belongs to it.
         pad_id: written after the EOS.
         generator: the only source of randomness.
+        has_stopped: whether a completion of these tokens ends with its last one, also without EOS.
 
     Raises:
         DivergenceError: the policy gives no probabilities but NaN.
@@ -95,6 +97,8 @@ def sample_rollouts(
             inputs = torch.where(running[:, None], token, 0)
             positions = positions[:, -1:] + 1
             running = running & ~torch.isin(token[:, 0], ends)
+            if has_stopped is not None:
+                running = running & ~_stopped(torch.cat(tokens, dim=1), running, has_stopped)
             if not running.any():
                 break
     # Outside of inference mode, where joining makes tensors that autograd takes.
@@ -106,3 +110,11 @@ def sample_rollouts(
         finished=~running,
         sampled_logprobs=torch.cat(logprobs, dim=1),
     )
+
+
+def _stopped(completions: Tensor, running: Tensor, has_stopped: Callable[[Sequence[int]], bool]) -> Tensor:
+    """Shape (B,), bool: which of the running completions end here."""
+    ends = [
+        is_running and has_stopped(ids) for ids, is_running in zip(completions.tolist(), running.tolist(), strict=True)
+    ]
+    return torch.tensor(ends, device=running.device)

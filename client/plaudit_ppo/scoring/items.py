@@ -19,11 +19,16 @@ def to_item(prompt: Prompt, completion: str, *, finished: bool) -> Item:
 
 
 def to_items(
-    rollouts: Rollouts, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, send_eos_text: bool
+    rollouts: Rollouts,
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    send_eos_text: bool,
+    stop: Sequence[str] = (),
 ) -> list[Item]:
     """The rollouts in the form that `/score` takes; a chat never gets the EOS text, its template ends the turn."""
     with_eos = [send_eos_text and prompt.messages is None for prompt in prompts]
-    texts = completion_texts(rollouts, tokenizer, with_eos=with_eos)
+    texts = completion_texts(rollouts, tokenizer, with_eos=with_eos, stop=stop)
     finished = rollouts.finished.tolist()
     return [to_item(prompt, text, finished=ended) for prompt, text, ended in zip(prompts, texts, finished, strict=True)]
 

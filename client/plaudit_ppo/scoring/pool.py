@@ -1,16 +1,18 @@
 """Scores from outside: sent for while the policy goes on computing, awaited as late as possible.
 
-A scorer is any callable with the signature of `plaudit_client.RewardClient.score`. A failure stays a failure: NaN and
-a False in the mask, never a number.
+A scorer is any callable with the signature of `plaudit_client.RewardClient.score`. One with a parameter `extra`
+also gets what else the rows of the prompts hold, a mapping for each item. A failure stays a failure: NaN and a False in
+the mask, never a number.
 """
 
+import inspect
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +30,8 @@ class Scored(Protocol):
 
 
 T = TypeVar("T")
-Scorer = Callable[[Sequence[Item]], Sequence[Scored]]
+Scorer = Callable[..., Sequence[Scored]]
+Extra = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,27 @@ class ScoredBatch:
         return ~self.scores.isnan()
 
 
+def ask(scorer: Scorer, items: Sequence[Item], extra: Extra) -> Sequence[Scored]:
+    """The scorer's answer; it gets `extra` if it has a parameter of that name."""
+    return scorer(items, extra=extra) if takes_extra(scorer) else scorer(items)
+
+
+def takes_extra(scorer: Scorer) -> bool:
+    """Whether a scorer reads what else the rows of the prompts hold."""
+    try:
+        return "extra" in inspect.signature(scorer).parameters
+    except (TypeError, ValueError):  # some callables of C have none
+        return False
+
+
 def call_scorer(
-    scorer: Scorer, items: Sequence[Item], *, clock: Callable[[], float] = time.perf_counter
+    scorer: Scorer, items: Sequence[Item], extra: Extra = (), *, clock: Callable[[], float] = time.perf_counter
 ) -> ScoredBatch:
     """One call; an exception of the scorer is the failure of all its items."""
     start = clock()
     fingerprint = None
     try:
-        answer = scorer(items)
+        answer = ask(scorer, items, extra)
         fingerprint = getattr(answer, "fingerprint", None)
         results = list(answer)
         if len(results) != len(items):
@@ -124,12 +140,17 @@ class ScoringPool:
         self._scorer = scorer
         self._slots = threading.Semaphore(concurrency)
 
-    def submit(self, items: Sequence[Item]) -> "Future[ScoredBatch]":
-        """Starts a call, or queues it when all slots are taken, and returns at once."""
+    def submit(self, items: Sequence[Item], extra: Extra = ()) -> "Future[ScoredBatch]":
+        """Starts a call, or queues it when all slots are taken, and returns at once.
+
+        Args:
+            items: the rollouts.
+            extra: what else the row of each one's prompt holds.
+        """
 
         def call() -> ScoredBatch:
             with self._slots:
-                return call_scorer(self._scorer, items)
+                return call_scorer(self._scorer, items, extra)
 
         return in_thread(call)
 

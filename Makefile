@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-cuda-stub lint format bench bench-quick load load-report soak soak-hour gpu-check human-preferences \
+.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-vllm test-cuda-stub lint format bench bench-quick bench-vllm bench-rollouts load load-report soak soak-hour gpu-check human-preferences \
 	studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
 
 PYTHON ?= python3
@@ -95,8 +95,8 @@ $(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
 	touch $@
 
 $(READY_RAY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV_RAY)
-	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' onnx pytest
+	$(call make_bare_venv,$(VENV_RAY),constraints.txt)
+	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray,export]' pytest
 	touch $(READY_RAY)
 
 $(READY_DEEPSPEED): pyproject.toml constraints.txt
@@ -136,7 +136,7 @@ demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-cuda-stub ## everything, also what takes long or needs an environment of its own: the targets below
+test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-vllm test-cuda-stub ## everything, also what takes long or needs an environment of its own: the targets below
 
 test-slow: $(READY) $(READY_TRL_PPO) ## all tests of .venv, also what takes long, and a study against TRL 1.11
 	$(BIN)/pytest -m ''
@@ -156,6 +156,9 @@ test-verl: $(READY_VERL) ## verl's own code against the service
 test-deepspeed: $(READY_DEEPSPEED) ## PPO under DeepSpeed
 	$(VENV_DEEPSPEED)/bin/pytest -m '' tests/e2e/test_ppo_processes.py -k deepspeed
 
+test-vllm: $(READY) $(READY_VLLM) ## rollouts by vLLM's build for the CPU
+	PLAUDIT_VLLM=$(VENV_VLLM) $(BIN)/pytest -m '' tests/e2e/test_vllm_rollouts.py
+
 test-cuda-stub: $(READY) $(if $(shell command -v g++),$(READY_CUDA_STUB)) ## CUDA without a GPU: placement, kernels, copies, memory; skipped without g++
 	PLAUDIT_CUDA_STUB=$(VENV_CUDA_STUB) $(BIN)/pytest -m '' tests/cuda_stub
 
@@ -174,6 +177,12 @@ bench: $(READY) ## in-process limit, service and a plain handler side by side; o
 
 bench-quick: $(READY) ## the same with smaller sizes
 	$(BIN)/python loadtests/bench.py --quick
+
+bench-rollouts: $(READY) $(READY_VLLM) ## completion tokens per second of the local sampler and of vLLM
+	$(BIN)/python loadtests/rollouts.py --vllm $(VENV_VLLM)
+
+bench-vllm: $(READY) $(READY_VLLM) ## beside vLLM's CPU build as a pooling server, on the same models and token ids
+	$(BIN)/python loadtests/bench_vllm.py --vllm-python $(VENV_VLLM)/bin/python
 
 load: $(READY) ## every locust scenario for a few seconds; fails where one breaks its SLO
 	$(BIN)/python loadtests/load.py

@@ -1,7 +1,7 @@
 """A lean HTTP/1.1 load generator: raw sockets, keep-alive, requests serialized before the first is sent.
 
 It shares the machine with the service that it loads, so it has to cost little; the benchmark states what it costs.
-It speaks to plaudit and to the plain handler only: an answer has a Content-Length.
+Of HTTP it knows what plaudit, the plain handler and vLLM answer with: a Content-Length, or chunks.
 """
 
 import asyncio
@@ -113,7 +113,7 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[tuple[bytes, bytes]] | None = None
         self._received = bytearray()
         self._body_at = 0
-        self._size = 0
+        self._size: int | None = 0
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -132,9 +132,12 @@ class _Connection(asyncio.Protocol):
                 return
             self._body_at = end + 4
             self._size = _content_length(bytes(self._received[:end]))
-        if len(self._received) >= self._body_at + self._size and self._answer and not self._answer.done():
-            head, body = self._received[: self._body_at - 4], self._received[self._body_at :]
-            self._answer.set_result((bytes(head), bytes(body)))
+        if self._size is not None and len(self._received) < self._body_at + self._size:
+            return
+        head, body = bytes(self._received[: self._body_at - 4]), bytes(self._received[self._body_at :])
+        whole = _join_chunks(body) if self._size is None else body
+        if whole is not None and self._answer and not self._answer.done():
+            self._answer.set_result((head, whole))
 
     async def exchange(self, request: bytes) -> tuple[bytes, bytes]:
         """Head and body of the answer to a request."""
@@ -149,11 +152,28 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-def _content_length(head: bytes) -> int:
+def _content_length(head: bytes) -> int | None:
+    """None: it comes in chunks."""
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             return int(line[15:])
-    raise ValueError("an answer without Content-Length: this load generator reads no other")
+        if line == b"transfer-encoding: chunked":
+            return None
+    raise ValueError("an answer without Content-Length that is not chunked: this load generator reads no other")
+
+
+def _join_chunks(body: bytes) -> bytes | None:
+    """A body that came in chunks; None where it is not whole yet."""
+    whole, at = bytearray(), 0
+    while (end := body.find(b"\r\n", at)) >= 0:
+        size = int(body[at:end], 16)
+        at = end + 2 + size + 2
+        if len(body) < at:
+            return None
+        if size == 0:
+            return bytes(whole)
+        whole += body[end + 2 : at - 2]
+    return None
 
 
 async def closed_loop(url: str, requests: Sequence[bytes], *, connections: int) -> list[Answer]:

@@ -2,10 +2,10 @@
 
     locust -f loadtests/locustfile.py --headless --host http://127.0.0.1:8000 --users 4 --run-time 1m PpoBurst
 
-Closed loop (a user waits for its answer): `PpoBurst`, `Groups`, `MixedLengths`. Open loop (requests come at random
-times, `--rate` of them per second from all users together, whatever became of those before): `SteadySingles`,
-`Overload`. An answer is a failure unless every sequence has a score. Exit code 1: the SLO of `--slo-p99-s` or
-`--slo-failures` is not kept.
+Closed loop (a user waits for its answer): `PpoBurst`, `Groups`, `MixedLengths`, and `Dialects`, for the routes of TEI,
+SGLang and NeMo-Gym. Open loop (requests come at random times, `--rate` of them per second from all users together,
+whatever became of those before): `SteadySingles`, `Overload`. An answer is a failure unless every sequence has a score.
+Exit code 1: the SLO of `--slo-p99-s` or `--slo-failures` is not kept.
 """
 
 import random
@@ -150,6 +150,22 @@ class PpoBurst(Scoring):
         for _ in range(4):
             burst.spawn(self.score, "micro-batch of 16", group(60), group(60))
         burst.join()
+
+
+class Dialects(FastHttpUser):
+    """Clients of TEI, SGLang and NeMo-Gym in turn, on a service with `--dialects tei,sglang,nemo-gym`."""
+
+    wait_time = constant(0)
+
+    @task
+    def send(self) -> None:
+        """One request of each."""
+        said = {"type": "message", "role": "assistant", "content": words(5, 60)}
+        rollout = {"responses_create_params": {"input": words(5, 60)}, "response": {"output": [said]}}
+        self.client.post("/predict", json={"inputs": [[words(5, 60)] for _ in range(8)], "raw_scores": True})
+        self.client.post("/classify", json={"text": [words(5, 60) for _ in range(8)]})
+        self.client.post("/v1/embeddings", json={"input": words(5, 60)})
+        self.client.post("/verify", json=rollout)
 
 
 class Overload(OpenLoop):

@@ -139,7 +139,7 @@ def run_app(scenario: Callable[[RunningApp], Awaitable[None]], *bundles: Path, *
         engines = {}
         for name, pipeline in service.pipelines.items():
             engines[name] = pipeline.model.engine = HeldEngine(pipeline.model.engine)
-        app = build_app(service)
+        app = build_app(service, service.settings.api_keys({}))
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://plaudit") as client:
             running = RunningApp(app, service, client, clock, engines)

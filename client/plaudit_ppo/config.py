@@ -14,6 +14,8 @@ from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, TypeAdapter, 
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
+from plaudit_client.errors import InvalidArgument
+from plaudit_client.settings import resolve_urls
 from plaudit_ppo.errors import ConfigError
 
 Count = Annotated[int, Field(ge=1)]
@@ -23,11 +25,24 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
+_MIN_ENGINE_TEMPERATURE = 0.01  # vLLM's own
+
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 # Settings that say where things lie on this machine, and nothing of the run.
-PLACES = ("policy", "critic", "prompts", "output", "scorer_urls", "eval_scorer_urls")
+PLACES = (
+    "policy",
+    "critic",
+    "prompts",
+    "eval_prompts",
+    "output",
+    "scorer_urls",
+    "eval_scorer_urls",
+    "engine_urls",
+    "engine_sync_dir",
+    "engine_key_file",
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -56,7 +71,7 @@ class PPOConfig:
     """a prompt of more than max_prompt_tokens ends the run at its start, or is left out and counted"""
     scorer_urls: tuple[str, ...] = ()
     """one entry per reward model: its service's address, of replicas separated by commas, then #NAME where the
-    service has several models"""
+    service has several models; or openrlhf+URL of a service of OpenRLHF's form"""
     eval_scorer_urls: tuple[str, ...] = ()
     """reward models that score the same rollouts for the log alone, in the same form; their mean is logged"""
     output: Text = "runs/ppo"
@@ -68,6 +83,8 @@ class PPOConfig:
     """rollouts per iteration"""
     rollout_micro_batch_size: Count = 16
     """rollouts generated, sent to the scorer and evaluated together"""
+    samples_per_prompt: Count = 1
+    """completions of each prompt, all of them counted by rollout_batch_size and sent to the scorer as one group"""
     max_prompt_tokens: Count = 512
     """longest prompt, in tokens; a longer one is never cut (long_prompts)"""
     max_completion_tokens: Count = 128
@@ -79,6 +96,24 @@ class PPOConfig:
     missing_pad: Literal["add", "refuse"] = "add"
     """a tokenizer without a pad token, or with pad == EOS"""
 
+    sampler: Literal["local", "vllm"] = "local"
+    """what completes prompts: the policy in this process, or vLLM servers at engine_urls that are given its weights"""
+    engine_urls: tuple[str, ...] = ()
+    """base URLs of vLLM servers, such as "http://127.0.0.1:8001"; rollouts are dealt to them in turn"""
+    engine_sync: Literal["auto", "weights", "adapter"] = "auto"
+    """what an engine is given before each iteration: all weights, or the LoRA adapter; auto: the adapter if there is
+    one"""
+    engine_sync_dir: Text | None = None
+    """directory of these weights, which trainer and engines see at the same path; none: engine/ in output"""
+    engine_key_file: Text | None = None
+    """file with the key that engines ask for (their --api-key); none: they ask for none"""
+    engine_timeout_s: Positive = 600.0
+    """limit of one request to an engine, in seconds; a completion or a reload has to be done by then"""
+    engine_concurrency: Count = 256
+    """requests in flight to each engine, from each process"""
+
+    label_column: Text | None = None
+    """column of the prompts' rows that a service of OpenRLHF's form gets as label; none: all of them, as an object"""
     send_eos_text: bool = False
     """send the EOS text after a finished completion to the scorer (not after a chat's: its template ends the turn)"""
     scorer_weights: tuple[float, ...] = ()
@@ -99,6 +134,10 @@ class PPOConfig:
     """taken from the score of a completion without EOS under "subtract" """
     score_clip: Positive | None = None
     """scores are cut to ± this, after the rule for a missing EOS; none: not cut"""
+    overlong_buffer_tokens: CountOrZero = 0
+    """last tokens before max_completion_tokens over which a completion's score falls by overlong_penalty; 0: none"""
+    overlong_penalty: Positive = 1.0
+    """what a completion of max_completion_tokens loses of its score under overlong_buffer_tokens"""
 
     kl_coef: NotNegative = 0.05
     """beta, the weight of the KL penalty in the reward"""
@@ -129,10 +168,23 @@ class PPOConfig:
     """rollouts per forward and backward pass; changes memory and speed, not the result"""
     clip_range: Annotated[float, Field(gt=0, le=1)] = 0.2
     """the probability ratio is clipped to 1 ± this"""
+    clip_range_high: Positive | None = None
+    """the ratio's upper clip is 1 + this; none: 1 + clip_range"""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """the policy loss of a token with a negative advantage is at most this times its size; none: no limit"""
+    entropy_coef: NotNegative = 0.0
+    """weight of the policy's entropy, a bonus in the loss"""
+    sampling_correction: Literal["none", "token_truncate", "sequence_mask"] = "none"
+    """importance weights on the policy loss for a sampler whose logprobs differ from the training forward's: cut per
+    token, or over a whole completion, which is masked beyond sampling_correction_max"""
+    sampling_correction_max: Annotated[float, Field(ge=1)] = 2.0
+    """largest importance weight"""
     value_clip_range: Positive = 0.2
     """a value moves at most this far from the one at sampling"""
     value_coef: NotNegative = 0.1
     """weight of the value loss"""
+    critic_warmup_iterations: CountOrZero = 0
+    """iterations at the start in which the critic alone is trained"""
     critic_trunk: Literal["separate", "policy"] = "separate"
     """the critic is a network of its own, or a head on the policy's network"""
     critic_head_init: Literal["normal", "zero"] = "normal"
@@ -175,6 +227,15 @@ class PPOConfig:
     """iterations from one table of samples to the next; 0: none"""
     num_samples: Count = 8
     """rollouts in a table of samples"""
+    eval_prompts: tuple[Text, ...] = ()
+    """sources of held-out prompts, as in prompts; the policy completes them and is never trained on them"""
+    eval_every: Count = 10
+    """iterations from one evaluation on the held-out prompts to the next; the start and the end are evaluated, too"""
+    eval_decoding: Literal["greedy", "sampled"] = "greedy"
+    """held-out completions are of the likeliest tokens, or sampled at temperature, with the same random numbers each
+    time"""
+    max_eval_prompts: Count = 256
+    """held-out prompts that are used, evenly spread over the sources"""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """TCP port on which Prometheus finds the run's figures; 0: none"""
     metrics_host: Text = "127.0.0.1"
@@ -192,7 +253,14 @@ class PPOConfig:
     ratio_tolerance: Positive | None = None
     """largest |ratio - 1| before the first step of an iteration; none: 1e-4, or 0.2 for precision bfloat16"""
     sampling_tolerance: Positive | None = None
-    """largest |ratio - 1| between the generating and the training forward; none: 0.01, or 0.5 for bfloat16"""
+    """largest |ratio - 1| between generating and training forward, without sampling_correction; none: 0.01, or 0.5 for
+    bfloat16"""
+    max_sampling_kl: Positive = 0.05
+    """under sampling_correction: KL from sampler to training forward above which the run stops, in nats per token"""
+    max_sampling_clipped_share: Share = 0.2
+    """under sampling_correction: largest share of tokens whose weight was cut, or whose completion is masked"""
+    max_sampling_log_ratio: Positive = 5.0
+    """under sampling_correction: largest difference of a token's two logprobs, in nats"""
     seed: CountOrZero = 0
     """random seed"""
 
@@ -225,10 +293,75 @@ class PPOConfig:
                 f"critic = {self.critic!r}: a head on the policy's network starts from no directory; leave critic out, "
                 'or set critic_trunk = "separate"'
             )
+        self._check_engines()
+        if self.sampling_correction != "none" and self.sampling_tolerance is not None:
+            raise ConfigError(
+                f"sampling_tolerance = {self.sampling_tolerance:g} is not judged under sampling_correction = "
+                f'"{self.sampling_correction}"; leave it out, and set max_sampling_kl, max_sampling_clipped_share and '
+                "max_sampling_log_ratio instead"
+            )
+        if self.overlong_buffer_tokens > self.max_completion_tokens:
+            raise ConfigError(
+                f"overlong_buffer_tokens = {self.overlong_buffer_tokens}, limit {self.max_completion_tokens} "
+                "(max_completion_tokens); lower it or raise max_completion_tokens"
+            )
+        self._check_critic_warmup()
+        for name in ("rollout_batch_size", "rollout_micro_batch_size"):
+            if getattr(self, name) % self.samples_per_prompt:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)} is no multiple of samples_per_prompt = {self.samples_per_prompt}, "
+                    "and the completions of a prompt are sampled and scored together; give a multiple"
+                )
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(
                 f"num_minibatches = {self.num_minibatches}, limit {self.rollout_batch_size} (rollout_batch_size); "
                 "lower it or raise rollout_batch_size"
+            )
+
+    def _check_engines(self) -> None:
+        if self.sampler == "local":
+            if self.engine_urls:
+                raise ConfigError('engine_urls are set and sampler = "local"; set sampler = "vllm", or leave them out')
+            return
+        if not self.engine_urls:
+            raise ConfigError('sampler = "vllm" and no engine_urls; give the base URL of each vLLM server')
+        if any("@" in url for url in self.engine_urls):  # not shown, since messages end up in logs
+            raise ConfigError("engine_urls: an address has a user or password in it; give the key in engine_key_file")
+        try:
+            urls = resolve_urls(self.engine_urls)
+        except InvalidArgument as error:
+            raise ConfigError(f"engine_urls: {error}") from error
+        if urls != self.engine_urls or len(set(urls)) < len(urls):
+            raise ConfigError(
+                "engine_urls: an address has a slash or spaces at an end, is empty, or stands there twice; write each "
+                "once, such as http://127.0.0.1:8001"
+            )
+        if self.engine_sync == "adapter" and not self.lora_rank:
+            raise ConfigError(
+                'engine_sync = "adapter" and lora_rank = 0: there is no adapter; set lora_rank, or "auto"'
+            )
+        if self.temperature < _MIN_ENGINE_TEMPERATURE:
+            raise ConfigError(
+                f"temperature = {self.temperature!r}, limit at least {_MIN_ENGINE_TEMPERATURE:g} with "
+                'sampler = "vllm", which raises what is lower; raise it, or sample locally'
+            )
+
+    def _check_critic_warmup(self) -> None:
+        warmup = self.critic_warmup_iterations
+        if warmup >= self.iterations:
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}, limit {self.iterations - 1} (below iterations), or the policy "
+                "would never be trained; lower it or raise iterations"
+            )
+        if warmup and self.critic_trunk == "policy":
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}: a head on the policy's network cannot be trained without the "
+                'policy; set it to 0, or critic_trunk = "separate"'
+            )
+        if warmup and not self.value_coef:
+            raise ConfigError(
+                f"critic_warmup_iterations = {warmup}: with value_coef = 0 the critic learns nothing; set one of them "
+                "back"
             )
 
 
@@ -259,7 +392,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 # Lists for which one entry may stand alone.
-_ONE_OR_SEVERAL = ("prompts", "stop")
+_ONE_OR_SEVERAL = ("prompts", "eval_prompts", "stop")
 
 _TYPE_WORDS = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "a string"}
 _LIMIT_WORDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}

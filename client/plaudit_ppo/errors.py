@@ -15,6 +15,7 @@ class PPOError(Exception):
     ├── PromptError              the prompt file is missing, malformed, or holds a prompt that does not fit
     ├── CheckpointError          a model directory or a checkpoint is missing, or not what it has to be
     ├── OutputError              a checkpoint or the result cannot be written
+    ├── EngineError              an engine that samples is dead, hangs, or has other weights than the policy's
     └── GuardError               a guard stopped the run, and left a checkpoint
         ├── MaskedShareError     too many rollouts got no score
         ├── ConstantScoresError  the scorer tells no rollout from another
@@ -47,6 +48,10 @@ class CheckpointError(PPOError):
 
 class OutputError(PPOError):
     """A checkpoint or the result cannot be written, such as on a full disk."""
+
+
+class EngineError(PPOError):
+    """An engine that samples is dead, hangs, or has other weights than the policy's; the trainer left a checkpoint."""
 
 
 class GuardError(PPOError):

@@ -8,10 +8,12 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +21,31 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.distributed.collectives import gather_sum, largest, share
+from plaudit_ppo.distributed.collectives import gather_sum, largest, raise_any, share
 from plaudit_ppo.distributed.learner_setup import make_learner, prepare_reference
 from plaudit_ppo.distributed.processes import make_accelerator
-from plaudit_ppo.errors import ConfigError, DivergenceError, GuardError, PPOError
+from plaudit_ppo.engine.sampler import EngineSampler
+from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError, GuardError, PPOError
+from plaudit_ppo.evaluation import HeldOut, warn_of_training_prompts
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import AdapterOff, is_lora
 from plaudit_ppo.models.policy import check_cache
+from plaudit_ppo.rollout.completion_text import StopStrings
 from plaudit_ppo.rollout.endings import eos_token_ids, no_ending
 from plaudit_ppo.rollout.forward import evaluate_rollouts
-from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompts, mixed_prompts, pad_left
+from plaudit_ppo.rollout.prompts import (
+    EncodedPrompts,
+    Prompt,
+    count_by_source,
+    dealt_prompts,
+    describe_prompts,
+    encode_prompts,
+    mixed_prompts,
+)
 from plaudit_ppo.rollout.rollouts import Rollouts, concatenate
-from plaudit_ppo.rollout.sampling import pad_token_id, sample_rollouts
+from plaudit_ppo.rollout.samplers import LocalSampler, Sampler
+from plaudit_ppo.rollout.sampling import pad_token_id
 from plaudit_ppo.rollout.seeding import seeded_generator
-from plaudit_ppo.rollout.stop_strings import stop_check
 from plaudit_ppo.runs.checkpoints import RunState
 from plaudit_ppo.runs.log import Metrics, RunLog
 from plaudit_ppo.runs.metrics_server import serving_figures
@@ -45,6 +58,7 @@ from plaudit_ppo.termination import Terminated, Termination
 from plaudit_ppo.training import guards
 from plaudit_ppo.training.experience import Experience, make_experience
 from plaudit_ppo.training.gathering import gather_experience, gather_scored
+from plaudit_ppo.training.held_out import metrics_of
 from plaudit_ppo.training.learning_rates import set_learning_rates
 from plaudit_ppo.training.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
 from plaudit_ppo.training.update import run_update
@@ -100,9 +114,15 @@ class PPOTrainer:
         scorer: gives the scores that are trained on; called from several threads. If it has an attribute `retries`, the
             requests repeated so far, the log tells them.
         eval_scorer: scores the same rollouts for the log alone.
+        eval_prompts: held-out prompts, on which the policy is evaluated every `eval_every` iterations; none: it is not.
+
+    Attributes:
+        prompt_lines: a line on each source of prompts that the settings name.
 
     Raises:
-        ConfigError: a setting does not fit the policy, or no token could end a completion.
+        ConfigError: a setting does not fit the policy, no token could end a completion, or an engine serves another
+            model.
+        EngineError: an engine does not answer.
         PromptError: a prompt cannot be encoded or is too long.
     """
 
@@ -116,6 +136,7 @@ class PPOTrainer:
         prompts: Sequence[Prompt],
         scorer: Scorer,
         eval_scorer: Scorer | None = None,
+        eval_prompts: Sequence[Prompt] = (),
     ) -> None:
         check_cache(policy)
         self._config = config
@@ -123,23 +144,27 @@ class PPOTrainer:
         self._eos_ids = eos_token_ids(policy, tokenizer, are_chats=any(prompt.messages for prompt in prompts))
         self._pad_id = pad_token_id(tokenizer, config.missing_pad, self._eos_ids)
         self._said_that_nothing_ended = False
-        self._has_stopped = stop_check(config.stop, tokenizer)
-        encoded = encode_prompts(
-            prompts, tokenizer, max_tokens=config.max_prompt_tokens, drop_long=config.long_prompts == "drop"
+        encode = partial(
+            encode_prompts,
+            tokenizer=tokenizer,
+            max_tokens=config.max_prompt_tokens,
+            drop_long=config.long_prompts == "drop",
         )
+        encoded = encode(prompts)
         self._prompts, self._prompt_ids = encoded.prompts, encoded.ids
-        if encoded.num_dropped:
-            _log.warning(
-                "%d of %d prompts have more than %d tokens (max_prompt_tokens) and are left out",
-                encoded.num_dropped,
-                len(prompts),
-                config.max_prompt_tokens,
-            )
+        self._source_sizes = count_by_source(self._prompts, len(config.prompt_weights))
+        held_out = encode(eval_prompts) if eval_prompts else EncodedPrompts()
+        self._longest_prompt = max(map(len, (*self._prompt_ids, *held_out.ids)))
+        self.prompt_lines = [
+            *describe_prompts(encoded, config.prompts),
+            *(f"held out: {line}" for line in describe_prompts(held_out, config.eval_prompts)),
+        ]
         self._positions: int | None = getattr(policy.config, "max_position_embeddings", None)
         self.check_context(config.max_completion_tokens)
         self._scorer = scorer
-        self._pool = ScoringPool(scorer, config.scorer_concurrency)
-        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency) if eval_scorer else None
+        group = config.samples_per_prompt
+        self._pool = ScoringPool(scorer, config.scorer_concurrency, group_size=group)
+        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency, group_size=group) if eval_scorer else None
         prompts_hash = hashlib.sha256(json.dumps(self._prompt_ids).encode()).hexdigest()
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
@@ -155,6 +180,38 @@ class PPOTrainer:
             self._reference = AdapterOff(policy)
         else:
             raise ConfigError("reference: none given; give a frozen copy of the policy, or a policy with LoRA")
+        self._sampler = self._make_sampler(held_out.ids)
+        self._held_out: HeldOut | None = None
+        if eval_prompts:
+            warn_of_training_prompts(self._prompt_ids, held_out.ids)
+            self._held_out = HeldOut(
+                config,
+                held_out,
+                sampler=self._sampler,
+                evaluate=lambda rollouts: self._evaluate_rollouts(rollouts)[:2],
+                tokenizer=tokenizer,
+                accelerator=accelerator,
+                scorer=scorer,
+                eval_scorer=eval_scorer,
+            )
+
+    def _make_sampler(self, held_out_ids: Sequence[Sequence[int]]) -> Sampler:
+        config, eos_ids, pad_id = self._config, self._eos_ids, self._pad_id
+        stop = StopStrings(config.stop, self._tokenizer) if config.stop else None
+        if config.sampler == "vllm":
+            prompt_ids = [*self._prompt_ids, *held_out_ids]
+            return EngineSampler(
+                config, self._learner, self._tokenizer, prompt_ids, eos_ids=eos_ids, pad_id=pad_id, stop=stop
+            )
+        return LocalSampler(
+            config,
+            self._learner.generating,
+            eos_ids=eos_ids,
+            pad_id=pad_id,
+            stop=stop,
+            device=self._device,
+            rank=self._accelerator.process_index,
+        )
 
     def check_context(self, completion_tokens: int) -> None:
         """Refuses prompts and completions that together are longer than the policy's context.
@@ -162,7 +219,7 @@ class PPOTrainer:
         Raises:
             ConfigError: they are.
         """
-        prompt_tokens = max(map(len, self._prompt_ids))
+        prompt_tokens = self._longest_prompt
         if self._positions is not None and prompt_tokens + completion_tokens > self._positions:
             raise ConfigError(
                 f"the longest prompt has {prompt_tokens} tokens and max_completion_tokens is {completion_tokens}, "
@@ -189,6 +246,7 @@ class PPOTrainer:
             CheckpointError: the checkpoint is broken, or of other models or prompts; or what the run is to leave cannot
                 be written, which is tried before the first iteration.
             GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
+            EngineError: an engine that samples failed. The message names the checkpoint.
             OutputError: a checkpoint or the result cannot be written.
             Terminated: by `termination`. The message names the checkpoint.
         """
@@ -207,29 +265,74 @@ class PPOTrainer:
             serving_figures(self._config, is_first_process=self._accelerator.is_main_process) as expose,
             self._files.logs(done=done) as (log, samples),
             tracking(self._accelerator, self._config, done=done) as track,
+            self._evaluating(log, done=done) as evaluate,
         ):
-            while self._state.iteration < self._config.iterations:
-                try:
+            while True:
+                with self._leaving_a_checkpoint(log):
+                    if (evaluation := evaluate(termination)) is not None:
+                        expose(evaluation)
+                        track(evaluation)
+                    if self._state.iteration >= self._config.iterations:
+                        return
                     metrics = self._iterate(samples, termination)
-                except GuardError as error:
-                    raise type(error)(f"{error}; {self._leave_checkpoint()}") from error
-                except Terminated as error:
-                    log.force()
-                    place = self._leave_checkpoint()
-                    raise Terminated(f"after {self._state.iteration} iterations; {place}") from error
                 log.write(metrics)
                 expose(metrics)
                 track(metrics)
                 if self._checkpoint_is_due():
                     log.force()
-                    self._files.save_checkpoint(self._state)
+                    self._save_checkpoint()
                 if on_iteration:
                     on_iteration(metrics)
+
+    @contextmanager
+    def _evaluating(self, log: RunLog, *, done: int) -> Iterator[Callable[[Termination], Metrics | None]]:
+        """Yields what evaluates the policy on held-out prompts where that is due, and gives the metrics of it.
+
+        An evaluation is a function of the weights, so one that was cut short is made again by the resumed run.
+        """
+        held_out = self._held_out
+        if held_out is None:
+            yield lambda _: None
+            return
+        with self._files.evaluations(done=done) as (evaluations, lines):
+            held_out.go_on(lines)
+            self._files.name_best(held_out.best)
+
+            def evaluate(termination: Termination) -> Metrics | None:
+                state = self._state
+                if not held_out.is_due(state.iteration):
+                    return None
+                with termination.at_once() if self._accelerator.num_processes == 1 else nullcontext():
+                    evaluation = held_out.run(state.iteration, fingerprint=state.fingerprint)
+                evaluations.write(evaluation)
+                evaluations.force()
+                if held_out.best == state.iteration:
+                    log.force()
+                    self._save_checkpoint()
+                return metrics_of(evaluation)
+
+            yield evaluate
+
+    @contextmanager
+    def _leaving_a_checkpoint(self, log: RunLog) -> Iterator[None]:
+        """Whatever stops the run inside names a checkpoint of where it stands."""
+        try:
+            yield
+        except (GuardError, EngineError) as error:
+            raise type(error)(f"{error}; {self._leave_checkpoint()}") from error
+        except Terminated as error:
+            log.force()
+            place = self._leave_checkpoint()
+            raise Terminated(f"after {self._state.iteration} iterations; {place}") from error
+
+    def _save_checkpoint(self, *, remove_old: bool = True) -> Path:
+        best = self._held_out.best if self._held_out else None
+        return self._files.save_checkpoint(self._state, best=best, remove_old=remove_old)
 
     def _leave_checkpoint(self) -> str:
         """Writes one where the run stops before its end, and says where. It removes no other, which may be better."""
         try:
-            return f"checkpoint: {self._files.save_checkpoint(self._state, remove_old=False)}"
+            return f"checkpoint: {self._save_checkpoint(remove_old=False)}"
         except (OSError, PPOError) as error:
             return f"no checkpoint could be written ({error})"
 
@@ -241,7 +344,7 @@ class PPOTrainer:
         """One iteration: rollout and update. Returns its metrics.
 
         Raises:
-            GuardError: see `train`.
+            GuardError, EngineError: see `train`.
             Terminated: before the update, so that the state is still that of the iteration's start.
         """
         start = time.perf_counter()
@@ -277,24 +380,20 @@ class PPOTrainer:
         retries = getattr(self._scorer, "retries", None)
 
         # 1. Sample completions; each micro-batch goes to the scorer as soon as it exists.
+        self._sampler.publish(state.iteration)
+        published = time.perf_counter()
         pending = self._roll_out(state.iteration)
-        generate_s = time.perf_counter() - start
+        generate_s = time.perf_counter() - published
 
         # 2. While the scorer works: logprobs of policy and reference, values of the critic.
         rollouts = concatenate([part.rollouts for part in pending], self._pad_id)
-        logprobs, ref_logprobs, values = evaluate_rollouts(
-            self._learner.policy,
-            self._reference,
-            self._learner.critic,
-            rollouts,
-            temperature=config.temperature,
-            micro_batch_size=config.rollout_micro_batch_size,
-        )
+        logprobs, ref_logprobs, values = self._evaluate_rollouts(rollouts)
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
         )
-        tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
-        guards.check_sampling(sampling_error, tolerance=tolerance)
+        if config.sampling_correction == "none":
+            tolerance = config.sampling_tolerance or guards.SAMPLING_TOLERANCE[config.precision]
+            guards.check_sampling(sampling_error, tolerance=tolerance)
 
         # 3. Await the scores; a rollout without one is masked from here on.
         scored = gather([part.scores for part in pending])
@@ -317,8 +416,17 @@ class PPOTrainer:
             "iteration": state.iteration + 1,
             "episode": (state.iteration + 1) * config.rollout_batch_size,
             "lr": learning_rate,
-            **rollout_metrics(everyone, all_scored.scores.to(self._device), kl_coef=state.kl_coef),
+            **rollout_metrics(
+                everyone,
+                all_scored.scores.to(self._device),
+                kl_coef=state.kl_coef,
+                group_size=config.samples_per_prompt,
+            ),
             "val/sampling_ratio_error": sampling_error,
+            "sampler/canary_error": self._sampler.canary_error,
+            "sampler/retries": gather_sum(self._accelerator, self._sampler.retries),
+            "time/publish_s": published - start,
+            "time/tokens_per_second": self._sampled_tokens(pending) / largest(self._accelerator, generate_s),
             "scoring/call_s": all_scored.call_s,
             "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
         }
@@ -335,48 +443,42 @@ class PPOTrainer:
 
     def _roll_out(self, iteration: int) -> list[_Pending]:
         config = self._config
-        count = config.rollout_batch_size
-        dealt = self._deal(start=iteration * count, count=count)
-        indices, rank = share(self._accelerator, dealt), self._accelerator.process_index
-        generator = seeded_generator(self._device, config.seed, "sampling", iteration, *([rank] if rank else []))
-        size = config.rollout_micro_batch_size
-        failure: DivergenceError | None = None
+        count, size = config.rollout_batch_size // config.samples_per_prompt, config.rollout_micro_batch_size
+        own = share(self._accelerator, self._deal(start=iteration * count, count=count))
+        indices = [index for index in own for _ in range(config.samples_per_prompt)]
+        failure: DivergenceError | EngineError | None = None
         pending: list[_Pending] = []
-        with self._learner.generating() as policy:
-            try:
-                for first in range(0, len(indices), size):
-                    pending += [self._sample(policy, indices[first : first + size], generator)]
-            except DivergenceError as error:
-                failure = error
-        if largest(self._accelerator, float(failure is not None)):  # or the others would wait for this process
-            raise failure or DivergenceError("another process cannot sample: its policy gives no finite probabilities")
+        prompt_ids = [self._prompt_ids[index] for index in indices]
+        try:
+            with closing(self._sampler.sample(prompt_ids, iteration=iteration)) as sampled:
+                for first, rollouts in zip(range(0, len(indices), size), sampled, strict=True):
+                    pending.append(self._send(indices[first : first + size], rollouts))
+        except (DivergenceError, EngineError) as error:
+            failure = error
+        raise_any(self._accelerator, failure)
         return pending
 
-    def _deal(self, *, start: int, count: int) -> list[int]:
-        """Which prompts the rollouts from `start` on answer."""
-        config = self._config
-        if len(config.prompt_weights) < 2:
-            return dealt_prompts(len(self._prompts), start=start, count=count, seed=config.seed)
-        sources = [prompt.source for prompt in self._prompts]
-        sizes = [sources.count(number) for number in range(len(config.prompt_weights))]
-        return mixed_prompts(sizes, config.prompt_weights, start=start, count=count, seed=config.seed)
-
-    def _sample(self, policy: nn.Module, indices: Sequence[int], generator: torch.Generator) -> _Pending:
-        """Samples one rollout micro-batch and sends for its scores."""
-        config = self._config
-        ids, mask = pad_left([self._prompt_ids[index] for index in indices], self._pad_id)
-        rollouts = sample_rollouts(
-            policy,
-            ids.to(self._device),
-            mask.to(self._device),
-            max_tokens=config.max_completion_tokens,
-            temperature=config.temperature,
-            eos_ids=self._eos_ids,
-            pad_id=self._pad_id,
-            generator=generator,
-            has_stopped=self._has_stopped,
+    def _evaluate_rollouts(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
+        """Logprobs of policy and reference, values of the critic; each shape (B, T), float32."""
+        return evaluate_rollouts(
+            self._learner.policy,
+            self._reference,
+            self._learner.critic,
+            rollouts,
+            temperature=self._config.temperature,
+            micro_batch_size=self._config.rollout_micro_batch_size,
         )
-        prompts = [self._prompts[index] for index in indices]
+
+    def _deal(self, *, start: int, count: int) -> list[int]:
+        """Which prompts are the ones from `start` on, each counted once whatever samples_per_prompt is."""
+        config = self._config
+        if not config.prompt_weights:
+            return dealt_prompts(len(self._prompts), start=start, count=count, seed=config.seed)
+        return mixed_prompts(self._source_sizes, config.prompt_weights, start=start, count=count, seed=config.seed)
+
+    def _send(self, indices: Sequence[int], rollouts: Rollouts) -> _Pending:
+        """Sends one rollout micro-batch to the scorer."""
+        config, prompts = self._config, [self._prompts[index] for index in indices]
         items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text, stop=config.stop)
         extra = [prompt.columns for prompt in prompts]
         eval_scores = self._eval_pool.submit(items, extra) if self._eval_pool else None
@@ -387,6 +489,10 @@ class PPOTrainer:
             _log.warning(no_ending(self._config, self._eos_ids, self._tokenizer))
         self._said_that_nothing_ended = True
 
+    def _sampled_tokens(self, pending: Sequence[_Pending]) -> int:
+        """Of all processes."""
+        return gather_sum(self._accelerator, sum(int(part.rollouts.completion_mask.sum()) for part in pending)) or 0
+
     def _count_retries(self, before: int | None) -> int | None:
         return None if before is None else getattr(self._scorer, "retries", before) - before
 
@@ -395,7 +501,8 @@ class PPOTrainer:
         config, state, kl = self._config, self._state, metrics["objective/kl"]
         num_scores = int(scored.scored.sum())
         kl_coef = state.kl_coef
-        if config.kl_controller == "adaptive" and kl is not None:
+        policy_moves = state.iteration >= config.critic_warmup_iterations
+        if config.kl_controller == "adaptive" and kl is not None and policy_moves:
             kl_coef = next_kl_coef(
                 kl_coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rollouts=num_scores
             )
@@ -411,6 +518,15 @@ class PPOTrainer:
     def _check(self, metrics: Metrics, next_state: RunState, scored: ScoredBatch) -> None:
         """What can stop the run before the update."""
         config = self._config
+        if config.sampling_correction != "none":
+            guards.check_correction(
+                kl=metrics["val/sampling_kl"],
+                clipped_share=metrics["val/sampling_clipped_share"],
+                log_ratio=metrics["val/sampling_log_ratio_max"],
+                max_kl=config.max_sampling_kl,
+                max_clipped_share=config.max_sampling_clipped_share,
+                max_log_ratio=config.max_sampling_log_ratio,
+            )
         guards.check_reward_model(scored.fingerprint, known=self._state.fingerprint)
         masked_share = metrics["scoring/masked_share"] or 0.0
         guards.check_masked_share(masked_share, limit=config.max_masked_share, failure=scored.failure)
@@ -421,7 +537,13 @@ class PPOTrainer:
         if not self._accelerator.reduce(experience.mask.sum()):
             return {}
         generator = seeded_generator(torch.device("cpu"), self._config.seed, "minibatches", iteration)
-        return run_update(self._learner, experience, self._config, generator=generator)
+        return run_update(
+            self._learner,
+            experience,
+            self._config,
+            generator=generator,
+            critic_alone=iteration < self._config.critic_warmup_iterations,
+        )
 
     def _samples_are_due(self) -> bool:
         every, done = self._config.sample_every, self._state.iteration
@@ -434,8 +556,8 @@ class PPOTrainer:
         items = [item for part in gained.pending for item in part.items]
         lengths = [length for part in gained.pending for length in part.rollouts.completion_mask.sum(1).tolist()]
         columns = [self._prompts[index].columns for index in indices]
-        limit = self._config.num_samples
-        for row in sample_rows(
-            indices, items, lengths, gained.experience, gained.raw_scores, limit=limit, columns=columns
-        ):
-            samples.write({"iteration": self._state.iteration + 1, **row})
+        limit, group = self._config.num_samples, self._config.samples_per_prompt
+        rows = sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit, columns=columns)
+        for number, row in enumerate(rows):
+            of_group = {"sample": number % group} if group > 1 else {}
+            samples.write({"iteration": self._state.iteration + 1, **of_group, **row})

@@ -7,6 +7,7 @@ ServiceError
 ├── ExportFailed             a checkpoint was right, but its export failed    exit 1
 └── RequestError             one request cannot be answered
     ├── NotJson              400
+    ├── EmptyBatch           400  of the dialect tei
     ├── Unauthorized         401
     ├── UnknownModel         404
     ├── BodyTimeout          408
@@ -15,6 +16,7 @@ ServiceError
     ├── CompressedBody       415
     ├── InvalidRequest       422
     ├── ItemFailed           422  of a dialect, whose answers have no place for a failure
+    ├── NotReranker          424  of the dialect tei
     ├── QueueFull            429  Retry-After
     ├── Unavailable          503  Retry-After
     └── AllExpired           504
@@ -93,6 +95,12 @@ class NotJson(RequestError):  # noqa: N818  named as the answer that the client 
     status, slug, title = 400, "not-json", "The body is not JSON"
 
 
+class EmptyBatch(RequestError):  # noqa: N818
+    """There is nothing to score, which the dialect's own server refuses."""
+
+    status, slug, title = 400, "empty-batch", "There is nothing to score"
+
+
 class Unauthorized(RequestError):  # noqa: N818
     """No API key, or a wrong one."""
 
@@ -136,9 +144,24 @@ class InvalidRequest(RequestError):  # noqa: N818
 
 
 class ItemFailed(RequestError):  # noqa: N818
-    """A sequence has no score, and the dialect's answer could say nothing but a number."""
+    """A sequence has no score, and the dialect's answer could say nothing but a number.
+
+    Args:
+        detail: What became of it.
+        by_model: Whether it failed in the model, and not for what the text is.
+    """
 
     status, slug, title = 422, "item-failed", "A sequence has no score"
+
+    def __init__(self, detail: str, *, by_model: bool = False) -> None:
+        super().__init__(detail)
+        self.by_model = by_model
+
+
+class NotReranker(RequestError):  # noqa: N818
+    """The model scores no pairs of texts, or gives more than one number for each."""
+
+    status, slug, title = 424, "not-reranker", "The model ranks no texts"
 
 
 class QueueFull(RequestError):  # noqa: N818

@@ -27,6 +27,12 @@ class Metrics:
         self.queue_seconds = self._histogram("queue_seconds", "Time that a sequence waited for the engine", SECONDS)
         self.tokenize_seconds = self._histogram("tokenize_seconds", "Time of tokenizing a request", SECONDS)
         self.infer_seconds = self._histogram("infer_seconds", "Time of one batch in the engine", SECONDS)
+        self.engine_seconds = self._counter(
+            "engine_seconds",
+            "Time of all calls of the engine: alone, with all its threads, or shared, beside others",
+            "threads",
+        )
+        self.engine_calls = self._gauge("engine_calls", "Calls of the engine at once, at most")
         self.sequences = self._counter("sequences", "Sequences by status", "model", "status")
         self.queued_sequences = self._gauge("queued_sequences", "Sequences that wait for the engine")
         self.queued_tokens = self._gauge("queued_tokens", "Tokens that wait for the engine")

@@ -32,7 +32,7 @@ def _separated_by(separator: str) -> BeforeValidator:
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
-Dialect = Literal["openrlhf", "llamafactory", "vllm", "slime"]
+Dialect = Literal["openrlhf", "llamafactory", "vllm", "slime", "tei", "sglang", "nemo-gym"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True))
@@ -92,11 +92,13 @@ class Settings:
     """characters of one text or chat; beyond: 413"""
     max_request_chars: Count = 33_554_432
     """characters of all sequences of a request, prompts of groups repeated; beyond: 413"""
+    max_along_tokens: Count = 1_048_576
+    """tokens of one request at which values along its texts are asked for; beyond: 413"""
     max_pending_bytes: Count = 268_435_456
     """bytes (and repeated characters) of all bodies being read and tokenized; beyond: 429"""
     dialects: Annotated[tuple[Dialect, ...], _separated_by(",")] = ()
-    """other trainers' routes to answer, separated by commas: openrlhf, llamafactory, vllm, slime; the flag may be
-    repeated"""
+    """other trainers' routes to answer, separated by commas: openrlhf, llamafactory, vllm, slime, tei, sglang,
+    nemo-gym; the flag may be repeated"""
     dialect_raw: bool = False
     """answer dialects with raw scores instead of normalized ones"""
     dialect_truncation: Literal["error", "left", "right"] = "error"

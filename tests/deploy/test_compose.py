@@ -24,7 +24,7 @@ def test_the_file_is_of_the_compose_specification():
     resolved = {key: value for key, value in COMPOSE.items() if not key.startswith("x-")}
     compose = compose_spec.PyCompose.from_yaml(yaml.safe_dump(resolved))
     compose.validate()
-    assert set(compose.service_names()) == {"plaudit", "prometheus", "grafana", "ppo"}
+    assert set(compose.service_names()) == {"plaudit", "prometheus", "grafana", "ppo", "engine"}
 
 
 def test_the_specification_refuses_an_option_that_it_does_not_know():
@@ -41,7 +41,7 @@ def test_no_container_can_write_its_root_or_gain_rights(name):
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
-@pytest.mark.parametrize("name", ["plaudit", "prometheus", "grafana"])
+@pytest.mark.parametrize("name", ["plaudit", "prometheus", "grafana", "engine"])
 def test_what_others_wait_for_has_a_health_check(name):
     assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
 
@@ -73,3 +73,13 @@ def test_every_file_that_is_mounted_is_in_the_repository():
     mounted = [volume.split(":")[0] for service in SERVICES.values() for volume in service["volumes"] if ":" in volume]
     missing = [path for path in mounted if path.startswith("./") and not (DEPLOY / path).exists()]
     assert not missing
+
+
+def test_nobody_but_the_run_reaches_the_engine_and_it_sees_the_runs_directory_at_the_same_path():
+    """Whoever reaches vLLM's development routes can have it load any weights."""
+    engine, run = SERVICES["engine"], SERVICES["ppo"]
+    assert "ports" not in engine
+    assert COMPOSE["networks"]["engine"] == {"internal": True}
+    assert [name for name, service in SERVICES.items() if "engine" in service.get("networks", [])] == ["ppo", "engine"]
+    assert engine["networks"] == ["engine"]
+    assert engine["volumes"][0] == run["volumes"][0] | {"read_only": True}

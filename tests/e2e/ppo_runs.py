@@ -20,15 +20,15 @@ COMMAND = str(Path(sys.executable).with_name("plaudit-ppo"))
 WORDS = ["<eos>", "<pad>", "good", "fine", "bad", "awful", "so", "very"]
 
 
-def write_policy(path, hidden_size=32, num_attention_heads=4):
+def write_policy(path, hidden_size=32, num_attention_heads=4, head_dim=8, **settings):
     """A random Llama and its word-level tokenizer, which is not the reward model's."""
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="so"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>").save_pretrained(path)
     config = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=hidden_size, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=num_attention_heads, head_dim=8, max_position_embeddings=32, bos_token_id=None,
-        eos_token_id=0, pad_token_id=1, initializer_range=0.2,
+        num_attention_heads=num_attention_heads, head_dim=head_dim, max_position_embeddings=32, bos_token_id=None,
+        eos_token_id=0, pad_token_id=1, initializer_range=0.2, **settings,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -84,6 +84,14 @@ def figures(output):
     """The log without what depends on clocks and on the network."""
     varying = ("time/", "scoring/call_s", "scoring/exposed_wait_s", "scoring/retries")
     return [{k: v for k, v in line.items() if not k.startswith(varying)} for line in read_log(output / "log.jsonl")]
+
+
+def evaluations(output):
+    """The evaluations on held-out prompts without their times, and which checkpoint is the best."""
+    lines = read_log(output / "evaluations.jsonl")
+    best = (output / "checkpoints" / "best").readlink().name
+    assert (output / "checkpoints" / best / "state.json").exists()
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines], best
 
 
 def free_port():

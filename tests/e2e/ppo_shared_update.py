@@ -5,6 +5,7 @@ python ppo_shared_update.py POLICY OUTPUT CASE SETTINGS, which are JSON; or torc
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,7 +54,9 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
     config = PPOConfig(**{
         "epochs": 2, "micro_batch_size": 4, "max_grad_norm": 0.5, "temperature": 1.0, "missing_eos": "off",
         "whiten_rewards": True, "kl_loss_coef": 0.1, "kl_estimator": "k3", "ratio_tolerance": 1e-3,
-        "learning_rate": 1e-2, **json.loads(settings),
+        "learning_rate": 1e-2, "sampling_correction": "token_truncate",
+        "clip_range_high": 0.28, "dual_clip": 3.0, "entropy_coef": 0.01, "max_completion_tokens": 12,
+        "overlong_buffer_tokens": 6, **json.loads(settings),
     })  # fmt: skip
     accelerator = Accelerator()
     policy, _ = load_policy(policy_path)
@@ -71,6 +74,8 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
         policy, *pad_left(PROMPTS, 1), max_tokens=12, temperature=1.0, eos_ids=[0], pad_id=1,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
+    noise = torch.randn(whole.sampled_logprobs.shape, generator=torch.Generator().manual_seed(2))
+    whole = replace(whole, sampled_logprobs=whole.sampled_logprobs + noise)  # of a sampler that is another model
     rows = torch.tensor(share(accelerator, range(len(whole))))
     rollouts, scores = whole.select(rows), torch.tensor(SCORES[case])[rows]
     reference = learner_setup.prepare_reference(reference, config, accelerator)
@@ -86,7 +91,7 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
         total=accelerator.reduce,
     )  # fmt: skip
     everyone, all_scores = gather_experience(accelerator, experience), accelerator.gather(scores)
-    metrics = rollout_metrics(everyone, all_scores, kl_coef=0.1)
+    metrics = rollout_metrics(everyone, all_scores, kl_coef=0.1, group_size=2)
     if case == "a gradient that is no number":
         policy.get_input_embeddings().register_forward_hook(spoil)
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from ppo_runs import (
+    evaluations,
     figures,
     free_port,
     train_to_the_end,
@@ -33,6 +34,7 @@ def place(tmp_path_factory):
     write_policy(folder / "policy")
     write_tiny_bundle(folder / "bundle")
     (folder / "prompts.jsonl").write_text('{"prompt": "so"}\n{"prompt": "very very"}\n{"prompt": "so very good"}\n')
+    (folder / "held-out.jsonl").write_text('{"prompt": "good"}\n{"prompt": "bad very"}\n{"prompt": "fine so very"}\n')
     return folder
 
 
@@ -46,7 +48,7 @@ def config(place):
             policy=place / "policy", prompts=place / "prompts.jsonl", scorer_urls=(url,), output=place / name,
             iterations=ITERATIONS, rollout_batch_size=16, rollout_micro_batch_size=8, max_completion_tokens=8,
             num_minibatches=2, learning_rate=3e-3, temperature=1.0, missing_eos="off", kl_controller="adaptive",
-            checkpoint_every=5, scorer_timeout_s=120,
+            checkpoint_every=5, scorer_timeout_s=120, eval_prompts=place / "held-out.jsonl", eval_every=3,
         )  # fmt: skip
 
     return write
@@ -71,6 +73,7 @@ def test_two_runs_of_one_seed_end_in_identical_weights(place, config, undisturbe
         train_to_the_end("--config", config("again", service.url))
     assert weights(place / "again") == weights(undisturbed)
     assert figures(place / "again") == figures(undisturbed)
+    assert evaluations(place / "again") == evaluations(undisturbed)
     scores = [line["objective/scores"] for line in read_log(undisturbed / "log.jsonl")]
     assert scores[-1] > scores[0] + 1  # it has learned something that could differ
 
@@ -109,41 +112,48 @@ def test_killing_and_resuming_the_run_changes_no_bit(place, config, undisturbed)
     assert weights(output) == weights(undisturbed)
     assert figures(output) == figures(undisturbed)
     assert (output / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
+    assert evaluations(output) == evaluations(undisturbed)  # and the best of them
 
 
 AS_PROCESS_1 = ("unshare", "--pid", "--fork", "--kill-child")
 
 
-@pytest.mark.parametrize("wrapper", [(), AS_PROCESS_1], ids=["a process", "process 1"])
-def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_in_the_same_bits(place, config, undisturbed, wrapper):
-    """In the middle of whatever it does; process 1 gets only signals that it has a handler for."""
-    if wrapper and subprocess.run([*wrapper, "true"], capture_output=True).returncode != 0:
-        pytest.skip("no process here may become process 1 of a namespace of its own")
-    name = "terminated-as-1" if wrapper else "terminated"
-    output = place / name
+def terminate(config, output, iterations, wrapper=()):
+    """Run until so many iterations are done, end it by SIGTERM, and see that it leaves a checkpoint."""
+    with training("--config", config, "--resume", output, wrapper=wrapper) as run:
+        wait_for_iterations(run, output, iterations)
+        pid = run.pid
+        if wrapper:
+            (pid,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        os.kill(pid, signal.SIGTERM)
+        _, err = run.communicate(timeout=120)
+    assert run.returncode == 130
+    done = len(read_log(output / "log.jsonl"))
+    checkpoint = output / "checkpoints" / f"iteration-{done:06d}"
+    said = f"plaudit-ppo: terminated after {done} iterations; checkpoint: {checkpoint}; go on with --resume\n"
+    assert err.endswith(said)
+    assert checkpoint.is_dir()
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_in_the_same_bits(place, config, undisturbed):
+    """In the middle of whatever it does."""
+    output = place / "terminated"
     with running_service(place / "bundle") as service:
-        file = config(name, service.url)
+        file = config("terminated", service.url)
         for iterations in (3, 9):
-            with training("--config", file, "--resume", output, wrapper=wrapper) as run:
-                wait_for_iterations(run, output, iterations)
-                terminate(run, is_wrapped=bool(wrapper))
-                _, err = run.communicate(timeout=120)
-            assert run.returncode == 130
-            done = len(read_log(output / "log.jsonl"))
-            checkpoint = output / "checkpoints" / f"iteration-{done:06d}"
-            said = f"plaudit-ppo: terminated after {done} iterations; checkpoint: {checkpoint}; go on with --resume\n"
-            assert err.endswith(said)
-            assert checkpoint.is_dir()
+            terminate(file, output, iterations)
         train_to_the_end("--resume", output)
     assert weights(output) == weights(undisturbed)
     assert figures(output) == figures(undisturbed)
 
 
-def terminate(process, *, is_wrapped):
-    pid = process.pid
-    if is_wrapped:
-        (pid,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    os.kill(pid, signal.SIGTERM)
+def test_sigterm_ends_a_run_that_is_process_1_with_a_checkpoint_too(place, config):
+    """Process 1 gets only signals that it has a handler for."""
+    if subprocess.run([*AS_PROCESS_1, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no process here may become process 1 of a namespace of its own")
+    with running_service(place / "bundle") as service:
+        file = config("terminated-as-1", service.url)
+        terminate(file, place / "terminated-as-1", 1, wrapper=AS_PROCESS_1)
 
 
 def test_sigterm_ends_a_run_at_once_while_it_waits_for_a_score(place, config):

@@ -22,6 +22,9 @@ NUMBERS = {
     "llamafactory": lambda answer: answer["scores"],
     "vllm": lambda answer: answer["data"][0]["probs"],
     "slime": lambda answer: [answer],
+    "tei": lambda answer: [answer[0]["score"]],
+    "sglang": lambda answer: answer["embedding"],
+    "nemo-gym": lambda answer: [answer["reward"]],
 }
 
 
@@ -48,13 +51,15 @@ def test_the_commands_of_a_dialects_page_give_the_score(serve, tiny_bundle, dial
 @pytest.mark.parametrize("dialect", sorted(DIALECTS))
 def test_every_url_of_a_dialects_page_leads_to_the_dialect(dialect):
     paths = set(re.findall(r"http://127\.0\.0\.1:8000(/[\w/]*)", PAGES[dialect]))
-    assert paths == {DIALECTS[dialect].path}
+    assert paths
+    assert paths <= {route.path for route in DIALECTS[dialect]}
+    assert all(f"`{route.path}`" in PAGES[dialect] or route.path in paths for route in DIALECTS[dialect])
 
 
 def test_the_overview_names_every_dialect_with_its_route():
-    for name, dialect in DIALECTS.items():
+    for name, routes in DIALECTS.items():
         assert f"`--dialects {name}`" in PAGES["README"]
-        assert f"`{dialect.path}`" in PAGES["README"]
+        assert all(f"`{route.path}`" in PAGES["README"] for route in routes if route.scores)
 
 
 CHAT = [{"role": "user", "content": "bad"}]
@@ -67,7 +72,7 @@ CHATS = {
 
 @pytest.mark.parametrize("dialect", CHATS)
 def test_a_chat_is_rendered_by_the_reward_models_own_template_or_refused(serve, tiny_bundle, dialect):
-    path, flags = DIALECTS[dialect].path, ["--dialects", dialect]
+    path, flags = DIALECTS[dialect][0].path, ["--dialects", dialect]
     with serve(tiny_bundle(), flags=flags) as service:
         answer = httpx2.post(service.url + path, json=CHATS[dialect])
         assert NUMBERS[dialect](answer.json()) == [score_by_hand("bad awful")]
@@ -79,8 +84,21 @@ def test_a_chat_is_rendered_by_the_reward_models_own_template_or_refused(serve, 
 
 def test_llamafactorys_settings_are_yaml():
     (block,) = blocks("llamafactory", "yaml")
-    url = f"http://127.0.0.1:8000{DIALECTS['llamafactory'].path}"
+    url = f"http://127.0.0.1:8000{DIALECTS['llamafactory'][0].path}"
     assert yaml.safe_load(block) == {"reward_model_type": "api", "reward_model": url}
+
+
+def test_the_block_about_the_hubs_client_prints_the_score(serve, tiny_bundle, capsys):
+    (block,) = blocks("tei", "python")
+    with serve(tiny_bundle(), flags=served_flags("tei")) as service:
+        exec(block.replace("http://127.0.0.1:8000", service.url), {})  # noqa: S102  our own page
+    assert capsys.readouterr().out == "LABEL_0 1.5\n"
+
+
+def test_nemo_gyms_configuration_is_yaml():
+    (block,) = blocks("nemo-gym", "yaml")
+    server = yaml.safe_load(block)["plaudit"]["resources_servers"]["plaudit"]
+    assert (server["host"], server["port"]) == ("127.0.0.1", 8000)
 
 
 def test_the_block_about_trl_makes_a_reward_function(serve, tiny_bundle):

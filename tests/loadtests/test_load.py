@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 LOADTESTS = Path(__file__).parents[2] / "loadtests"
-SCENARIOS = ["SteadySingles", "Groups", "MixedLengths", "PpoBurst", "Overload"]
+SCENARIOS = ["SteadySingles", "Groups", "MixedLengths", "PpoBurst", "Overload", "Dialects"]
+DIALECTS = ["--dialects", "tei,sglang,nemo-gym"]
 
 
 def run(url, scenario, *flags):
@@ -34,7 +35,7 @@ def test_an_answer_without_a_score_breaks_the_slo(serve, tiny_bundle):
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_keeps_its_slo_on_a_service_that_is_fast(serve, tiny_bundle, scenario):
-    with serve(tiny_bundle(max_tokens=4096)) as service:
+    with serve(tiny_bundle(max_tokens=4096), flags=DIALECTS) as service:
         done = run(service.url, scenario, "--slo-p99-s", "60")
     assert done.returncode == 0, done.stderr
 

@@ -39,6 +39,8 @@ def test_a_list_stands_for_a_tuple_and_a_path_for_a_string():
     config = PPOConfig(policy=Path("models") / "sft", scorer_urls=["http://a"], scorer_weights=[1])
     assert (config.policy, config.scorer_urls, config.scorer_weights) == ("models/sft", ("http://a",), (1.0,))
     assert [type(weight) for weight in config.scorer_weights] == [float]
+    one = PPOConfig(prompts=Path("data") / "a.jsonl", stop="\n\n")  # one entry of a list that is mostly one
+    assert (one.prompts, one.stop) == (("data/a.jsonl",), ("\n\n",))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,28 @@ def test_a_configuration_cannot_be_changed():
         ),
         ("critic = 'rm'\ncritic_trunk = 'policy'", "critic = 'rm': a head on the policy's network starts from no"),
         ("num_minibatches = 65", "num_minibatches = 65, limit 64 (rollout_batch_size)"),
+        ("clip_range_high = 0", "clip_range_high = 0.0, limit above 0; the default is none"),
+        ("dual_clip = 1", "dual_clip = 1.0, limit above 1; the default is none"),
+        (
+            "critic_warmup_iterations = 100",
+            "critic_warmup_iterations = 100, limit 99 (below iterations), or the policy",
+        ),
+        (
+            "critic_warmup_iterations = 1\ncritic_trunk = 'policy'",
+            "a head on the policy's network cannot be trained without the policy; set it to 0, or critic_trunk =",
+        ),
+        ("critic_warmup_iterations = 1\nvalue_coef = 0", "with value_coef = 0 the critic learns nothing; set one of"),
+        ("samples_per_prompt = 3", "rollout_batch_size = 64 is no multiple of samples_per_prompt = 3, and the"),
+        (
+            "samples_per_prompt = 32",
+            "rollout_micro_batch_size = 16 is no multiple of samples_per_prompt = 32, and the completions of a prompt",
+        ),
+        ("overlong_buffer_tokens = 129", "overlong_buffer_tokens = 129, limit 128 (max_completion_tokens); lower it"),
+        ("sampling_correction_max = 0.5", "sampling_correction_max = 0.5, limit at least 1; the default is 2.0"),
+        (
+            "sampling_correction = 'token_truncate'\nsampling_tolerance = 0.1",
+            'sampling_tolerance = 0.1 is not judged under sampling_correction = "token_truncate"; leave it out',
+        ),
         ("kl_coef = ", "not a TOML file"),
     ],
 )
@@ -168,3 +192,25 @@ def test_the_help_names_every_setting_with_its_default():
         assert f"  {field.name} = " in text
     assert 'missing_pad = "add"\n      a tokenizer without a pad token, or with pad == EOS (one of add, refuse)' in text
     assert "learning_rate = 3e-06" in text
+
+
+ENGINE = {"sampler": "vllm", "engine_urls": ("http://127.0.0.1:8001",)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"sampler": "vllm"}, r'sampler = "vllm" and no engine_urls'),
+        ({"engine_urls": ENGINE["engine_urls"]}, r'engine_urls are set and sampler = "local"'),
+        (ENGINE | {"engine_urls": ("127.0.0.1:8001",)}, "engine_urls: url .* not the base URL of a service"),
+        (ENGINE | {"engine_urls": ENGINE["engine_urls"] * 2}, "engine_urls: .* stands there twice"),
+        (ENGINE | {"engine_urls": ("http://a:8001/",)}, "engine_urls: an address has a slash"),
+        (ENGINE | {"engine_urls": ("http://me:secret@a:8001",)}, "^(?!.*secret).* give the key in engine_key_file$"),
+        (ENGINE | {"engine_sync": "adapter"}, r'engine_sync = "adapter" and lora_rank = 0'),
+        (ENGINE | {"temperature": 0.005}, "temperature = 0.005, limit at least 0.01"),
+    ],
+)
+def test_settings_of_engines_that_do_not_go_together_are_refused(settings, says):
+    assert PPOConfig(**ENGINE).sampler == "vllm"
+    with pytest.raises(ConfigError, match=says):
+        PPOConfig(**settings)

@@ -92,7 +92,7 @@ WRONG = [
     ("device", "cuda:first", "'cuda:first' is nothing like cpu, cuda, cuda:1"),
     ("device", "tensorrt", "'tensorrt' is nothing like cpu, cuda, cuda:1"),
     ("prefix_cache_bytes", "-1", "-1, but the least is 0"),
-    ("dialects", "slime,nemo", "'nemo' is none of openrlhf, llamafactory, vllm, slime"),
+    ("dialects", "slime,nemo", "'nemo' is none of openrlhf, llamafactory, vllm, slime, tei, sglang, nemo-gym"),
     ("dialect_truncation", "middle", "'middle' is none of error, left, right"),
 ]
 

@@ -38,6 +38,24 @@ def clip_scores(scores: Tensor, limit: float | None) -> Tensor:
     return scores if limit is None else scores.clamp(-limit, limit)
 
 
+def overlong_penalties(lengths: Tensor, *, max_tokens: int, buffer_tokens: int, penalty: float) -> Tensor:
+    """What a completion's score loses for coming close to the limit of its length.
+
+    p * clip((L_max - L_cache - |y|) / L_cache, -1, 0): nothing before the last L_cache tokens, then linear to -p.
+    Yu et al. 2025 (DAPO), equation 13, arXiv 2503.14476, where p is 1.
+
+    Args:
+        lengths: shape (B,), int64, tokens of the completions, |y|.
+        max_tokens: L_max, at which a completion is cut.
+        buffer_tokens: L_cache, at least 1.
+        penalty: p.
+
+    Returns:
+        shape (B,), float32, none positive.
+    """
+    return penalty * ((max_tokens - buffer_tokens - lengths) / buffer_tokens).clamp(-1.0, 0.0)
+
+
 def compute_rewards(kl_penalty: Tensor, scores: Tensor, completion_mask: Tensor) -> Tensor:
     """Per-token rewards: a KL penalty everywhere, and the score once, at the last kept token.
 

@@ -88,14 +88,15 @@ class ZeroLearner(Learner):
             engine.set_gradient_accumulation_boundary(is_last)
         yield
 
-    def backward(self, policy_loss: Tensor, value_loss: Tensor) -> None:
+    def backward(self, policy_loss: Tensor | None, value_loss: Tensor) -> None:
         """Adds the gradients of both losses, which are of separate networks."""
-        self.policy.backward(policy_loss)
+        if policy_loss is not None:
+            self.policy.backward(policy_loss)
         self.critic.backward(value_loss)
 
-    def step(self) -> str | None:
+    def step(self, *, critic_alone: bool = False) -> str | None:
         """As `Learner.step`, but that the policy has changed where the critic's gradient is not finite."""
-        for name, engine in (("policy", self.policy), ("critic", self.critic)):
+        for name, engine in [("policy", self.policy), ("critic", self.critic)][critic_alone:]:
             engine.step()
             if not engine.was_step_applied():
                 return name
@@ -114,11 +115,12 @@ class ZeroLearner(Learner):
 
     def restore_optimizer(self, state: Mapping[int, ParameterState]) -> None:
         """As `Learner.restore_optimizer`, after the networks have their weights, of which ZeRO keeps a second copy."""
-        if state:
-            like = next(iter(state.values()))
-            for engine in (self.policy, self.critic):
-                _make_room(engine.optimizer, like)
-        for number, (engine, parameter) in enumerate(self._trained_by_engine()):
+        numbered = list(enumerate(self._trained_by_engine()))
+        for engine in (self.policy, self.critic):  # the policy's has none while the critic warms up
+            kept = [state[number] for number, (owner, _) in numbered if owner is engine and number in state]
+            if kept:
+                _make_room(engine.optimizer, kept[0])
+        for number, (engine, parameter) in numbered:
             _restore(parameter, state.get(number, {}), engine)
 
     def _trained_by_engine(self) -> "Iterator[tuple[DeepSpeedEngine, nn.Parameter]]":

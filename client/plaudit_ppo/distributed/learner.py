@@ -50,21 +50,25 @@ class Learner:
                 stack.enter_context(self.accelerator.no_sync(model))
             yield
 
-    def backward(self, policy_loss: Tensor, value_loss: Tensor) -> None:
-        """Adds the gradients of both losses."""
-        self.accelerator.backward(policy_loss + value_loss)
+    def backward(self, policy_loss: Tensor | None, value_loss: Tensor) -> None:
+        """Adds the gradients of both losses; without a policy loss, of the critic's alone."""
+        self.accelerator.backward(value_loss if policy_loss is None else policy_loss + value_loss)
 
-    def step(self) -> str | None:
+    def step(self, *, critic_alone: bool = False) -> str | None:
         """One optimizer step, after which the gradients are 0.
+
+        Args:
+            critic_alone: the policy has no gradients, and neither it nor its optimizer changes.
 
         Returns:
             The network whose gradient is not finite, if one is; then it was not changed.
         """
-        for name, model in (("policy", self.policy), ("critic", self.critic)):
+        networks = [("policy", self.policy), ("critic", self.critic)][critic_alone:]
+        for name, model in networks:
             norm = float(self.accelerator.clip_grad_norm_(model.parameters(), self.max_grad_norm or math.inf))
             if not math.isfinite(norm):
                 return name
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers[critic_alone:]:
             optimizer.step()
             optimizer.zero_grad()
         return None

@@ -31,11 +31,16 @@ def make_accelerator(config: PPOConfig) -> Accelerator:
         if parse_flag_from_env(flag):
             raise ConfigError(f"{flag} is set: start the processes with --multi_gpu alone, and {instead}")
     accelerator = Accelerator(log_with=list(config.trackers) or None, project_dir=Path(config.output) / "trackers")
-    check_processes(accelerator, rollouts=config.rollout_batch_size, minibatches=config.num_minibatches)
+    check_processes(
+        accelerator,
+        rollouts=config.rollout_batch_size,
+        minibatches=config.num_minibatches,
+        group=config.samples_per_prompt,
+    )
     return accelerator
 
 
-def check_processes(accelerator: Accelerator, *, rollouts: int, minibatches: int) -> None:
+def check_processes(accelerator: Accelerator, *, rollouts: int, minibatches: int, group: int = 1) -> None:
     """Refuses what would not work, before anything is computed.
 
     Raises:
@@ -53,6 +58,11 @@ def check_processes(accelerator: Accelerator, *, rollouts: int, minibatches: int
         raise ConfigError(
             f"rollout_batch_size = {rollouts} cannot be shared by {accelerator.num_processes} processes with at least "
             f"{minibatches} rollouts each (num_minibatches); give a multiple"
+        )
+    if rollouts % (whole := accelerator.num_processes * group):
+        raise ConfigError(
+            f"rollout_batch_size = {rollouts} cannot be shared by {accelerator.num_processes} processes in groups of "
+            f"{group} (samples_per_prompt); give a multiple of {whole}"
         )
 
 

@@ -3,7 +3,11 @@
 A prompt is a function of its row and of the tokenizer: it knows no clock.
 """
 
+import itertools
+import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +25,7 @@ from plaudit_ppo.rollout.seeding import seeded_generator
 
 Message = Mapping[str, Any]
 
+_log = logging.getLogger(__name__)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Before a template: as in the service there is no clock, and a template that tests for one names another date.
 _WITHOUT_CLOCK = "{% set strftime_now = no_clock %}\n"
@@ -67,13 +72,24 @@ def read_prompts(sources: str | Path | Sequence[str]) -> list[Prompt]:
 def _parse(row: Any, where: str, source: int) -> Prompt:
     if not isinstance(row, dict):
         raise PromptError(f"{where}: not an object ({type(row).__name__}); {EXPECTED}")
-    key, value = _prompt_of_pair(row, where) or _own_prompt(row, where)
-    columns = {name: other for name, other in row.items() if name != key and other is not None}
+    shared = _prompt_of_pair(row, where)
+    if shared is not None:
+        messages = _messages(shared, f"{where}: chosen")
+        return Prompt(messages=messages, where=where, columns=_columns(row), source=source)
+    key, value = _own_prompt(row, where)
+    columns = _columns({name: other for name, other in row.items() if name != key})
     if key == "prompt" and isinstance(value, str):
         if _SURROGATE.search(value):
             raise PromptError(f"{where}: prompt has a lone surrogate, which is no character; mend the text")
         return Prompt(text=value, where=where, columns=columns, source=source)
     return Prompt(messages=_messages(value, f"{where}: {key}"), where=where, columns=columns, source=source)
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not null; a lone surrogate, which no file and no answer can hold, becomes the replacement character."""
+    columns = {name: value for name, value in row.items() if value is not None}
+    text = json.dumps(columns, ensure_ascii=False)
+    return json.loads(_SURROGATE.sub("\ufffd", text)) if _SURROGATE.search(text) else columns
 
 
 def _own_prompt(row: Mapping[str, Any], where: str) -> tuple[str, Any]:
@@ -90,7 +106,7 @@ def _own_prompt(row: Mapping[str, Any], where: str) -> tuple[str, Any]:
     raise PromptError(f"{where}: needs either prompt or messages, has the keys {keys}; {EXPECTED}")
 
 
-def _prompt_of_pair(row: Mapping[str, Any], where: str) -> tuple[str, Any] | None:
+def _prompt_of_pair(row: Mapping[str, Any], where: str) -> list[Any] | None:
     """What the two chats of a preference pair begin with, as TRL's extract_prompt.
 
     Such a pair has no prompt, or one that is a text for people. None: the row is no such pair.
@@ -100,11 +116,11 @@ def _prompt_of_pair(row: Mapping[str, Any], where: str) -> tuple[str, Any] | Non
         return None
     if not chosen and not rejected:
         return None
-    ends = [index for index, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]]
-    shared = chosen[: ends[0] if ends else min(len(chosen), len(rejected))]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    shared = [message for message, _ in same]
     if not shared:
         raise PromptError(f"{where}: chosen and rejected begin with other messages, so they have no prompt in common")
-    return "chosen", shared
+    return shared
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:  # any JSON value
@@ -121,38 +137,68 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:  # any JSON value
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Prompts with their token ids; `num_dropped` were too long and are not among them."""
+    """Prompts with their token ids, and those that were too long and are not among them."""
 
-    prompts: Sequence[Prompt]
-    ids: Sequence[list[int]]
-    num_dropped: int = 0
+    prompts: Sequence[Prompt] = ()
+    ids: Sequence[list[int]] = ()
+    dropped: Sequence[Prompt] = ()
+
+
+def describe_prompts(encoded: EncodedPrompts, sources: Sequence[str]) -> list[str]:
+    """A line on each source: how many prompts, how long, how many left out.
+
+    Args:
+        encoded: of all sources.
+        sources: their names.
+    """
+    dropped, lines = Counter(prompt.source for prompt in encoded.dropped), []
+    for number, name in enumerate(sources):
+        of_source = zip(encoded.prompts, encoded.ids, strict=True)
+        lengths = [len(ids) for prompt, ids in of_source if prompt.source == number]
+        extent = (
+            f"{min(lengths)} to {max(lengths)} tokens, {sum(lengths) / len(lengths):.3g} in the mean; "
+            if lengths
+            else ""
+        )
+        lines.append(f"{len(lengths)} prompts of {name}: {extent}{dropped[number]} longer ones left out")
+    return lines
 
 
 def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, drop_long: bool = False
 ) -> EncodedPrompts:
-    """All prompts as the policy reads them.
+    """All prompts as the policy reads them; how many are left out is logged.
 
     Args:
         prompts: at least one.
         tokenizer: the policy's.
         max_tokens: limit of each.
-        drop_long: leave out those that are longer, and count them.
+        drop_long: leave out those that are longer.
 
     Raises:
         PromptError: as `encode_prompt`; or all are dropped.
     """
-    kept, ids = [], []
+    kept, ids, dropped = [], [], []
     for prompt in prompts:
         encoded = encode_prompt(prompt, tokenizer, max_tokens=None if drop_long else max_tokens)
         if len(encoded) <= max_tokens:
             kept.append(prompt)
             ids.append(encoded)
+        else:
+            dropped.append(prompt)
     if not kept:
         raise PromptError(
             f"all {len(prompts)} prompts have more than {max_tokens} tokens (max_prompt_tokens); raise it"
         )
-    return EncodedPrompts(kept, ids, len(prompts) - len(kept))
+    if dropped:
+        _log.warning(
+            "%d of %d prompts have more than %d tokens (max_prompt_tokens) and are left out, the first: %s",
+            len(dropped),
+            len(prompts),
+            max_tokens,
+            dropped[0].where,
+        )
+    return EncodedPrompts(kept, ids, dropped)
 
 
 def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int | None) -> list[int]:
@@ -232,6 +278,22 @@ def dealt_prompts(num_prompts: int, *, start: int, count: int, seed: int) -> lis
             order = torch.randperm(num_prompts, generator=generator).tolist()
         indices.append(order[offset])
     return indices
+
+
+def count_by_source(prompts: Sequence[Prompt], num_sources: int) -> list[int]:
+    """How many prompts each of the first sources has; they lie one source after the other.
+
+    Raises:
+        PromptError: one has none, so that its weight cannot be kept.
+    """
+    counted = Counter(prompt.source for prompt in prompts)
+    for number in range(num_sources):
+        if not counted[number]:
+            raise PromptError(
+                f"prompts[{number}]: no prompt is left of this source, and it has a weight (prompt_weights); raise "
+                "max_prompt_tokens, or leave source and weight out"
+            )
+    return [counted[number] for number in range(num_sources)]
 
 
 def mixed_prompts(sizes: Sequence[int], weights: Sequence[float], *, start: int, count: int, seed: int) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from plaudit_ppo.rollout.stop_strings import before_stop
+from plaudit_ppo.rollout.completion_text import before_stop, text_behind
 
 
 @dataclass(frozen=True)
@@ -84,29 +84,16 @@ def completion_texts(
 ) -> list[str]:
     """What the policy wrote, as text to append to the prompt; the final EOS only where `with_eos` says so.
 
-    What has ended at one of the texts `stop` has no EOS, and goes up to that text.
-
-    A completion is decoded behind its prompt and the prompt's text taken off, because many tokenizers drop the space
-    before the first token of a text. Special tokens that were sampled before the end stay visible.
+    What has ended at one of the texts `stop` has no EOS, and goes up to that text. Special tokens that were sampled
+    before the end stay visible.
     """
     texts = []
     for row in range(len(rollouts)):
         prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]].tolist()
         completion = rollouts.completion_ids[row][rollouts.completion_mask[row]].tolist()
-        text = _text_behind(prompt, completion, tokenizer) if stop else ""
-        if (stopped := before_stop(text, stop)) != text:
-            texts.append(stopped)
-            continue
-        if rollouts.finished[row] and not with_eos[row]:
-            completion = completion[:-1]
-        texts.append(_text_behind(prompt, completion, tokenizer))
+        text = text_behind(prompt, completion, tokenizer)
+        stopped = before_stop(text, stop)
+        if stopped == text and rollouts.finished[row] and not with_eos[row]:
+            stopped = text_behind(prompt, completion[:-1], tokenizer)
+        texts.append(stopped)
     return texts
-
-
-def _text_behind(prompt: list[int], completion: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    before: str = tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
-    whole: str = tokenizer.decode(prompt + completion, clean_up_tokenization_spaces=False)
-    if whole.startswith(before):
-        return whole[len(before) :]
-    alone: str = tokenizer.decode(completion, clean_up_tokenization_spaces=False)
-    return alone

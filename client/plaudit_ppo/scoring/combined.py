@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from plaudit_client import Score, Scores
+from plaudit_client.items import num_sequences
 from plaudit_ppo.scoring.items import Item
 from plaudit_ppo.scoring.pool import Extra, Scored, Scorer, ask, in_thread
 
@@ -53,9 +54,10 @@ class CombinedScorer:
         """
         futures = [in_thread(lambda scorer=scorer: ask(scorer, items, extra)) for scorer in self._scorers]  # type: ignore[misc]
         answers = [future.result() for future in futures]
+        expected = sum(map(num_sequences, items))
         for number, answer in enumerate(answers):
-            if len(answer) != len(items):
-                raise ValueError(f"scorer {number}: {len(answer)} results for {len(items)} items")
+            if len(answer) != expected:
+                raise ValueError(f"scorer {number}: {len(answer)} results for {expected} completions")
         results = tuple(self._combine(parts) for parts in zip(*answers, strict=True))
         fingerprints = [getattr(answer, "fingerprint", None) for answer in answers]
         return Scores(results, fingerprint=None if None in fingerprints else " + ".join(map(str, fingerprints)))

@@ -1,8 +1,8 @@
 """Scores from outside: sent for while the policy goes on computing, awaited as late as possible.
 
-A scorer is any callable with the signature of `plaudit_client.RewardClient.score`. One with a parameter `extra`
-also gets what else the rows of the prompts hold, a mapping for each item. A failure stays a failure: NaN and a False in
-the mask, never a number.
+A scorer is any callable with the signature of `plaudit_client.RewardClient.score`: an item with several completions has
+as many results, in place. One with a parameter `extra` also gets a mapping for each item: what else the row of its
+prompt holds. A failure stays a failure: NaN and a False in the mask, never a number.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from plaudit_ppo.scoring.items import Item
+from plaudit_ppo.scoring.items import Item, grouped
 
 
 class Scored(Protocol):
@@ -72,17 +72,32 @@ def takes_extra(scorer: Scorer) -> bool:
 
 
 def call_scorer(
-    scorer: Scorer, items: Sequence[Item], extra: Extra = (), *, clock: Callable[[], float] = time.perf_counter
+    scorer: Scorer,
+    items: Sequence[Item],
+    extra: Extra = (),
+    *,
+    group_size: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> ScoredBatch:
-    """One call; an exception of the scorer is the failure of all its items."""
+    """One call; an exception of the scorer is the failure of all its items.
+
+    Args:
+        scorer: what is called.
+        items: B rollouts, one completion each.
+        extra: what else the row of each one's prompt holds; empty: nothing is known of it.
+        group_size: so many after the other have one prompt, and are sent as one item.
+        clock: seconds.
+    """
     start = clock()
     fingerprint = None
     try:
-        answer = ask(scorer, items, extra)
+        sent, places, firsts = grouped(items, size=group_size)
+        answer = ask(scorer, sent, [extra[row] for row in firsts] if extra else ())
         fingerprint = getattr(answer, "fingerprint", None)
         results = list(answer)
         if len(results) != len(items):
-            raise ValueError(f"{len(results)} results for {len(items)} items")
+            raise ValueError(f"{len(results)} results for {len(items)} rollouts")
+        results = [results[place] for place in places]
         numbers = [_number(result) for result in results]
         reasons = [_reason(result) for result in results]
     except Exception as error:  # noqa: BLE001  # a scorer is anybody's code, and its failure is its rollouts' failure
@@ -134,10 +149,12 @@ class ScoringPool:
     Args:
         scorer: called from several threads at once.
         concurrency: how many calls may be in flight.
+        group_size: so many rollouts after the other have one prompt, and are sent as one item.
     """
 
-    def __init__(self, scorer: Scorer, concurrency: int) -> None:
+    def __init__(self, scorer: Scorer, concurrency: int, *, group_size: int = 1) -> None:
         self._scorer = scorer
+        self._group_size = group_size
         self._slots = threading.Semaphore(concurrency)
 
     def submit(self, items: Sequence[Item], extra: Extra = ()) -> "Future[ScoredBatch]":
@@ -150,7 +167,7 @@ class ScoringPool:
 
         def call() -> ScoredBatch:
             with self._slots:
-                return call_scorer(self._scorer, items, extra)
+                return call_scorer(self._scorer, items, extra, group_size=self._group_size)
 
         return in_thread(call)
 

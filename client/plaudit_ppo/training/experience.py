@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from plaudit_ppo.algorithm.advantages import compute_gae, whiten
+from plaudit_ppo.algorithm.correction import sampling_weights
 from plaudit_ppo.algorithm.kl import kl_k1, kl_k3
-from plaudit_ppo.algorithm.rewards import apply_missing_eos, clip_scores, compute_rewards
+from plaudit_ppo.algorithm.rewards import apply_missing_eos, clip_scores, compute_rewards, overlong_penalties
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.rollout.forward import PAD_LOGPROB
 from plaudit_ppo.rollout.rollouts import Rollouts
@@ -19,8 +20,11 @@ class Experience:
 
     Attributes:
         rollouts: tokens and masks.
-        scores: shape (B,), float32, after the missing-EOS rule and the clip; NaN where scoring failed.
+        scores: shape (B,), float32, after the missing-EOS rule, the clip and the penalty for length; NaN where scoring
+            failed.
         old_logprobs: shape (B, T), float32, of the policy before the update, by the training forward.
+        sampling_weights: shape (B, T), float32, of each token's policy loss, for what the sampler's logprobs differ.
+        sampling_clipped: shape (B, T), bool, True where a weight was cut or a completion masked.
         ref_logprobs: shape (B, T), float32.
         old_values: shape (B, T), float32.
         kl: shape (B, T), float32, the k1 estimate.
@@ -33,6 +37,8 @@ class Experience:
     rollouts: Rollouts
     scores: Tensor
     old_logprobs: Tensor
+    sampling_weights: Tensor
+    sampling_clipped: Tensor
     ref_logprobs: Tensor
     old_values: Tensor
     kl: Tensor
@@ -54,6 +60,8 @@ class Experience:
             rollouts=rollouts,
             scores=self.scores[index],
             old_logprobs=self.old_logprobs[index][:, :T],
+            sampling_weights=self.sampling_weights[index][:, :T],
+            sampling_clipped=self.sampling_clipped[index][:, :T],
             ref_logprobs=self.ref_logprobs[index][:, :T],
             old_values=self.old_values[index][:, :T],
             kl=self.kl[index][:, :T],
@@ -77,8 +85,8 @@ def make_experience(
 ) -> Experience:
     """From what the models and the scorer said to what the update needs.
 
-    Order: failed scores masked → missing-EOS rule → clip → rewards → their whitening → advantages → returns → their
-    whitening. The bundle's normalization has happened where the scores come from.
+    Order: failed scores masked → missing-EOS rule → clip → penalty for length → rewards → their whitening → advantages
+    → returns → their whitening. The bundle's normalization has happened where the scores come from.
 
     Args:
         rollouts: B rollouts.
@@ -95,6 +103,13 @@ def make_experience(
     logprobs = logprobs.where(mask, PAD_LOGPROB)
     ref_logprobs = ref_logprobs.where(mask, PAD_LOGPROB)
     values = values.where(mask, 0.0)
+    weights, clipped = sampling_weights(
+        logprobs,
+        rollouts.sampled_logprobs,
+        mask,
+        correction=config.sampling_correction,
+        limit=config.sampling_correction_max,
+    )
     scores = apply_missing_eos(
         scores,
         rollouts.finished,
@@ -103,6 +118,13 @@ def make_experience(
         penalty=config.missing_eos_penalty,
     )
     scores = clip_scores(scores, config.score_clip)
+    if config.overlong_buffer_tokens:
+        scores = scores + overlong_penalties(
+            mask.sum(1),
+            max_tokens=config.max_completion_tokens,
+            buffer_tokens=config.overlong_buffer_tokens,
+            penalty=config.overlong_penalty,
+        )
     kl = kl_k1(logprobs, ref_logprobs)
     kl_penalty = kl_coef * (kl if config.kl_estimator == "k1" else kl_k3(kl))
     rewards = compute_rewards(kl_penalty, scores, mask)
@@ -117,6 +139,8 @@ def make_experience(
         rollouts=rollouts,
         scores=scores,
         old_logprobs=logprobs,
+        sampling_weights=weights,
+        sampling_clipped=clipped,
         ref_logprobs=ref_logprobs,
         old_values=values,
         kl=kl,

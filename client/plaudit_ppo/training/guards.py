@@ -96,6 +96,39 @@ def check_sampling(error: float, *, tolerance: float) -> None:
         )
 
 
+def check_correction(
+    *,
+    kl: float | None,
+    clipped_share: float | None,
+    log_ratio: float | None,
+    max_kl: float,
+    max_clipped_share: float,
+    max_log_ratio: float,
+) -> None:
+    """A sampler too far from the training forward for importance weights to make up for it.
+
+    Args:
+        kl: val/sampling_kl, in nats per token; None, as the other two, where no rollout has a score.
+        clipped_share: val/sampling_clipped_share.
+        log_ratio: val/sampling_log_ratio_max, in nats.
+        max_kl: max_sampling_kl.
+        max_clipped_share: max_sampling_clipped_share.
+        max_log_ratio: max_sampling_log_ratio.
+    """
+    figures = (
+        ("the KL between them, in nats per token,", kl, max_kl, "max_sampling_kl"),
+        ("the share of weights cut or masked", clipped_share, max_clipped_share, "max_sampling_clipped_share"),
+        ("the largest difference of a logprob, in nats,", log_ratio, max_log_ratio, "max_sampling_log_ratio"),
+    )
+    for name, figure, limit, setting in figures:
+        if figure is not None and not figure <= limit:  # also when it is NaN
+            raise RatioError(
+                f"the sampler and the training forward are too far apart for sampling_correction: {name} is "
+                f"{figure:.4g}, limit {limit:.4g} ({setting}); look for weights of another version in the sampler, and "
+                "for a temperature, tokenizer or dtype that differs"
+            )
+
+
 def check_ratio(error: float, *, tolerance: float) -> None:
     """Before the first step of an iteration the ratio has to be 1.
 

@@ -19,15 +19,16 @@ def schedule(iteration: int, *, iterations: int, warmup_iterations: int, lr_sche
 
 
 def set_learning_rates(optimizers: Sequence[torch.optim.Optimizer], config: PPOConfig, iteration: int) -> float:
-    """Sets the policy's and the critic's rate for an iteration and returns the policy's."""
+    """Sets both networks' rates for an iteration and returns the policy's, which is 0 while the critic warms up."""
     factor = schedule(
         iteration,
         iterations=config.iterations,
         warmup_iterations=config.warmup_iterations,
         lr_schedule=config.lr_schedule,
     )
-    rates = (config.learning_rate, config.critic_learning_rate or config.learning_rate)
-    for optimizer, rate in zip(optimizers, rates, strict=True):
+    rate = 0.0 if iteration < config.critic_warmup_iterations else config.learning_rate
+    rates = (rate, config.critic_learning_rate or config.learning_rate)
+    for optimizer, own in zip(optimizers, rates, strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
-    return config.learning_rate * factor
+            group["lr"] = own * factor
+    return rate * factor

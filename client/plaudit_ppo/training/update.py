@@ -24,11 +24,23 @@ _DIVERGENCE_REMEDY = (
 
 
 def run_update(
-    learner: Learner, experience: Experience, config: PPOConfig, *, generator: torch.Generator
+    learner: Learner,
+    experience: Experience,
+    config: PPOConfig,
+    *,
+    generator: torch.Generator,
+    critic_alone: bool = False,
 ) -> dict[str, float]:
     """All epochs over one rollout batch; minibatches are reshuffled in each.
 
     Ouyang et al. 2022, appendix C; Huang et al. 2024, arXiv 2403.17031.
+
+    Args:
+        learner: what is changed.
+        experience: the rollout batch.
+        config: the settings of the losses.
+        generator: shuffles.
+        critic_alone: the policy, its optimizer included, stays as it is.
 
     Returns:
         Means over the real tokens of all minibatches of all processes, under the metrics' names.
@@ -45,12 +57,15 @@ def run_update(
             tokens = int(learner.accelerator.reduce(minibatch.mask.sum()))
             if tokens == 0:
                 continue
-            for name, value in _step(learner, minibatch, config, tokens=tokens, first=not totals).items():
+            sums = _step(learner, minibatch, config, tokens=tokens, first=not totals, critic_alone=critic_alone)
+            for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
     return _averages(totals)
 
 
-def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens: int, first: bool) -> dict[str, float]:
+def _step(
+    learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens: int, first: bool, critic_alone: bool
+) -> dict[str, float]:
     """One optimizer step on this process's part of a minibatch; returns sums over the `tokens` real ones of it all."""
     accelerator = learner.accelerator
     if config.whiten_advantages == "minibatch":
@@ -64,10 +79,12 @@ def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens:
     micro_batches = _micro_batches(minibatch, config.micro_batch_size, skip_empty=accelerator.num_processes == 1)
     for number, micro_batch in enumerate(micro_batches):
         with learner.micro_batch(is_last=number + 1 == len(micro_batches)):
-            parts, error = _token_sums(learner, micro_batch, config)
+            parts, error = _token_sums(learner, micro_batch, config, critic_alone=critic_alone)
             policy_loss = parts["loss/policy_avg"] + config.kl_loss_coef * parts["loss/kl_avg"]
+            if config.entropy_coef:
+                policy_loss = policy_loss - config.entropy_coef * parts["policy/entropy_avg"]
             value_loss = config.value_coef * parts["loss/value_avg"]
-            learner.backward(policy_loss / denominator, value_loss / denominator)
+            learner.backward(None if critic_alone else policy_loss / denominator, value_loss / denominator)
         ratio_error = max(ratio_error, error) if error == error else error  # NaN stays
         for name, value in parts.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
@@ -77,7 +94,7 @@ def _step(learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens:
     stacked = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
     totals = dict(zip(sums, stacked, strict=True))
     _check_losses(totals)
-    if culprit := learner.step():
+    if culprit := learner.step(critic_alone=critic_alone):
         raise DivergenceError(f"the gradient of the {culprit} is not finite, and it made no step; {_DIVERGENCE_REMEDY}")
     return totals
 
@@ -99,26 +116,38 @@ def _micro_batches(minibatch: Experience, size: int, *, skip_empty: bool) -> lis
     return [part for part in parts if part.mask.any() or not skip_empty]
 
 
-def _token_sums(learner: Learner, batch: Experience, config: PPOConfig) -> tuple[dict[str, Tensor], float]:
+def _token_sums(
+    learner: Learner, batch: Experience, config: PPOConfig, *, critic_alone: bool
+) -> tuple[dict[str, Tensor], float]:
     """Losses and statistics of one micro-batch, summed over its real tokens; and the largest |ratio - 1|."""
     mask, rollouts = batch.mask, batch.rollouts
-    logits = completion_logits(learner.policy, rollouts, temperature=config.temperature)
-    logprobs = token_logprobs(logits, rollouts)
+    with torch.set_grad_enabled(not critic_alone):
+        logits = completion_logits(learner.policy, rollouts, temperature=config.temperature)
+        logprobs = token_logprobs(logits, rollouts)
+    with torch.set_grad_enabled(config.entropy_coef > 0):
+        entropies = entropy(logits)
     log_ratio = logprobs - batch.old_logprobs
     ratio = log_ratio.exp()
     values = completion_values(learner.critic, rollouts)
-    policy_loss, policy_clipped = policy_losses(ratio, batch.advantages, clip_range=config.clip_range)
+    policy_loss, policy_clipped = policy_losses(
+        ratio,
+        batch.advantages,
+        clip_range=config.clip_range,
+        clip_range_high=config.clip_range_high,
+        dual_clip=config.dual_clip,
+    )
     value_loss, value_clipped = value_losses(
         values, batch.old_values, batch.returns, clip_range=config.value_clip_range
     )
+    policy_loss = policy_loss * batch.sampling_weights
     losses = {"policy": policy_loss, "value": value_loss, "kl": kl_k2(kl_k1(logprobs, batch.ref_logprobs))}
     sums = {f"loss/{name}_avg": masked_total(loss, mask) for name, loss in losses.items()}
+    sums["policy/entropy_avg"] = masked_total(entropies, mask)
     with torch.no_grad():
         statistics = {
             "tokens": torch.ones_like(ratio),
             "policy/approxkl_avg": 0.5 * log_ratio**2,
             "policy/clipfrac_avg": policy_clipped.float(),
-            "policy/entropy_avg": entropy(logits),
             "val/clipfrac_avg": value_clipped.float(),
             "val/ratio": ratio,
             "val/ratio_var": ratio**2,

@@ -17,7 +17,15 @@ KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 _NAME = "plaudit_causal"
 # What layers say to their attention that the operator needs no word of.
-_WITHOUT_MEANING = {"dropout", "position_ids", "position_embeddings", "is_causal", "use_cache", "cache_position"}
+_WITHOUT_MEANING = {
+    "dropout",
+    "position_ids",
+    "position_embeddings",
+    "is_causal",
+    "use_cache",
+    "cache_position",
+    "output_attentions",  # said by Gemma 2 of transformers 4
+}
 # Of a probe, whose numbers may differ by the rounding of another kernel.
 _PROBE_ROWS, _PROBE_TOKENS = 2, 9
 _PROBE_DIFFERENCE = 1e-3

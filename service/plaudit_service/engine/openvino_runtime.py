@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from plaudit_service.engine.openvino_graph import prepare
 from plaudit_service.engine.runtime import (
     BF16_TOLERANCE,
     CPU_COSTS,
@@ -42,7 +43,7 @@ def open_openvino(graph: Path, num_threads: int, num_calls: int) -> "list[OpenVi
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     common = {"INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32", "INFERENCE_NUM_THREADS": num_threads}
     try:
-        model = _with_repeated_heads(core.read_model(str(graph)))
+        model = prepare(core.read_model(str(graph)))
         whole = core.compile_model(model, "CPU", {**common, "PERFORMANCE_HINT": "LATENCY"})
         if num_calls == 1:
             return [OpenVino(whole, has_bf16=has_bf16)]
@@ -85,6 +86,10 @@ class OpenVino:
 
     run_kept = run
 
+    def fetch(self, kept: Array) -> Array:
+        """A kept result, which is an array already."""
+        return kept
+
     def cut(self, kept: Array, num_tokens: int) -> Array:
         """The first tokens of a kept result."""
         return np.ascontiguousarray(kept[:, :, :num_tokens])
@@ -92,27 +97,3 @@ class OpenVino:
     def no_tokens(self, name: str) -> Array:
         """Keys or values of no prefix."""
         return np.zeros(no_tokens_shape(self.inputs[name]), dtype=self._dtypes[name])
-
-
-def _with_repeated_heads(model: Any) -> Any:
-    """Gives every attention as many heads of keys and values as of queries, in place.
-
-    OpenVINO 2026.4 reads grouped heads, and then refuses to run them: "Incompatible MatMul batch dimension".
-    """
-    from openvino import opset13 as ops
-
-    for attention in model.get_ordered_ops():
-        if attention.get_type_name() != "ScaledDotProductAttention":
-            continue
-        query, *grouped = (attention.input_value(place) for place in range(3))
-        heads = ops.gather(ops.shape_of(query), ops.constant([1]), ops.constant(0))  # (1,)
-        for place, value in enumerate(grouped, start=1):
-            batch, groups, tokens, size = (
-                ops.gather(ops.shape_of(value), ops.constant([axis]), ops.constant(0)) for axis in range(4)
-            )
-            wide = ops.concat([batch, groups, ops.divide(heads, groups), tokens, size], 0)
-            repeated = ops.broadcast(ops.unsqueeze(value, ops.constant([2])), wide)
-            flat = ops.reshape(repeated, ops.concat([batch, heads, tokens, size], 0), special_zero=False)
-            attention.input(place).replace_source_output(flat.output(0))
-    model.validate_nodes_and_infer_types()
-    return model

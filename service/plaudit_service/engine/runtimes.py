@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from plaudit_service.engine.cores import num_cores
+from plaudit_service.engine.machine import num_cores
 from plaudit_service.engine.onnx_runtime import OnnxRuntime
 from plaudit_service.engine.onnx_runtime_cuda import OnnxRuntimeCuda
 from plaudit_service.engine.openvino_runtime import open_openvino

@@ -75,7 +75,8 @@ class Access:
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
         fields: dict[str, Any] = {}
-        scope["state"] = {**scope.get("state", {}), "log": fields, "client": ""}
+        state = {**scope.get("state", {}), "log": fields, "client": "", "write_error": None}
+        scope["state"] = state
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -88,18 +89,19 @@ class Access:
         outcome = None
         try:
             key = self._check_key(scope["path"], headers.get(b"authorization", b""))
-            scope["state"]["client"] = self._client(key, scope.get("client"))
+            state["client"] = self._client(key, scope.get("client"))
             await self._app(scope, receive, send_with_id)
         except RequestError as error:
             outcome = error.slug
             self._metrics.rejected.labels(outcome).inc()
-            await send_problem(send_with_id, error)
+            await send_problem(send_with_id, error, state["write_error"])
         except ClientLeft:
             outcome = "cancelled"
         except asyncio.CancelledError:  # the grace period of draining is over: the server cancels what is still open
             outcome = "cancelled"
             if status == 0:
-                await send_problem(send_with_id, Unavailable("the service stopped before this request was computed"))
+                stopped = Unavailable("the service stopped before this request was computed")
+                await send_problem(send_with_id, stopped, state["write_error"])
         except Exception as error:  # noqa: BLE001  the last line of defence: no stack trace reaches the client
             outcome = "500"
             log("request_failed", level=logging.ERROR, error=error, request_id=request_id.decode())

@@ -1,9 +1,10 @@
 """The HTTP routes and the OpenAPI document. Alone in knowing FastAPI."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -16,8 +17,7 @@ from starlette.routing import Route
 
 from plaudit_service.http.access import PROBES, Access
 from plaudit_service.http.asgi import INTERNAL_ERROR, PROBLEM_MEDIA_TYPE, App, Receive, Scope, Send, problem_document
-from plaudit_service.http.dialects.dialect import Dialect
-from plaudit_service.http.dialects.endpoint import DIALECTS, dialect_endpoints
+from plaudit_service.http.dialects.endpoint import dialect_endpoints, dialect_info, dialect_routes
 from plaudit_service.http.openapi import complete
 from plaudit_service.http.score_endpoint import ScoreEndpoint
 from plaudit_service.serving.service import Service
@@ -33,6 +33,22 @@ class Probe(BaseModel):
     detail: str | None = None
 
 
+class ModelCard(BaseModel):
+    """A model or combination that requests can name."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["plaudit"] = "plaudit"
+
+
+class ModelList(BaseModel):
+    """The answer of `GET /v1/models`; `created` is when the service began."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
 def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
     """The ASGI application of a service.
 
@@ -43,15 +59,15 @@ def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
     settings = service.settings
     open_routes = PROBES | (_OPENED if settings.open_metrics else frozenset())
     app = build_routes(service, keys=bool(api_keys), open_routes=open_routes)
-    endpoints: dict[str, App] = {"/score": ScoreEndpoint(service), **dialect_endpoints(service)}
-    app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
+    endpoints: dict[tuple[str, str], App] = {("POST", "/score"): ScoreEndpoint(service)}
+    endpoints |= {(each.route.method, each.route.path): each for each in dialect_endpoints(service)}
+    app.router.routes += [Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()]
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        method = scope["method"] if scope["type"] == "http" else None
-        if method == "HEAD":  # GET's answer; the server leaves the body out
+        if scope.get("method") == "HEAD":  # GET's answer; the server leaves the body out
             scope = {**scope, "method": "GET"}
         # What is asked most goes past FastAPI's machinery (docs/decisions.md).
-        await (endpoints.get(scope["path"], app) if method == "POST" else app)(scope, receive, send)
+        await endpoints.get((scope.get("method", ""), scope.get("path", "")), app)(scope, receive, send)
 
     routes = {route.path for route in app.routes if hasattr(route, "path")}
     return Access(
@@ -93,8 +109,8 @@ def build_routes(service: Service, *, keys: bool = False, open_routes: Collectio
     )
     _add_probes(app, service)
     _add_docs(app)
-    dialects: dict[str, Dialect] = {name: DIALECTS[name] for name in service.settings.dialects}
-    _document(app, lambda document: complete(document, dialects, keys=keys, open_routes=open_routes))
+    routes = dialect_routes(service.settings.dialects)
+    _document(app, lambda document: complete(document, routes, keys=keys, open_routes=open_routes))
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_bug)
     return app
@@ -131,7 +147,13 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
     @app.get("/info", summary="Models, fingerprints, parity measured at start, limits")
     async def info() -> dict[str, Any]:
-        return service.info()
+        return service.info() | dialect_info(service)
+
+    started_s = int(time.time())
+
+    @app.get("/v1/models", summary="Models and combinations, as OpenAI's clients list them")
+    async def models() -> ModelList:
+        return ModelList(data=[ModelCard(id=name, created=started_s) for name in service.models])
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -12,6 +12,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
+ErrorWriter = Callable[[RequestError], tuple[int, Any]]
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
@@ -27,8 +28,8 @@ async def send_answer(send: Send, status: int, media_type: bytes, body: bytes, h
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_problem(send: Send, error: RequestError) -> None:
-    """Send the RFC 9457 document of an error."""
+async def send_problem(send: Send, error: RequestError, write: ErrorWriter | None = None) -> None:
+    """Send an error as its RFC 9457 document, or as another status and JSON document that clients expect."""
     headers: list[tuple[bytes, bytes]] = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
@@ -38,8 +39,11 @@ async def send_problem(send: Send, error: RequestError) -> None:
         headers.append((b"accept-encoding", b"identity"))
     if isinstance(error, BodyTimeout):  # the rest of the body would be taken for the next request
         headers.append((b"connection", b"close"))
-    document = problem_document(error.status, error.title, error.detail, error.type)
-    await send_answer(send, error.status, PROBLEM_MEDIA_TYPE.encode(), json.dumps(document).encode(), headers)
+    status, media_type = error.status, PROBLEM_MEDIA_TYPE
+    document: Any = problem_document(error.status, error.title, error.detail, error.type)
+    if write is not None:
+        (status, document), media_type = write(error), "application/json"
+    await send_answer(send, status, media_type.encode(), json.dumps(document).encode(), headers)
 
 
 def problem_document(status: int, title: str, detail: str, type_: str = "about:blank") -> dict[str, Any]:

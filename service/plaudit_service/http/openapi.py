@@ -3,13 +3,13 @@
 Describes only; what it says is held against a running service by tests/security/test_openapi_fuzz.py.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from plaudit_service.http.asgi import PROBLEM_MEDIA_TYPE
-from plaudit_service.http.dialects.dialect import Dialect
+from plaudit_service.http.dialects.dialect import DialectRoute
 from plaudit_service.http.wire import Problem, ScoreAnswer
 from plaudit_service.items import ScoreRequest
 
@@ -55,12 +55,12 @@ _REQUEST_HEADERS: tuple[tuple[str, str, Schema], ...] = (
 )
 
 
-def complete(document: Schema, dialects: Mapping[str, Dialect], *, keys: bool, open_routes: Collection[str]) -> Schema:
+def complete(document: Schema, dialects: Sequence[DialectRoute], *, keys: bool, open_routes: Collection[str]) -> Schema:
     """Complete FastAPI's document.
 
     Args:
         document: As FastAPI generates it; changed in place.
-        dialects: Those that are answered, by name.
+        dialects: The routes of those that are answered.
         keys: Whether requests must carry an API key.
         open_routes: Paths that need none all the same.
 
@@ -74,8 +74,8 @@ def complete(document: Schema, dialects: Mapping[str, Dialect], *, keys: bool, o
     for name, model in (("ScoreRequest", ScoreRequest), ("ScoreAnswer", ScoreAnswer)):
         schemas[name] = _schema(model, schemas)
     document["paths"]["/score"] = {"post": _score()}
-    for name, dialect in dialects.items():
-        document["paths"][dialect.path] = {"post": _dialect(name, dialect, schemas)}
+    for route in dialects:
+        document["paths"][route.path] = {route.method.lower(): _dialect(route, schemas)}
     for path, operations in document["paths"].items():
         is_open = path in open_routes
         for operation in operations.values():
@@ -116,35 +116,43 @@ def _score() -> Schema:
     }
 
 
-def _dialect(name: str, dialect: Dialect, schemas: Schema) -> Schema:
-    parameters = {
-        "model": "Which loaded model or combination; may be left out when there is only one.",
-        **dialect.parameters,
-    }
-    return {
-        "summary": f"Score as {name} asks for it",
-        "operationId": name,
+def _dialect(route: DialectRoute, schemas: Schema) -> Schema:
+    parameters = dict(route.parameters)
+    if route.scores:
+        parameters = {
+            "model": "Which loaded model or combination; may be left out when there is only one.",
+            **parameters,
+        }
+    problems = _problems(_DIALECT_PROBLEMS)
+    if route.errors is not None:
+        content = _json_content(_schema(route.errors.document, schemas))
+        problems = _problems({401: _PROBLEMS[401], 431: _PROBLEMS[431]}) | _problems(route.errors.statuses, content)
+    operation = {
+        "summary": f"As {route.operation} asks for it",
+        "operationId": route.operation,
         "parameters": _headers()
         + [_parameter("query", name, description, {"type": "string"}) for name, description in parameters.items()],
-        "requestBody": _json_body(_schema(dialect.body, schemas)),
         "responses": {
-            "200": {"description": "The scores", **_json_content(_schema(dialect.answer, schemas))},
-            **_problems(_DIALECT_PROBLEMS),
+            "200": {"description": "The answer", **_json_content(_schema(route.answer, schemas))},
+            **problems,
         },
     }
+    if route.body is not None:
+        operation["requestBody"] = _json_body(_schema(route.body, schemas), route.example)
+    return operation
 
 
-def _problems(statuses: Mapping[int, str]) -> Schema:
-    """The problem documents of an operation, by status."""
+def _problems(statuses: Mapping[int, str], content: Schema | None = None) -> Schema:
+    """The errors of an operation, by status; where no other content is given, problem documents."""
     headers = {
         429: {"Retry-After": _RETRY_AFTER},
         503: {"Retry-After": _RETRY_AFTER},
         401: {"WWW-Authenticate": _CHALLENGE},
         415: {"Accept-Encoding": _UNCOMPRESSED},
     }
-    content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content = content or {"content": {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
     return {
-        str(status): {"description": description, "headers": dict(headers.get(status, {})), "content": content}
+        str(status): {"description": description, "headers": dict(headers.get(status, {})), **content}
         for status, description in statuses.items()
     }
 
@@ -158,8 +166,11 @@ def _parameter(place: str, name: str, description: str, schema: Schema) -> Schem
     return {"in": place, "name": name, "required": False, "description": description, "schema": schema}
 
 
-def _json_body(schema: Schema) -> Schema:
-    return {"required": True, **_json_content(schema)}
+def _json_body(schema: Schema, example: Any = None) -> Schema:
+    body = {"required": True, **_json_content(schema)}
+    if example is not None:
+        body["content"]["application/json"]["example"] = example
+    return body
 
 
 def _json_content(schema: Schema) -> Schema:

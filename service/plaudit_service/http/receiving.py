@@ -1,36 +1,61 @@
 """Receive a request within bounds of bytes and time, and notice when its client leaves. Knows nothing of scores."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from plaudit_service.errors import BodyTimeout, CompressedBody, QueueFull, TooLarge
 from plaudit_service.http.asgi import ClientLeft, Receive
+from plaudit_service.queueing.fairness import room
 from plaudit_service.settings import Settings
 
 
 class Room:
-    """What all bodies that are being read and tokenized may hold together, in bytes."""
+    """Bytes that all bodies being read and tokenized may hold together; clients share them as they do a queue."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.used = 0
+        self._used: Counter[str] = Counter()  # by client
 
     @contextmanager
-    def share(self) -> Iterator["Share"]:
-        """The part of one request, given back at the end."""
-        share = Share(self)
+    def share(self, client: str) -> Iterator["Share"]:
+        """The part of one request, given back at the end.
+
+        Args:
+            client: Who shares the room with other clients; "": one who does not.
+        """
+        share = Share(self, client)
         try:
             yield share
         finally:
             share.release()
 
+    def take(self, client: str, size: int) -> None:
+        """Take more.
+
+        Raises:
+            QueueFull: there is no room now.
+        """
+        used, own = self._used.total(), self._used[client]
+        left = room(self.limit, used, own) if client else self.limit - used
+        if size > left:
+            raise QueueFull(f"{used} bytes of requests are being read, limit {self.limit}; try again later")
+        self._used[client] += size
+
+    def give_back(self, client: str, size: int) -> None:
+        """Hold so much less."""
+        self._used[client] -= size
+        if not self._used[client]:
+            del self._used[client]
+
 
 class Share:
     """One request's part of a room."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, whole: Room, client: str) -> None:
+        self._room = whole
+        self._client = client
         self._size = 0
 
     def grow(self, size: int) -> None:
@@ -40,17 +65,15 @@ class Share:
             TooLarge: the request alone is larger than the room.
             QueueFull: there is no room now.
         """
-        room = self._room
-        if self._size + size > room.limit:
-            raise TooLarge(f"the request needs {self._size + size} bytes to be read, limit {room.limit}; split it")
-        if room.used + size > room.limit:
-            raise QueueFull(f"{room.used} bytes of requests are being read, limit {room.limit}; try again later")
-        room.used += size
+        limit = room(self._room.limit, 0, 0) if self._client else self._room.limit
+        if self._size + size > limit:
+            raise TooLarge(f"the request needs {self._size + size} bytes to be read, limit {limit}; split it")
+        self._room.take(self._client, size)
         self._size += size
 
     def release(self) -> None:
         """Give all back."""
-        self._room.used -= self._size
+        self._room.give_back(self._client, self._size)
         self._size = 0
 
 

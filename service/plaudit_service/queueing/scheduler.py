@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakValueDictionary
 
-from plaudit_service.engine.engine_threads import EngineThreads
+from plaudit_service.engine.engine_threads import WHOLE, EngineThreads
 from plaudit_service.engine.engines import padded_tokens
 from plaudit_service.engine.model import Failure, Model, Outcome
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
@@ -80,8 +80,8 @@ class _Job:
         return self.text.token_ids
 
 
-# What a score is a function of: the bytes of token ids and of type ids.
-_Key = tuple[bytes, bytes]
+# What a score is a function of, the bytes of token ids and of type ids; and whether values along them are asked for.
+_Key = tuple[tuple[bytes, bytes], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +94,10 @@ class _HandedOver:
 
 @dataclass(frozen=True)
 class _Computed:
-    """What a thread of the engine made of a batch, and when, on the scheduler's clock."""
+    """What a thread of the engine made of a batch, on which lane, and when, on the scheduler's clock."""
 
     outcomes: Sequence[Outcome]
+    lane: int
     started: float
     finished: float
     num_prefix_tokens: int
@@ -269,12 +270,16 @@ class Scheduler:
 
     def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText, *, may_be_known: bool) -> None:
         """Wait for the computation of a sequence, which may be on its way for someone else, or known already."""
-        key = text.token_ids.tobytes(), b"" if text.type_ids is None else text.type_ids.tobytes()
-        if may_be_known and (known := self._cache.get(key)) is not None:
+        content = text.token_ids.tobytes(), b"" if text.type_ids is None else text.type_ids.tobytes()
+        along = text.places is not None
+        key = content, along
+        if may_be_known and not along and (known := self._cache.get(content)) is not None:
             self._metrics.score_cache_hits.inc()
             ticket.outcomes[place] = known
             return
         job = self._jobs.get(key)
+        if job is None and not along:  # who asks for less may wait for more
+            job = self._jobs.get((content, True))
         turn, num_tokens = self._clients.next_turn(ticket.client), len(text.token_ids)
         if job is None:
             job = self._jobs[key] = _Job(key, text, ticket.client, turn, ticket.arrival)
@@ -386,6 +391,7 @@ class Scheduler:
         outcomes = dict(zip(wanted, computed, strict=True))
         return _Computed(
             [outcomes.get(job, _EXPIRED) for job in batch.sequences],
+            lane,
             started,
             self._clock(),
             model.num_computed_prefix_tokens(lane) - before,
@@ -404,7 +410,7 @@ class Scheduler:
         self._observe(batch, computed)
         for job, outcome in zip(batch.sequences, computed.outcomes, strict=True):
             self._drop(job)
-            self._cache.put(job.key, outcome)
+            self._cache.put(job.key[0], outcome)
             for ticket, place in job.waiters:
                 self._deliver(ticket, place, outcome, computed)
 
@@ -421,7 +427,9 @@ class Scheduler:
         shared = batch.num_prefix_tokens
         lengths = [len(job.token_ids) - shared for job in batch.sequences]
         padded = padded_tokens(lengths, self.model.engine.costs)
-        self._metrics.infer_seconds.observe(computed.finished - computed.started)
+        seconds = computed.finished - computed.started
+        self._metrics.infer_seconds.observe(seconds)
+        self._metrics.engine_seconds.labels("alone" if computed.lane == WHOLE else "shared").inc(seconds)
         self._metrics.batch_sequences.observe(len(lengths))
         self._metrics.batch_tokens.observe(padded + computed.num_prefix_tokens)
         self._metrics.computed_tokens.inc(sum(lengths) + computed.num_prefix_tokens)

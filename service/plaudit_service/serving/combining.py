@@ -13,13 +13,13 @@ subtract the variance, here it is the standard deviation, so that K has no unit.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from plaudit_service.bundles.bundle import Bundle, canonical_sha256
 from plaudit_service.errors import InvalidRequest, SettingsError
-from plaudit_service.items import Item, TokenItem
+from plaudit_service.items import ScoreRequest, TokenItem
 from plaudit_service.results import Identity, Result, Status
 
 # Of the statuses of several failed parts, the first of these is answered: what is wrong with the service or its models
@@ -64,15 +64,21 @@ class Combination:
         engines = dict.fromkeys(part.engine for part in parts)
         return Identity(self.name, canonical_sha256(content), "+".join(engines))
 
-    def check_items(self, items: Sequence[Item], parts: Sequence[Bundle]) -> None:
-        """Refuse token ids where the parts have different tokenizers, which would take them for different texts.
+    def check_request(self, request: ScoreRequest, parts: Sequence[Bundle]) -> None:
+        """Refuse what is different for each part: tokens and texts, and token ids unless the tokenizers are the same.
 
         Raises:
             InvalidRequest: 422.
         """
+        for name, is_asked in (("along", request.along != "none"), ("explain", request.explain)):
+            if is_asked:
+                raise InvalidRequest(
+                    f'{name}: "{self.name}" combines {", ".join(self.parts)}, each with tokens and texts of its own; '
+                    "ask each part by its own name"
+                )
         if len({part.scoring.sha256["tokenizer.json"] for part in parts}) == 1:
             return
-        for number, item in enumerate(items):
+        for number, item in enumerate(request.items):
             if isinstance(item, TokenItem):
                 raise InvalidRequest(
                     f'items[{number}].token_ids: the parts of "{self.name}" ({", ".join(self.parts)}) have different '
@@ -94,6 +100,16 @@ class Combination:
                 deviations = [score - mean for score in scores]
                 variance = _sum([deviation * deviation for deviation in deviations]) / len(scores)
                 return mean - self.numbers[0] * math.sqrt(variance)
+
+    def terms(self, scores: Mapping[str, float]) -> dict[str, float] | None:
+        """What `compute` adds up, by part, in its order: the sum from left to right has its bits; None: it is no sum.
+
+        Args:
+            scores: Of each part, as `heads` of a combined result.
+        """
+        if self.rule != "sum":
+            return None
+        return {part: weight * scores[part] for part, weight in zip(self.parts, self.numbers, strict=True)}
 
     def combine(self, results: Sequence[Result]) -> Result:
         """One sequence's result from that of each part; without a score unless all have one."""

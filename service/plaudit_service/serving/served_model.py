@@ -5,7 +5,7 @@ Knows nothing of HTTP.
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -17,8 +17,12 @@ from plaudit_service.results import Result, Status
 from plaudit_service.serving.combining import Combination
 from plaudit_service.serving.pipeline import Pipeline, Scored, Tokenized
 from plaudit_service.serving.score_window import ScoreWindow
+from plaudit_service.text.tokenization import Asked
 
 _T = TypeVar("_T")
+
+# The term by which a normalized score differs from the sum of its heads' terms.
+NORMALIZATION = "normalization"
 
 
 class ServedModel:
@@ -81,13 +85,14 @@ class ServedModel:
         """
         self.identity.check_pins(request)
         if self.combination is not None:
-            self.combination.check_items(request.items, [part.model.bundle for part in self.parts])
+            self.combination.check_request(request, [part.model.bundle for part in self.parts])
+        for part in self.parts:
+            part.model.check_request(request)
         if not waits:
             for part in self.parts:
                 part.scheduler.require_room(request.num_sequences, deadline=deadline, client=client)
-        tokenized = await _gather(
-            part.tokenize(request.items, request.truncation, deadline=deadline) for part in self.parts
-        )
+        asked = Asked(request.truncation, request.along, request.explain)
+        tokenized = await _gather(part.tokenize(request.items, asked, deadline=deadline) for part in self.parts)
         tickets = await self._admit(tokenized, deadline, client, waits=waits)
         on_admitted()
         first, *others = (ticket.done for ticket in tickets)
@@ -97,6 +102,23 @@ class ServedModel:
         if scored.results and all(result.status is Status.EXPIRED for result in scored.results):
             raise AllExpired("the deadline of X-Request-Timeout-S passed before any sequence was computed")
         return scored
+
+    def terms(self, result: Result, *, raw: bool) -> dict[str, float] | None:
+        """What adds up to a score, by head or part, from left to right; None: it is no sum of several.
+
+        To the bits of the score, but for a bundle with a normalization: there each term is divided by its deviation,
+        and what its mean takes away is a term of its own, so that the sum is the score but for its rounding.
+        """
+        if result.heads is None:
+            return None
+        if self.combination is not None:
+            return self.combination.terms(result.heads)
+        scoring = self.parts[0].model.bundle.scoring
+        terms = {head.name: head.weight * result.heads[head.name] for head in scoring.heads}
+        if scoring.normalization is None or raw:
+            return terms
+        mean, std = scoring.normalization.mean, scoring.normalization.std
+        return {name: term / std for name, term in terms.items()} | {_free(NORMALIZATION, terms): -mean / std}
 
     async def _admit(
         self, tokenized: Sequence[Tokenized], deadline: float, client: str, *, waits: bool
@@ -140,6 +162,13 @@ class ServedModel:
             if result.score is not None and not raw:
                 self._metrics.score.labels(self.name).observe(result.score)
                 self._window.add(result.score, result.num_tokens)
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken, by underscores before it."""
+    while name in taken:
+        name = f"_{name}"
+    return name
 
 
 async def _gather(coroutines: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from plaudit_service.bundles.bundle import Bundle
 from plaudit_service.engine.calls import default_calls
-from plaudit_service.engine.cores import num_cores
 from plaudit_service.engine.engine_threads import EngineThreads
 from plaudit_service.engine.engines import open_engines
+from plaudit_service.engine.machine import num_cores
 from plaudit_service.engine.model import Model
 from plaudit_service.engine.prefixes import PrefixCache
 from plaudit_service.errors import InvalidRequest, Unavailable, UnknownModel
@@ -26,11 +26,14 @@ from plaudit_service.serving.pipeline import Pipeline
 from plaudit_service.serving.served_model import ServedModel
 from plaudit_service.settings import Settings
 
+TOKENIZER_THREADS = 2
+
 _LIMITS = (
     "max_sequences_per_request",
     "max_body_bytes",
     "max_text_chars",
     "max_request_chars",
+    "max_along_tokens",
     "max_queued_sequences",
     "max_queued_tokens",
 )
@@ -69,7 +72,8 @@ class Service:
         self.num_calls = settings.engine_calls or default_calls(bundles, settings.computes_on, self.num_threads)
         # One device: its threads take the batches of all models in turn.
         self._engine_threads = EngineThreads(self.num_calls)
-        self._tokenizer_threads = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
+        self.metrics.engine_calls.set(self.num_calls)
+        self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
         self.models = {name: ServedModel([pipeline], self.metrics) for name, pipeline in self.pipelines.items()}
         for combination in combinations:
@@ -97,7 +101,9 @@ class Service:
         )
         model = Model(bundle, engine, prefixes, shares)
         scheduler = Scheduler(model, self.settings, self.metrics, self._engine_threads, self.clock)
-        return Pipeline(model, scheduler, self.metrics, self._tokenizer_threads, self.clock)
+        return Pipeline(
+            model, scheduler, self.metrics, self._tokenizer_threads, self.clock, self.settings.max_along_tokens
+        )
 
     @property
     def not_ready(self) -> str | None:

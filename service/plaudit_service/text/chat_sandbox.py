@@ -96,7 +96,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             args = (_charge_items(args[0], 0), *args[1:])
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps `format`
         if isinstance(subject := getattr(method, "__self__", None), str):
-            _charge_string_method(subject, method.__name__, args)
+            args = _charge_string_method(subject, method.__name__, args)
         result = super().call(__context, __obj, *args, **kwargs)
         _charge_made(result)
         return result
@@ -181,13 +181,15 @@ def _charge_items(items: Iterable[Any], text: int) -> Iterator[Any]:
         yield item
 
 
-def _charge_string_method(subject: str, name: str, args: tuple[Any, ...]) -> None:
+def _charge_string_method(subject: str, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments to call it with."""
     if name in {"format", "format_map"}:
         _check_format(subject, args)
     elif name == "replace" and len(args) >= 2:
         _charge_replace(subject, *args[:2])
     elif name == "join" and args:
-        _charge_join(args[0], subject)
+        return (_charge_join(args[0], subject), *args[1:])
+    return args
 
 
 def _charge_replace(subject: str, old: Any, new: Any) -> None:
@@ -195,10 +197,14 @@ def _charge_replace(subject: str, old: Any, new: Any) -> None:
         _charge(len(subject) + subject.count(old) * len(new))
 
 
-def _charge_join(parts: Any, separator: Any) -> None:
-    if isinstance(parts, str | list | tuple) and isinstance(separator, str):
+def _charge_join(parts: Any, separator: Any) -> Any:
+    """The parts to join. Of a range or a generator a list, because it does not tell what it comes to."""
+    if not isinstance(parts, str | list | tuple):
+        parts = list(_charge_items(parts, 0))
+    if isinstance(separator, str):
         _charge(len(parts) * len(separator))
     _charge_written(parts)
+    return parts
 
 
 def _check_format(text: str, args: Any) -> None:
@@ -225,7 +231,8 @@ def _charged_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
             width = given[1] if len(given) > 1 else kwargs.get("width", 4)
             _charge(str(given[0]).count("\n") * (len(width) if isinstance(width, str) else int(width)))
         elif name == "join" and given:
-            _charge_join(given[0], given[1] if len(given) > 1 else kwargs.get("d", ""))
+            parts = _charge_join(given[0], given[1] if len(given) > 1 else kwargs.get("d", ""))
+            args = (*args[: -len(given)], parts, *given[1:])
         elif name == "format":
             _check_format(str(given[0]), given[1:])
         elif name in _WRITING_FILTERS:

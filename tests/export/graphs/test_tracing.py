@@ -255,12 +255,13 @@ def test_inputs_and_outputs_of_an_encoder_graph_are_those_of_the_contract(graph_
     assert graph_of("bert").outputs == graph_of("roberta").outputs == ["scores"]
 
 
-def test_attention_is_one_native_operator(graph_of):
+def test_attention_is_one_native_operator_which_takes_fewer_heads_of_keys_than_of_queries(graph_of):
     model = onnx.load(graph_of("llama").path)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", OPSET)]
-    operators = [node.op_type for node in model.graph.node]
-    assert operators.count("Attention") == 2
-    assert "Expand" not in operators  # of keys and values, whose heads are half as many as the queries'
+    made_by = {name: node.op_type for node in model.graph.node for name in node.output}
+    layers = [node for node in model.graph.node if node.op_type == "Attention"]
+    # Keys and values as they were projected and turned: nothing repeats their heads, half as many as the queries'.
+    assert [[made_by[name] for name in node.input[1:3]] for node in layers] == [["RotaryEmbedding", "Transpose"]] * 2
 
 
 def test_the_graph_holds_no_trace_of_the_machine_that_made_it(graph_of):

@@ -15,6 +15,26 @@ def test_the_policy_loss_is_the_larger_of_the_clipped_and_the_unclipped_term():
     assert clipped[0].tolist() == [True, False, False, True, False]
 
 
+def test_the_ratio_is_clipped_above_at_a_range_of_its_own():
+    """Detail 30: max(-A r, -A clip(r, 0.8, 1.28)), by hand: 1.25 is inside, 1.5 is cut to 1.28, 0.5 to 0.8."""
+    ratio = torch.tensor([[1.25, 1.5, 1.5, 0.5]])
+    advantages = torch.tensor([[2.0, 2.0, -2.0, -2.0]])
+    losses, clipped = policy_losses(ratio, advantages, clip_range=0.2, clip_range_high=0.28)
+    assert losses[0].tolist() == pytest.approx([-2.5, -2.56, 3.0, 1.6])
+    assert clipped[0].tolist() == [False, True, False, True]
+
+
+def test_a_dual_clip_bounds_the_loss_of_tokens_with_a_negative_advantage():
+    """Detail 31: min(L, -3 A) where A < 0, by hand: L = 8 is cut to 6 and gets no gradient, L = 5 is not."""
+    ratio = torch.tensor([[4.0, 2.5, 4.0, 0.5]], requires_grad=True)
+    advantages = torch.tensor([[-2.0, -2.0, 2.0, -2.0]])
+    losses, clipped = policy_losses(ratio, advantages, clip_range=0.2, dual_clip=3.0)
+    assert losses[0].tolist() == pytest.approx([6.0, 5.0, -2.4, 1.6])
+    assert clipped[0].tolist() == [True, False, True, True]
+    losses.sum().backward()
+    assert ratio.grad[0].tolist() == [0.0, 2.0, 0.0, 0.0]
+
+
 def test_the_value_loss_is_half_the_larger_squared_error():
     """Detail 18: 0.5 max((v - R)^2, (clip(v, v_old ± 0.2) - R)^2).
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from plaudit_ppo.algorithm.rewards import apply_missing_eos, clip_scores, compute_rewards
+from plaudit_ppo.algorithm.rewards import apply_missing_eos, clip_scores, compute_rewards, overlong_penalties
 
 SCORES = torch.tensor([2.0, 3.0, math.nan, math.nan])
 FINISHED = torch.tensor([True, False, True, False])
@@ -25,6 +25,13 @@ def test_scores_are_clipped_only_where_a_limit_is_set():
     assert clip_scores(scores, 10.0).tolist()[:3] == [10.0, -10.0, 3.0]
     assert math.isnan(clip_scores(scores, 10.0)[3])
     assert clip_scores(scores, None).tolist()[:3] == [12.0, -11.0, 3.0]
+
+
+def test_a_completion_pays_for_the_last_tokens_before_the_limit_of_its_length():
+    """Detail 33, by hand: L_max 10, L_cache 4, so from token 7 on a quarter of the penalty each."""
+    lengths = torch.tensor([0, 6, 7, 8, 10])
+    penalties = overlong_penalties(lengths, max_tokens=10, buffer_tokens=4, penalty=2.0)
+    assert penalties.tolist() == [0.0, 0.0, -0.5, -1.0, -2.0]
 
 
 def test_the_score_is_added_once_at_the_last_kept_token_for_both_endings():

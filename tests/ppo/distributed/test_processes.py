@@ -43,6 +43,9 @@ class Accelerator:
 def test_processes_that_cannot_work_together_are_refused(changes, rollouts, says):
     accelerator = Accelerator()
     check_processes(accelerator, rollouts=8, minibatches=3)
+    check_processes(accelerator, rollouts=8, minibatches=3, group=4)
+    with pytest.raises(ConfigError, match=r"in groups of 4 \(samples_per_prompt\); give a multiple of 8"):
+        check_processes(accelerator, rollouts=12, minibatches=3, group=4)
     for name, value in changes.items():
         setattr(accelerator, name, value)
     with pytest.raises(ConfigError, match=says):

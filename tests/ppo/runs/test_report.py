@@ -40,6 +40,28 @@ def test_a_report_shows_figures_samples_and_settings_of_a_run(run, capsys):
     assert "to go" not in page
 
 
+def test_a_report_shows_the_samplers_figures_where_they_are_corrected_for(make_trainer, tmp_path):
+    make_trainer(iterations=1, sampling_correction="token_truncate").train()
+    main(["report", str(tmp_path / "run")])
+    page = (tmp_path / "run" / "report.html").read_text()
+    for metric in ("val/sampling_kl", "val/sampling_log_ratio_max", "val/sampling_clipped_share"):
+        assert f"<!-- {metric} -->" in page
+
+
+def test_a_report_names_what_stands_out_and_says_nothing_where_nothing_does(make_trainer, tmp_path):
+    constant = lambda items: [Score("ok", 1.0)] * len(items)  # noqa: E731
+    make_trainer(constant, iterations=3, missing_eos="off").train()
+    main(["report", str(tmp_path / "run")])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert '<td class="text">Constant scores</td>' in page
+    assert "docs/ppo-troubleshooting.md" in page
+    log = tmp_path / "run" / "log.jsonl"
+    lines = [line | {"scoring/score_std": 0.5, "val/eos_share": 0.9} for line in read_log(log)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main(["report", str(tmp_path / "run")])
+    assert "What stands out" not in (tmp_path / "run" / "report.html").read_text()
+
+
 class Elements(HTMLParser):
     """All elements and attributes of a page."""
 

@@ -88,6 +88,19 @@ def test_a_run_with_the_critic_on_the_policys_network_is_resumed_in_the_same_bit
     assert [path.name for path in (resumed.output / "critic").iterdir()] == ["value_head.safetensors"]
 
 
+def test_a_run_that_is_killed_while_its_critic_warms_up_is_resumed_in_the_same_bits(make_trainer, make_policy):
+    """Detail 34: the policy's optimizer has no state yet."""
+    settings = {"iterations": 4, "critic_warmup_iterations": 2, "checkpoint_every": 1}
+    whole = make_trainer(output="whole", **settings)
+    whole.train()
+    with pytest.raises(KilledError):
+        make_trainer(**settings).train(on_iteration=stop_after(1))
+    resumed = make_trainer(reference=make_policy(), **settings)
+    resumed.train(resume=True)
+    assert torch.equal(resumed.trained(), whole.trained())
+    assert resumed.log_without_times() == whole.log_without_times()
+
+
 def test_checkpoints_are_bounded_in_number_and_the_last_one_is_of_the_end(make_trainer, tmp_path):
     make_trainer(**SETTINGS).train()
     assert checkpoints(tmp_path / "run") == ["iteration-000006", "iteration-000007"]

@@ -47,7 +47,7 @@ def test_scorers_are_asked_at_the_same_time():
 def test_a_missing_weight_and_an_answer_of_the_wrong_length_are_refused():
     with pytest.raises(ValueError, match="1 weights for 2 scorers"):
         CombinedScorer([LENGTH, VOWELS], [1.0])
-    with pytest.raises(ValueError, match="scorer 1: 0 results for 1 items"):
+    with pytest.raises(ValueError, match="scorer 1: 0 results for 1 completions"):
         CombinedScorer([LENGTH, lambda items: []])([{"text": "a"}])
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from plaudit_client import Score
+from plaudit_client.testing import FakeScorer
+from plaudit_ppo.scoring.combined import CombinedScorer
 from plaudit_ppo.scoring.pool import ScoredBatch, ScoringPool, call_scorer, gather
 
 
@@ -60,7 +62,67 @@ def test_an_exception_of_the_scorer_is_the_failure_of_its_items_alone():
 def test_an_answer_of_the_wrong_length_is_no_answer():
     batch = call_scorer(lambda items: [Score("ok", 1.0)], [{}, {}])
     assert numbers(batch) == [None, None]
-    assert batch.failure == "ValueError: 1 results for 2 items"
+    assert batch.failure == "ValueError: 1 results for 2 rollouts"
+
+
+def test_a_group_is_one_item_and_its_scores_come_back_to_its_rollouts():
+    """Detail 35: `finished` is said of an item, so what has ended and what was cut are two."""
+    sent = []
+
+    def scorer(items):
+        sent.extend(items)
+        return [Score("ok", float(len(text))) for item in items for text in item["completions"]]
+
+    chat = {"messages": [{"role": "user", "content": "p"}]}
+    items = [
+        {"prompt": "p", "completion": "a", "finished": True},
+        {"prompt": "p", "completion": "bb", "finished": True},
+        {**chat, "completions": ["ccc"], "finished": False},
+        {**chat, "completions": ["dddd"], "finished": True},
+        {"prompt": "p", "completion": "eeeee", "finished": False},
+        {"prompt": "p", "completion": "ffffff", "finished": False},
+    ]
+    pool = ScoringPool(scorer, 1, group_size=2)
+    assert numbers(pool.submit(items).result()) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert sent == [
+        {"prompt": "p", "completions": ["a", "bb"], "finished": True},
+        {**chat, "completions": ["dddd"], "finished": True},
+        {**chat, "completions": ["ccc"], "finished": False},
+        {"prompt": "p", "completions": ["eeeee", "ffffff"], "finished": False},
+    ]
+    assert numbers(call_scorer(FakeScorer(lambda item: float(len(item["completion"]))), items[:2], group_size=2)) == [
+        1.0,
+        2.0,
+    ]
+
+
+def test_a_scorer_with_the_parameter_gets_the_columns_of_each_items_prompt():
+    """Of a group once; of one that is sent as two, with each."""
+    seen = []
+
+    def scorer(items, extra):
+        seen.append(list(extra))
+        return [Score("ok", 1.0) for item in items for _ in item.get("completions", [""])]
+
+    items = [{"prompt": "p", "completion": "a", "finished": row != 1} for row in range(4)]
+    columns = [{"label": row // 2} for row in range(4)]
+    assert numbers(ScoringPool(scorer, 1, group_size=2).submit(items, columns).result()) == [1.0] * 4
+    assert numbers(call_scorer(scorer, items, columns)) == [1.0] * 4
+    assert seen == [[{"label": 0}, {"label": 0}, {"label": 1}], columns]
+    assert numbers(call_scorer(lambda sent: [Score("ok", 2.0)] * len(sent), items, columns)) == [2.0] * 4
+    both = CombinedScorer([scorer, lambda sent: [Score("ok", 2.0)] * len(sent)])
+    assert numbers(call_scorer(both, items, columns)) == [3.0] * 4
+    assert seen[2] == columns
+
+
+def test_one_completion_of_a_group_without_a_score_is_masked_alone():
+    """Details 10 and 35."""
+    results = [Score("ok", 1.0), Score("failed", None, detail="no memory"), Score("ok", 3.0)]
+    items = [{"prompt": "p", "completion": "a", "finished": True}] * 3
+    batch = call_scorer(lambda sent: results, items, group_size=3)
+    assert numbers(batch) == [1.0, None, 3.0]
+    assert batch.failure == "failed (no memory)"
+    assert call_scorer(lambda sent: results[:1], items, group_size=3).failure == "ValueError: 1 results for 3 rollouts"
 
 
 def test_scores_come_back_in_the_order_in_which_they_were_sent_for():

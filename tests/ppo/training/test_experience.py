@@ -105,6 +105,15 @@ def test_scores_are_clipped_after_the_rule_for_a_missing_eos(make):
     assert make(score_clip=1.5, missing_eos_score=-3.0).scores[2].isnan()
 
 
+def test_the_penalty_for_length_comes_after_the_rule_for_a_missing_eos_and_the_clip(make):
+    """Details 10 and 33: of at most 3 tokens, over the last 2: 2 tokens lose 0.5 of the penalty, 3 all of it."""
+    settings = {"max_completion_tokens": 3, "overlong_buffer_tokens": 2}
+    assert make(**settings).scores[:2].tolist() == [1.5, -2.0]
+    assert make(**settings, overlong_penalty=3.0, score_clip=1.0).scores[:2].tolist() == [1.0 - 1.5, -1.0 - 3.0]
+    assert make(**settings).scores[2].isnan()
+    assert make(max_completion_tokens=3).scores[:2].tolist() == [2.0, -1.0]
+
+
 def test_whitened_rewards_keep_their_mean_and_have_variance_1(make):
     """Detail 14: over the five real tokens, without mean shift; off by default."""
     plain, whitened = make(), make(whiten_rewards=True)

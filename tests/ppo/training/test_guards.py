@@ -50,3 +50,20 @@ def test_a_ratio_off_by_more_than_its_tolerance_stops_the_run_also_when_it_is_na
     check(1e-3, tolerance=1e-3)
     with pytest.raises(RatioError, match=r"limit 1\.00e-03"):
         check(error, tolerance=1e-3)
+
+
+def test_a_corrected_sampler_may_reach_each_limit_and_exceed_none():
+    """Detail 29: also where a figure is NaN; without a score there is none."""
+    figures = {"kl": 0.05, "clipped_share": 0.2, "log_ratio": 5.0}
+    limits = {"max_kl": 0.05, "max_clipped_share": 0.2, "max_log_ratio": 5.0}
+    guards.check_correction(**figures, **limits)
+    guards.check_correction(kl=None, clipped_share=None, log_ratio=None, **limits)
+    for name, says in {
+        "kl": r"nats per token, is 0\.06, limit 0\.05 \(max_sampling_kl\)",
+        "clipped_share": r"share of weights cut or masked is 0\.21, limit 0\.2 \(max_sampling_clipped_share\)",
+        "log_ratio": r"difference of a logprob, in nats, is 5\.01, limit 5 \(max_sampling_log_ratio\)",
+    }.items():
+        with pytest.raises(RatioError, match=says):
+            guards.check_correction(**figures | {name: figures[name] + 0.01}, **limits)
+        with pytest.raises(RatioError, match="nan"):
+            guards.check_correction(**figures | {name: math.nan}, **limits)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.rollout.rollouts import Rollouts
 from plaudit_ppo.training.experience import make_experience
-from plaudit_ppo.training.metrics import explained_variance, masked_mean, rollout_metrics, sample_rows
+from plaudit_ppo.training.metrics import explained_variance, group_std, masked_mean, rollout_metrics, sample_rows
 
 MASK = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
 RAW = torch.tensor([2.0, 7.0, math.nan])
@@ -60,6 +61,29 @@ def test_length_eos_share_and_spread_of_the_scores_by_hand(experience):
     assert metrics["tokens/completion_p95"] == pytest.approx(2.95)
     assert metrics["val/eos_share"] == 0.5
     assert metrics["scoring/score_std"] == 2.5
+
+
+def test_how_far_the_sampler_is_from_the_training_forward_by_hand(experience):
+    """Detail 29: over the five real tokens; r = exp(logprob - sampled logprob) is 1 but for 3 and 0.5.
+
+    k3 = r - 1 - log r: (3 - 1 - log 3 + 0.5 - 1 + log 2) / 5. Row 2 has no score and is nowhere in them.
+    """
+    ratios = torch.tensor([[1.0, 3.0, 9.0], [1.0, 1.0, 0.5], [9.0, 9.0, 9.0]])
+    old = experience.old_logprobs
+    again = make_experience(
+        replace(experience.rollouts, completion_mask=MASK, sampled_logprobs=old - ratios.log()),
+        RAW,
+        logprobs=old,
+        ref_logprobs=old,
+        values=old,
+        kl_coef=0.1,
+        config=PPOConfig(sampling_correction="token_truncate"),
+    )
+    metrics = rollout_metrics(again, RAW, kl_coef=0.1)
+    assert metrics["val/sampling_kl"] == pytest.approx((1.5 - math.log(1.5)) / 5)
+    assert metrics["val/sampling_log_ratio_max"] == pytest.approx(math.log(3))
+    assert metrics["val/sampling_clipped_share"] == pytest.approx(0.2)
+    assert metrics["val/sampling_weight_avg"] == pytest.approx((1 + 2 + 1 + 1 + 0.5) / 5)
 
 
 def test_a_sample_has_prompt_completion_score_and_kl(experience):
@@ -117,6 +141,14 @@ def test_explained_variance_is_1_for_a_perfect_critic_and_0_for_a_constant_one()
     assert explained_variance(torch.full((1, 3), 2.0), returns, mask) == 0.0
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)  # 1 - var([2, 6]) / var([1, 3])
     assert explained_variance(returns, torch.ones(1, 3), mask) is None
+
+
+def test_the_spread_within_a_group_by_hand():
+    """Detail 35: (1 + 3) / 2; a group with one score alone has no spread, and a single completion is no group."""
+    scores = torch.tensor([1.0, 3.0, 5.0, math.nan, 4.0, 10.0])
+    assert group_std(scores, 2) == pytest.approx((1.0 + 3.0) / 2)
+    assert group_std(scores, 1) is None
+    assert group_std(torch.full((4,), math.nan), 2) is None
 
 
 def test_a_masked_mean_sees_only_what_is_kept():

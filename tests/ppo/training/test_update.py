@@ -62,6 +62,13 @@ def make(policy, make_policy, critic):
     return make
 
 
+def off_sampler(rollouts):
+    """The rollouts, with logprobs of a sampler that is another model, too low in every other row."""
+    noise = torch.rand(rollouts.sampled_logprobs.shape, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.9
+    noise += torch.tensor([-0.3, 0.3] * 3)[:, None]
+    return replace(rollouts, sampled_logprobs=rollouts.sampled_logprobs + noise)
+
+
 SCORES = [1.0, -2.0, 0.5, 3.0, 0.0, -1.0]
 
 
@@ -73,11 +80,15 @@ def update(learner, experience, seed=0, **settings):
     return metrics, torch.cat([weight.detach().flatten() for weight in weights])
 
 
+CORRECTIONS = ["none", "token_truncate", "sequence_mask"]
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("num_minibatches", [1, 2])
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
-def test_splitting_into_micro_batches_changes_nothing(make_learner, make, rollouts, size, num_minibatches):
-    """Detail 18: the denominator is the number of real tokens of the whole minibatch."""
-    experience = make(rollouts, SCORES)
+def test_splitting_into_micro_batches_changes_nothing(make_learner, make, rollouts, size, num_minibatches, correction):
+    """Details 18 and 29: the denominator is the number of real tokens of the whole minibatch."""
+    experience = make(off_sampler(rollouts), SCORES, sampling_correction=correction)
     assert len(set(experience.mask.sum(1).tolist())) > 2  # lengths differ, so a mean of means would be another number
     metrics, weights = update(make_learner(), experience, num_minibatches=num_minibatches, micro_batch_size=6)
     split_metrics, split_weights = update(
@@ -87,12 +98,14 @@ def test_splitting_into_micro_batches_changes_nothing(make_learner, make, rollou
     assert split_metrics == pytest.approx(metrics, abs=1e-5)
 
 
+@pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("whiten_advantages", ["batch", "minibatch"])
-def test_failed_rollouts_change_nothing(make_learner, make, rollouts, whiten_advantages):
-    """Detail 10: a rollout without a score is out of every loss and statistic, as if it were not there."""
+def test_failed_rollouts_change_nothing(make_learner, make, rollouts, whiten_advantages, correction):
+    """Details 10 and 29: a rollout without a score is out of every loss and statistic, as if it were not there."""
     scores = [1.0, math.nan, 0.5, math.nan, 0.0, -1.0]
     kept = torch.tensor([0, 2, 4, 5])
-    settings = {"whiten_advantages": whiten_advantages}
+    settings = {"whiten_advantages": whiten_advantages, "sampling_correction": correction}
+    rollouts = off_sampler(rollouts)
     with_failures = update(make_learner(), make(rollouts, scores, **settings), **settings)
     without = make(rollouts.select(kept), [scores[row] for row in kept], **settings)
     metrics, weights = update(make_learner(), without, **settings)
@@ -123,6 +136,49 @@ def test_the_loss_and_its_gradient_are_those_of_a_slow_loop_over_tokens(make_lea
     slow = [p.detach() - 0.5 * p.grad for model in expected for p in model.parameters()]
     _, weights = update(learner, experience)
     assert torch.allclose(weights, torch.cat([weight.flatten() for weight in slow]), atol=1e-5)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS[1:])
+def test_the_policy_loss_of_a_token_is_multiplied_by_its_weight(make_learner, make, rollouts, correction):
+    """Detail 29: in a slow loop, by the definition of either weight; the value loss and the denominator stay."""
+    rollouts = off_sampler(rollouts)
+    experience, learner = make(rollouts, SCORES, sampling_correction=correction), make_learner()
+    policy, total, values, cut = copy.deepcopy(learner.policy), torch.zeros(()), 0.0, 0
+    for row in range(6):
+        prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]]
+        completion = rollouts.completion_ids[row][rollouts.completion_mask[row]]
+        logprobs = policy(torch.cat([prompt, completion])[None]).logits[0].log_softmax(1)
+        steps = list(enumerate(completion.tolist()))
+        current = [logprobs[len(prompt) + t - 1, token] for t, token in steps]
+        ratios = [math.exp(current[t].item() - rollouts.sampled_logprobs[row, t].item()) for t, _ in steps]
+        for t, _ in steps:
+            weight = ratios[t] if correction == "token_truncate" else math.prod(ratios)
+            cut += weight > 2
+            weight = min(weight, 2.0) if correction == "token_truncate" else weight * (weight <= 2)
+            surrogate = (current[t] - experience.old_logprobs[row, t]).exp()  # before the first step nothing is clipped
+            total = total - weight * surrogate * experience.advantages[row, t]
+            values += 0.5 * (experience.old_values[row, t] - experience.returns[row, t]).item() ** 2
+    count = int(experience.mask.sum())
+    assert 0 < cut < count
+    (total / count).backward()
+    slow = torch.cat([(p.detach() - 0.5 * p.grad).flatten() for p in policy.parameters()])
+    metrics, weights = update(learner, experience)
+    assert torch.allclose(weights[: len(slow)], slow, atol=1e-5)
+    assert metrics["loss/policy_avg"] == pytest.approx(total.item() / count, abs=1e-5)
+    assert metrics["loss/value_avg"] == pytest.approx(values / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS[1:])
+def test_with_a_sampler_that_gives_the_same_logprobs_a_correction_changes_no_bit(
+    make_learner, make, rollouts, correction
+):
+    """Detail 29."""
+    rollouts = replace(rollouts, sampled_logprobs=make(rollouts, SCORES).old_logprobs)
+    settings = {"epochs": 2, "num_minibatches": 2}
+    plain = update(make_learner(), make(rollouts, SCORES), **settings)
+    corrected = update(make_learner(), make(rollouts, SCORES, sampling_correction=correction), **settings)
+    assert torch.equal(corrected[1], plain[1])
+    assert corrected[0] == plain[0]
 
 
 def test_before_the_first_step_the_ratio_is_1(make_learner, make, rollouts):
@@ -209,6 +265,57 @@ def test_the_kl_loss_is_k2_to_the_reference_and_off_by_default(make_learner, mak
     assert torch.allclose(weights[: len(slow)], slow, atol=1e-5)
     assert not torch.allclose(without[: len(slow)], slow, atol=1e-4)
     assert metrics["loss/kl_avg"] == pytest.approx(total.item() / count, abs=1e-5)
+
+
+def test_the_entropy_bonus_is_the_mean_entropy_and_off_by_default(make_learner, make, rollouts):
+    """Detail 32: with it alone, the gradient is that of -0.3 * mean(entropy) over the real tokens, in a slow loop."""
+    experience, learner = make(rollouts, SCORES), make_learner()
+    experience = replace(experience, advantages=experience.advantages * 0)
+    policy, total, count = copy.deepcopy(learner.policy), torch.zeros(()), 0
+    for row in range(6):
+        prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]]
+        completion = rollouts.completion_ids[row][rollouts.completion_mask[row]]
+        logprobs = policy(torch.cat([prompt, completion])[None]).logits[0].log_softmax(1)
+        for t in range(len(completion)):
+            at = logprobs[len(prompt) + t - 1]
+            total = total - (at.exp() * at).sum()
+            count += 1
+    (-0.3 * total / count).backward()
+    slow = torch.cat([(p.detach() - 0.5 * p.grad).flatten() for p in policy.parameters()])
+    _, without = update(make_learner(), experience, value_coef=0)
+    metrics, weights = update(learner, experience, value_coef=0, entropy_coef=0.3)
+    assert torch.allclose(weights[: len(slow)], slow, atol=1e-5)
+    assert not torch.allclose(without[: len(slow)], slow, atol=1e-4)
+    assert metrics["policy/entropy_avg"] == pytest.approx(total.item() / count, abs=1e-5)
+
+
+def test_all_that_is_off_by_default_changes_nothing_where_it_is_at_its_neutral_value(make_learner, make, rollouts):
+    """Details 29 to 33: the same bits with each formula in the way and nothing for it to do."""
+    settings = {"epochs": 2, "num_minibatches": 2}
+    neutral = {"clip_range_high": 0.2, "dual_clip": 1e6, "overlong_buffer_tokens": 1, "max_completion_tokens": 100}
+    plain = update(make_learner(), make(rollouts, SCORES), **settings)
+    other = update(make_learner(), make(rollouts, SCORES, **neutral), **settings, **neutral)
+    assert torch.equal(plain[1], other[1])
+    assert plain[0] == other[0]
+
+
+def test_the_policy_and_its_optimizer_stay_as_they_are_where_the_critic_is_trained_alone(make_learner, make, rollouts):
+    """Detail 34: the critic takes the very steps that it takes beside the policy."""
+    settings, results = {"epochs": 2, "num_minibatches": 2, "entropy_coef": 0.1, "kl_loss_coef": 0.1}, {}
+    for critic_alone in (False, True):
+        learner, steps = make_learner(), []
+        before = copy.deepcopy(learner.policy.state_dict())
+        learner.optimizers[0].register_step_post_hook(lambda *_, steps=steps: steps.append(1))
+        generator = torch.Generator().manual_seed(0)
+        config = PPOConfig(**SMALL | settings)
+        metrics = run_update(learner, make(rollouts, SCORES), config, generator=generator, critic_alone=critic_alone)
+        moved = any(not torch.equal(before[name], weight) for name, weight in learner.policy.state_dict().items())
+        results[critic_alone] = moved, len(steps), [p.detach().clone() for p in learner.critic.parameters()]
+    assert results[False][:2] == (True, 4)
+    assert results[True][:2] == (False, 0)
+    assert metrics["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-8)
+    for one, other in zip(results[False][2], results[True][2], strict=True):
+        assert torch.equal(one, other)
 
 
 def test_every_epoch_visits_every_rollout_once_in_a_new_order(make_learner, make, rollouts):

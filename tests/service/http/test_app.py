@@ -90,6 +90,11 @@ PROBLEMS = [
     ({"items": [{"prompt": "good", "completions": ["x"] * 9}]}, 413, "too-large"),
     ({"items": [{"text": "good " * 30}]}, 413, "too-large"),
     ({"items": [{"text": "x" * 2000}]}, 413, "too-large"),
+    ({"items": [], "along": "words"}, 422, "invalid-request"),
+    ({"items": [{"text": "good"}], "along": "tokens"}, 422, "invalid-request"),
+    ({"items": [{"prompt": "b", "completion": "c", "steps": ["c"]}]}, 422, "invalid-request"),
+    ({"items": [{"prompt": "b", "steps": []}]}, 422, "invalid-request"),
+    ({"items": [{"prompt": "good", "steps": ["x" * 100]}]}, 413, "too-large"),
 ]
 
 
@@ -246,6 +251,16 @@ def test_a_key_protects_all_but_the_probes(serve, tiny_bundle, tmp_path):
             assert httpx2.get(service.url + path).status_code == status, path
 
 
+def test_models_and_combinations_are_listed_as_openais_clients_ask_for_them_and_behind_the_key(serve, tiny_bundle):
+    bundles, key = (tiny_bundle(name="a"), tiny_bundle(name="b")), {"Authorization": "Bearer a-key"}
+    with serve(*bundles, flags=["--combine", "both=a+b"], env={"PLAUDIT_API_KEYS": "a-key"}) as service:
+        assert httpx2.get(f"{service.url}/v1/models").status_code == 401
+        models = httpx2.get(f"{service.url}/v1/models", headers=key).json()
+        assert (models["object"], [model["id"] for model in models["data"]]) == ("list", ["a", "b", "both"])
+        assert all((model["object"], model["owned_by"]) == ("model", "plaudit") for model in models["data"])
+        assert 'route="/v1/models"' in httpx2.get(f"{service.url}/metrics", headers=key).text
+
+
 def test_no_route_ever_redirects(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "openrlhf,llamafactory,vllm,slime"]) as service:
         paths = [*httpx2.get(f"{service.url}/openapi.json").json()["paths"], "/docs", "/openapi.json", "/docs-assets"]
@@ -274,8 +289,10 @@ def test_a_head_request_is_answered_as_get_without_the_body(serve, tiny_bundle):
 
 def test_a_compressed_body_is_415_and_says_why_also_for_dialects(serve, tiny_bundle):
     body = gzip.compress(json.dumps({"items": [{"text": "good"}]}).encode())
-    with serve(tiny_bundle(), flags=["--dialects", "openrlhf,llamafactory,vllm,slime"]) as service:
-        for path in ("/score", "/get_reward", "/v1/score/evaluation", "/classify", "/slime"):
+    dialects = "openrlhf,llamafactory,vllm,slime,sglang,nemo-gym"
+    with serve(tiny_bundle(), flags=["--dialects", dialects]) as service:
+        scoring = ("/score", "/get_reward", "/v1/score/evaluation", "/classify", "/slime", "/v1/embeddings", "/verify")
+        for path in (*scoring, "/seed_session", "/aggregate_metrics"):
             for encoding in ("gzip", "x-deflate", "identity, gzip"):
                 answer = post(service, body, headers={"Content-Encoding": encoding}, path=path)
                 assert problem(answer)["type"] == "urn:plaudit:compressed-body"
@@ -287,7 +304,9 @@ def test_a_compressed_body_is_415_and_says_why_also_for_dialects(serve, tiny_bun
 
 def test_no_text_reaches_the_log_and_every_request_has_one_line(serve, tiny_bundle):
     with serve(tiny_bundle()) as service:
-        post(service, {"items": [{"text": SECRET}, {"prompt": SECRET, "completion": SECRET}]})
+        items = [{"text": SECRET}, {"prompt": SECRET, "steps": [SECRET]}]
+        explained = post(service, {"items": items, "explain": True}).json()["results"]
+        assert [result["text"] for result in explained] == [SECRET, 2 * SECRET]
         post(service, {"items": [{"text": SECRET, SECRET: 1}]})
         post(service, SECRET, headers={"X-Request-Id": "my-id"})
         assert service.stop() == 0
@@ -300,6 +319,29 @@ def test_no_text_reaches_the_log_and_every_request_has_one_line(serve, tiny_bund
         ]
         assert lines[0]["sequences"] == 2
         assert lines[2]["request_id"] == "my-id"
+
+
+def test_values_along_a_text_are_answered_in_columns_up_to_a_limit_of_tokens(serve, causal_bundle):
+    with serve(causal_bundle, flags=["--max-along-tokens", "40"]) as service:
+        chat = {"messages": [{"role": "user", "content": "Wie geht es?"}], "steps": ["Gut. ", "Und dir?"]}
+        for along in ("tokens", "steps"):
+            (result,) = post(service, {"items": [chat], "along": along, "explain": True}).json()["results"]
+            columns, text = result["along"], result["text"]
+            assert columns.pop("trained") is False
+            assert columns.keys() == {"tokens", "scores", "ends", "messages"} | (
+                {"steps"} if along == "steps" else set()
+            )
+            assert {len(column) for column in columns.values()} == {result["num_tokens"] if along == "tokens" else 2}
+            if along == "tokens":
+                assert (columns["scores"][-1], columns["ends"][-1]) == (result["score"], len(text))
+        assert [text[:end].rpartition("assistant\n")[2] for end in columns["ends"]] == ["Gut.", "Gut. Und dir?"]
+        assert columns["messages"] == [1, 1]
+        few, many = ({"items": [{"text": "no " * 15}] * count} for count in (1, 3))
+        assert post(service, few | {"along": "tokens"}).status_code == 200
+        assert post(service, many).status_code == 200
+        document = problem(post(service, many | {"along": "tokens"}))
+        assert (document["status"], document["type"]) == (413, "urn:plaudit:too-large")
+        assert document["detail"] == "the request asks for values along more than 40 tokens; split it"
 
 
 def test_a_request_id_is_echoed_and_a_strange_one_replaced(serve, tiny_bundle):

@@ -1,5 +1,7 @@
 """Chat templates render as transformers renders them, and a malicious one can neither escape nor exhaust."""
 
+import tracemalloc
+
 import pytest
 
 from plaudit_service.items import check_request
@@ -28,6 +30,11 @@ USUAL = [
     ("{% for m in messages if m.role == 'user' %}{{ m.content.upper() }}{% else %}none{% endfor %}", "GOOD"),
     ("{{ messages[1].content.replace('fine', 'bad').split('\\n')[0] }}", "bad"),
     ("{{ messages|map(attribute='role')|join('+') }}", "user+assistant"),
+    (
+        "{{ messages|join('+', attribute='role') }}{{ range(3)|join }}{{ {'a': 1}|join }}{{ none_such|join }}",
+        "user+assistant012a",
+    ),
+    ("{{ '+'.join(messages|map(attribute='role')) }}", "user+assistant"),
     ("{{ messages[0]|tojson }}", '{"role": "user", "content": "good"}'),
     ("{{ '%s: %s'|format('a', 1) }}{{ '%05d' % 7 }}{{ '{:>3}'.format('b') }}", "a: 100007  b"),
     ("{% generation %}{{ messages[1].content|trim }}{% endgeneration %}", "fine"),
@@ -145,6 +152,7 @@ BOMBS = {
     "joining": "{{ ('b' * 99999).join('a' * 99999) }}",
     "joining by the filter": "{{ range(99999)|list|join('b' * 99999) }}",
     "joining a range": "{{ range(99999)|join('b' * 99999) }}",
+    "joining a generator": "{{ ('b' * 99999).join(range(99999)|map('string')) }}",
     "indentation": "{{ ('\\n' * 99999)|indent('b' * 99999) }}",
     "indentation of JSON": "{{ messages|tojson(indent=10 ** 9) }}",
     "a mapped filter": "{{ range(99999)|map('string')|map('replace', '', 'b' * 99999)|join }}",
@@ -158,6 +166,17 @@ BOMBS = {
 def test_a_bomb_is_cut(name):
     with pytest.raises(ChatTemplateError):
         rendered(BOMBS[name])
+
+
+@pytest.mark.parametrize("name", ["joining a range", "joining a generator"])
+def test_what_a_bomb_would_join_is_never_made(name):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ChatTemplateError):
+            rendered(BOMBS[name])
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_template_that_is_no_jinja_is_refused_when_it_is_compiled():

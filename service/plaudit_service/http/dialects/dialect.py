@@ -1,16 +1,19 @@
-"""What a dialect is: a pure translation of a trainer's request to items, and of their scores to its answer.
+"""What a dialect is: routes, each a pure translation of a request to items, and of their scores to an answer.
 
-Its formats hold bare numbers, so a dialect writes an answer only where every sequence has a score.
+Most formats hold bare numbers, so an answer is written only where every sequence has a score.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from plaudit_service.errors import InvalidRequest, NotJson
+from plaudit_service.http.asgi import ErrorWriter
 from plaudit_service.http.dialects.special_tokens import SpecialTokens
-from plaudit_service.items import Item, as_request_error
+from plaudit_service.items import Item, Truncation, as_request_error
 
 _Shape = TypeVar("_Shape", bound="Shape")
 
@@ -22,14 +25,36 @@ class Shape(BaseModel):
 
 
 @dataclass(frozen=True)
-class Answered:
-    """All scores of a request, in order, and what else an answer may tell."""
+class Chosen:
+    """What a dialect may know of the model that a request names.
 
-    model: str
+    Attributes:
+        name: Its name.
+        labels: The names of its outputs; of a combination, which has one, its own name.
+        pair: Whether it scores pairs of texts.
+    """
+
+    name: str
+    labels: tuple[str, ...] = ("score",)
+    pair: bool = False
+
+
+@dataclass(frozen=True)
+class Answered:
+    """All scores of a request, in order, and what else an answer may tell.
+
+    Attributes:
+        heads: The raw outputs of a model that has several, by label; None: it has one.
+        terms: What adds up to the score; None: it is no sum.
+    """
+
+    model: Chosen
     scores: Sequence[float]
     num_tokens: Sequence[int]
     id: str
     created_s: int
+    heads: Sequence[Mapping[str, float] | None] = ()
+    terms: Sequence[Mapping[str, float] | None] = ()
 
 
 @dataclass(frozen=True)
@@ -37,36 +62,74 @@ class Asked:
     """A trainer's request in the words of `/score`.
 
     Attributes:
-        items: One sequence each.
-        write: Makes the answer's JSON document.
+        items: One sequence each, or several that share a prompt.
+        write: Makes the answer: JSON that is written already, or a document.
         model: Name or source of the model, as the body says; None: the URL says, or there is only one.
         raw: Whether raw scores are asked for; None: as the operator set it.
+        truncation: What the request makes of the operator's choice.
+        check: Refuses what the chosen model cannot answer (RequestError).
     """
 
     items: list[Item]
     write: Callable[[Answered], Any]
     model: str | None = None
     raw: bool | None = None
+    truncation: Callable[[Truncation], Truncation] = lambda setting: setting
+    check: Callable[[Chosen], None] = lambda model: None
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Settled:
+    """The answer to a request that needs no score: JSON that is written already, or a document."""
+
+    document: Any
+
+
+@dataclass(frozen=True)
+class DialectRoute:
     """One route.
 
     Attributes:
         path: Its path.
+        operation: Its name in the OpenAPI document.
         read: Reads a body and the parameters of the URL, by what counts as special tokens of the policy
             (InvalidRequest, NotJson).
-        body: The type of a body, for the OpenAPI document.
+        body: The type of a body, for the OpenAPI document; None: there is none.
         answer: The type of an answer, for the same.
-        parameters: What the URL may carry besides `model`, and what it is for.
+        parameters: What the URL may carry, and what it is for.
+        example: A body, for the OpenAPI document.
+        scores: Whether it scores anything.
+        errors: How errors are written; None: as problem documents.
+        method: Its HTTP method.
     """
 
     path: str
-    read: Callable[[bytes, Mapping[str, str], SpecialTokens], Asked]
+    operation: str
+    read: Callable[[bytes, Mapping[str, str], SpecialTokens], Asked | Settled]
     body: Any
     answer: Any
     parameters: Mapping[str, str] = field(default_factory=dict)
+    example: Any = None
+    scores: bool = True
+    errors: "ErrorShape | None" = None
+    method: Literal["GET", "POST"] = "POST"
+
+
+@dataclass(frozen=True)
+class ErrorShape:
+    """How a dialect's clients read errors.
+
+    Attributes:
+        write: The status and the JSON document of an error.
+        document: The type of that document, for the OpenAPI document.
+        statuses: What each status means, for the same; besides those that are answered before a route is looked up.
+        sheds: Whether they know 429; otherwise it is 503.
+    """
+
+    write: ErrorWriter
+    document: Any
+    statuses: Mapping[int, str]
+    sheds: bool = False
 
 
 def parse(shape: type[_Shape], body: bytes) -> _Shape:
@@ -80,3 +143,31 @@ def parse(shape: type[_Shape], body: bytes) -> _Shape:
         return shape.model_validate_json(body)
     except ValidationError as error:
         raise as_request_error(error) from error
+
+
+def check_shape(shape: type[_Shape], document: Mapping[str, Any]) -> _Shape:
+    """Check a JSON object that was parsed.
+
+    Raises:
+        InvalidRequest: it has a wrong shape; the message says where.
+    """
+    try:
+        return shape.model_validate(document)
+    except ValidationError as error:
+        raise as_request_error(error) from error
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is, whatever it holds.
+
+    Raises:
+        NotJson: it is no JSON document.
+        InvalidRequest: it is another one than an object.
+    """
+    try:
+        document = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise NotJson(f"{error}; send a JSON object") from error
+    if not isinstance(document, dict):
+        raise InvalidRequest("body: no JSON object; send one")
+    return document

@@ -1,4 +1,4 @@
-"""Mounts the dialects: one ASGI application for each, through the same queue, limits and metrics as `/score`.
+"""Mounts the dialects: one ASGI application for each route, through the same queue, limits and metrics as `/score`.
 
 Their trainers cannot bear to be shed: a request that finds the queue full waits, in a room bounded in requests and
 bytes. Their answers hold bare numbers: where one sequence has no score, the whole call is an error.
@@ -8,35 +8,49 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from plaudit_service.errors import AllExpired, InvalidRequest, ItemFailed, QueueFull, Unavailable
 from plaudit_service.http.asgi import Receive, Scope, Send, send_answer
-from plaudit_service.http.dialects import llamafactory, openrlhf, slime, vllm
-from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect
+from plaudit_service.http.dialects import llamafactory, nemo_gym, openrlhf, sglang, slime, tei, vllm
+from plaudit_service.http.dialects.dialect import Answered, Asked, Chosen, DialectRoute, Settled
 from plaudit_service.http.dialects.known_tokens import KnownTokens
 from plaudit_service.http.dialects.policy_tokenizer import read_policy_tokens
 from plaudit_service.http.dialects.special_tokens import SpecialTokens, find_foreign
 from plaudit_service.http.receiving import Room, Share, read_body, while_connected
 from plaudit_service.http.score_endpoint import check_sizes, request_timeout_s
 from plaudit_service.items import ScoreRequest
+from plaudit_service.queueing.fairness import room
 from plaudit_service.results import Result, Status
 from plaudit_service.serving.served_model import ServedModel
-from plaudit_service.serving.service import Service
+from plaudit_service.serving.service import TOKENIZER_THREADS, Service
 
-DIALECTS = {
-    "openrlhf": openrlhf.DIALECT,
-    "llamafactory": llamafactory.DIALECT,
-    "vllm": vllm.DIALECT,
-    "slime": slime.DIALECT,
+DIALECTS: Mapping[str, Sequence[DialectRoute]] = {
+    "openrlhf": openrlhf.ROUTES,
+    "llamafactory": llamafactory.ROUTES,
+    "vllm": vllm.ROUTES,
+    "slime": slime.ROUTES,
+    "tei": tei.ROUTES,
+    "sglang": sglang.ROUTES,
+    "nemo-gym": nemo_gym.ROUTES,
 }
 
 
-def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
-    """The application of each path that the settings ask for.
+def dialect_routes(names: Iterable[str]) -> list[DialectRoute]:
+    """The routes of some dialects, one for each path."""
+    routes = {route.path: route for name in names for route in DIALECTS[name]}
+    if {"vllm", "sglang"} <= set(names):
+        routes[vllm.CLASSIFY.path] = sglang.CLASSIFY_OR_VLLM
+    return list(routes.values())
+
+
+def dialect_endpoints(service: Service) -> list["DialectEndpoint"]:
+    """The application of each route that the settings ask for.
 
     Raises:
         SettingsError: the policy's tokenizer cannot be read.
@@ -44,15 +58,29 @@ def dialect_endpoints(service: Service) -> dict[str, "DialectEndpoint"]:
     room = _WaitingRoom(service)
     directory = service.settings.policy_tokenizer
     tokens = read_policy_tokens(Path(directory)) if directory else KnownTokens()
-    dialects = [DIALECTS[name] for name in service.settings.dialects]
-    return {dialect.path: DialectEndpoint(dialect, service, room, tokens) for dialect in dialects}
+    return [DialectEndpoint(route, service, room, tokens) for route in dialect_routes(service.settings.dialects)]
+
+
+def dialect_info(service: Service) -> dict[str, Any]:
+    """What the clients of a dialect read of `GET /info`."""
+    if "tei" not in service.settings.dialects:
+        return {}
+    first = next(iter(service.pipelines.values())).model
+    batch_tokens = first.engine.costs.batch_tokens // service.num_calls
+    return tei.info(
+        service.settings,
+        max_batch_tokens=service.settings.max_batch_tokens or batch_tokens,
+        tokenizer_threads=TOKENIZER_THREADS,
+        model=_chosen(next(iter(service.models.values()))) if len(service.models) == 1 else None,
+        manifest=first.bundle.manifest,
+    )
 
 
 class DialectEndpoint:
-    """The ASGI application of one dialect. Errors are raised; who wraps it answers them."""
+    """The ASGI application of one route. Errors are raised; who wraps it answers them."""
 
-    def __init__(self, dialect: Dialect, service: Service, room: "_WaitingRoom", tokens: SpecialTokens) -> None:
-        self._dialect = dialect
+    def __init__(self, route: DialectRoute, service: Service, room: "_WaitingRoom", tokens: SpecialTokens) -> None:
+        self.route = route
         self._service = service
         self._room = room
         self._tokens = tokens
@@ -61,15 +89,22 @@ class DialectEndpoint:
         """Answer one request.
 
         Raises:
-            RequestError: it cannot be answered, or one of its sequences has no score; never 429.
+            RequestError: it cannot be answered, or one of its sequences has no score; 429 only where clients know it.
             ClientLeft: nobody waits for the answer any more.
         """
+        errors = self.route.errors
+        if errors is not None:
+            scope["state"]["write_error"] = errors.write
         self._service.require_ready()
         try:
             answer = await self._answer(scope, receive)
         except (QueueFull, AllExpired) as error:
+            if isinstance(error, QueueFull) and errors is not None and errors.sheds:
+                raise
             raise Unavailable(error.detail) from error
-        body = json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+        body = (
+            answer if isinstance(answer, bytes) else json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+        )
         await send_answer(send, 200, b"application/json", body)
 
     async def _answer(self, scope: Scope, receive: Receive) -> object:
@@ -77,14 +112,18 @@ class DialectEndpoint:
         headers = dict(scope["headers"])
         parameters = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
         deadline = service.clock() + request_timeout_s(headers)
+        client = scope["state"]["client"]
         with ExitStack() as stack:
-            share = stack.enter_context(self._room.share())
+            share = stack.enter_context(self._room.share(client))
             body = await read_body(receive, headers, settings=settings, share=share)
             async with while_connected(receive):
-                asked, model = await asyncio.to_thread(self._read, body, parameters)
+                read = await asyncio.to_thread(self._read, body, parameters)
+                if isinstance(read, Settled):
+                    return read.document
+                asked, model = read
                 request = ScoreRequest.model_construct(
                     items=asked.items,
-                    truncation=settings.dialect_truncation,
+                    truncation=asked.truncation(settings.dialect_truncation),
                     raw=settings.dialect_raw if asked.raw is None else asked.raw,
                 )
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
@@ -92,19 +131,28 @@ class DialectEndpoint:
                 scored = await model.score(
                     request,
                     deadline=deadline,
-                    client=scope["state"]["client"],
+                    client=client,
                     waits=True,
                     on_admitted=stack.close,
                 )
-        num_tokens = [result.num_tokens for result in scored.results]
-        return asked.write(
-            Answered(model.name, _scores(scored.results), num_tokens, uuid.uuid4().hex, int(time.time()))
+        answered = Answered(
+            model=_chosen(model),
+            scores=_scores(scored.results),
+            num_tokens=[result.num_tokens for result in scored.results],
+            id=uuid.uuid4().hex,
+            created_s=int(time.time()),
+            heads=[result.heads for result in scored.results],
+            terms=[model.terms(result, raw=request.raw) for result in scored.results],
         )
+        return asked.write(answered)
 
-    def _read(self, body: bytes, parameters: Mapping[str, str]) -> tuple[Asked, ServedModel]:
-        """What is asked, and of which model."""
-        asked = self._dialect.read(body, parameters, self._tokens)
+    def _read(self, body: bytes, parameters: Mapping[str, str]) -> tuple[Asked, ServedModel] | Settled:
+        """What is asked, and of which model; or the answer, where no model has to be asked."""
+        asked = self.route.read(body, parameters, self._tokens)
+        if isinstance(asked, Settled):
+            return asked
         model = self._model(asked, parameters)
+        asked.check(_chosen(model))
         if self._service.settings.dialect_check_tokens:
             _refuse_foreign_tokens(asked, model, self._tokens)
         return asked, model
@@ -121,7 +169,7 @@ class DialectEndpoint:
         if name is None and len(service.models) > 1:
             raise InvalidRequest(
                 f"several models are loaded: {', '.join(service.models)}; name one in the URL, as in "
-                f"{self._dialect.path}?model={next(iter(service.models))}"
+                f"{self.route.path}?model={next(iter(service.models))}"
             )
         return service.model(name)
 
@@ -143,31 +191,50 @@ def made_from(checkpoint: str, sources: Mapping[str, str]) -> str | None:
 
 
 class _WaitingRoom:
-    """What all requests hold from their first byte until they are admitted to the queue."""
+    """What all requests hold from their first byte until they are admitted to the queue.
+
+    Clients share it as they do the queue. Else one client's burst would fill it, and everyone else would be refused
+    before they could take their turn.
+    """
 
     def __init__(self, service: Service) -> None:
         self._limit = service.settings.max_waiting_requests
         self._bytes = Room(service.settings.max_pending_bytes)
         self._waiting = service.metrics.waiting_requests
-        self._num_requests = 0
+        self._num_requests: Counter[str] = Counter()  # by client
 
     @contextmanager
-    def share(self) -> Iterator[Share]:
+    def share(self, client: str) -> Iterator[Share]:
         """The part of one request, given back at the end.
 
+        Args:
+            client: Who shares the room with other clients; "": one who does not.
+
         Raises:
-            Unavailable: there is no room for one more.
+            QueueFull: there is no room for one more.
         """
-        if self._num_requests >= self._limit:
-            raise Unavailable(f"{self._num_requests} requests wait, limit {self._limit}; try again later")
-        self._num_requests += 1
+        num, own = self._num_requests.total(), self._num_requests[client]
+        if (room(self._limit, num, own) if client else self._limit - num) < 1:
+            of_them = f", {own} of them this client's" if client else ""
+            raise QueueFull(f"{num} requests wait{of_them}, limit {self._limit}; try again later")
+        self._num_requests[client] += 1
         self._waiting.inc()
         try:
-            with self._bytes.share() as share:
+            with self._bytes.share(client) as share:
                 yield share
         finally:
-            self._num_requests -= 1
+            self._num_requests[client] -= 1
+            if not self._num_requests[client]:
+                del self._num_requests[client]
             self._waiting.dec()
+
+
+def _chosen(model: ServedModel) -> Chosen:
+    """What a dialect may know of a model."""
+    labels = (
+        (model.name,) if model.combination else tuple(head.name for head in model.parts[0].model.bundle.scoring.heads)
+    )
+    return Chosen(model.name, labels, all(part.model.bundle.scoring.pair for part in model.parts))
 
 
 def _refuse_foreign_tokens(asked: Asked, model: ServedModel, tokens: SpecialTokens) -> None:
@@ -200,5 +267,5 @@ def _scores(results: Sequence[Result]) -> list[float]:
         message = f"sequence {number} of {len(results)} has no score ({result.status}): {result.detail}"
         if result.status is Status.EXPIRED:
             raise Unavailable(message)
-        raise ItemFailed(message)
+        raise ItemFailed(message, by_model=result.status in (Status.NON_FINITE, Status.FAILED))
     return [result.score for result in results if result.score is not None]

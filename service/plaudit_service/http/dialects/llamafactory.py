@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect, Shape, parse
+from plaudit_service.http.dialects.dialect import Answered, Asked, DialectRoute, Shape, parse
 from plaudit_service.http.dialects.special_tokens import SpecialTokens
 from plaudit_service.items import MAX_ITEMS, TextItem
 
@@ -29,7 +29,7 @@ def write(answered: Answered) -> dict[str, Any]:
     return {
         "id": f"scoreeval-{answered.id}",
         "object": "score.evaluation",
-        "model": answered.model,
+        "model": answered.model.name,
         "scores": list(answered.scores),
     }
 
@@ -41,4 +41,4 @@ class _Answer(BaseModel):
     scores: list[float]
 
 
-DIALECT = Dialect("/v1/score/evaluation", read, _Body, _Answer)
+ROUTES = (DialectRoute("/v1/score/evaluation", "llamafactory", read, _Body, _Answer),)

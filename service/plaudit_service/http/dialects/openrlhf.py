@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from plaudit_service.errors import InvalidRequest
 from plaudit_service.http.dialects.chats import find_chat
-from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect, Shape, parse
+from plaudit_service.http.dialects.dialect import Answered, Asked, DialectRoute, Shape, parse
 from plaudit_service.http.dialects.special_tokens import SpecialTokens, strip_end
 from plaudit_service.items import MAX_ITEMS, ChatItem, Item, TextItem
 
@@ -64,4 +64,4 @@ class _Answer(BaseModel):
     extra_logs: dict[str, list[float]]
 
 
-DIALECT = Dialect("/get_reward", read, _Body, _Answer)
+ROUTES = (DialectRoute("/get_reward", "openrlhf", read, _Body, _Answer),)

@@ -7,7 +7,7 @@ from pydantic import Field, SkipValidation
 
 from plaudit_service.errors import InvalidRequest
 from plaudit_service.http.dialects.chats import looks_like_chat, read_chat
-from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect, Shape, parse
+from plaudit_service.http.dialects.dialect import Answered, Asked, DialectRoute, Shape, parse
 from plaudit_service.http.dialects.special_tokens import SpecialTokens, strip_end
 from plaudit_service.items import ChatItem, Item, Message, PromptItem
 
@@ -42,10 +42,13 @@ def _item(asked: _Body, tokens: SpecialTokens) -> Item:
     return ChatItem(messages=read_chat(asked.prompt, "prompt"), completions=[completion], finished=finished)
 
 
-DIALECT = Dialect(
-    "/slime",
-    read,
-    _Body,
-    float | dict[str, float],
-    {"reward_key": "Answer an object with this key instead of a number"},
+ROUTES = (
+    DialectRoute(
+        "/slime",
+        "slime",
+        read,
+        _Body,
+        float | dict[str, float],
+        {"reward_key": "Answer an object with this key instead of a number"},
+    ),
 )

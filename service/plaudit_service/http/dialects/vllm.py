@@ -7,21 +7,26 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from plaudit_service.errors import InvalidRequest
-from plaudit_service.http.dialects.dialect import Answered, Asked, Dialect, Shape, parse
+from plaudit_service.http.dialects.dialect import Answered, Asked, DialectRoute, Shape, parse
 from plaudit_service.http.dialects.special_tokens import SpecialTokens
 from plaudit_service.items import MAX_ITEMS, ChatItem, Item, Message, TextItem, TokenItem
 
 _TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 _Entry = TypeVar("_Entry")
 _Several = Annotated[list[_Entry], Field(fail_fast=True)]
+Texts = str | _Several[str]
+TokenIds = _Several[_TokenId] | _Several[_Several[_TokenId]]
+TextsOrTokens = Texts | TokenIds
 
 
-class _Body(Shape):
+class Body(Shape):
+    """A body of `/classify`."""
+
     # Fields that are not here could change what vLLM would compute, so they are refused.
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
-    input: str | _Several[str] | _Several[_TokenId] | _Several[_Several[_TokenId]] | None = None
+    input: TextsOrTokens | None = None
     messages: list[Message] | None = Field(None, min_length=1, fail_fast=True)
     use_activation: bool | None = None
     user: str | None = None
@@ -29,10 +34,10 @@ class _Body(Shape):
 
 def read(body: bytes, _: Mapping[str, str], __: SpecialTokens) -> Asked:
     """Texts, token ids, or one chat; `use_activation` false: scores as the operator set them, else sigmoids."""
-    asked = parse(_Body, body)
+    asked = parse(Body, body)
     if (asked.input is None) == (asked.messages is None):
         raise InvalidRequest("body: give either input or messages")
-    items: list[Item] = [ChatItem(messages=asked.messages)] if asked.messages else _items(asked.input)
+    items: list[Item] = [ChatItem(messages=asked.messages)] if asked.messages else items_of("input", asked.input)
     if asked.use_activation is False:
         return Asked(items, lambda answered: write(answered, answered.scores), model=asked.model)
     # vLLM's activation is of the model's own output: normalization has no place before it.
@@ -46,7 +51,7 @@ def write(answered: Answered, values: Any) -> dict[str, Any]:
         "id": f"classify-{answered.id}",
         "object": "list",
         "created": answered.created_s,
-        "model": answered.model,
+        "model": answered.model.name,
         "data": [
             {"index": index, "label": "LABEL_0", "probs": [value], "num_classes": 1}
             for index, value in enumerate(values)
@@ -60,14 +65,28 @@ def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
-def _items(given: Any) -> list[Item]:
-    inputs = given if isinstance(given, list) and not (given and isinstance(given[0], int)) else [given]
-    if len(inputs) > MAX_ITEMS:
-        raise InvalidRequest(f"input: {len(inputs)} entries, limit {MAX_ITEMS}; split it")
+def items_of(name: str, given: Any) -> list[Item]:
+    """Texts as they stand, or token ids.
+
+    Args:
+        name: The field.
+        given: Its value, one of `TextsOrTokens`.
+
+    Raises:
+        InvalidRequest: there are too many.
+    """
+    entries = [given] if is_single(given) else given
+    if len(entries) > MAX_ITEMS:
+        raise InvalidRequest(f"{name}: {len(entries)} entries, limit {MAX_ITEMS}; split it")
     return [
         TextItem(text=entry, finished=False) if isinstance(entry, str) else TokenItem(token_ids=entry)
-        for entry in inputs
+        for entry in entries
     ]
+
+
+def is_single(given: Any) -> bool:
+    """Whether a value of `TextsOrTokens` makes one sequence, and no list."""
+    return isinstance(given, str) or bool(given and isinstance(given[0], int))
 
 
 class _Class(BaseModel):
@@ -77,7 +96,9 @@ class _Class(BaseModel):
     num_classes: Literal[1]
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """An answer of `/classify`."""
+
     id: str
     object: Literal["list"]
     created: int
@@ -86,4 +107,5 @@ class _Answer(BaseModel):
     usage: dict[str, int]
 
 
-DIALECT = Dialect("/classify", read, _Body, _Answer)
+CLASSIFY = DialectRoute("/classify", "vllm", read, Body, Answer)
+ROUTES = (CLASSIFY,)

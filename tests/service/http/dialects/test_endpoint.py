@@ -13,7 +13,8 @@ from running_app import run_app, until
 from plaudit_service.bundles.bundle import Normalization
 from plaudit_service.http.dialects.endpoint import made_from
 
-ALL = "openrlhf,llamafactory,vllm,slime"
+ALL = "openrlhf,llamafactory,vllm,slime,tei,sglang,nemo-gym"
+IN_BODY = ("/classify", "/v1/embeddings")  # their bodies name the model
 CHAT = [{"role": "user", "content": "bad"}]
 
 
@@ -23,6 +24,7 @@ def bodies(text):
         "/v1/score/evaluation": {"model": "model", "messages": [text]},
         "/classify": {"input": text, "use_activation": False},
         "/slime": {"prompt": text, "response": "", "label": None},
+        "/v1/embeddings": {"input": text},
     }
 
 
@@ -34,6 +36,8 @@ def number(path, answer):
             return answer["scores"][0]
         case "/classify":
             return answer["data"][-1]["probs"][-1]
+        case "/v1/embeddings":
+            return answer["data"][-1]["embedding"][-1]
         case _:
             return answer
 
@@ -45,14 +49,16 @@ def post(service, path, body, **options):
 def test_no_dialect_is_answered_unless_it_is_named(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "slime"]) as service:
         statuses = {path: post(service, path, body).status_code for path, body in bodies("good").items()}
-        assert statuses == {"/get_reward": 404, "/v1/score/evaluation": 404, "/classify": 404, "/slime": 200}
+        assert statuses == {**dict.fromkeys(bodies(""), 404), "/slime": 200}
+        for path in ("/predict", "/rerank", "/", "/verify", "/seed_session", "/aggregate_metrics"):
+            assert post(service, path, {}).status_code == 404
 
 
 def test_an_unknown_dialect_is_one_clear_line(tiny_bundle):
     command = [str(Path(sys.executable).with_name("plaudit-serve")), str(tiny_bundle()), "--dialects", "slime,nemo"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
-    assert ended.stderr == ("plaudit-serve: error: --dialects: 'nemo' is none of openrlhf, llamafactory, vllm, slime\n")
+    assert ended.stderr == f"plaudit-serve: error: --dialects: 'nemo' is none of {ALL.replace(',', ', ')}\n"
 
 
 def test_every_dialect_gives_the_score_that_score_gives_with_keys_and_metrics(serve, tiny_bundle):
@@ -67,7 +73,7 @@ def test_every_dialect_gives_the_score_that_score_gives_with_keys_and_metrics(se
         metrics = httpx2.get(f"{service.url}/metrics", headers=key).text
         for path in bodies(""):
             assert f'plaudit_requests_total{{outcome="ok",route="{path}"}} 1.0' in metrics
-        assert 'plaudit_sequences_total{model="tiny",status="ok"} 5.0' in metrics
+        assert f'plaudit_sequences_total{{model="tiny",status="ok"}} {1 + len(bodies(""))}.0' in metrics
         answered = [line for line in service.events("request") if line["route"] in bodies("") and line["status"] == 200]
         assert [line["sequences"] for line in answered] == [1] * len(bodies(""))
 
@@ -84,7 +90,7 @@ def test_raw_scores_and_truncation_are_the_operators_choice(serve, tiny_bundle):
 def test_a_sequence_without_a_score_makes_the_whole_call_422_and_no_number(serve, tiny_bundle, text):
     with serve(tiny_bundle(), flags=["--dialects", ALL]) as service:
         for path, body in bodies(text).items():
-            for key in ("query", "messages"):
+            for key in ("query", "messages", "input"):
                 if key in body:
                     body[key] = ["good", text]
             body.pop("prompts", None)
@@ -251,7 +257,7 @@ def test_one_of_several_models_is_named_in_the_url_or_in_the_body_or_the_call_is
     with serve(*models, flags=["--dialects", ALL]) as service:
         for path, body in bodies("good").items():
             assert post(service, path, body).status_code == 422
-            if path == "/classify":
+            if path in IN_BODY:
                 answers = [post(service, path, {**body, "model": name}) for name in ("one", "two", "three")]
             else:
                 assert f"{path}?model=one" in post(service, path, body).json()["detail"]
@@ -265,8 +271,8 @@ def test_every_dialect_answers_a_combination_that_url_or_body_names(serve, tiny_
     with serve(*models, flags=["--dialects", ALL, "--combine", "wary=min(a,b)"]) as service:
         for path, body in bodies("bad").items():
             assert "wary" in post(service, path, body).json()["detail"]
-            url = path if path == "/classify" else f"{path}?model=wary"
-            named = {"model": "wary"} if path == "/classify" else {}
+            url = path if path in IN_BODY else f"{path}?model=wary"
+            named = {"model": "wary"} if path in IN_BODY else {}
             assert number(path, post(service, url, {**body, **named}).json()) == -2.0
             failed = post(service, url, {**bodies("infinite")[path], **named})
             assert (failed.status_code, failed.json()["type"]) == (422, "urn:plaudit:item-failed")
@@ -274,9 +280,9 @@ def test_every_dialect_answers_a_combination_that_url_or_body_names(serve, tiny_
             assert foreign.status_code == 422
             assert '<|im_end|>, which the tokenizer of model "b" does not know' in foreign.json()["detail"]
         metrics = httpx2.get(f"{service.url}/metrics").text
-        assert 'plaudit_sequences_total{model="wary",status="ok"} 4.0' in metrics
+        assert 'plaudit_sequences_total{model="wary",status="ok"} 5.0' in metrics
         answered = [line for line in service.events("request") if line.get("model") == "wary"]
-        assert [line["status"] for line in answered] == [200, 422] * 4
+        assert [line["status"] for line in answered] == [200, 422] * 5
 
 
 def test_with_one_bundle_and_one_combination_a_call_names_which(serve, tiny_bundle):
@@ -364,6 +370,31 @@ def test_where_the_queue_is_full_score_sheds_and_a_dialect_waits_in_a_bounded_ro
         assert value("plaudit_waiting_requests") == 0
 
     in_process(scenario, max_queued_sequences=2, max_waiting_requests=2, max_batch_tokens=1)
+
+
+def test_a_trainer_that_fills_the_waiting_room_leaves_a_place_for_another_client(tiny_bundle, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("trainer\nperson\n")
+
+    async def scenario(app):
+        def ask_as(key, text):
+            body, headers = bodies(text)["/slime"], {"Authorization": f"Bearer {key}"}
+            return asyncio.create_task(app.client.post("/slime", json=body, headers=headers))
+
+        burst = [ask_as("trainer", "good")]
+        await until(lambda: app.value("queued_sequences") + app.value("running_sequences") == 1)
+        burst += [ask_as("trainer", text) for text in ("bad", "fine", "awful")]
+        await until(lambda: app.value("waiting_requests") + app.value("queued_sequences") == 3)
+        refused = await ask_as("trainer", "good good")
+        assert refused.status_code == 503
+        assert refused.json()["detail"] == "3 requests wait, 3 of them this client's, limit 4; try again later"
+        person = ask_as("person", "good bad")
+        await until(lambda: app.value("queued_sequences") + app.value("running_sequences") == 2)
+        app.open_gates()
+        assert [(await task).json() for task in (*burst, person)] == [1.0, -1.0, 0.5, -2.25, 0.0]
+
+    settings = {"max_queued_sequences": 1, "max_waiting_requests": 4, "max_batch_tokens": 1}
+    run_app(scenario, tiny_bundle(), dialects=ALL, api_key_file=str(keys), **settings)
 
 
 def test_a_deadline_of_a_dialects_request_is_503_wherever_it_passes_because_some_never_repeat_a_4xx(in_process):

@@ -6,7 +6,7 @@ import pytest
 
 from plaudit_service.errors import InvalidRequest, NotJson
 from plaudit_service.http.dialects import llamafactory, openrlhf, slime, vllm
-from plaudit_service.http.dialects.dialect import Answered
+from plaudit_service.http.dialects.dialect import Answered, Chosen
 from plaudit_service.http.dialects.known_tokens import KnownTokens
 from plaudit_service.items import ChatItem, Message, PromptItem, TextItem, TokenItem
 
@@ -15,11 +15,11 @@ MESSAGES = [Message(role="user", content="good")]
 
 
 def read(dialect, body, **parameters):
-    return dialect.DIALECT.read(json.dumps(body).encode(), parameters, KnownTokens())
+    return dialect.ROUTES[0].read(json.dumps(body).encode(), parameters, KnownTokens())
 
 
 def answered(*scores):
-    return Answered("rm", scores, [3] * len(scores), "abc", 1_700_000_000)
+    return Answered(Chosen("rm"), scores, [3] * len(scores), "abc", 1_700_000_000)
 
 
 def test_openrlhf_queries_are_texts_and_get_rewards_scores_and_logs_of_numbers():
@@ -140,4 +140,4 @@ def test_a_vllm_body_that_asks_for_something_else_is_refused(body):
 @pytest.mark.parametrize("dialect", [llamafactory, openrlhf, slime, vllm])
 def test_a_body_that_is_no_json_is_refused(dialect):
     with pytest.raises(NotJson):
-        dialect.DIALECT.read(b"{", {}, KnownTokens())
+        dialect.ROUTES[0].read(b"{", {}, KnownTokens())

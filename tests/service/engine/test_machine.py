@@ -1,4 +1,4 @@
-"""How many cores a process may use, whatever its machine has."""
+"""How many cores and how much memory a process may use, whatever its machine has."""
 
 import math
 import os
@@ -6,8 +6,8 @@ import os
 import httpx2
 import pytest
 
-from plaudit_service.engine import cores
-from plaudit_service.engine.cores import cpu_quota, num_cores, parse_quota
+from plaudit_service.engine import machine
+from plaudit_service.engine.machine import cpu_quota, memory_bytes, memory_limit, num_cores, parse_bytes, parse_quota
 
 QUOTAS = {
     "200000 100000\n": 2.0,
@@ -85,10 +85,44 @@ def test_cores_are_those_of_the_affinity_or_the_quota_rounded_up_whichever_is_le
 ):
     (tmp_path / "own").write_text("0::/\n")
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(cores, "_OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(cores, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert num_cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("1073741824\n", 1 << 30), ("max\n", math.inf), ("-1", math.inf), ("", math.inf), ("1G", math.inf)],
+)
+def test_a_limit_of_memory_is_a_number_of_bytes_and_what_is_none_limits_nothing(text, limit):
+    assert parse_bytes(text) == limit
+
+
+MEMORY = {
+    "version 2, its own": ("0::/pod/one\n", {"pod/memory.max": "8000", "pod/one/memory.max": "2000"}, 2000),
+    "version 2, its parent's": ("0::/pod/one\n", {"pod/memory.max": "2000", "pod/one/memory.max": "max"}, 2000),
+    "version 1": ("7:cpu,cpuacct:/one\n6:memory:/one\n", {"memory/one/memory.limit_in_bytes": "3000\n"}, 3000),
+    "none": ("0::/\n", {"memory.max": "max"}, math.inf),
+}
+
+
+@pytest.mark.parametrize(("own_cgroups", "files", "limit"), MEMORY.values(), ids=MEMORY)
+def test_the_tightest_limit_of_memory_from_a_cgroup_up_to_the_root_counts(tmp_path, own_cgroups, files, limit):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert memory_limit(own_cgroups, tmp_path) == limit
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max", 8000), ("9000", 8000), ("2000", 2000)])
+def test_the_memory_is_that_of_the_machine_or_the_limit_whichever_is_less(tmp_path, monkeypatch, limit, expected):
+    (tmp_path / "own").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4, "SC_PHYS_PAGES": 2000}.__getitem__)
+    assert memory_bytes() == expected
 
 
 def test_the_engines_threads_are_the_cores_unless_the_operator_says_how_many(serve, tiny_bundle):

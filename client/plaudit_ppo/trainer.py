@@ -467,6 +467,7 @@ class PPOTrainer:
             rollouts,
             temperature=self._config.temperature,
             micro_batch_size=self._config.rollout_micro_batch_size,
+            chunk_tokens=self._config.logits_chunk_tokens,
         )
 
     def _deal(self, *, start: int, count: int) -> list[int]:

@@ -194,12 +194,15 @@ def test_a_run_that_began_without_evaluations_has_no_win_rate(make_trainer, make
     ]
 
 
-def test_a_scorer_that_fails_on_held_out_prompts_stops_the_run_with_a_checkpoint(make_trainer):
+def test_a_scorer_that_fails_on_held_out_prompts_stops_the_run_with_a_checkpoint(make_trainer, make_policy, tmp_path):
     def failing(items):
         raise ConnectionError("no route")
 
     with pytest.raises(MaskedShareError, match=r"100% of the rollouts .* no route.*; checkpoint: .*iteration-000000"):
         make_trainer(failing, **SETTINGS).train()
+    with pytest.raises(KilledError):
+        make_trainer(reference=make_policy(), **SETTINGS).train(resume=True, on_iteration=stop_after(1))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["iteration-000000"]  # not the best
 
 
 def test_held_out_prompts_have_the_limits_of_the_others_and_those_of_the_training_are_counted(make_trainer, caplog):

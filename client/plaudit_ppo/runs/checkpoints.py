@@ -87,18 +87,18 @@ def save_checkpoint(
     return path
 
 
-def name_best(folder: Path, iteration: int) -> None:
-    """Has the link `best` lead to the checkpoint after so many iterations, in one step; without it, only tries to.
+def name_best(folder: Path, iteration: int | None) -> None:
+    """Has the link `best` lead to the checkpoint after so many iterations, in one step; without one, only tries to.
 
     Raises:
         OutputError: the file system takes no links.
     """
-    path, link = checkpoint_path(folder, iteration), folder / f".{_BEST}"
+    path, link = checkpoint_path(folder, iteration or 0), folder / f".{_BEST}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
-        if path.exists():
+        if iteration is not None and path.exists():
             link.replace(folder / _BEST)
         else:
             link.unlink()

@@ -135,7 +135,7 @@ def _held_out_cards(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
         return []
     first, final, best = evaluations[0], evaluations[-1], best_evaluation(evaluations)
     change = f"{_number(first['heldout/scores'])} → {_number(final['heldout/scores'])}"
-    cards = [(change, "score on held-out prompts, start and latest evaluation")]
+    cards = [(change, "score on held-out prompts, first and latest evaluation")]
     if final["heldout/win_rate"] is not None:
         cards.append((f"{final['heldout/win_rate']:.0%}", "of the held-out prompts won against the start policy"))
     if best is not None:

@@ -163,7 +163,7 @@ class RunFiles:
         Raises:
             OutputError: the file system takes no links.
         """
-        self._in_first_process(lambda: name_best(self._output / "checkpoints", best or 0))
+        self._in_first_process(lambda: name_best(self._output / "checkpoints", best))
 
     def save_checkpoint(self, state: RunState, *, best: int | None = None, remove_old: bool = True) -> Path:
         """Writes a checkpoint of where the run stands; returns its directory.

@@ -84,12 +84,12 @@ def load_trainer(config: PPOConfig, scorers: Scorers) -> PPOTrainer:
 def _pinned(config: PPOConfig) -> PPOConfig:
     """The settings with the commits that hub ids have now, so that all processes and a resume take the same."""
 
-    def pin_both() -> dict[str, str]:
-        named = {"policy": config.policy, "critic": config.critic}
-        return {name: pin(source, name) for name, source in named.items() if source}
+    def pin_both() -> tuple[str | None, str | None]:
+        policy = pin(config.policy, "policy") if config.policy else None
+        return policy, pin(config.critic, "critic") if config.critic else None
 
-    accelerator = make_accelerator(replace(config, trackers=()))
-    return replace(config, **from_first_process(accelerator, pin_both))
+    policy, critic = from_first_process(make_accelerator(replace(config, trackers=())), pin_both)
+    return replace(config, policy=policy, critic=critic)
 
 
 def _load_critic(

@@ -81,12 +81,12 @@ def _train(arguments: argparse.Namespace, termination: Termination) -> int:
         if arguments.dry_run:
             with interruptible():
                 termination.listen()
-                try_run(config, scorers, termination=termination)
-            line = f"dry run: all is there, and an iteration ran to its end; nothing was left in {config.output}"
+                lines = try_run(config, scorers, termination=termination)
+            lines.append(f"dry run: all is there, and an iteration ran to its end; nothing was left in {config.output}")
         else:
-            line = _run_to_the_end(config, scorers, resume=arguments.resume is not None, termination=termination)
+            lines = [_run_to_the_end(config, scorers, resume=arguments.resume is not None, termination=termination)]
     end_processes()
-    if _is_first_process():
+    for line in lines if _is_first_process() else ():
         tell(line)
     return 0
 
@@ -101,9 +101,16 @@ def _run_to_the_end(config: "PPOConfig", scorers: "Scorers", *, resume: bool, te
         termination.listen()
         on_iteration = progress if _is_first_process() else None
         summary = trainer.train(on_iteration=on_iteration, resume=resume, termination=termination)
-    return (
+    line = (
         f"{summary.extent} ({summary.scoring}): score {_number(summary.final['scoring/score_mean'])}, "
         f"KL {_number(summary.final['objective/kl'])}; policy in {config.output}/policy"
+    )
+    if not summary.held_out:
+        return line
+    evaluation = summary.held_out[-1]
+    return (
+        f"{line}; held out: score {_number(evaluation['heldout/scores'])}, "
+        f"win rate {_number(evaluation['heldout/win_rate'])}, best policy in {config.output}/checkpoints/best/policy"
     )
 
 
@@ -116,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train a policy",
         description="Train a causal LM by PPO. Leaves in the output directory: config.toml, log.jsonl, samples.jsonl, "
-        "checkpoints/, and at the end policy/, critic/ and summary.json.",
+        "evaluations.jsonl, checkpoints/, and at the end policy/, critic/ and summary.json.",
         epilog=f"settings in the configuration file, with their defaults:\n\n{settings_help()}\n\n"
         "Relative paths start at the working directory. A flag wins over the environment, and that over the file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -18,10 +18,14 @@ _MAX_COMPLETION_TOKENS = 8
 _ROLLOUTS = 2
 
 
-def try_run(config: PPOConfig, scorers: Scorers, *, termination: Termination) -> None:
+def try_run(config: PPOConfig, scorers: Scorers, *, termination: Termination) -> list[str]:
     """Runs one iteration of a few short rollouts, and all that a run does at its end; then removes what it has left.
 
-    All prompts are encoded, the scorers are asked, a checkpoint and the result are written where the run would be.
+    All prompts are encoded, the scorers asked, held-out prompts evaluated, a checkpoint and the result written where
+    the run would be.
+
+    Returns:
+        A line on each source of prompts.
 
     Raises:
         PPOError: whatever would end the run, with the run's own message.
@@ -37,6 +41,7 @@ def try_run(config: PPOConfig, scorers: Scorers, *, termination: Termination) ->
         trainer.check_context(config.max_completion_tokens)
         trainer.train(termination=termination)
         accelerator.wait_for_everyone()
+    return trainer.prompt_lines
 
 
 def _tiny(config: PPOConfig, output: Path, *, processes: int) -> PPOConfig:
@@ -56,6 +61,8 @@ def _tiny(config: PPOConfig, output: Path, *, processes: int) -> PPOConfig:
         max_completion_tokens=tokens,
         overlong_buffer_tokens=min(config.overlong_buffer_tokens, tokens),
         max_constant_iterations=0,
+        eval_every=1,
+        max_eval_prompts=_ROLLOUTS * processes,
         trackers=(),
     )
 

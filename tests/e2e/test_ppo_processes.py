@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_runs import figures, weights, write_config, write_policy
+from ppo_runs import evaluations, figures, weights, write_config, write_policy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -147,11 +147,14 @@ def train(tmp_path):
 
 
 def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(train, tmp_path):
-    """Detail 22: and the log is about all rollouts; the files are written once."""
-    out = train("whole", 6)
-    train("again", 6)
-    train("parts", 3)
-    train("parts", 6, "--resume", tmp_path / "parts")
+    """Details 22 and 38: and the log is about all rollouts; the files are written once."""
+    (tmp_path / "held-out.jsonl").write_text('{"prompt": "good"}\n{"prompt": "bad very"}\n{"prompt": "fine so"}\n')
+    held_out = {"eval_prompts": tmp_path / "held-out.jsonl", "eval_every": 2}
+    out = train("whole", 6, **held_out)
+    train("again", 6, **held_out)
+    train("parts", 4, **held_out)
+    train("parts", 6, "--resume", tmp_path / "parts", **held_out)
+    train("alone", 1, processes=1, **held_out)
     assert out.count("iterations") == 1
     assert out.startswith("6 iterations, 72 rollouts in ")
     log = read_log(tmp_path / "whole" / "log.jsonl")
@@ -160,6 +163,9 @@ def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(train, tmp_pa
     for other in ("again", "parts"):
         assert weights(tmp_path / other) == weights(tmp_path / "whole")
         assert figures(tmp_path / other) == figures(tmp_path / "whole")
+        assert evaluations(tmp_path / other) == evaluations(tmp_path / "whole")
+    starts = [read_log(tmp_path / name / "evaluations.jsonl")[0] for name in ("alone", "whole")]
+    assert starts[0]["scores"] == starts[1]["scores"]  # three prompts of two processes, the likeliest tokens
 
 
 def test_both_processes_end_with_one_line_where_another_run_has_the_directory(train, tmp_path):

@@ -39,6 +39,8 @@ def test_a_list_stands_for_a_tuple_and_a_path_for_a_string():
     config = PPOConfig(policy=Path("models") / "sft", scorer_urls=["http://a"], scorer_weights=[1])
     assert (config.policy, config.scorer_urls, config.scorer_weights) == ("models/sft", ("http://a",), (1.0,))
     assert [type(weight) for weight in config.scorer_weights] == [float]
+    one = PPOConfig(prompts=Path("data") / "a.jsonl", stop="\n\n")  # one entry of a list that is mostly one
+    assert (one.prompts, one.stop) == (("data/a.jsonl",), ("\n\n",))
 
 
 @pytest.mark.parametrize(

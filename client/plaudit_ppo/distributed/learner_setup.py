@@ -34,6 +34,8 @@ def make_learner(
     networks: list[nn.Module] = [policy, critic]
     if is_lora(policy):
         check_adapter(policy)
+        if sharding == "deepspeed" and config.frozen_precision != config.gathered_precision:
+            raise _one_precision(config, "lora_rank")
     for network in networks:
         disable_dropout(network)
     settings = zero_settings(config) if sharding == "deepspeed" else None
@@ -45,7 +47,7 @@ def make_learner(
             checkpoint_layers(network)
     if sharding == "fsdp":
         for network in networks:
-            _shard(network, accelerator)
+            _shard(network, accelerator, config.gathered_precision)
     of_policy, of_critic = (make_optimizer(network, config) for network in networks)
     if settings:
         engines = zero_engine(policy, settings, of_policy), zero_engine(critic, settings, of_critic)
@@ -64,12 +66,22 @@ def prepare_reference(reference: PreTrainedModel, config: PPOConfig, accelerator
     set_precision(disable_dropout(reference).requires_grad_(False), config.precision, accelerator.device)
     sharding = _sharding(config, accelerator)
     if sharding == "fsdp":
-        _shard(reference, accelerator)
+        _shard(reference, accelerator, "float32")  # frozen: gathered as it is kept
         return reference
     if sharding == "deepspeed" and is_stage_3(settings := zero_settings(config)):
+        if config.frozen_precision != config.gathered_precision:
+            raise _one_precision(config, "stage 3")
         return zero_engine(reference, settings)
     moved: PreTrainedModel = reference.to(accelerator.device)
     return moved
+
+
+def _one_precision(config: PPOConfig, what: str) -> ConfigError:
+    """DeepSpeed wants all weights of a network in one type, and all networks that it spreads."""
+    return ConfigError(
+        f'frozen_precision = "{config.frozen_precision}" and gathered_precision = "{config.gathered_precision}": they '
+        f'have to be the same with sharding = "deepspeed" and {what}'
+    )
 
 
 def _sharding(config: PPOConfig, accelerator: Accelerator) -> str:
@@ -77,9 +89,10 @@ def _sharding(config: PPOConfig, accelerator: Accelerator) -> str:
     return config.sharding if accelerator.num_processes > 1 else "none"
 
 
-def _shard(network: nn.Module, accelerator: Accelerator) -> None:
+def _shard(network: nn.Module, accelerator: Accelerator, gathered: str) -> None:
     layers = transformer_layers(network)
-    shard(network, layers, device=accelerator.device, processes=accelerator.num_processes)
+    processes = accelerator.num_processes
+    shard(network, layers, device=accelerator.device, processes=processes, gathered=gathered)
 
 
 def _sampler(policy: PreTrainedModel, config: PPOConfig, device: torch.device) -> nn.Module:

@@ -545,7 +545,9 @@ def test_a_dry_run_does_all_that_a_run_does_and_leaves_nothing(
     remove = shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", lambda path, **how: written.append(listing(path)) or remove(path, **how))
     assert main(["train", "--config", config, "--dry-run"]) == 0
-    assert "dry run: all is there, and an iteration ran to its end" in capsys.readouterr().out
+    planned, tried = capsys.readouterr().out.splitlines()
+    assert re.match(r"plan: 0\.0\d GB in each process at its peak, in \w+ \(", planned)
+    assert tried.startswith("dry run: all is there, and an iteration ran to its end")
     assert listing(tmp_path) == before
     left = {"policy/README.md", "policy/config.json", "summary.json", "checkpoints/iteration-000001/state.json"}
     assert left <= set(written[-1])

@@ -107,14 +107,19 @@ def make_optimizer(model: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained(model), lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
 
 
-def prepare_logits(model: PreTrainedModel, config: PPOConfig) -> None:
+def prepare_logits(model: PreTrainedModel, config: PPOConfig, *, is_checked: bool = True) -> None:
     """Before anything else is done to a causal LM: whether it may be asked for the logits of a chunk at a time.
+
+    Args:
+        model: changed in place.
+        config: for logits_chunk_tokens.
+        is_checked: whether it is tried at once.
 
     Raises:
         ConfigError: it is not built that way.
     """
     if config.logits_chunk_tokens:
-        answer_in_chunks(model.get_base_model() if is_lora(model) else model)
+        answer_in_chunks(model.get_base_model() if is_lora(model) else model, is_checked=is_checked)
 
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.deepspeed_settings import zero_settings
@@ -42,8 +42,8 @@ class NetworkConfigs:
         critic: likewise, with one label.
     """
 
-    policy: PreTrainedConfig
-    critic: PreTrainedConfig
+    policy: PretrainedConfig
+    critic: PretrainedConfig
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.learner import trained
@@ -78,7 +78,7 @@ class _Unknown(TorchDispatchMode):
 
 
 def simulate(
-    config: PPOConfig, policy_config: PreTrainedConfig, critic_config: PreTrainedConfig, *, rollouts: int
+    config: PPOConfig, policy_config: PretrainedConfig, critic_config: PretrainedConfig, *, rollouts: int
 ) -> Simulation:
     """Runs the passes of an iteration, each at its largest: every prompt and completion as long as the settings allow.
 
@@ -113,7 +113,7 @@ def simulate(
 
 
 def _networks(
-    config: PPOConfig, policy_config: PreTrainedConfig, critic_config: PreTrainedConfig
+    config: PPOConfig, policy_config: PretrainedConfig, critic_config: PretrainedConfig
 ) -> tuple[PreTrainedModel, Critic | TrunkCritic]:
     policy: PreTrainedModel = AutoModelForCausalLM.from_config(policy_config, dtype=torch.float32)
     critic: Critic | TrunkCritic

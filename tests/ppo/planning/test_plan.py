@@ -2,7 +2,7 @@ import json
 from functools import cache
 
 import pytest
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PretrainedConfig
 
 from plaudit_ppo.cli import main
 from plaudit_ppo.config import PPOConfig
@@ -118,7 +118,7 @@ def test_a_head_on_a_network_that_is_spread_is_no_remedy():
 
 
 def test_what_cannot_be_computed_without_data_is_one_line():
-    class Unknown(PreTrainedConfig):
+    class Unknown(PretrainedConfig):
         model_type = "unknown"
 
     with pytest.raises(ConfigError, match=r"plan: unknown cannot be computed without data \(ValueError: Unrecog"):

@@ -212,6 +212,10 @@ class PPOConfig:
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """what the forward passes compute in; the weights, the losses and the optimizer stay in float32"""
+    frozen_precision: Literal["float32", "bfloat16"] = "float32"
+    """what the weights that are not trained are kept in: the reference's and, with lora_rank, the policy's"""
+    gathered_precision: Literal["float32", "bfloat16"] = "float32"
+    """what sharding = "fsdp" gathers the weights that are trained in, and computes with; the shards stay in float32"""
     gradient_checkpointing: bool = False
     """activations inside a layer are computed again, not kept: less memory, more time, the same numbers"""
     logits_chunk_tokens: CountOrZero = 0
@@ -310,6 +314,7 @@ class PPOConfig:
                 "(max_completion_tokens); lower it or raise max_completion_tokens"
             )
         self._check_critic_warmup()
+        self._check_precision()
         for name in ("rollout_batch_size", "rollout_micro_batch_size"):
             if getattr(self, name) % self.samples_per_prompt:
                 raise ConfigError(
@@ -348,6 +353,18 @@ class PPOConfig:
             raise ConfigError(
                 f"temperature = {self.temperature!r}, limit at least {_MIN_ENGINE_TEMPERATURE:g} with "
                 'sampler = "vllm", which raises what is lower; raise it, or sample locally'
+            )
+
+    def _check_precision(self) -> None:
+        if self.frozen_precision == "bfloat16" and self.lora_rank and self.precision != "bfloat16":
+            raise ConfigError(
+                'frozen_precision = "bfloat16" with lora_rank: the policy then computes in bfloat16; set precision = '
+                '"bfloat16" too, which says how exact its numbers have to be'
+            )
+        if self.gathered_precision == "bfloat16" and (self.precision, self.sharding) != ("bfloat16", "fsdp"):
+            raise ConfigError(
+                'gathered_precision = "bfloat16" is for precision = "bfloat16" and sharding = "fsdp"; '
+                "set both, or leave it out"
             )
 
     def _check_critic_warmup(self) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.processes import make_accelerator
+from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.launch import Scorers, load_trainer
+from plaudit_ppo.planning.plan import make_plan, read_network_configs
+from plaudit_ppo.planning.plan_text import plan_line
 from plaudit_ppo.runs.run_files import refuse_a_held_run
 from plaudit_ppo.runs.trackers import check_trackers
 from plaudit_ppo.termination import Termination
@@ -25,7 +28,7 @@ def try_run(config: PPOConfig, scorers: Scorers, *, termination: Termination) ->
     the run would be.
 
     Returns:
-        A line on each source of prompts.
+        A line on each source of prompts, and one on the memory that the run itself will take.
 
     Raises:
         PPOError: whatever would end the run, with the run's own message.
@@ -41,7 +44,15 @@ def try_run(config: PPOConfig, scorers: Scorers, *, termination: Termination) ->
         trainer.check_context(config.max_completion_tokens)
         trainer.train(termination=termination)
         accelerator.wait_for_everyone()
-    return trainer.prompt_lines
+    device = "cuda" if accelerator.device.type == "cuda" else "cpu"
+    return [*trainer.prompt_lines, _planned(config, processes=accelerator.num_processes, device=device)]
+
+
+def _planned(config: PPOConfig, *, processes: int, device: str) -> str:
+    try:
+        return plan_line(make_plan(config, read_network_configs(config), processes=processes, device=device))
+    except ConfigError as error:  # it is a figure for the reader, and no reason for a run to fail
+        return str(error)
 
 
 def _tiny(config: PPOConfig, output: Path, *, processes: int) -> PPOConfig:

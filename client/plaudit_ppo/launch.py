@@ -74,7 +74,7 @@ def load_trainer(config: PPOConfig, scorers: Scorers) -> PPOTrainer:
     place = local_directory(config.policy or "", "policy")
     policy, tokenizer = load_policy(place, builtin_class=config.builtin_class)
     critic = _load_critic(config, policy, tokenizer)
-    reference = None if config.lora_rank else frozen_copy(policy)
+    reference = None if config.lora_rank else frozen_copy(policy, config.frozen_precision)
     policy = add_lora(policy, config) if config.lora_rank else policy
     return PPOTrainer(
         config, policy, reference, critic, tokenizer, prompts, scorers.train, scorers.evaluation, eval_prompts

@@ -101,6 +101,14 @@ def test_two_processes_train_an_adapter_and_a_head_on_the_policys_network_as_one
     assert_same(alone, shared_update(tmp_path, "ddp", 2, "some failed", **settings))
 
 
+@pytest.mark.parametrize("name", ["none", "fsdp", *deepspeed("2", "3")])
+def test_two_processes_compute_logits_in_chunks_as_one_does_whole(tmp_path, name):
+    write_policy(tmp_path / "policy")
+    alone = shared_update(tmp_path, "alone", 1, "some failed")
+    chunks = {"logits_chunk_tokens": 7, **sharding(tmp_path, name)}
+    assert_same(alone, shared_update(tmp_path, "chunks", 2, "some failed", **chunks))
+
+
 @pytest.mark.parametrize("name", ["fsdp", *deepspeed("3")])
 def test_two_processes_that_share_a_network_train_its_adapter_as_one_does(tmp_path, name):
     """FSDP and ZeRO's stage 3 with LoRA: most of a layer's weights are frozen."""
@@ -197,6 +205,17 @@ def sharded_run(train, tmp_path, **settings):
 def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path, lora_rank):
     """Detail 22: with layers checkpointed."""
     sharded_run(train, tmp_path, sharding="fsdp", gradient_checkpointing=True, lora_rank=lora_rank)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_weights_that_travel_in_bfloat16_have_masters_in_float32(train, tmp_path, lora_rank):
+    """Gathered in bfloat16, frozen ones kept in it; checkpoints hold float32 and go on in the same bits."""
+    halved = {"precision": "bfloat16", "gathered_precision": "bfloat16", "frozen_precision": "bfloat16"}
+    sharded_run(train, tmp_path, sharding="fsdp", lora_rank=lora_rank, logits_chunk_tokens=16, **halved)
+    policy = load_file(tmp_path / "whole" / "policy" / "model.safetensors")
+    assert {tensor.dtype for tensor in policy.values()} == {torch.float32}
+    rounded = [torch.equal(tensor, tensor.bfloat16().float()) for tensor in policy.values()]
+    assert not all(rounded)
 
 
 @DEEPSPEED

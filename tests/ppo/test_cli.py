@@ -552,8 +552,9 @@ def test_a_dry_run_does_all_that_a_run_does_and_leaves_nothing(
     assert out[0] == f"2 prompts of {tmp_path}/prompts.jsonl: 1 to 2 tokens, 1.5 in the mean; 0 longer ones left out"
     assert out[-1].startswith("dry run: all is there, and an iteration ran to its end")
     held_out = "held out: 3 prompts of held-out.jsonl: 1 to 2 tokens, 1.33 in the mean; 0 longer ones left out"
-    assert out[1:-1] == ([held_out] if "eval_prompts" in settings else [])
+    assert out[1:-2] == ([held_out] if "eval_prompts" in settings else [])
     assert ("checkpoints/best" in written[-1]) == ("eval_prompts" in settings)
+    assert re.match(r"plan: 0\.0\d GB in each process at its peak, in \w+ \(", out[-2])
     assert listing(tmp_path) == before
     left = {"policy/README.md", "policy/config.json", "summary.json", "checkpoints/iteration-000001/state.json"}
     assert left <= set(written[-1])

@@ -214,3 +214,17 @@ def test_settings_of_engines_that_do_not_go_together_are_refused(settings, says)
     assert PPOConfig(**ENGINE).sampler == "vllm"
     with pytest.raises(ConfigError, match=says):
         PPOConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora_rank": 4, "frozen_precision": "bfloat16"}, 'with lora_rank: .* set precision = "bfloat16" too'),
+        ({"gathered_precision": "bfloat16"}, 'is for precision = "bfloat16" and sharding = "fsdp"; set both'),
+        ({"gathered_precision": "bfloat16", "sharding": "fsdp"}, "set both, or leave it out"),
+        ({"gathered_precision": "bfloat16", "precision": "bfloat16", "sharding": "deepspeed"}, "set both"),
+    ],
+)
+def test_precisions_that_do_not_go_together_are_refused(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        PPOConfig(**settings)

@@ -21,6 +21,7 @@ from plaudit_ppo.distributed.learner import Learner
 from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import is_lora, save_adapter, save_merged
+from plaudit_ppo.models.networks import save_network
 from plaudit_ppo.models.policy import mend_generation_config
 from plaudit_ppo.models.sharding import whole_state
 from plaudit_ppo.runs.checkpoints import (
@@ -268,5 +269,5 @@ class RunFiles:
         if is_lora(self._policy):
             save_lora(self._policy, directory, state)
         else:
-            self._policy.save_pretrained(directory, state_dict=state)
+            save_network(self._policy, directory, state)
         self._tokenizer.save_pretrained(directory)

@@ -125,6 +125,8 @@ class Settings:
     """file with one API key a line; requests then need Authorization: Bearer KEY"""
     allow_unauthenticated: bool = False
     """bind another address than loopback without any API key"""
+    console: bool = True
+    """answer / and /console with the page that shows scores in a browser; it holds no data and needs no key"""
     open_metrics: bool = False
     """answer /metrics, /docs and /openapi.json without an API key"""
     tls_certificate_file: str = ""

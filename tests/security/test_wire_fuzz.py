@@ -63,7 +63,8 @@ ASKED = {
             "unknown": [1, None],
         }
     ],
-    "nemo_gym_seed_session": [{"verifier_metadata": {"a": 1}}],
+    "nemo_gym_seed_session": [{"verifier_metadata": {"a": 1}}, {"resources_session_id": "s", "task_data": {}}],
+    "nemo_gym_close_session": [{"resources_session_id": "s", "episode_id": "e"}],
     "nemo_gym_aggregate_metrics": [{"verify_responses": [{"_ng_task_index": 0, "reward": 0.5, "extra": 1}]}],
 }
 ROUTES = {route.operation: route for routes in DIALECTS.values() for route in routes if route.method == "POST"}

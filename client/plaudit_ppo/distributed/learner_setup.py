@@ -17,6 +17,7 @@ from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import check_adapter, is_lora
 from plaudit_ppo.models.networks import disable_dropout, transformer_layers
 from plaudit_ppo.models.sharding import shard
+from plaudit_ppo.rollout.chunks import answer_in_chunks
 
 
 def make_learner(
@@ -33,17 +34,20 @@ def make_learner(
     networks: list[nn.Module] = [policy, critic]
     if is_lora(policy):
         check_adapter(policy)
+        if sharding == "deepspeed" and config.frozen_precision != config.gathered_precision:
+            raise _one_precision(config, "lora_rank")
     for network in networks:
         disable_dropout(network)
     settings = zero_settings(config) if sharding == "deepspeed" else None
     sampler = _sampler(policy, config, accelerator.device) if settings and is_stage_3(settings) else None
+    prepare_logits(policy, config)
     for network in networks:
         set_precision(network, config.precision, accelerator.device)
         if config.gradient_checkpointing:
             checkpoint_layers(network)
     if sharding == "fsdp":
         for network in networks:
-            _shard(network, accelerator)
+            _shard(network, accelerator, config.gathered_precision)
     of_policy, of_critic = (make_optimizer(network, config) for network in networks)
     if settings:
         engines = zero_engine(policy, settings, of_policy), zero_engine(critic, settings, of_critic)
@@ -58,15 +62,26 @@ def make_learner(
 
 def prepare_reference(reference: PreTrainedModel, config: PPOConfig, accelerator: Accelerator) -> PreTrainedModel:
     """The reference, computing as the policy does, with no gradients."""
+    prepare_logits(reference, config)
     set_precision(disable_dropout(reference).requires_grad_(False), config.precision, accelerator.device)
     sharding = _sharding(config, accelerator)
     if sharding == "fsdp":
-        _shard(reference, accelerator)
+        _shard(reference, accelerator, "float32")  # frozen: gathered as it is kept
         return reference
     if sharding == "deepspeed" and is_stage_3(settings := zero_settings(config)):
+        if config.frozen_precision != config.gathered_precision:
+            raise _one_precision(config, "stage 3")
         return zero_engine(reference, settings)
     moved: PreTrainedModel = reference.to(accelerator.device)
     return moved
+
+
+def _one_precision(config: PPOConfig, what: str) -> ConfigError:
+    """DeepSpeed wants all weights of a network in one type, and all networks that it spreads."""
+    return ConfigError(
+        f'frozen_precision = "{config.frozen_precision}" and gathered_precision = "{config.gathered_precision}": they '
+        f'have to be the same with sharding = "deepspeed" and {what}'
+    )
 
 
 def _sharding(config: PPOConfig, accelerator: Accelerator) -> str:
@@ -74,9 +89,10 @@ def _sharding(config: PPOConfig, accelerator: Accelerator) -> str:
     return config.sharding if accelerator.num_processes > 1 else "none"
 
 
-def _shard(network: nn.Module, accelerator: Accelerator) -> None:
+def _shard(network: nn.Module, accelerator: Accelerator, gathered: str) -> None:
     layers = transformer_layers(network)
-    shard(network, layers, device=accelerator.device, processes=accelerator.num_processes)
+    processes = accelerator.num_processes
+    shard(network, layers, device=accelerator.device, processes=processes, gathered=gathered)
 
 
 def _sampler(policy: PreTrainedModel, config: PPOConfig, device: torch.device) -> nn.Module:
@@ -89,6 +105,21 @@ def _sampler(policy: PreTrainedModel, config: PPOConfig, device: torch.device) -
 def make_optimizer(model: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
     """AdamW over what is trained of a network; `set_learning_rates` gives it its rate."""
     return torch.optim.AdamW(trained(model), lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+
+
+def prepare_logits(model: PreTrainedModel, config: PPOConfig, *, is_checked: bool = True) -> None:
+    """Before anything else is done to a causal LM: whether it may be asked for the logits of a chunk at a time.
+
+    Args:
+        model: changed in place.
+        config: for logits_chunk_tokens.
+        is_checked: whether it is tried at once.
+
+    Raises:
+        ConfigError: it is not built that way.
+    """
+    if config.logits_chunk_tokens:
+        answer_in_chunks(model.get_base_model() if is_lora(model) else model, is_checked=is_checked)
 
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:

@@ -132,10 +132,15 @@ def open_engines(bundle: Bundle, *, runtime: str, device: str, num_threads: int,
     """Load a bundle's graph, for the whole device and then for each of several calls at once; as `open_runtimes`.
 
     Raises:
-        BundleError: the graph cannot be loaded, or is not of the contract.
+        BundleError: there is no graph, it cannot be loaded, or is not of the contract.
         SettingsError: the runtime has no such device, or no calls at once there.
         ServiceError: the device is not there.
     """
+    if bundle.scoring.engine != "onnx":
+        raise BundleError(
+            f"bundle {bundle.path}: has no graph, it is for {bundle.scoring.engine}; serve it with --runtime vllm and "
+            "--engine-url, or export the checkpoint without --engine"
+        )
     precision, graph = bundle.scoring.precision, bundle.path / GRAPH
     runtimes = open_runtimes(
         graph, precision, runtime=runtime, device=device, num_threads=num_threads, num_calls=num_calls

@@ -264,7 +264,7 @@ def test_models_and_combinations_are_listed_as_openais_clients_ask_for_them_and_
 def test_no_route_ever_redirects(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "openrlhf,llamafactory,vllm,slime"]) as service:
         paths = [*httpx2.get(f"{service.url}/openapi.json").json()["paths"], "/docs", "/openapi.json", "/docs-assets"]
-        for path in (*paths, "/docs/oauth2-redirect", ""):
+        for path in (*paths, "/docs/oauth2-redirect", "/console"):
             for method in ("GET", "HEAD", "POST", "PUT"):
                 answer = httpx2.request(method, f"{service.url}{path}/", content="{}")
                 assert answer.status_code in {404, 405}, (method, path)
@@ -292,7 +292,7 @@ def test_a_compressed_body_is_415_and_says_why_also_for_dialects(serve, tiny_bun
     dialects = "openrlhf,llamafactory,vllm,slime,sglang,nemo-gym"
     with serve(tiny_bundle(), flags=["--dialects", dialects]) as service:
         scoring = ("/score", "/get_reward", "/v1/score/evaluation", "/classify", "/slime", "/v1/embeddings", "/verify")
-        for path in (*scoring, "/seed_session", "/aggregate_metrics"):
+        for path in (*scoring, "/seed_session", "/close_session", "/aggregate_metrics"):
             for encoding in ("gzip", "x-deflate", "identity, gzip"):
                 answer = post(service, body, headers={"Content-Encoding": encoding}, path=path)
                 assert problem(answer)["type"] == "urn:plaudit:compressed-body"

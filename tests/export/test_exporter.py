@@ -2,8 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from trainer_texts import TEXTS
 
 from plaudit_export import exporter
 from plaudit_export.checkpoints.rules import Options
@@ -141,6 +143,20 @@ def test_every_architecture_is_served_with_its_own_scores(architecture, tmp_path
     assert exported.parity.ok
     assert exported.parity.batch_invariant
     assert score_std(exported.bundle.golden) >= 1
+
+
+def test_the_log_odds_of_a_classifier_of_two_labels_are_its_score_where_the_user_says_so(tmp_path):
+    labels = {0: "NEGATIVE", 1: "POSITIVE"}
+    path = tiny_encoder(tmp_path / "it", num_labels=2, id2label=labels)
+    heads = [Head(name="NEGATIVE", weight=-1.0), Head(name="POSITIVE", weight=1.0)]
+    exported = export_checkpoint(str(path), tmp_path / "bundle", Options(heads=heads))
+    assert exported.parity.batch_invariant
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    for text, result in zip(TEXTS, Scorer(exported.bundle).score(TEXTS), strict=True):
+        with torch.no_grad():
+            negative, positive = model(torch.tensor([tokenizer(text)["input_ids"]])).logits.log_softmax(-1)[0].tolist()
+        assert result.score == pytest.approx(positive - negative, rel=1e-5, abs=1e-5)
 
 
 NOT_TRACED = {

@@ -121,7 +121,7 @@ def read_adapter(directory: Path) -> Adapter:
 
 def _num_labels(directory: Path, weights: Mapping[str, torch.Tensor]) -> int:
     heads = [weight for name, weight in weights.items() if _HEAD_WEIGHT.search(name)]
-    if len(heads) != 1:
+    if len(heads) != 1 or heads[0].dim() != 2 or len(heads[0]) == 0:
         raise SourceError(
             f"{directory}: {WEIGHTS} holds no head (score or classifier); train it with task_type SEQ_CLS, "
             "which saves the head beside the adapter"

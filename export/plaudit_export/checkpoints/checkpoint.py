@@ -105,7 +105,7 @@ class Checkpoint:
         """The recipe of its trainer: the format's, else the one that the files name; None: nothing names one."""
         row = None if self.foreign is None else self.foreign.format
         if row is not None and row.recipe is not None:
-            return Named(row.recipe, f"its format is that of {row.name}")
+            return Named(row.recipe, f"its format is that of {row.name}").although(self.trained_by)
         return self.trained_by
 
     @property
@@ -232,10 +232,15 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     tokenizer = load_tokenizer(source)
     model, info = load_model(transformers.AutoModelForSequenceClassification, source, config)
     check_complete(source, info, model.config.num_labels)
+    if (taken := type(model).__name__) != architecture:
+        notes.append(
+            f"architectures names {architecture}, and model_type {config.model_type}; the model is what transformers "
+            f"makes of the latter, {taken}"
+        )
     unused = normalizes_not(config)
     notes += check_stored(
         place.directory,
-        architecture,
+        taken,
         names_in(model),
         info["unexpected_keys"],
         lambda name: unused and name.startswith("normalizer."),
@@ -244,7 +249,7 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
         id=place.id,
         revision=place.revision,
         kind=_kind(model),
-        architecture=architecture,
+        architecture=taken,
         model=model,
         tokenizer=tokenizer.taken,
         auto_tokenizer=tokenizer.auto,
@@ -270,7 +275,7 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
     model, info = load_model(transformers.AutoModelForSequenceClassification, base, config)
     check_complete(base, info, adapter.num_labels or 1, adapter.brings)
     unexpected = info["unexpected_keys"]
-    pretrained = _names_of(config) if unexpected else set()
+    pretrained = _names_of(base, config) if unexpected else set()
     notes += check_stored(
         base_directory,
         architecture,
@@ -379,13 +384,14 @@ def load_tokenizer(source: str, home: Path | None = None) -> LoadedTokenizer:
     return loaded
 
 
-def _names_of(config: Any) -> set[str]:
+def _names_of(source: str, config: Any) -> set[str]:
     """The weights of the class that a base model's config names: its head has no part in an adapter's score."""
-    own = getattr(transformers, next(iter(config.architectures or ()), ""), None)
-    if own is None:
+    own: Any = getattr(transformers, next(iter(config.architectures or ()), ""), None)
+    is_model = inspect.isclass(own) and issubclass(own, transformers.PreTrainedModel)
+    if not is_model:
         return set()
     with torch.device("meta"):
-        return set(own(config).state_dict())
+        return set(loading(source, "model", lambda: own(config)).state_dict())
 
 
 def _kind(model: torch.nn.Module) -> Kind:

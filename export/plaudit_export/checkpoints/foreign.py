@@ -214,7 +214,9 @@ def _class_of(source: str, mapping: Any, config: Any) -> Any:
 
 
 def _check_decoder(source: str, backbone: Any) -> None:
-    if "past_key_values" not in inspect.signature(backbone.forward).parameters:
+    takes_past = "past_key_values" in inspect.signature(backbone.forward).parameters
+    fills_masks = type(backbone.config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    if not takes_past or (fills_masks and not getattr(backbone.config, "is_decoder", False)):
         raise SourceError(
             f"{source}: {type(backbone).__name__} is no decoder; a head of this format reads one token of it"
         )

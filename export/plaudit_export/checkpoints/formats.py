@@ -8,7 +8,7 @@ knows nothing of how a model is loaded. No code of a checkpoint's own is ever ru
 import math
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -251,6 +251,7 @@ def recognize(source: str, config: Mapping[str, Any], stored: Collection[str], f
     is_classifier = classifies(architectures) and bool({"score.weight", "classifier.weight"} & names)
     refuse_unsupported(source, config, () if is_classifier else names)
     if is_classifier:
+        _refuse_two_classes(source, architectures)
         return None  # a further head is a weight that transformers' class leaves out, and refused as one
     found = [
         Found(row, head)
@@ -266,6 +267,7 @@ def recognize(source: str, config: Mapping[str, Any], stored: Collection[str], f
             "weights of the other one away"
         )
     if not found:
+        _refuse_headless(source, config, architectures)
         return None
     _check_fields(source, found[0].format, config)
     return found[0]
@@ -295,6 +297,25 @@ def _names_class(row: Format, architectures: Collection[str]) -> bool:
     return not row.architectures or any(
         fnmatchcase(name, wanted) for name in architectures for wanted in row.architectures
     )
+
+
+def _refuse_two_classes(source: str, architectures: Collection[str]) -> None:
+    """A classifier that is named beside a trainer's own class would be scored by one of two text rules."""
+    if any(row.architectures and _names_class(row, architectures) for row in FORMATS):
+        raise SourceError(
+            f"{source}: its config.json names two classes, {' and '.join(architectures)}, and nothing says whose head "
+            "and text rule give the score; leave the right one in architectures"
+        )
+
+
+def _refuse_headless(source: str, config: Mapping[str, Any], architectures: Sequence[str]) -> None:
+    """A class of a trainer's own is a format, and its head has a name."""
+    for row in FORMATS:
+        if row.architectures and _names_class(row, architectures):
+            raise SourceError(
+                f"{source}: is a {architectures[0]} ({row.name}), and has no weights of its head, "
+                f"{' or '.join(_heads(row, config))}; save it whole, with its head"
+            )
 
 
 def _heads(row: Format, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -346,15 +367,22 @@ def saved_normalization(
     if variation <= 0:
         raise SourceError(f"{source}: {spread} {variation} of its config.json: scores cannot be divided by it")
     if normalizing == "mean_std":
-        return SavedNormalization(mean, variation, bool(config.get(switch)))
+        return SavedNormalization(mean, variation, _switch(source, switch, config))
     mean = 0.0 if config.get("score_type") == "cost" else mean
-    return SavedNormalization(mean, math.sqrt(variation) + _EPSILON, bool(config.get(switch)))
+    return SavedNormalization(mean, math.sqrt(variation) + _EPSILON, _switch(source, switch, config))
+
+
+def _switch(source: str, field: str, config: Mapping[str, Any]) -> bool:
+    value = config.get(field)
+    if not isinstance(value, bool | None):
+        raise SourceError(f"{source}: {field} {value!r} of its config.json is neither true nor false; correct it")
+    return bool(value)
 
 
 def _number(source: str, field: str, value: Any) -> float | None:
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
     if value is None:
         return None
-    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise SourceError(f"{source}: {field} {value!r} is not one finite number")
     return float(value)

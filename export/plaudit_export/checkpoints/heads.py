@@ -123,13 +123,13 @@ def build_head(source: str, name: str, weights: Mapping[str, torch.Tensor], hidd
     Raises:
         SourceError: they make no such head on this backbone.
     """
-    layers = sorted({key.rpartition(".")[0] for key in weights}, key=lambda layer: int(layer or 0))
+    layers = sorted({key.rpartition(".")[0] for key in weights}, key=lambda layer: (len(layer), layer))
     expected = [""] if layers == [""] else [str(2 * index) for index in range(len(layers))]
-    unknown = sorted(key for key in weights if key.rpartition(".")[2] not in {"weight", "bias"})
-    if layers != expected or unknown:
-        raise SourceError(
-            f"{source}: the head {name} has weights that make no known head: {', '.join(sorted(weights))}"
-        )
+    names = {f"{layer}.{part}".removeprefix(".") for layer in expected for part in ("weight", "bias")}
+    biases = {name for name in names if name.endswith("bias")}
+    if not weights or not names - biases <= set(weights) <= names:
+        stored = ", ".join(sorted(weights)) or "none at all"
+        raise SourceError(f"{source}: the head {name} has weights that make no known head: {stored}")
     modules: list[torch.nn.Module] = []
     size = hidden_size
     for layer in layers:
@@ -151,10 +151,15 @@ def num_outputs(score: Any) -> int:
 def _linear(
     source: str, name: str, weight: torch.Tensor, bias: torch.Tensor | None, in_features: int
 ) -> torch.nn.Linear:
-    if weight.dim() != 2 or weight.shape[1] != in_features:
+    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != in_features:
         raise SourceError(
             f"{source}: {name} has shape {tuple(weight.shape)}, and reads {in_features} numbers; is it the head of "
             "this model?"
+        )
+    if bias is not None and bias.numel() != weight.shape[0]:
+        raise SourceError(
+            f"{source}: the bias of {name} has shape {tuple(bias.shape)}, and the weight {tuple(weight.shape)}; is it "
+            "the head of this model?"
         )
     linear = torch.nn.Linear(in_features, weight.shape[0], bias=bias is not None)
     linear.weight.data = weight.float()

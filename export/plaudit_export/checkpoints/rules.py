@@ -376,6 +376,11 @@ def _heads(checkpoint: Checkpoint, options: Options, notes: list[str]) -> tuple[
         if len(options.heads) != len(labels):
             raise SourceError(f"--heads names {len(options.heads)} heads, {checkpoint.id} has {len(labels)}")
         return tuple(options.heads)
+    if "" in labels or len({*labels}) < len(labels):
+        raise SourceError(
+            f"{checkpoint.id}: id2label of its config.json gives its heads the names {', '.join(map(repr, labels))}; "
+            "give each one a name of its own, there or with --heads NAME=WEIGHT,..."
+        )
     if len(labels) == 1:
         return (Head(name="score" if labels[0] == "LABEL_0" else labels[0]),)
     _check_sum(checkpoint, labels)

@@ -39,6 +39,8 @@ _OF_A_SCORE = re.compile(
     r"(^|\.)(score|score_head|scores|classifier|reward|reward_head|rm_head|v_head|vhead|value_head|regression_head"
     r"|regression_layer|gating|normalizer)(\.|$)"
 )
+# Types of safetensors that trained weights can have.
+_FRACTIONS = re.compile("B?F")
 
 
 def check_directory(directory: Path) -> None:
@@ -110,7 +112,7 @@ def check_stored(
         head_file: that the head was read from, beside the model's.
 
     Raises:
-        SourceError: a weight is stored that the class does not use.
+        SourceError: a weight is stored that the class does not use, or is of whole numbers.
     """
     check_pickled_head(directory)
     read, others = _files(directory)
@@ -128,6 +130,8 @@ def check_stored(
             continue
         _refuse(directory, class_name, f" of {file}", left_out)
         notes.append(f"{file} is not read: the weights are those of {read[0]}")
+    for file in [*read, *(name for name in others if name == head_file)]:
+        _refuse_whole_numbers(directory / file)
     return notes
 
 
@@ -228,6 +232,18 @@ def _refuse_twice(directory: Path, stored: Collection[str]) -> None:
             )
 
 
+def _refuse_whole_numbers(path: Path) -> None:
+    """The weights of a layer that are whole numbers were quantized, and what they were multiplied by is not there."""
+    names = [name for name in _names(path) if name.endswith(".weight")]
+    with safe_open(path, "pt") as file:
+        types = {name: file.get_slice(name).get_dtype() for name in names}
+    if whole := sorted(name for name, type_ in types.items() if not _FRACTIONS.match(type_)):
+        raise SourceError(
+            f"{path.parent}: {whole[0]} of {path.name} is stored as {types[whole[0]]}, whole numbers that somebody "
+            "made of the trained ones; give the checkpoint before quantization"
+        )
+
+
 def _refuse(directory: Path, class_name: str, of_file: str, left_out: Iterable[str]) -> None:
     if names := sorted(name for name in left_out if _OF_A_SCORE.search(name) or not _HARMLESS.search(name)):
         more = f", like {len(names) - 1} more" if len(names) > 1 else ""
@@ -252,6 +268,8 @@ def _files(directory: Path) -> tuple[list[str], list[str]]:
         try:
             weight_map = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
             read = sorted({str(Path(file)) for file in weight_map.values()})
+            if beyond := [file for file in read if Path(file).name != file]:
+                raise SourceError(f"{directory}: its {_INDEX} names {beyond[0]}, which is no file of the directory")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SourceError(
                 f"{directory}: its {_INDEX} names no files of weights; save the checkpoint again"

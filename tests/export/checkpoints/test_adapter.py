@@ -208,6 +208,15 @@ def test_an_adapter_without_its_head_is_refused_instead_of_scored_at_random(copy
         load_checkpoint(str(copy))
 
 
+@pytest.mark.parametrize("shape", [(0, 32), (32,)])
+def test_an_adapter_whose_head_has_no_rows_is_refused(copy, shape):
+    weights = load_file(copy / WEIGHTS)
+    (name,) = (name for name in weights if name.endswith("score.weight"))
+    save_file(weights | {name: torch.ones(shape)}, copy / WEIGHTS)
+    with pytest.raises(SourceError, match="holds no head"):
+        load_checkpoint(str(copy))
+
+
 def test_an_adapter_with_two_heads_is_refused(copy):
     save_file(load_file(copy / WEIGHTS) | {"v_head.summary.weight": torch.ones(1, 32)}, copy / WEIGHTS)
     with pytest.raises(SourceError, match="holds two heads"):

@@ -169,6 +169,16 @@ def test_a_config_without_architectures_is_told_what_is_missing(copy):
     assert "no architectures, and transformers has no *ForSequenceClassification class" in refusal(copy)
 
 
+def test_a_class_of_another_family_than_the_model_type_is_told(copy):
+    set_config(copy, architectures=["Qwen2ForSequenceClassification"])
+    checkpoint = load_checkpoint(str(copy))
+    assert checkpoint.architecture == "LlamaForSequenceClassification"
+    assert checkpoint.notes[0] == (
+        "architectures names Qwen2ForSequenceClassification, and model_type llama; the model is what transformers "
+        "makes of the latter, LlamaForSequenceClassification"
+    )
+
+
 def test_a_language_model_is_told_what_would_make_it_a_reward_model(copy):
     set_config(copy, architectures=["LlamaForCausalLM"])
     assert "is a LlamaForCausalLM, a language model, and has no head" in refusal(copy)

@@ -26,7 +26,7 @@ from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.errors import SourceError
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.quiet import quiet
-from plaudit_export.testing import CAUSAL_ARCHITECTURES, tiny_causal_checkpoint
+from plaudit_export.testing import CAUSAL_ARCHITECTURES, tiny_causal_checkpoint, tiny_encoder_checkpoint
 from plaudit_service.bundles.bundle import Head, Normalization, Scoring
 from plaudit_service.serving.scorer import Scorer
 from plaudit_service.text.chat_template import compile_chat_template
@@ -243,6 +243,14 @@ CASES = {
             "var": [4.0],
         },
         text=safe_rlhf_text,
+    ),
+    "align-anything": Case(
+        head=lambda head: one_linear(head, bias=False),
+        weights=lambda decoder, head: with_lm_head(decoder) | prefixed("score_head", head),
+        score=last,
+        config={"architectures": ["AccustomedLlamaRewardModel"]},
+        text=safe_rlhf_text,
+        expected={"append_eos": True, "normalization": None},
     ),
     "UltraRM": Case(
         head=lambda head: one_linear(head, bias=False),
@@ -678,6 +686,23 @@ REFUSED = {
     "an unknown weight": ({}, {"adjust__weight": torch.zeros(2)}, r"adjust\.weight is a weight that"),
     "an unknown head": ({}, {"reward_head__weight": torch.zeros(2)}, r"reward_head\.weight is a weight of the head"),
     "a head of another size": ({}, {"value_head__weight": torch.zeros(1, 8)}, r"value_head\.weight has shape \(1, 8\)"),
+    "a bias of another size": (
+        {},
+        {"value_head__bias": torch.zeros(3)},
+        r"bias of value_head\.weight has shape \(3,\)",
+    ),
+    "a head of another name": (
+        {"value_head_prefix": "head"},
+        {},
+        r"is a RewardModel \(OpenRLHF\), and has no .* head, head;",
+    ),
+    "two classes": (
+        {"architectures": ["RewardModel", "LlamaForSequenceClassification"], "value_head_prefix": "score"},
+        {"score__weight": torch.zeros(1, 32)},
+        "two classes, RewardModel and LlamaForSequenceClassification, and nothing says whose head",
+    ),
+    "a switch of words": ({"normalize_reward": "false"}, {}, "normalize_reward 'false' .* is neither true nor false"),
+    "std true": ({"std": True}, {}, "std True is not one finite number"),
     "std 0": ({"std": 0.0}, {}, "std 0.0 of its config.json: scores cannot be divided by it"),
     "std of words": ({"std": "1"}, {}, "std '1' is not one finite number"),
     "own code": ({"auto_map": {"AutoModel": "modeling.Mine"}}, {}, "modeling.Mine for AutoModel: code of the"),
@@ -738,6 +763,26 @@ def test_a_token_classifier_of_several_labels_is_refused(decoders, tmp_path):
     path = write(replace(CASES["token classification"], head=head), decoders("llama"), tmp_path / "it")
     with pytest.raises(SourceError, match="2 labels: it scores tokens, or steps, and not the text"):
         load_checkpoint(str(path))
+
+
+def test_a_head_on_an_encoder_is_refused(decoders, tmp_path):
+    path = write(CASES["UltraRM"], decoders("llama"), tmp_path / "it")
+    encoder = tiny_encoder_checkpoint(tmp_path / "encoder", hidden_size=32)
+    weights = {name: weight for name, weight in load_file(encoder / "model.safetensors").items() if "bert." in name}
+    save_file(weights | {"regression_head.weight": torch.ones(1, 32)}, path / "model.safetensors")
+    set_config(encoder, architectures=["BertModel"])
+    shutil.copy(encoder / "config.json", path / "config.json")
+    with pytest.raises(SourceError, match="BertModel is no decoder"):
+        load_checkpoint(str(path))
+
+
+def test_a_format_has_the_recipe_of_its_trainer_and_files_that_name_another_one_are_told(decoders, tmp_path):
+    path = write(OPENRLHF, decoders("llama"), tmp_path / "it")
+    (path / "README.md").write_text("---\ntags: [trl, reward-trainer]\n---\n- TRL: 1.0.0\n")
+    rules = derive_rules(load_checkpoint(str(path)), Options())
+    assert rules.recipe == "openrlhf"
+    said = "because its format is that of OpenRLHF, although README.md names RewardTrainer of TRL 1.0: "
+    assert any(said in note for note in rules.notes)
 
 
 def test_a_class_token_that_the_tokenizer_lacks_is_refused(decoders, tmp_path):

@@ -110,7 +110,9 @@ def test_an_adapter_that_trl_trained_on_a_base_without_pad_token_keeps_the_score
         "(--pad-token TOKEN, or '' for none)"
     )
     assert note in capsys.readouterr().err
-    assert note in json.loads((tmp_path / "bundle" / "report.json").read_text())["notes"]
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text())
+    assert note in report["notes"]
+    assert report["parity"]["batch_invariant"]
     other = load_checkpoint(str(trained.adapter), pad_token="")
     assert pad_of(other) is None
     assert scores_of(other.model, trained.base) == pytest.approx(without, abs=1e-5)

@@ -53,6 +53,16 @@ def test_a_missing_pad_token_and_pad_equal_to_eos_are_told(tmp_path):
     assert "pad token is the EOS token" in derive_rules(eos, Options()).notes[0]
 
 
+@pytest.mark.parametrize("labels", [{0: ""}, {0: "good", 1: "good"}])
+def test_labels_that_name_no_head_of_its_own_are_refused(labels, tmp_path):
+    path = tiny_causal_checkpoint(tmp_path, num_labels=len(labels), id2label=labels, problem_type="regression")
+    checkpoint = load_checkpoint(str(path))
+    with pytest.raises(SourceError, match=r"id2label of its config\.json gives its heads the names '.*--heads NAME"):
+        derive_rules(checkpoint, Options())
+    heads = [Head(name=f"head-{number}") for number in labels]
+    assert derive_rules(checkpoint, Options(heads=heads)).heads == tuple(heads)
+
+
 def test_several_heads_take_their_names_from_the_config_or_the_user(tmp_path):
     labels = {0: "helpful", 1: "harmless"}
     scores = {"id2label": labels, "problem_type": "multi_label_classification"}

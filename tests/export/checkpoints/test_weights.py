@@ -61,6 +61,21 @@ def test_a_weight_that_the_class_leaves_out_is_refused_by_name(copy, name):
     assert "LlamaForSequenceClassification leaves out, so the scores would not be the trained ones" in message
 
 
+def test_weights_of_whole_numbers_are_refused_because_their_scale_is_not_there(copy):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weights = load_file(copy / "model.safetensors")
+    save_file(weights | {name: (weights[name] * 99).to(torch.int8)}, copy / "model.safetensors", {"format": "pt"})
+    assert f"{name} of model.safetensors is stored as I8, whole numbers" in refusal(copy)
+
+
+def test_an_index_that_names_a_file_elsewhere_is_refused(copy):
+    (copy / "model.safetensors").rename(copy.parent / "elsewhere.safetensors")
+    save_file({"x": torch.ones(1)}, copy / "other.safetensors")
+    index = {"metadata": {}, "weight_map": {"score.weight": "../elsewhere.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "names ../elsewhere.safetensors, which is no file of the directory" in refusal(copy)
+
+
 def test_what_is_left_out_is_counted_and_the_command_exits_2(copy, tmp_path, capsys):
     store(copy, "gating.0.weight", "gating.2.weight", "gating.4.weight")
     assert main(["checkpoint", str(copy), str(tmp_path / "bundle")]) == 2

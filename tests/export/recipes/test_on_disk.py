@@ -7,7 +7,7 @@ import torch
 import trl
 
 from plaudit_export.quiet import quiet
-from plaudit_export.recipes.on_disk import recipe_on_disk
+from plaudit_export.recipes.on_disk import Named, recipe_on_disk
 from plaudit_export.recipes.table import HF, TRL
 
 REWARD_CONFIG = b"ctrl.trainer.reward_config\nRewardConfig\n"
@@ -50,6 +50,15 @@ def test_arguments_without_an_eos_token_are_those_of_trl_before_it_appended_one(
     assert recipe_on_disk(tmp_path).recipe == HF
     write_pickle(tmp_path, b"\x80\x02" + REWARD_CONFIG + b"S'eos_token'\n.")
     assert recipe_on_disk(tmp_path).recipe == TRL
+
+
+def test_arguments_hold_against_a_card_of_another_version_which_is_told(tmp_path):
+    write_pickle(tmp_path, b"\x80\x02" + REWARD_CONFIG + b".")
+    (tmp_path / "README.md").write_text(CARD.format(tag="reward-trainer", version="0.23.1"))
+    before = "training_args.bin is of TRL's RewardTrainer before 0.24"
+    assert recipe_on_disk(tmp_path) == Named(HF, before)
+    (tmp_path / "README.md").write_text(CARD.format(tag="reward-trainer", version="0.24.0"))
+    assert recipe_on_disk(tmp_path) == Named(HF, f"{before}, although README.md names RewardTrainer of TRL 0.24")
 
 
 def test_a_pickle_is_never_run(tmp_path):
@@ -109,6 +118,26 @@ def test_the_tags_and_the_version_of_a_model_card_name_the_recipe(tmp_path, tag,
     assert (found and found.recipe) == recipe
     if recipe:
         assert found.by == f"README.md names RewardTrainer of TRL {'.'.join(version.split('.')[:2])}"
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        "tags: [generated_from_trainer, trl, reward-trainer]",
+        "tags: ['trl', \"reward-trainer\"]",
+        "tags: [trl,\n  reward-trainer]",
+        "tags:\n  - 'trl'\n\n  - reward-trainer\nlibrary_name: x",
+    ],
+)
+def test_the_tags_of_a_model_card_are_read_however_yaml_writes_them(tmp_path, tags):
+    (tmp_path / "README.md").write_text(f"---\n{tags}\n---\n\n- TRL: 1.0.0\n")
+    assert recipe_on_disk(tmp_path).recipe == TRL
+
+
+@pytest.mark.parametrize("metadata", ["tags: []\nx:\n- trl\n- reward-trainer", "tags: trl", "tags:", "tags: [trl]"])
+def test_what_is_no_tag_of_a_model_card_names_nobody(tmp_path, metadata):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n\n- TRL: 1.0.0\n")
+    assert recipe_on_disk(tmp_path) is None
 
 
 def test_a_directory_that_says_nothing_names_nobody(tmp_path):

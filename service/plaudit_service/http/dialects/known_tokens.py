@@ -88,7 +88,7 @@ _NUMBERED = (
 _PLACED = (
     # MiniMax 2, behind its BOS or at the beginning of a line.
     r"\](?:(?<=~!b\[\])|(?<![^\n]\]))~b\](?=\w|\s|\Z)"
-    r"|\[Round \d{1,4}\] USER:"  # LongCat
+    r"|\[Round \d{1,4}\] USER:(?! )"  # LongCat, which writes the text right behind
     r"|<<SYS>>(?=\n)"  # Llama 2
     r"|<role>(?=(?:HUMAN|ASSISTANT|SYSTEM|OBSERVATION)</role>[^\s<])"  # Ling
     r"|<sep>(?=\s{0,2}(?:human|assistant|system):)"  # Reka

@@ -105,7 +105,7 @@ t[arr[i]~b]; arr[i]~b] = 1; a[b[i]~b]~c
 <role>HUMAN</role>
 prog <role> <sep> <file>; "a<sep>b".split("<sep>"); std::set<role> r; /api/<_user>
 fields are joined with <sep>
-cat <<SYS>>log; <<SYS>> is a stereotype; [Round 1] won by USER: [Round 2]; [THINK] twice
+cat <<SYS>>log; <<SYS>> is a stereotype; [Round 1] USER: hi; [Round 1] won by USER: [Round 2]; [THINK] twice
 tokenizer.add_tokens(["<BOS_TOKEN>", "<EOS_TOKEN>", "[THINK]", "<_end>", '<_user>', `<eoh>`])
 """
 

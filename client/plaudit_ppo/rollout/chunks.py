@@ -73,8 +73,11 @@ def answer_in_chunks(model: PreTrainedModel, *, is_checked: bool = True) -> None
 
 
 def _backbone(model: PreTrainedModel) -> nn.Module:
-    """What gives a network's head its input; where the base model is an encoder's frame (OPT), its decoder."""
-    base = model.base_model
+    """What gives a network's head its input; where the base model is an encoder's frame (OPT), its decoder.
+
+    Gemma 3 of transformers 4.57 calls its base model otherwise than by its prefix.
+    """
+    base = getattr(model, "model", model) if model.base_model is model else model.base_model
     backbone: nn.Module = getattr(base, "decoder", base)
     return backbone
 

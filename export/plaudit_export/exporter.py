@@ -1,9 +1,13 @@
 """The export from end to end: load, reference, trace, write aside, check through the serving path, put in place."""
 
+import ctypes
 import gc
 import math
+import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from plaudit_export.checks.report import score_std
 from plaudit_export.checks.text_files import Pair
 from plaudit_export.errors import ExportError, RuleError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
+from plaudit_export.graphs.graph_file import put_weights_beside
 from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
 from plaudit_export.graphs.precision import (
     MIN_AGREEMENT,
@@ -41,7 +46,7 @@ from plaudit_export.writer import (
     write_golden,
     write_tokenizer,
 )
-from plaudit_service.bundles.bundle import GRAPH, Golden, ScoringFile, Source, load_bundle
+from plaudit_service.bundles.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Golden, ScoringFile, Source, load_bundle
 from plaudit_service.engine.calls import graph_bytes
 from plaudit_service.engine.onnx_runtime_cuda import TOLERANCES
 from plaudit_service.text.tokenization import TokenizedText
@@ -87,22 +92,40 @@ def export_checkpoint(
     ):
         float_directory = Path(scratch) if options.precision in {"int8", "bf16"} else directory
         draft = _build(source, directory, float_directory, options, pairs, step, note)
-        gc.collect()
+        run_directory = _runs_in(directory, Path(scratch), options.precision)
+        _collect()
         comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
         if options.precision != "fp32":
-            comparison, tolerance = _reduce(draft, directory, float_directory, options, step)
+            comparison, tolerance = _reduce(draft, directory, float_directory, run_directory, options, step)
         if options.precision == "bf16":
             draft.notes.extend(_beyond_the_device(comparison, note))
-        report = finish(
-            draft,
-            directory,
-            tolerance,
-            comparison,
-            options,
-            step,
-            float_directory=float_directory if options.precision == "bf16" else None,
-        )
+        _collect()
+        report = finish(draft, directory, tolerance, comparison, options, step, run_directory=run_directory)
     return Exported(load_bundle(bundle.expanduser()), report, comparison)
+
+
+def _collect() -> None:
+    """Drop models and graphs, which refer to themselves, and give back what glibc keeps of their memory."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another libc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _runs_in(directory: Path, scratch: Path, precision: str) -> Path:
+    """The directory whose graph is run for all checks.
+
+    For bfloat16 it is the one in float32. For float16 a graph of one file is written again into two, because
+    ONNX Runtime makes float32 of its weights while it holds that file: together more than half as much again as the
+    weights in float32.
+    """
+    if precision == "bf16":
+        return scratch
+    if precision != "fp16" or (directory / GRAPH_DATA).exists():
+        return directory
+    put_weights_beside(directory / GRAPH, scratch / GRAPH)
+    shutil.copy(directory / TOKENIZER, scratch)
+    return scratch
 
 
 def _build(
@@ -147,21 +170,11 @@ def _build(
     if score_std(records) < _MIN_SPREAD * (options.tolerance or DEFAULT_TOLERANCE):
         notes.append(f"the golden texts' scores differ by {score_std(records):.1e} only; add texts of yours (--golden)")
         note(notes[-1])
-    step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
     checkpoint.merge_adapter()
-    has_mask = needs_mask(checkpoint, rules.max_tokens)
     float_bytes = _weights_bytes(checkpoint)
-    if options.precision == "fp16":
-        lower(checkpoint.model, torch.float16)
-    with elapsed("tracing"):
-        export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask)
+    _write_graphs(checkpoint, rules, directory, float_directory, options.precision, step)
     emulated = None
     if options.precision == "bf16":
-        step(f"tracing {checkpoint.architecture} in bf16")
-        lower(checkpoint.model, torch.bfloat16)
-        with elapsed("tracing"):
-            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
-        check_types(directory / GRAPH)
         emulated = _emulate(checkpoint, rules, _measuring(measured)[1] if measured else golden, step)
         write_tokenizer(checkpoint.tokenizer.backend_tokenizer, float_directory)
     saved_bytes = float_bytes - _weights_bytes(checkpoint)
@@ -193,6 +206,27 @@ def _build(
     )
 
 
+def _write_graphs(
+    checkpoint: Checkpoint, rules: Rules, directory: Path, float_directory: Path, precision: str, step: Say
+) -> None:
+    """Write the graph, of int8 that of float32 to make it of, and of bfloat16 both: its own and the one that is run.
+
+    The model is left in the precision of the last one.
+    """
+    step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
+    has_mask = needs_mask(checkpoint, rules.max_tokens)
+    if precision == "fp16":
+        lower(checkpoint.model, torch.float16)
+    with elapsed("tracing"):
+        export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask, to_run_only=precision == "bf16")
+    if precision == "bf16":
+        step(f"tracing {checkpoint.architecture} in bf16")
+        lower(checkpoint.model, torch.bfloat16)
+        with elapsed("tracing"):
+            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
+        check_types(directory / GRAPH)
+
+
 def _ask(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair], step: Say) -> Answer:
     step("asking preference pairs by which rule the checkpoint was trained")
     answer = ask_pairs(checkpoint, rules, pairs)
@@ -208,8 +242,8 @@ def _float_scores(
     measured: Sequence[TokenizedText] | None,
     options: Options,
 ) -> Scores | None:
-    """What float32 gives the texts that measure float16, of which no float32 graph is written; None for the others."""
-    if options.precision != "fp16":
+    """What float32 gives the texts that measure float16 and bfloat16; None for the others."""
+    if options.precision not in {"fp16", "bf16"}:
         return None
     if measured is None:
         return np.array([record.score for record in records])
@@ -302,9 +336,10 @@ def export_onnx(
             attention=attention,
         )
         original = None
-        gc.collect()
+        _collect()
         draft = Draft(rules, made_from, foreign.opset, notes, records, sequences(rules, cases), None, None)
-        report = finish(draft, directory, options.tolerance or DEFAULT_TOLERANCE, None, options, step)
+        tolerance = options.tolerance or DEFAULT_TOLERANCE
+        report = finish(draft, directory, tolerance, None, options, step, run_directory=directory)
     return Exported(load_bundle(bundle.expanduser()), report)
 
 
@@ -338,7 +373,7 @@ def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], dev
 
 
 def _reduce(
-    draft: Draft, directory: Path, float_directory: Path, options: Options, step: Say
+    draft: Draft, directory: Path, float_directory: Path, run_directory: Path, options: Options, step: Say
 ) -> tuple[Comparison, float]:
     """Make the graph of the reduced precision where it is not there yet, and measure it.
 
@@ -360,7 +395,14 @@ def _reduce(
         float32 = Float32(draft.float_scores, graph_bytes(directory) + draft.saved_bytes)
     step("comparing with float32")
     comparison = compare(
-        float32, directory, scoring, texts, held_out=held_out, left_in_float=kept, emulated=draft.emulated
+        float32,
+        run_directory,
+        scoring,
+        texts,
+        size_bytes=graph_bytes(directory),
+        held_out=held_out,
+        left_in_float=kept,
+        emulated=draft.emulated,
     )
     if comparison.pair_agreement < MIN_AGREEMENT and not options.allow_loss:
         raise ExportError(
@@ -370,7 +412,7 @@ def _reduce(
         )
     if options.precision == "bf16":  # its parity is that of the float32 graph
         return comparison, options.tolerance or DEFAULT_TOLERANCE
-    return comparison, options.tolerance or _measured_tolerance(GraphScorer(directory, scoring), draft)
+    return comparison, options.tolerance or _measured_tolerance(GraphScorer(run_directory, scoring), draft)
 
 
 def _beyond_the_device(comparison: Comparison | None, note: Say) -> list[str]:

@@ -30,6 +30,50 @@ def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLIN
         _save_inline(model, path)
 
 
+def put_weights_beside(graph: Path, path: Path) -> None:
+    """Write a graph that holds its weights again, with the weights in a file of their own.
+
+    ONNX Runtime keeps a file that it has read until the session is there, and maps a file of weights instead.
+    """
+    save_graph(ir.load(graph), path, max_inline_bytes=0)
+
+
+def hold_in_bfloat16(graph: ir.Graph) -> None:
+    """Hold the float32 weights in bfloat16 that are the same numbers there, each with a Cast to float32 behind it.
+
+    Those of most checkpoints are. ONNX Runtime casts once, when it loads the graph.
+    """
+    first = graph[0]
+    for value in list(graph.initializers.values()):
+        weight = value.const_value
+        if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) < 2 or not _is_bfloat16(weight):
+            continue
+        held = ir.Value(
+            name=f"{value.name}.bfloat16",
+            shape=weight.shape,
+            type=ir.TensorType(ir.DataType.BFLOAT16),
+            const_value=_in_bfloat16(weight),
+        )
+        cast = ir.node("Cast", [held], {"to": ir.DataType.FLOAT})
+        graph.insert_before(first, cast)
+        value.replace_all_uses_with(cast.outputs[0])
+        value.const_value = None  # the tracer keeps it
+        graph.initializers.pop(value.name)
+        graph.register_initializer(held)
+
+
+def _is_bfloat16(weight: ir.TensorProtocol) -> bool:
+    """Whether the lower half of every number is zero."""
+    halves = np.ascontiguousarray(weight.numpy()).view("<u2")
+    return not halves[..., ::2].any()
+
+
+def _in_bfloat16(weight: ir.TensorProtocol) -> ir.LazyTensor:
+    """The weight in bfloat16, which is made when it is written."""
+    dtype = ir.DataType.BFLOAT16
+    return ir.LazyTensor(lambda: ir.tensor(weight.numpy().astype(dtype.numpy())), dtype, ir.Shape(weight.shape))
+
+
 def _save_inline(model: ir.Model, path: Path) -> None:
     """Write the bytes that `ir.save` writes, weight by weight: that holds all weights twice more meanwhile.
 

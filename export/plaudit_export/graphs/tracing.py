@@ -18,7 +18,7 @@ from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.graphs.causal_attention import KeyValues, NewKeyValues, is_maskless, maskless
 from plaudit_export.graphs.experts import take_experts_apart
-from plaudit_export.graphs.graph_file import save_graph
+from plaudit_export.graphs.graph_file import hold_in_bfloat16, save_graph
 from plaudit_export.graphs.sinks import sinks_first
 from plaudit_export.quiet import quiet
 
@@ -148,13 +148,14 @@ def needs_mask(checkpoint: Checkpoint, max_tokens: int) -> bool:
         return not is_maskless(network(checkpoint.model), key_value_shapes(checkpoint), max_tokens)
 
 
-def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -> None:
+def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True, to_run_only: bool = False) -> None:
     """Trace the model and write its graph to `path`.
 
     Args:
         checkpoint: the reward model.
         path: the file to write.
         has_mask: what `needs_mask` says.
+        to_run_only: it becomes part of no bundle: the smallest files that ONNX Runtime makes the same computation of.
 
     Raises:
         ExportError: this architecture cannot be traced.
@@ -172,7 +173,11 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -
     except Exception as error:  # the tracer runs a foreign model: it can raise anything
         raise ExportError(f"{checkpoint.architecture} cannot be traced into a graph: {first_line(error)}") from error
     strip(model)
-    save_graph(model, path)
+    if to_run_only:
+        hold_in_bfloat16(model.graph)
+        save_graph(model, path, max_inline_bytes=0)
+    else:
+        save_graph(model, path)
     for value in model.graph.initializers.values():
         value.const_value = None  # a view of the model's weights; the tracer keeps the graph (`release`)
 

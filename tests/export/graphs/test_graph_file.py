@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from plaudit_export.checkpoints.checkpoint import load_checkpoint
-from plaudit_export.checkpoints.rules import Options
+from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.graphs import quantization, tracing
-from plaudit_export.graphs.graph_file import save_graph
+from plaudit_export.graphs.graph_file import hold_in_bfloat16, put_weights_beside, save_graph
+from plaudit_export.graphs.precision import GraphScorer
 from plaudit_export.graphs.tracing import export_graph, lower
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
+from plaudit_service.text.tokenization import TokenizedText
 
 
 def save_both(model, path):
@@ -76,6 +78,39 @@ def test_weights_in_a_file_of_their_own_are_copied_into_the_graph(inline, tmp_pa
     assert written == expected
 
 
+def test_weights_go_into_a_file_of_their_own(inline, tmp_path):
+    put_weights_beside(inline, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").stat().st_size < inline.stat().st_size / 2
+    before, after = ir.load(inline).graph.initializers, ir.load(tmp_path / "model.onnx").graph.initializers
+    assert {name: value.const_value.tobytes() for name, value in after.items()} == {
+        name: value.const_value.tobytes() for name, value in before.items()
+    }
+    assert any(isinstance(value.const_value, ir.ExternalTensor) for value in after.values())
+
+
+def test_weights_that_are_the_same_numbers_in_bfloat16_are_held_there_and_no_others():
+    exact, last_bit, negative = (np.full((2, 3), 1.5, np.float32) for _ in range(3))
+    last_bit.view(np.uint32)[1, 2] |= 1
+    negative[0, 0] = -(2.0**-126)
+    weights = {"exact": exact, "last_bit": last_bit, "negative": negative.T, "vector": exact[0]}
+    initializers = [ir.Value(name=name, const_value=ir.tensor(each, name=name)) for name, each in weights.items()]
+    node = ir.node("Sum", initializers)
+    graph = ir.Graph([], node.outputs, nodes=[node], initializers=initializers, opset_imports={"": 23})
+    hold_in_bfloat16(graph)
+    held = {name: value.const_value for name, value in graph.initializers.items()}
+    assert sorted(held) == ["exact.bfloat16", "last_bit", "negative.bfloat16", "vector"]
+    for name in ("exact", "negative"):
+        assert held[f"{name}.bfloat16"].dtype == ir.DataType.BFLOAT16
+        np.testing.assert_array_equal(held[f"{name}.bfloat16"].numpy().astype(np.float32), weights[name], strict=True)
+    casts = {each.inputs[0].name: each for each in graph if each.op_type == "Cast"}
+    assert [each.producer() or each.name for each in node.inputs] == [
+        casts["exact.bfloat16"],
+        "last_bit",
+        casts["negative.bfloat16"],
+        "vector",
+    ]
+
+
 def test_a_file_of_weights_that_is_too_short_is_refused(inline, tmp_path):
     ir.save(ir.load(inline), tmp_path / "beside.onnx", external_data="weights")
     (tmp_path / "weights").write_bytes((tmp_path / "weights").read_bytes()[:-1])
@@ -108,3 +143,28 @@ def test_every_kind_of_weight_and_what_stands_behind_the_weights_is_written(tmp_
     written, expected = pair(tmp_path)
     assert written == expected
     assert [value.const_value for value in graph.initializers.values()] == given
+
+
+@pytest.mark.parametrize(
+    ("build", "architecture"),
+    [
+        (tiny_causal_checkpoint, "llama"),
+        *(pytest.param(tiny_causal_checkpoint, name, marks=pytest.mark.slow) for name in ("gemma2", "mistral")),
+        *(pytest.param(tiny_encoder_checkpoint, name, marks=pytest.mark.slow) for name in ("bert", "deberta-v2")),
+    ],
+)
+def test_a_graph_whose_weights_are_held_in_bfloat16_gives_the_bits_of_the_one_in_float32(build, architecture, tmp_path):
+    checkpoint = load_checkpoint(str(build(tmp_path / "it", architecture=architecture)))
+    for parameter in checkpoint.model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    bits = []
+    for folder, to_run_only in [("float32", False), ("bfloat16", True)]:
+        (tmp_path / folder).mkdir()
+        export_graph(checkpoint, tmp_path / folder / "model.onnx", to_run_only=to_run_only)
+        rules = derive_rules(checkpoint, Options())
+        scoring = rules.scoring(dict.fromkeys(("model.onnx", "tokenizer.json"), "0" * 64))
+        texts = [TokenizedText(np.arange(3, 3 + size), None, size, truncated=False) for size in (2, 3, 9, 40)]
+        bits.append(GraphScorer(tmp_path / folder, scoring).heads(texts, "texts").tolist())
+    assert bits[0] == bits[1]
+    held = [value.dtype for value in ir.load(tmp_path / "bfloat16" / "model.onnx").graph.initializers.values()]
+    assert held.count(ir.DataType.BFLOAT16) > 9

@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-vllm test-cuda-stub lint format bench bench-quick bench-vllm bench-rollouts load load-report soak soak-hour gpu-check human-preferences \
-	studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
+.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub lint format bench bench-quick bench-vllm bench-rollouts load load-report soak soak-hour gpu-check human-preferences \
+	screenshots studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,6 +33,10 @@ READY_DEEPSPEED := $(VENV_DEEPSPEED)/.ready
 # verl, which holds an older transformers than constraints.txt.
 VENV_VERL ?= .venv-verl
 READY_VERL := $(VENV_VERL)/.ready
+# NeMo-Gym, which asks for a newer Python; its wheel says 3.13.14, and runs with any 3.13. Nothing of ours is in it.
+PYTHON_NEMO_GYM ?= python3.13
+VENV_NEMO_GYM ?= .venv-nemo-gym
+READY_NEMO_GYM := $(VENV_NEMO_GYM)/.ready
 # vLLM's build for the CPU, a server that others ask: nothing of ours is in it.
 VENV_VLLM ?= .venv-vllm
 READY_VLLM := $(VENV_VLLM)/.ready
@@ -95,8 +99,8 @@ $(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
 	touch $@
 
 $(READY_RAY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV_RAY)
-	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' onnx pytest
+	$(call make_bare_venv,$(VENV_RAY),constraints.txt)
+	$(VENV_RAY)/bin/pip install --quiet --constraint constraints.txt --editable '.[ray,export]' pytest
 	touch $(READY_RAY)
 
 $(READY_DEEPSPEED): pyproject.toml constraints.txt
@@ -109,6 +113,11 @@ $(READY_VERL): pyproject.toml constraints.txt
 	$(VENV_VERL)/bin/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' constraints.txt)"
 	$(VENV_VERL)/bin/pip install --quiet verl==0.9.1 "$$(grep '^torch==' constraints.txt)" "$$(grep '^ray==' constraints.txt)" --editable '.[export]' pytest
 	touch $(READY_VERL)
+
+$(READY_NEMO_GYM): Makefile
+	$(PYTHON_NEMO_GYM) -m venv $(VENV_NEMO_GYM)
+	$(VENV_NEMO_GYM)/bin/pip install --quiet --ignore-requires-python nemo-gym==0.7.0
+	touch $@
 
 # Its wheel asks for torchvision and its kin, of which the CPU's torch has none that fits: with them it does not start.
 $(READY_VLLM): Makefile
@@ -136,7 +145,7 @@ demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-deepspeed test-vllm test-cuda-stub ## everything, also what takes long or needs an environment of its own: the targets below
+test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub ## everything, also what takes long or needs an environment of its own: the targets below
 
 test-slow: $(READY) $(READY_TRL_PPO) ## all tests of .venv, also what takes long, and a study against TRL 1.11
 	$(BIN)/pytest -m ''
@@ -153,8 +162,15 @@ test-ray: $(READY_RAY) ## Ray Serve
 test-verl: $(READY_VERL) ## verl's own code against the service
 	$(VENV_VERL)/bin/pytest -m '' tests/e2e/test_verl.py
 
+test-nemo-gym: $(READY) $(if $(shell $(PYTHON_NEMO_GYM) --version 2>/dev/null),$(READY_NEMO_GYM)) ## NeMo-Gym's own client against the service; skipped without Python 3.13
+	PLAUDIT_NEMO_GYM=$(VENV_NEMO_GYM) $(BIN)/pytest -m '' tests/e2e/test_nemo_gym.py
+
 test-deepspeed: $(READY_DEEPSPEED) ## PPO under DeepSpeed
 	$(VENV_DEEPSPEED)/bin/pytest -m '' tests/e2e/test_ppo_processes.py -k deepspeed
+
+test-browser: $(READY) ## the console in a real browser, which is installed where there is none
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --with-deps chromium
+	$(BIN)/pytest -m '' tests/service/http/test_console.py
 
 test-vllm: $(READY) $(READY_VLLM) ## rollouts by vLLM's build for the CPU
 	PLAUDIT_VLLM=$(VENV_VLLM) $(BIN)/pytest -m '' tests/e2e/test_vllm_rollouts.py
@@ -198,6 +214,9 @@ soak-hour: $(READY) ## an hour at moderate load: memory, p50, p99, errors
 
 gpu-check: $(READY_GPU) ## on a machine with a GPU: parity, speed beside transformers, costs, memory, a service; JSON and a page
 	$(VENV_GPU)/bin/python loadtests/gpu_check.py $(GPU_CHECK)
+
+screenshots: $(READY) ## pictures of the console and of the demo's page for the documentation; needs runs/demo of `make demo`
+	$(BIN)/python docs/screenshots.py
 
 human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)
 	$(BIN)/python tests/e2e/human_preferences.py

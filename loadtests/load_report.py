@@ -30,7 +30,7 @@ from servers import Server, end_on_sigterm, service
 from texts import read_texts
 from tqdm import tqdm
 
-from plaudit_ppo.runs.charts import to_svg
+from plaudit_ppo.runs.charts import add_legend, draw_in_ink, to_svg
 from plaudit_ppo.runs.page import render_page
 
 LOADS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
@@ -231,8 +231,8 @@ def plot(steps: Sequence[Step], capacity: float) -> Markup:
     below.set(ylabel="ms", yscale="log", xlabel="offered requests/s")
     for panel in (above, below):
         panel.axvline(capacity, color="grey", linewidth=0.8)
-        panel.legend()
-        panel.spines[["top", "right"]].set_visible(False)
+        add_legend(panel)
+        draw_in_ink(panel)
     figure.tight_layout()
     return to_svg(figure)
 

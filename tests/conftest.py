@@ -45,13 +45,14 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def causal_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama reward model with a chat template, exported."""
-    from plaudit_export.exporter import export_checkpoint
+    """A tiny random Llama reward model with a chat template, exported by the README's command."""
+    from plaudit_export.cli import main
     from plaudit_export.testing import tiny_causal_checkpoint
 
     folder = tmp_path_factory.mktemp("causal")
     checkpoint = tiny_causal_checkpoint(folder / "checkpoint")
-    return export_checkpoint(str(checkpoint), folder / "bundle").bundle.path
+    assert main(["checkpoint", str(checkpoint), str(folder / "bundle")]) == 0
+    return folder / "bundle"
 
 
 @pytest.fixture(scope="session")

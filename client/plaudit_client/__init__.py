@@ -18,9 +18,10 @@ from plaudit_client.errors import (
 )
 from plaudit_client.items import Item, ItemLike, Message
 from plaudit_client.protocol import Truncation
-from plaudit_client.scores import Best, Score, Scores, Status, best_of
+from plaudit_client.scores import Along, Best, Score, Scores, Status, best_of
 
 __all__ = [
+    "Along",
     "AsyncRewardClient",
     "Best",
     "ConnectionFailed",

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn, get_args
@@ -24,7 +24,7 @@ from plaudit_client.errors import InvalidArgument
 from plaudit_client.inputs import STDIN, read_lines
 from plaudit_client.jsonl import Line, Summary
 from plaudit_client.output import Output, Progress
-from plaudit_client.protocol import Truncation
+from plaudit_client.protocol import AlongWhat, Truncation
 from plaudit_client.scores import Score, Scores
 
 PROGRAM = "plaudit-score"
@@ -66,6 +66,9 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _score_file(options: argparse.Namespace) -> int:
     depends_on = {name: getattr(options, name) for name in ("model", "truncation", "raw", "best_of")}
+    # Only where they are asked for, so that a run from before they could be is continued.
+    depends_on |= {"along": options.along} if options.along != "none" else {}
+    depends_on |= {"explain": True} if options.explain else {}
     client = RewardClient(options.url, api_key=_read_api_key(options.api_key_file), timeout_s=options.timeout_s)
     file_name = "stdin" if options.input == STDIN else options.input
     with client, Output(options.output, depends_on, resume=options.resume) as output:
@@ -150,6 +153,8 @@ def _score_chunks(
             model=options.model,
             truncation=options.truncation,
             raw=options.raw,
+            along=options.along,
+            explain=options.explain,
             fingerprint=pin.fingerprint if pin else None,
             engine=pin.engine if pin else None,
         )
@@ -243,8 +248,15 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--truncation",
         "a text over the model's limit: error = status too_long, left = keep its end, right = keep its beginning",
         default="error",
-        type=_truncation,
+        type=_one_of(get_args(Truncation)),
         metavar="|".join(get_args(Truncation)),
+    )
+    add(
+        "--along",
+        "also what the model gives along the text: steps = at the end of each step, tokens = at each token",
+        default="none",
+        type=_one_of(get_args(AlongWhat)),
+        metavar="|".join(get_args(AlongWhat)),
     )
     add(
         "--timeout-s",
@@ -256,6 +268,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", "sequences per request", default=DEFAULT_BATCH_SIZE, type=_count, metavar="N")
     add_switch("--resume", "continue an interrupted run from OUTPUT.part; nothing is scored twice")
     add_switch("--best-of", "of an item with completions, also write the completion with the highest score")
+    add_switch("--explain", "also the text that was scored, as the model's template writes it")
     add_switch("--raw", "scores without the model's normalization")
     add_switch("--allow-failures", "exit 0 also if some sequences have no score")
     add_switch("--quiet", "no progress bar; there is none either where stderr is not a terminal")
@@ -269,10 +282,13 @@ def _is_on(variable: str) -> bool:
     return value in {"1", "true"}
 
 
-def _truncation(value: str) -> str:
-    if value not in get_args(Truncation):
-        raise argparse.ArgumentTypeError(f"got {value!r}; give one of {', '.join(get_args(Truncation))}")
-    return value
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in choices:
+            raise argparse.ArgumentTypeError(f"got {value!r}; give one of {', '.join(choices)}")
+        return value
+
+    return check
 
 
 def _seconds(value: str) -> float:

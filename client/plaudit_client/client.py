@@ -19,7 +19,7 @@ from plaudit_client.errors import PlauditError, UnknownModel
 from plaudit_client.exchange import Deadline, Exchange
 from plaudit_client.fleet import Call
 from plaudit_client.items import ItemLike, normalize_items, num_sequences
-from plaudit_client.protocol import Limits, Options, ScoreRequest, Truncation
+from plaudit_client.protocol import AlongWhat, Limits, Options, ScoreRequest, Truncation
 from plaudit_client.retry import Timing
 from plaudit_client.scores import Scores
 from plaudit_client.transport import Transport
@@ -101,6 +101,8 @@ class AsyncRewardClient:
         raw: bool = False,
         fingerprint: str | None = None,
         engine: str | None = None,
+        along: AlongWhat = "none",
+        explain: bool = False,
         timeout_s: float | None = None,
     ) -> Scores:
         """Score items; a sequence that cannot be scored has a status that says why, and no number.
@@ -113,6 +115,8 @@ class AsyncRewardClient:
             raw: Leave out the normalization.
             fingerprint: Of the reward model that must compute the scores.
             engine: That must compute the scores.
+            along: Also what the reward model gives at the end of each step, or at each token.
+            explain: Also the text that was scored.
             timeout_s: Instead of the client's.
 
         Returns:
@@ -134,6 +138,8 @@ class AsyncRewardClient:
             raw=raw,
             fingerprint=fingerprint if pinned is None else pinned.fingerprint,
             engine=engine if pinned is None else pinned.engine,
+            along=along,
+            explain=explain,
         )
         limits = self._share(await self._get_limits(deadline), sum(map(num_sequences, wire_items)))
         requests = list(protocol.split_items(wire_items, options, limits))
@@ -256,6 +262,8 @@ class RewardClient:
         raw: bool = False,
         fingerprint: str | None = None,
         engine: str | None = None,
+        along: AlongWhat = "none",
+        explain: bool = False,
         timeout_s: float | None = None,
     ) -> Scores:
         """Score items; see `AsyncRewardClient.score`."""
@@ -267,6 +275,8 @@ class RewardClient:
             raw=raw,
             fingerprint=fingerprint,
             engine=engine,
+            along=along,
+            explain=explain,
             timeout_s=timeout_s,
         )
 
@@ -277,10 +287,13 @@ class RewardClient:
         model: str | None = None,
         truncation: Truncation = "error",
         raw: bool = False,
+        along: AlongWhat = "none",
         timeout_s: float | None = None,
     ) -> "concurrent.futures.Future[Scores]":
         """Begin to score items; the future may be awaited in any event loop, by `asyncio.wrap_future`."""
-        return self._submit(self._client.score, items, model=model, truncation=truncation, raw=raw, timeout_s=timeout_s)
+        return self._submit(
+            self._client.score, items, model=model, truncation=truncation, raw=raw, along=along, timeout_s=timeout_s
+        )
 
     def info(self) -> dict[str, Any]:
         """The service's /info; see `AsyncRewardClient.info`."""

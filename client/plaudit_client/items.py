@@ -46,6 +46,13 @@ class CompletionsItem(_Finished):
     completions: list[str]
 
 
+class StepsItem(_Finished):
+    """A prompt and its completion in steps, concatenated as the reward model reads steps."""
+
+    prompt: str
+    steps: list[str]
+
+
 class ChatItem(_Finished):
     """A whole chat."""
 
@@ -59,21 +66,39 @@ class ChatCompletionsItem(_Finished):
     completions: list[str]
 
 
+class ChatStepsItem(_Finished):
+    """A chat with one completion in steps, an assistant's message."""
+
+    messages: list[Message]
+    steps: list[str]
+
+
 class TokenIdsItem(_Finished):
     """Token ids of the reward model's own tokenizer, used as they are."""
 
     token_ids: list[int]
 
 
-Item = TextItem | CompletionItem | CompletionsItem | ChatItem | ChatCompletionsItem | TokenIdsItem
+Item = (
+    TextItem
+    | CompletionItem
+    | CompletionsItem
+    | StepsItem
+    | ChatItem
+    | ChatCompletionsItem
+    | ChatStepsItem
+    | TokenIdsItem
+)
 ItemLike = str | Item | Mapping[str, Any]
 
 FORMS = (
     frozenset({"text"}),
     frozenset({"prompt", "completion"}),
     frozenset({"prompt", "completions"}),
+    frozenset({"prompt", "steps"}),
     frozenset({"messages"}),
     frozenset({"messages", "completions"}),
+    frozenset({"messages", "steps"}),
     frozenset({"token_ids"}),
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -171,7 +196,7 @@ def num_chars(item: Mapping[str, Any]) -> int:
     """Characters (or ids) of all sequences of a normalized item, a group's prompt counted for each of them."""
     shared = len(item.get("prompt", "")) + len(item.get("token_ids", ()))
     shared += sum(_num_chars(value) for message in item.get("messages", ()) for value in message.values())
-    own = [item.get("text", ""), item.get("completion", ""), *item.get("completions", ())]
+    own = [item.get("text", ""), item.get("completion", ""), *item.get("completions", ()), *item.get("steps", ())]
     return shared * num_sequences(item) + sum(map(len, own))
 
 
@@ -210,6 +235,7 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "prompt": ("a str", _is_str),
     "completion": ("a str", _is_str),
     "completions": ("a list of at least one str", lambda value: _is_filled_list(value, _is_str)),
+    "steps": ("a list of at least one str", lambda value: _is_filled_list(value, _is_str)),
     "messages": (
         'a list of at least one {"role": str, "content": str}',
         lambda value: _is_filled_list(value, lambda entry: isinstance(entry, Mapping)),

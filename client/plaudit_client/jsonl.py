@@ -8,13 +8,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 from plaudit_client.errors import InvalidArgument
 from plaudit_client.histogram import Histogram
 from plaudit_client.items import WIRE_FIELDS, normalize_item, normalize_messages, num_sequences
-from plaudit_client.scores import Score, best_of
+from plaudit_client.scores import Along, Score, best_of
 
 _MAX_CHUNK_BYTES = 4 * 1024 * 1024
 # Two answers may begin with a shorter prompt by chance.
@@ -172,7 +172,7 @@ def parse_scores(answer: Mapping[str, Any]) -> list[Score]:
         results = [answer["chosen"], answer["rejected"]]
     else:
         results = [{key: value for key, value in answer.items() if key not in {"line", "id"}}]
-    return [Score(**result) for result in results]
+    return [_from_json(result) for result in results]
 
 
 def _parse_line(line: bytes, where: str, number: int) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
@@ -284,8 +284,28 @@ def _to_json(score: Score) -> dict[str, Any]:
         "num_tokens": score.num_tokens,
         "truncated": score.truncated,
     }
-    optional = {"detail": score.detail, "heads": score.heads}
+    optional = {
+        "detail": score.detail,
+        "heads": score.heads,
+        "along": None if score.along is None else _without_nones(asdict(score.along)),
+        "text": score.text,
+    }
     return wire | {key: value for key, value in optional.items() if value is not None}
+
+
+def _without_nones(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+def _from_json(wire: Mapping[str, Any]) -> Score:
+    score = Score(**wire)
+    along: Any = score.along
+    if along is None:
+        return score
+    columns: dict[str, Any] = {
+        name: tuple(column) if isinstance(column, list) else column for name, column in along.items()
+    }
+    return replace(score, along=Along(**columns))
 
 
 def _refuse(where: str, what: str) -> NoReturn:

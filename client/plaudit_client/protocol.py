@@ -13,12 +13,19 @@ from plaudit_client import errors
 from plaudit_client.errors import FingerprintChanged, InvalidAnswer, RequestRejected, ServiceUnavailable
 from plaudit_client.items import num_chars, num_sequences
 from plaudit_client.retry import RETRYABLE_STATUSES, parse_retry_after
-from plaudit_client.scores import Score, Scores, Status
+from plaudit_client.scores import Along, Score, Scores, Status
 
 Truncation = Literal["error", "left", "right"]
+AlongWhat = Literal["none", "steps", "tokens"]
 
 _ANSWER_BASE_BYTES = 64 * 1024
 _ANSWER_BYTES_PER_SEQUENCE = 4 * 1024
+# Of what may be asked for besides: a token's entries in all columns, a character as JSON writes it, the tokens of a
+# character, and what a chat template may write beside the messages.
+_ANSWER_BYTES_PER_TOKEN = 64
+_ANSWER_BYTES_PER_CHAR = 12
+_TOKENS_PER_CHAR = 4
+_TEMPLATE_CHARS = 64 * 1024
 _STATUSES = frozenset(get_args(Status))
 _REJECTIONS: dict[int, type[RequestRejected]] = {
     401: errors.Unauthorized,
@@ -38,12 +45,27 @@ class Options:
     raw: bool = False
     fingerprint: str | None = None
     engine: str | None = None
+    along: AlongWhat = "none"
+    explain: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """The fields of the request body."""
         fields = {"model": self.model, "fingerprint": self.fingerprint, "engine": self.engine}
         wire: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+        if self.along != "none":
+            wire["along"] = self.along
+        if self.explain:
+            wire["explain"] = True
         return wire | {"truncation": self.truncation, "raw": self.raw}
+
+    def max_extra_bytes(self, num_chars: int, num_sequences: int, max_along_tokens: int | None) -> int:
+        """More than what is asked for besides the scores takes of any honest answer."""
+        chars = num_chars + _TEMPLATE_CHARS * num_sequences
+        extra = _ANSWER_BYTES_PER_CHAR * chars if self.explain else 0
+        if self.along != "none":
+            tokens = _TOKENS_PER_CHAR * chars
+            extra += _ANSWER_BYTES_PER_TOKEN * (tokens if max_along_tokens is None else min(tokens, max_along_tokens))
+        return extra
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,7 @@ class Limits:
     max_sequences: int = 256
     max_body_bytes: int = 8 * 1024 * 1024
     max_chars: int | None = None  # of all sequences, a group's prompt counted for each completion; None: any number
+    max_along_tokens: int | None = None  # at which values along the texts may be asked for; None: any number
 
 
 @dataclass(frozen=True)
@@ -63,11 +86,12 @@ class ScoreRequest:
     num_items: int
     num_sequences: int
     body: bytes
+    max_extra_bytes: int = 0  # of the answer, for what is asked for besides scores
 
     @property
     def max_answer_bytes(self) -> int:
         """More than any honest answer has."""
-        return _ANSWER_BASE_BYTES + _ANSWER_BYTES_PER_SEQUENCE * self.num_sequences
+        return _ANSWER_BASE_BYTES + _ANSWER_BYTES_PER_SEQUENCE * self.num_sequences + self.max_extra_bytes
 
 
 @dataclass(frozen=True)
@@ -105,20 +129,28 @@ def split_items(items: Sequence[Mapping[str, Any]], options: Options, limits: Li
     """
     tail = b"]," + json.dumps(options.to_wire()).encode()[1:]
     head = b'{"items":['
+    max_chars = limits.max_chars
+    if options.along == "tokens" and limits.max_along_tokens is not None:  # hardly ever more than characters
+        max_chars = min(max_chars or limits.max_along_tokens, limits.max_along_tokens)
+
+    def request() -> ScoreRequest:
+        extra = options.max_extra_bytes(chars, sequences, limits.max_along_tokens)
+        return ScoreRequest(first, len(parts), sequences, head + b",".join(parts) + tail, extra)
+
     parts: list[bytes] = []
     size = len(head) + len(tail)
     sequences = chars = first = 0
     for index, item in enumerate(items):
         part = json.dumps(item, separators=(",", ":"), allow_nan=False).encode()
         count = num_sequences(item)
-        item_chars = 0 if limits.max_chars is None else num_chars(item)
+        item_chars = num_chars(item)
         over = (
             sequences + count > limits.max_sequences
             or size + len(part) + 1 > limits.max_body_bytes
-            or (limits.max_chars is not None and chars + item_chars > limits.max_chars)
+            or (max_chars is not None and chars + item_chars > max_chars)
         )
         if parts and over:
-            yield ScoreRequest(first, len(parts), sequences, head + b",".join(parts) + tail)
+            yield request()
             parts, sequences, chars, first = [], 0, 0, index
             size = len(head) + len(tail)
         parts.append(part)
@@ -126,7 +158,7 @@ def split_items(items: Sequence[Mapping[str, Any]], options: Options, limits: Li
         chars += item_chars
         size += len(part) + 1
     if parts:
-        yield ScoreRequest(first, len(parts), sequences, head + b",".join(parts) + tail)
+        yield request()
 
 
 def check_status(reply: Reply) -> None:
@@ -176,7 +208,7 @@ def parse_answer(reply: Reply, expected_sequences: int, options: Options) -> Sco
         _refuse(reply, "results is not a list")
     if len(results) != expected_sequences:
         _refuse(reply, f"{len(results)} results for {expected_sequences} sequences")
-    scores = tuple(_parse_result(result, f"results[{index}]", reply) for index, result in enumerate(results))
+    scores = tuple(_parse_result(result, f"results[{index}]", reply, options) for index, result in enumerate(results))
     return Scores(scores, model, fingerprint, engine)
 
 
@@ -226,6 +258,7 @@ def parse_limits(reply: Reply) -> Limits:
         _get_limit(limits, "max_sequences_per_request", reply),
         _get_limit(limits, "max_body_bytes", reply),
         _get_limit(limits, "max_request_chars", reply) if "max_request_chars" in limits else None,
+        _get_limit(limits, "max_along_tokens", reply) if "max_along_tokens" in limits else None,
     )
 
 
@@ -259,7 +292,7 @@ def parse_object(reply: Reply) -> dict[str, Any]:
     return answer
 
 
-def _parse_result(result: object, at: str, reply: Reply) -> Score:
+def _parse_result(result: object, at: str, reply: Reply, options: Options) -> Score:
     if not isinstance(result, dict):
         _refuse(reply, f"{at} is not an object")
     status = result.get("status")
@@ -281,7 +314,37 @@ def _parse_result(result: object, at: str, reply: Reply) -> Score:
         _refuse(reply, f"{at}.truncated is neither true nor false")
     if not (detail is None or isinstance(detail, str)):
         _refuse(reply, f"{at}.detail is no text")
-    return Score(status, score, num_tokens, truncated, detail, heads)  # type: ignore[arg-type]  # status was checked
+    along, text = result.get("along"), result.get("text")
+    if (along is not None) != (status == "ok" and options.along != "none"):
+        _refuse(reply, f"{at}.along is {'missing' if along is None else 'not what was asked for'}")
+    if along is not None:
+        along = _parse_along(along, f"{at}.along", reply, options)
+    if not (text is None or (isinstance(text, str) and options.explain)):
+        _refuse(reply, f"{at}.text is no text, or was not asked for")
+    return Score(status, score, num_tokens, truncated, detail, heads, along, text)  # type: ignore[arg-type]  # status was checked
+
+
+def _parse_along(along: object, at: str, reply: Reply, options: Options) -> Along:
+    if not isinstance(along, dict):
+        _refuse(reply, f"{at} is not an object")
+    scores = along.get("scores")
+    if not isinstance(scores, list):
+        _refuse(reply, f"{at}.scores is not a list")
+    columns: dict[str, tuple[Any, ...] | None] = {}
+    for name in ("tokens", "ends", "messages", "steps"):
+        column = along.get(name)
+        if column is None and name != "tokens" and not (name == "steps" and options.along == "steps"):
+            columns[name] = None
+            continue
+        if not isinstance(column, list) or len(column) != len(scores):
+            _refuse(reply, f"{at}.{name} is no list as long as {at}.scores")
+        if not all((type(entry) is int and entry >= 0) or (entry is None and name == "messages") for entry in column):
+            _refuse(reply, f"{at}.{name} has an entry that is no count")
+        columns[name] = tuple(column)
+    if not isinstance(along.get("trained"), bool):
+        _refuse(reply, f"{at}.trained is neither true nor false")
+    values = tuple(_get_finite(value, f"{at}.scores", reply) for value in scores)
+    return Along(scores=values, trained=along["trained"], **columns)  # type: ignore[arg-type]  # tokens are there
 
 
 def _get_finite(value: object, at: str, reply: Reply) -> float:

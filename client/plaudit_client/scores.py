@@ -14,6 +14,27 @@ Status = Literal["ok", "too_long", "empty", "non_finite", "expired", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
+class Along:
+    """What the reward model gives at tokens of one text: columns of one length.
+
+    Attributes:
+        tokens: Number of each token among those of the whole text, before any truncation.
+        scores: Of the text up to and with this token.
+        trained: Whether the model was trained to give a number at these tokens; else they mean nothing by themselves.
+        ends: Where each token ends in the text that was scored, in code points; None for an item of token ids.
+        messages: Number of the message whose content each token ends in, None between two; None without a chat.
+        steps: Number of the step that each token ends; None where every token was asked for.
+    """
+
+    tokens: tuple[int, ...]
+    scores: tuple[float, ...]
+    trained: bool
+    ends: tuple[int, ...] | None = None
+    messages: tuple[int | None, ...] | None = None
+    steps: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """The score of one sequence, or why there is none.
 
@@ -24,6 +45,8 @@ class Score:
         truncated: Whether the text was cut before it was scored.
         detail: What the service says about a failure.
         heads: The raw value of each head, where the reward model has several.
+        along: What the reward model gives along the text, where that was asked for.
+        text: What was scored, where that was asked for.
     """
 
     status: Status
@@ -32,6 +55,8 @@ class Score:
     truncated: bool = False
     detail: str | None = None
     heads: dict[str, float] | None = None
+    along: Along | None = None
+    text: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from plaudit_client import protocol
 from plaudit_client.items import ItemLike, normalize_items
-from plaudit_client.protocol import Options, Reply, Truncation
+from plaudit_client.protocol import AlongWhat, Options, Reply, Truncation
 from plaudit_client.scores import Scores, Status
 from plaudit_client.transport import HttpRequest, HttpResponse
 
@@ -58,9 +58,11 @@ class FakeScorer:
         raw: bool = False,
         fingerprint: str | None = None,
         engine: str | None = None,
+        along: AlongWhat = "none",
+        explain: bool = False,
         timeout_s: float | None = None,
     ) -> Scores:
-        """Score items as `RewardClient.score` does; `truncation`, `raw` and `timeout_s` change nothing."""
+        """Score items as `RewardClient.score` does; only `model`, `fingerprint` and `engine` change anything."""
         wire_items = normalize_items(items)
         self.calls.append(wire_items)
         results = _score_all(self._function, wire_items)

@@ -186,8 +186,7 @@ def _configure(arguments: argparse.Namespace) -> "PPOConfig":
     if url:
         config = replace(config, scorer_urls=(url,), scorer_weights=())
     if arguments.resume is not None:
-        config = replace(config, output=arguments.resume)
-        _say_what_is_resumed(Path(arguments.resume), config)
+        config = _resumed(Path(arguments.resume), replace(config, output=arguments.resume))
     check_zero(config)
     needed = {"policy": config.policy, "prompts": config.prompts, "scorer_urls (or --url)": config.scorer_urls}
     missing = [name for name, value in needed.items() if not value]
@@ -207,16 +206,24 @@ def _settings_of_run(directory: Path) -> Path:
     return file
 
 
-def _say_what_is_resumed(directory: Path, config: "PPOConfig") -> None:
+def _resumed(directory: Path, config: "PPOConfig") -> "PPOConfig":
+    """The settings, with the commits of the hub that the run began with; says which others have changed."""
+    from plaudit_ppo.models.places import keep_commit
     from plaudit_ppo.settings_text import changed_settings, load_config
 
     file = directory / "config.toml"
     if file.exists():
         before = replace(load_config(file), output=config.output)  # DIR, however it is spelled
+        config = replace(
+            config,
+            policy=keep_commit(config.policy, before.policy),
+            critic=keep_commit(config.critic, before.critic),
+        )
         for change in changed_settings(before, config):
             _say(f"plaudit-ppo: changed since the run began: {change}")
     elif not (directory / "checkpoints").exists():
         _say(f"plaudit-ppo: {directory} holds no run yet; one begins there")
+    return config
 
 
 def _number(value: float | None) -> str:

@@ -56,9 +56,10 @@ class PPOConfig:
     """
 
     policy: Text | None = None
-    """directory of the causal LM to train (safetensors, with its tokenizer)"""
+    """the causal LM to train (safetensors, with its tokenizer): its directory, or a hub id, org/name@revision"""
     critic: Text | None = None
-    """directory that the critic starts from, such as a reward model's; none: the policy's weights and a new head"""
+    """what the critic starts from, such as a reward model: its directory or hub id; none: the policy's weights and a
+    new head"""
     builtin_class: bool = False
     """transformers' classes are right, also where the config of policy or critic names code of its own (auto_map)"""
     prompts: Text | None = None
@@ -203,6 +204,9 @@ class PPOConfig:
     """what the forward passes compute in; the weights, the losses and the optimizer stay in float32"""
     gradient_checkpointing: bool = False
     """activations inside a layer are computed again, not kept: less memory, more time, the same numbers"""
+    logits_chunk_tokens: CountOrZero = 0
+    """completion tokens of a micro-batch whose logits are there at once, computed again for the gradient: less memory,
+    the same numbers; 0: all"""
     sharding: Literal["none", "fsdp", "deepspeed"] = "none"
     """each process holds the networks whole (DDP), or a shard of them (FSDP, or ZeRO by DeepSpeed); with one,
     nothing is shared"""

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.distributed.collectives import from_first_process
+from plaudit_ppo.distributed.processes import make_accelerator
 from plaudit_ppo.models.critic import Critic, TrunkCritic, check_critic_tokens, load_critic
 from plaudit_ppo.models.lora import add_lora
+from plaudit_ppo.models.places import local_directory, pin
 from plaudit_ppo.models.policy import frozen_copy, load_policy
 from plaudit_ppo.rollout.prompts import Prompt, read_prompts
 from plaudit_ppo.rollout.seeding import seeded_generator
@@ -61,11 +64,24 @@ def load_trainer(config: PPOConfig, scorers: Scorers) -> PPOTrainer:
         PPOError: something that is named is missing or does not fit; the subclass and the message say what.
     """
     prompts: list[Prompt] = read_prompts(config.prompts or "")
-    policy, tokenizer = load_policy(config.policy or "", builtin_class=config.builtin_class)
+    config = _pinned(config)
+    place = local_directory(config.policy or "", "policy")
+    policy, tokenizer = load_policy(place, builtin_class=config.builtin_class)
     critic = _load_critic(config, policy, tokenizer)
     reference = None if config.lora_rank else frozen_copy(policy)
     policy = add_lora(policy, config) if config.lora_rank else policy
     return PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorers.train, scorers.evaluation)
+
+
+def _pinned(config: PPOConfig) -> PPOConfig:
+    """The settings with the commits that hub ids have now, so that all processes and a resume take the same."""
+
+    def pin_both() -> dict[str, str]:
+        named = {"policy": config.policy, "critic": config.critic}
+        return {name: pin(source, name) for name, source in named.items() if source}
+
+    accelerator = make_accelerator(replace(config, trackers=()))
+    return replace(config, **from_first_process(accelerator, pin_both))
 
 
 def _load_critic(
@@ -74,7 +90,7 @@ def _load_critic(
     generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
     if config.critic_trunk == "policy":
         return TrunkCritic(policy, head_init=config.critic_head_init, generator=generator)
-    start = config.critic or config.policy or ""
+    start = local_directory(config.critic or config.policy or "", "critic")
     check_critic_tokens(start, tokenizer)
     return load_critic(
         start, head_init=config.critic_head_init, generator=generator, builtin_class=config.builtin_class

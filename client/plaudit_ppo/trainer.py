@@ -302,6 +302,7 @@ class PPOTrainer:
             rollouts,
             temperature=config.temperature,
             micro_batch_size=config.rollout_micro_batch_size,
+            chunk_tokens=config.logits_chunk_tokens,
         )
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)

@@ -59,6 +59,8 @@ def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
         raise SourceError(
             "--calibrate and --allow-loss are for a reduced precision; give --precision int8, fp16 or bf16"
         )
+    if parsed.engine == "vllm":
+        _refuse_for_engine(parsed)
     of_texts = parsed.normalize in {"mean-std", "mean"}
     if parsed.normalize is not None and of_texts != (parsed.normalize_on is not None):
         raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none go without it")
@@ -66,12 +68,27 @@ def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
         **_scoring_options(parsed),
         **_bundle_options(parsed),
         precision=parsed.precision,
+        engine=parsed.engine,
         calibrate=_text_file("--calibrate", parsed.calibrate),
         allow_loss=parsed.allow_loss,
         normalize_on=_text_file("--normalize-on", parsed.normalize_on),
         normalize_std=parsed.normalize != "mean",
         normalize_saved={"saved": True, "none": False}.get(parsed.normalize),
     )
+
+
+def _refuse_for_engine(parsed: argparse.Namespace) -> None:
+    if parsed.precision != "fp32":
+        raise SourceError(
+            f"--engine vllm --precision {parsed.precision}: the engine's own --dtype says in which precision it "
+            "computes; leave --precision out"
+        )
+    for option in ("pair", "token_logits"):
+        if getattr(parsed, option):
+            raise SourceError(
+                f"--engine vllm --{option.replace('_', '-')}: vLLM is asked with the ids of one text and answers with "
+                "the checkpoint's own head; export it without --engine"
+            )
 
 
 def _cache(parsed: argparse.Namespace) -> int:
@@ -195,7 +212,8 @@ def _bundle_options(parsed: argparse.Namespace) -> dict[str, Any]:
 def _tell(exported: "Exported") -> int:
     from plaudit_export.checks.report import describe_parity
 
-    tell(describe_parity(exported.parity))
+    if exported.parity is not None:
+        tell(describe_parity(exported.parity))
     if exported.comparison is not None:
         tell(exported.comparison.describe())
     tell(f"{exported.bundle.path}: {exported.bundle.name} {exported.bundle.fingerprint}")
@@ -336,6 +354,13 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="of the weights and the computation; fp16 and bf16 are for GPUs, never run on one yet, and no CPU serves "
         "bf16; int8 is static (default: fp32)",
+    )
+    add(
+        "--engine",
+        choices=["onnx", "vllm"],
+        default="onnx",
+        help="what computes the scores: a graph that is made here, or a vLLM server that loads SOURCE by itself; then "
+        "the bundle holds no graph (default: onnx)",
     )
     add("--calibrate", type=Path, metavar="FILE", help="texts like those to score: int8's ranges, and what it costs")
     add("--allow-loss", action="store_true", help="accept under 98 %% of text pairs ranked as float32 ranks them")

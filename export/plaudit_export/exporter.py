@@ -25,6 +25,7 @@ from plaudit_export.checks.readings import other_readings
 from plaudit_export.checks.reference import Case, Reference, golden_cases, sequences, users_sequences
 from plaudit_export.checks.report import score_std
 from plaudit_export.checks.text_files import Pair
+from plaudit_export.engine_checkpoint import check_loadable, label_notes, weights_hashes
 from plaudit_export.errors import ExportError, RuleError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
 from plaudit_export.graphs.graph_file import put_weights_beside
@@ -46,7 +47,16 @@ from plaudit_export.writer import (
     write_golden,
     write_tokenizer,
 )
-from plaudit_service.bundles.bundle import GRAPH, GRAPH_DATA, TOKENIZER, Golden, ScoringFile, Source, load_bundle
+from plaudit_service.bundles.bundle import (
+    GRAPH,
+    GRAPH_DATA,
+    TOKENIZER,
+    Golden,
+    ScoringFile,
+    Source,
+    WeightsFile,
+    load_bundle,
+)
 from plaudit_service.engine.calls import graph_bytes
 from plaudit_service.engine.onnx_runtime_cuda import TOLERANCES
 from plaudit_service.text.tokenization import TokenizedText
@@ -94,7 +104,7 @@ def export_checkpoint(
         draft = _build(source, directory, float_directory, options, pairs, step, note)
         run_directory = _runs_in(directory, Path(scratch), options.precision)
         _collect()
-        comparison, tolerance = None, options.tolerance or DEFAULT_TOLERANCE
+        comparison, tolerance = None, options.tolerance or options.default_tolerance
         if options.precision != "fp32":
             comparison, tolerance = _reduce(draft, directory, float_directory, run_directory, options, step)
         if options.precision == "bf16":
@@ -148,11 +158,14 @@ def _build(
         pad_token=options.pad_token,
         token_logits=[head.name for head in options.token_logits],
     )
+    if options.engine == "vllm":
+        check_loadable(checkpoint)
     rules = derive_rules(checkpoint, options)
     notes = list(rules.notes)
     cases = golden_cases(checkpoint, rules, options.golden, min(rules.max_tokens, options.golden_max_tokens), notes)
     notes += other_readings(checkpoint, rules, options, cases)
     notes += _window_notes(checkpoint, rules, options)
+    notes += label_notes(source) if options.engine == "vllm" else []
     measured, normalized = (
         None if file is None else users_sequences(checkpoint, rules, option, file.items, notes)
         for option, file in (("--calibrate", options.calibrate), ("--normalize-on", options.normalize_on))
@@ -166,18 +179,15 @@ def _build(
     with computing_on(checkpoint.model, options.device):
         records = _references(checkpoint, rules, cases, options.device, step)
         float_scores = _float_scores(checkpoint, rules, records, measured, options)
+        normal_scores = _reference_scores(checkpoint, rules, normalized, options)
     write_golden(records, directory)
-    if score_std(records) < _MIN_SPREAD * (options.tolerance or DEFAULT_TOLERANCE):
+    if score_std(records) < _MIN_SPREAD * (options.tolerance or options.default_tolerance):
         notes.append(f"the golden texts' scores differ by {score_std(records):.1e} only; add texts of yours (--golden)")
         note(notes[-1])
-    checkpoint.merge_adapter()
-    float_bytes = _weights_bytes(checkpoint)
-    _write_graphs(checkpoint, rules, directory, float_directory, options.precision, step)
-    emulated = None
-    if options.precision == "bf16":
-        emulated = _emulate(checkpoint, rules, _measuring(measured)[1] if measured else golden, step)
-        write_tokenizer(checkpoint.tokenizer.backend_tokenizer, float_directory)
-    saved_bytes = float_bytes - _weights_bytes(checkpoint)
+    emulated, saved_bytes = None, 0
+    if options.engine == "onnx":
+        calibrating = _measuring(measured)[1] if measured else golden
+        emulated, saved_bytes = _write_graphs(checkpoint, rules, calibrating, directory, float_directory, options, step)
     release(checkpoint.model)
     write_tokenizer(checkpoint.tokenizer.backend_tokenizer, directory)
     if rules.chat_template is not None:
@@ -193,7 +203,7 @@ def _build(
     return Draft(
         rules,
         made_from,
-        OPSET,
+        OPSET if options.engine == "onnx" else None,
         notes,
         records,
         golden,
@@ -203,28 +213,44 @@ def _build(
         saved_bytes,
         emulated,
         asked,
+        None if options.engine == "onnx" else _hashes(source, step),
+        normal_scores,
     )
 
 
-def _write_graphs(
-    checkpoint: Checkpoint, rules: Rules, directory: Path, float_directory: Path, precision: str, step: Say
-) -> None:
-    """Write the graph, of int8 that of float32 to make it of, and of bfloat16 both: its own and the one that is run.
+def _hashes(source: str, step: Say) -> dict[WeightsFile, str]:
+    step(f"hashing the weights of {source}")
+    return weights_hashes(source)
 
-    The model is left in the precision of the last one.
-    """
+
+def _write_graphs(
+    checkpoint: Checkpoint,
+    rules: Rules,
+    texts: Sequence[TokenizedText],
+    directory: Path,
+    float_directory: Path,
+    options: Options,
+    step: Say,
+) -> tuple[Scores | None, int]:
+    """Trace the model, for bfloat16 in float32, too; torch's scores of `texts` in it, and the bytes that it saves."""
     step(f"tracing {checkpoint.architecture}, which takes longer with every layer")
+    checkpoint.merge_adapter()
     has_mask = needs_mask(checkpoint, rules.max_tokens)
-    if precision == "fp16":
+    float_bytes = _weights_bytes(checkpoint)
+    if options.precision == "fp16":
         lower(checkpoint.model, torch.float16)
     with elapsed("tracing"):
-        export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask, to_run_only=precision == "bf16")
-    if precision == "bf16":
+        export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask, to_run_only=options.precision == "bf16")
+    emulated = None
+    if options.precision == "bf16":
         step(f"tracing {checkpoint.architecture} in bf16")
         lower(checkpoint.model, torch.bfloat16)
         with elapsed("tracing"):
             export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
         check_types(directory / GRAPH)
+        emulated = _emulate(checkpoint, rules, texts, step)
+        write_tokenizer(checkpoint.tokenizer.backend_tokenizer, float_directory)
+    return emulated, float_bytes - _weights_bytes(checkpoint)
 
 
 def _ask(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair], step: Say) -> Answer:
@@ -249,6 +275,17 @@ def _float_scores(
         return np.array([record.score for record in records])
     reference = Reference(checkpoint, rules, options.device)
     bar = tqdm(_measuring(measured)[1], desc="--calibrate", unit="text", leave=False, disable=None)
+    return np.array([reference.weigh(_heads(reference, text)) for text in bar])
+
+
+def _reference_scores(
+    checkpoint: Checkpoint, rules: Rules, normalized: Sequence[TokenizedText] | None, options: Options
+) -> Scores | None:
+    """What float32 gives the texts to normalize on, where no graph will; None for the others."""
+    if options.engine == "onnx" or normalized is None:
+        return None
+    reference = Reference(checkpoint, rules, options.device)
+    bar = tqdm(normalized, desc="--normalize-on", unit="text", leave=False, disable=None)
     return np.array([reference.weigh(_heads(reference, text)) for text in bar])
 
 

@@ -23,6 +23,7 @@ from plaudit_service.bundles.bundle import (
     NormalizationSource,
     Scoring,
     Source,
+    WeightsFile,
     load_bundle,
     sha256_of,
 )
@@ -30,17 +31,20 @@ from plaudit_service.errors import ServiceError
 from plaudit_service.serving import parity
 from plaudit_service.serving.parity import ParityReport
 from plaudit_service.serving.scorer import Scorer
-from plaudit_service.text.tokenization import TokenizedText
+from plaudit_service.text.tokenization import Tokenization, TokenizedText
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A bundle in its place, the parity that was measured on it, and what a reduced precision costs."""
+    """A bundle in its place, the parity that was measured on it, and what a reduced precision costs.
+
+    There is no parity of a bundle without a graph: the engine has loaded nothing yet.
+    """
 
     bundle: Bundle
-    parity: ParityReport
+    parity: ParityReport | None
     comparison: Comparison | None = None
 
 
@@ -52,12 +56,13 @@ class Draft:
     on, and the user's to normalize on. `float_scores` are what the model gave in float32 to the texts that measure, and
     `saved_bytes` how much smaller its weights are now: of a reduced precision that no float32 graph was written for.
     `emulated` are torch's scores of the texts that measure, in a precision that ONNX Runtime runs on no CPU. `pairs` is
-    what preference pairs say of the text rule.
+    what preference pairs say of the text rule. Of a bundle without a graph, `weights` are the hashes of what its engine
+    loads, and `normal_scores` what the model gave to the texts to normalize on.
     """
 
     rules: Rules
     source: Source
-    opset: int
+    opset: int | None
     notes: list[str]
     records: list[Golden]
     golden: list[TokenizedText]
@@ -67,6 +72,8 @@ class Draft:
     saved_bytes: int = 0
     emulated: Scores | None = None
     pairs: dict[str, Any] | None = None
+    weights: dict[WeightsFile, str] | None = None
+    normal_scores: Scores | None = None
 
 
 def finish(
@@ -78,7 +85,7 @@ def finish(
     step: Say,
     *,
     run_directory: Path,
-) -> ParityReport:
+) -> ParityReport | None:
     """Normalize, write the manifest, check every served score, and write the report.
 
     Args:
@@ -91,11 +98,17 @@ def finish(
         run_directory: holds the graph to run and the tokenizer: `directory`; where no CPU runs the bundle's own graph,
             that of the float32 twin; or one with the same graph in other files.
 
+    Returns:
+        What the golden texts showed; None where there is no graph, so that their token ids alone were checked.
+
     Raises:
         SourceError: the texts to normalize on all score alike.
         ExportError: a served score is further from its reference than the tolerance.
     """
     write_manifest(_manifest(draft, directory, run_directory, tolerance, options, step), directory)
+    if draft.weights is not None:
+        _check_tokens(directory, draft)
+        return None
     step("checking the served scores")
     return _check(directory, run_directory, draft, comparison)
 
@@ -103,11 +116,13 @@ def finish(
 def _manifest(
     draft: Draft, directory: Path, run_directory: Path, tolerance: float, options: Options, step: Say
 ) -> Manifest:
-    scoring = draft.rules.scoring(scoring_hashes(directory), options.precision)
+    scoring = draft.rules.scoring(scoring_hashes(directory), options.precision, draft.weights)
     normalized_on = None
     if options.normalize_on is not None and draft.normalized is not None:
         step(f"normalizing on {len(draft.normalized)} texts")
-        scores = GraphScorer(run_directory, _runnable(scoring)).scores(draft.normalized, "reference texts")
+        scores = draft.normal_scores
+        if scores is None:
+            scores = GraphScorer(run_directory, _runnable(scoring)).scores(draft.normalized, "reference texts")
         fitted = normalization.fit(scores, scale=options.normalize_std)
         scoring = scoring.model_copy(update={"normalization": fitted})
         normalized_on = NormalizationSource(num_texts=len(scores), sha256=options.normalize_on.sha256)
@@ -151,8 +166,24 @@ def _check(directory: Path, run_directory: Path, draft: Draft, comparison: Compa
             "no bundle was written",
             describe_parity(report),
         )
-    content = build_report(bundle, scorer.model.engine.name, report, comparison, draft.pairs, draft.notes)
-    write_json(content, directory / REPORT)
-    hashes = bundle.manifest.sha256 | {REPORT: sha256_of(directory / REPORT)}
-    write_manifest(bundle.manifest.model_copy(update={"sha256": hashes}), directory)
+    _add_report(bundle, build_report(bundle, scorer.model.engine.name, report, comparison, draft.pairs, draft.notes))
     return report
+
+
+def _check_tokens(directory: Path, draft: Draft) -> None:
+    """Tokenize the golden texts as the service does, and add the report to the bundle."""
+    try:
+        bundle = load_bundle(directory)
+        texts = Tokenization(bundle).tokenize(parity.golden_items(bundle))
+    except ServiceError as error:
+        raise ExportError(f"the serving path refuses the new bundle: {error}") from error
+    for index, (golden, text) in enumerate(zip(bundle.golden, texts, strict=True)):
+        if problem := parity.token_problem(bundle, golden, text):
+            raise ExportError(f"golden text {index}: {problem}; no bundle was written")
+    _add_report(bundle, build_report(bundle, bundle.scoring.engine, None, None, draft.pairs, draft.notes))
+
+
+def _add_report(bundle: Bundle, content: dict[str, Any]) -> None:
+    write_json(content, bundle.path / REPORT)
+    hashes = bundle.manifest.sha256 | {REPORT: sha256_of(bundle.path / REPORT)}
+    write_manifest(bundle.manifest.model_copy(update={"sha256": hashes}), bundle.path)

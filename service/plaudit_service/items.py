@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
 
 Truncation = Literal["error", "left", "right"]
+Along = Literal["none", "steps", "tokens"]
 
 # Far above any useful setting: it bounds what parsing a body can cost before the settings' limits are checked.
 MAX_ITEMS = 65_536
@@ -50,13 +51,14 @@ class TextItem(_Item):
 
 
 class PromptItem(_Item):
-    """A prompt with one completion, or with several that share it; concatenated as they are."""
+    """A prompt with one completion, with several that share it, or with one in steps; concatenated as they are."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "oneOf": [
                 {"required": ["completion"], "properties": {"completion": {"type": "string"}}},
                 {"required": ["completions"], "properties": {"completions": {"type": "array"}}},
+                {"required": ["steps"], "properties": {"steps": {"type": "array"}}},
             ]
         }
     )
@@ -64,11 +66,12 @@ class PromptItem(_Item):
     prompt: str
     completion: str | None = None
     completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
+    steps: list[str] | None = Field(None, min_length=1, fail_fast=True, description="The completion, step by step.")
 
     @model_validator(mode="after")
     def _has_one_kind_of_completion(self) -> Self:
-        if (self.completion is None) == (self.completions is None):
-            raise ValueError("give either completion or completions beside prompt")
+        if [self.completion, self.completions, self.steps].count(None) != 2:
+            raise ValueError("give one of completion, completions and steps beside prompt")
         return self
 
     @property
@@ -157,10 +160,20 @@ def _without_nulls(value: Any) -> Any:
 
 
 class ChatItem(_Item):
-    """A chat that the model's template renders, or a chat with several completions, each an assistant's message."""
+    """A chat that the model's template renders, or one with several completions, each an assistant's message.
+
+    With steps it has one completion, in steps.
+    """
 
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
+    steps: list[str] | None = Field(None, min_length=1, fail_fast=True, description="The completion, step by step.")
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_completion(self) -> Self:
+        if self.completions is not None and self.steps is not None:
+            raise ValueError("give completions or steps, not both")
+        return self
 
     @property
     def num_sequences(self) -> int:
@@ -205,6 +218,8 @@ class ScoreRequest(_Strict):
     fingerprint: str | None = Field(None, description="Refuse (409) unless this fingerprint computes the scores.")
     engine: str | None = Field(None, description="Refuse (409) unless this engine computes the scores.")
     raw: bool = Field(False, description="Skip the bundle's normalization.")
+    along: Along = Field("none", description="Also what the model gives at the end of each step, or at each token.")
+    explain: bool = Field(False, description="Also the text that was scored.")
 
     @property
     def num_sequences(self) -> int:

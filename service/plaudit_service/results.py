@@ -3,7 +3,7 @@
 Knows nothing of HTTP, models or tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -23,8 +23,32 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class Along:
+    """What the model gives at tokens of one text: columns of one length.
+
+    Attributes:
+        tokens: number of each token among those of the whole text, before any truncation.
+        scores: of the text up to and with this token; as the score, normalized unless `raw` was asked for.
+        trained: whether the model was trained to give a number at these tokens.
+        ends: where each token ends in the text that was scored, in code points; None where the caller gave ids.
+        messages: the number of the message whose content each token ends in, None between two; None without a chat.
+        steps: the number of the step that each token ends; None where every token was asked for.
+    """
+
+    tokens: Sequence[int]
+    scores: Sequence[float]
+    trained: bool
+    ends: Sequence[int] | None = None
+    messages: Sequence[int | None] | None = None
+    steps: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
 class Result:
-    """The score of one sequence, or why there is none. `num_tokens` counts the whole text, before any truncation."""
+    """The score of one sequence, or why there is none. `num_tokens` counts the whole text, before any truncation.
+
+    Where they were asked for: `along` has what the model gives along the text, `text` is what was scored.
+    """
 
     status: Status
     score: float | None
@@ -32,6 +56,8 @@ class Result:
     truncated: bool = False
     detail: str | None = None
     heads: Mapping[str, float] | None = None
+    along: Along | None = None
+    text: str | None = None
 
     @property
     def ok(self) -> bool:

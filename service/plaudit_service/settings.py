@@ -92,6 +92,8 @@ class Settings:
     """characters of one text or chat; beyond: 413"""
     max_request_chars: Count = 33_554_432
     """characters of all sequences of a request, prompts of groups repeated; beyond: 413"""
+    max_along_tokens: Count = 1_048_576
+    """tokens of one request at which values along its texts are asked for; beyond: 413"""
     max_pending_bytes: Count = 268_435_456
     """bytes (and repeated characters) of all bodies being read and tokenized; beyond: 429"""
     dialects: Annotated[tuple[Dialect, ...], _separated_by(",")] = ()
@@ -123,6 +125,8 @@ class Settings:
     """file with one API key a line; requests then need Authorization: Bearer KEY"""
     allow_unauthenticated: bool = False
     """bind another address than loopback without any API key"""
+    console: bool = True
+    """answer / and /console with the page that shows scores in a browser; it holds no data and needs no key"""
     open_metrics: bool = False
     """answer /metrics, /docs and /openapi.json without an API key"""
     tls_certificate_file: str = ""

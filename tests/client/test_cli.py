@@ -383,12 +383,14 @@ def test_options_reach_the_service_from_flags_and_from_the_environment(url, serv
     key_file = tmp_path / "key"
     key_file.write_text("\nsecret\nanother of the service's\n", encoding="utf-8-sig")
     flags = ["--url", url, "--model", "fake", "--truncation", "left", "--raw", "--timeout-s", "9"]
+    flags += ["--along", "tokens", "--explain"]
     run(*flags, "--api-key-file", str(key_file), stdin=jsonl("a"), PLAUDIT_API_KEY="other", PLAUDIT_MODEL="other")
     settings = {"URL": url, "MODEL": "fake", "TRUNCATION": "left", "RAW": "true", "TIMEOUT_S": "9", "API_KEY": "secret"}
+    settings |= {"ALONG": "tokens", "EXPLAIN": "1"}
     run(stdin=jsonl("a"), **{f"PLAUDIT_{name}": value for name, value in settings.items()})
     by_flag, by_environment = (request for request in service.requests if request.method == "POST")
     for request in (by_flag, by_environment):
-        options = {"model": "fake", "truncation": "left", "raw": True}
+        options = {"model": "fake", "truncation": "left", "raw": True, "along": "tokens", "explain": True}
         assert json.loads(request.body) == {"items": [{"text": "a"}]} | options
         assert request.headers["Authorization"] == "Bearer secret"
         assert 8.0 < float(request.headers["X-Request-Timeout-S"]) <= 9.0
@@ -416,6 +418,7 @@ def test_an_empty_input_is_an_empty_output_and_no_request(url, service):
         (["--url", "http://a", "--timeout-s", "0"], "argument --timeout-s: got '0'"),
         (["--url", "http://a", "--batch-size", "0"], "argument --batch-size: got '0'; give a whole number above 0"),
         (["--url", "http://a", "--truncation", "mid"], "argument --truncation: got 'mid'; give one of error, left"),
+        (["--url", "http://a", "--along", "words"], "argument --along: got 'words'; give one of none, steps, tokens"),
         (["--url", "http://a", "missing.jsonl"], "missing.jsonl: cannot be read: No such file or directory"),
         (["--url", "http://a", "missing.jsonl.gz"], "missing.jsonl.gz: cannot be read: No such file or directory"),
         (["--url", "http://a", "/"], "/: cannot be read: Is a directory"),

@@ -1,11 +1,12 @@
 import json
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 
 from plaudit_client.errors import InvalidArgument
-from plaudit_client.jsonl import Summary, form_chunks, parse_lines, render
-from plaudit_client.scores import Score
+from plaudit_client.jsonl import Summary, form_chunks, parse_lines, parse_scores, render
+from plaudit_client.scores import Along, Score
 
 USER = [{"role": "user", "content": "p"}]
 SAYS_C = [{"role": "assistant", "content": "c"}]
@@ -164,6 +165,18 @@ def test_output_lines_hold_line_id_and_result():
     assert json.loads(render(item, [ok])) == {"line": 1, "id": "x"} | wire_ok
     assert json.loads(render(group, [ok, too_long])) == {"line": 2, "results": [wire_ok, wire_too_long]}
     assert json.loads(render(pair, [too_long, ok])) == {"line": 3, "chosen": wire_too_long, "rejected": wire_ok}
+
+
+@pytest.mark.parametrize(
+    "along",
+    [Along((0, 7), (0.5, 1.0), False, (1, 9), (None, 0), (0, 2)), Along((0,), (0.5,), trained=True)],
+)
+def test_values_along_a_text_are_written_and_read_again(along):
+    (item,) = parse({"text": "a"})
+    score = Score("ok", 1.0, 8, along=along, text="a ")
+    written = json.loads(render(item, [score]))
+    assert written["along"].keys() == {name for name, column in asdict(along).items() if column is not None}
+    assert parse_scores(written) == [score]
 
 
 def test_the_summary_of_pairs_counts_each_pair_once():

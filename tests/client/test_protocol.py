@@ -5,7 +5,7 @@ import pytest
 from plaudit_client import errors
 from plaudit_client.errors import FingerprintChanged, InvalidAnswer, RequestRejected, ServiceUnavailable
 from plaudit_client.protocol import Limits, Options, Reply, check_status, merge, parse_answer, parse_limits, split_items
-from plaudit_client.scores import Score, Scores
+from plaudit_client.scores import Along, Score, Scores
 
 OK = {"status": "ok", "score": 1.25, "num_tokens": 3, "truncated": False}
 TOO_LONG = {"status": "too_long", "score": None, "num_tokens": 9000, "truncated": False, "detail": "too many"}
@@ -153,6 +153,71 @@ def test_a_wrong_result_is_refused_and_never_a_number(result, what):
         parse_answer(answer(result), 1, Options())
 
 
+ALONG = {"tokens": [0, 7], "scores": [0.5, 1], "trained": False, "ends": [1, 9], "messages": [None, 0], "steps": [0, 2]}
+EXPLAINED = Options(along="steps", explain=True)
+
+
+def test_values_along_a_text_are_read_as_columns():
+    (score,) = parse_answer(answer(OK | {"along": ALONG, "text": "a text"}), 1, EXPLAINED)
+    assert score.along == Along((0, 7), (0.5, 1.0), False, (1, 9), (None, 0), (0, 2))
+    assert score.text == "a text"
+    (failed,) = parse_answer(answer(TOO_LONG), 1, EXPLAINED)
+    assert (failed.along, failed.text) == (None, None)
+    ids_alone = {name: ALONG[name] for name in ("tokens", "scores", "trained")}
+    (score,) = parse_answer(answer(OK | {"along": ids_alone}), 1, Options(along="tokens"))
+    assert score.along == Along((0, 7), (0.5, 1.0), trained=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"along": None}, r"results\[0\]\.along is missing"),
+        ({"along": [0.5]}, r"along is not an object"),
+        ({"along": ALONG | {"scores": None}}, r"along\.scores is not a list"),
+        ({"along": ALONG | {"scores": [0.5, None]}}, r"along\.scores is no number"),
+        ({"along": ALONG | {"scores": [0.5, 10**400]}}, r"along\.scores is not finite"),
+        ({"along": ALONG | {"tokens": [0]}}, r"along\.tokens is no list as long as"),
+        ({"along": ALONG | {"tokens": None}}, r"along\.tokens is no list as long as"),
+        ({"along": ALONG | {"tokens": [0, None]}}, r"along\.tokens has an entry that is no count"),
+        ({"along": ALONG | {"tokens": [0, True]}}, r"along\.tokens has an entry that is no count"),
+        ({"along": ALONG | {"ends": [0, -1]}}, r"along\.ends has an entry that is no count"),
+        ({"along": ALONG | {"messages": [0, 1.5]}}, r"along\.messages has an entry that is no count"),
+        ({"along": ALONG | {"steps": None}}, r"along\.steps is no list as long as"),
+        ({"along": ALONG | {"trained": None}}, r"along\.trained is neither true nor false"),
+        ({"along": ALONG, "text": 3}, r"text is no text"),
+    ],
+)
+def test_broken_values_along_a_text_are_refused(changes, what):
+    with pytest.raises(InvalidAnswer, match=what):
+        parse_answer(answer(OK | changes), 1, EXPLAINED)
+
+
+@pytest.mark.parametrize("result", [OK | {"along": ALONG}, OK | {"text": "a text"}, TOO_LONG | {"along": ALONG}])
+def test_what_was_not_asked_for_is_refused(result):
+    with pytest.raises(InvalidAnswer, match=r"not what was asked for|was not asked for"):
+        parse_answer(answer(result), 1, EXPLAINED if result["status"] == "too_long" else Options())
+
+
+def test_an_answer_may_be_longer_the_more_is_asked_for():
+    items = [{"text": "a" * 1000}]
+
+    def bound(limits=Limits(), **asked):  # noqa: B008  a value
+        (request,) = split_items(items, Options(**asked), limits)
+        return request.max_answer_bytes
+
+    plain, explained = bound(), bound(explain=True)
+    assert explained - plain >= 12 * 1000  # a character as JSON escapes it
+    limited = bound(Limits(max_along_tokens=10), along="tokens")
+    assert plain < limited < bound(along="tokens") < bound(along="tokens", explain=True)
+
+
+def test_a_call_for_values_along_texts_is_split_by_the_services_limit_of_their_tokens():
+    items = [{"text": "a" * 10}, {"prompt": "a" * 4, "steps": ["b", "c"]}, {"text": "a" * 5}]
+    requests = split_items(items, Options(along="tokens"), Limits(max_along_tokens=16, max_chars=100))
+    assert [request.num_items for request in requests] == [2, 1]
+    assert split(items, max_along_tokens=16) == [items]
+
+
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
 def test_a_score_that_is_not_finite_is_refused(number):
     body = answer(OK).body.replace(b"1.25", number)
@@ -212,6 +277,8 @@ def test_limits_are_read_from_info():
     assert parse_limits(reply(info)) == Limits(8, 1000)
     info["limits"]["max_request_chars"] = 500
     assert parse_limits(reply(info)) == Limits(8, 1000, 500)
+    info["limits"]["max_along_tokens"] = 50
+    assert parse_limits(reply(info)) == Limits(8, 1000, 500, 50)
 
 
 @pytest.mark.parametrize("info", [{}, {"limits": []}, {"limits": {"max_sequences_per_request": 0}}])

@@ -5,6 +5,7 @@ After a change that is meant: `PLAUDIT_UPDATE_CONTRACT=1 .venv/bin/pytest tests/
 
 import json
 import os
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,13 +13,14 @@ import pytest
 
 from plaudit_client.errors import InvalidArgument
 from plaudit_client.items import FORMS, MESSAGE_FIELDS, WIRE_FIELDS, normalize_items, num_chars
-from plaudit_client.protocol import Limits, Options, Reply, parse_answer, split_items
-from plaudit_client.scores import Status
+from plaudit_client.protocol import AlongWhat, Limits, Options, Reply, parse_answer, split_items
+from plaudit_client.scores import Along, Status
 from plaudit_service import items
 from plaudit_service.bundles.bundle import load_bundle
 from plaudit_service.errors import InvalidRequest
 from plaudit_service.http.app import build_routes
 from plaudit_service.http.wire import parse_request, to_wire
+from plaudit_service.results import Along as ServiceAlong
 from plaudit_service.results import Result
 from plaudit_service.results import Status as ServiceStatus
 from plaudit_service.serving.service import Service
@@ -41,6 +43,7 @@ VALUES = {
     "prompt": "a",
     "completion": "b",
     "completions": ["b", "c"],
+    "steps": ["b", "c"],
     "messages": [{"role": "user", "content": "a"}],
     "token_ids": [1, 2],
 }
@@ -94,7 +97,7 @@ def test_a_message_that_the_service_refuses_is_one_that_the_client_does_not_send
 @pytest.mark.parametrize("form", FORMS, ids="+".join)
 def test_the_service_takes_every_item_form_that_the_client_sends(form):
     items = normalize_items([{**{key: VALUES[key] for key in form}, "finished": False}])
-    options = Options(model="m", truncation="left", raw=True, fingerprint="f", engine="e")
+    options = Options("m", "left", raw=True, fingerprint="f", engine="e", along="steps", explain=True)
     (request,) = split_items(items, options, Limits())
     parsed = parse_request(request.body)
     assert parsed.num_sequences == request.num_sequences
@@ -102,17 +105,36 @@ def test_the_service_takes_every_item_form_that_the_client_sends(form):
     assert parsed.model_dump(exclude={"items"}) == options.to_wire()
 
 
+def test_client_and_service_know_the_same_values_along_a_text():
+    assert set(get_args(AlongWhat)) == set(get_args(items.Along))
+    assert set(SCHEMAS["ScoresAlong"]["properties"]) == {field.name for field in fields(Along)}
+    assert {field.name for field in fields(ServiceAlong)} == {field.name for field in fields(Along)}
+
+
 def test_client_and_service_know_the_same_statuses():
     assert set(get_args(Status)) == set(SCHEMAS["Status"]["enum"]) == {str(status) for status in ServiceStatus}
 
 
-def test_the_client_reads_the_results_that_the_service_writes():
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_client_reads_the_results_that_the_service_writes(asked):
     results = [
         Result(ServiceStatus.OK, 1.5, 3, truncated=True, heads={"a": 1.0, "b": 2.0}),
         Result(ServiceStatus.TOO_LONG, None, 9000, detail="items[1]: too long"),
     ]
+    options = Options()
+    if asked:
+        options = Options(along="steps", explain=True)
+        along = ServiceAlong([0, 4], [0.25, 1.5], trained=True, ends=[2, 9], messages=[None, 1], steps=[0, 1])
+        results[0] = replace(results[0], along=along, text="a text ")
     answer = {"model": "m", "fingerprint": "f", "engine": "e", "results": [to_wire(result) for result in results]}
     reply = Reply("POST /score", 200, {}, json.dumps(answer).encode(), 10_000)
-    for score, result in zip(parse_answer(reply, 2, Options()), results, strict=True):
+    for score, result in zip(parse_answer(reply, 2, options), results, strict=True):
+        assert score.text == result.text
+        assert (score.along is None) == (result.along is None)
+        if score.along is not None:
+            assert {name: column for name, column in asdict(score.along).items() if name != "trained"} == {
+                name: tuple(column) for name, column in vars(result.along).items() if name != "trained"
+            }
+            assert score.along.trained
         assert (score.status, score.score, score.num_tokens) == (str(result.status), result.score, result.num_tokens)
         assert (score.truncated, score.detail, score.heads) == (result.truncated, result.detail, result.heads)

@@ -79,6 +79,7 @@ def test_the_whole_loop_leaves_every_artefact_and_a_summary(tmp_path):
     assert processes_of(output) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_exits_130_and_leaves_no_process_behind(tmp_path):
     output = tmp_path / "demo"
     with subprocess.Popen(
@@ -163,6 +164,17 @@ def test_a_failure_is_one_line_and_exit_1(capsys, tmp_path, monkeypatch, error):
     monkeypatch.setattr("plaudit_demo.run.run_demo", fail)
     assert main(["--output", str(tmp_path / "demo")]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "plaudit-demo: error: the disk is slow"
+
+
+def test_an_interruption_is_one_line_and_exit_130(capsys, tmp_path, monkeypatch):
+    """What becomes of the processes is shown where they are run."""
+
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("plaudit_demo.run.run_demo", interrupt)
+    assert main(["--output", str(tmp_path / "demo")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "plaudit-demo: interrupted"
 
 
 def test_help_names_the_defaults(capsys):

@@ -1,9 +1,11 @@
 """Promise 2: a score is a function of the text alone; on ONNX Runtime CPU in float32, to the bit."""
 
 import asyncio
+from math import nan
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +16,7 @@ from plaudit_client import AsyncRewardClient, RewardClient
 from plaudit_service import Scorer
 from plaudit_service.items import TextItem
 from plaudit_service.serving.parity import check
+from plaudit_service.text.tokenization import Asked
 
 words = st.sampled_from(["the", "egg", "boils", "Mir", "geht", "def", "return", "1+1", "é", "😀", "a\nb", "no"])
 texts = st.lists(words, min_size=1, max_size=40).map(" ".join)
@@ -74,6 +77,43 @@ def test_a_score_does_not_depend_on_what_it_shares(causal_scorer, plain_scorer, 
     batch = [data.draw(st.sampled_from(stems)) + " " + data.draw(texts) for _ in range(data.draw(st.integers(2, 16)))]
     # Also of a text that is too long: a status, and no number.
     assert list(causal_scorer.score(batch)) == list(plain_scorer.score(batch))
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(stems, min_size=1, max_size=2), st.data())
+def test_values_along_a_text_are_the_same_alone_batched_and_shared_and_move_no_score(
+    causal_scorer, plain_scorer, stems, data
+):
+    batch = [data.draw(st.sampled_from(stems)) + " " + data.draw(texts) for _ in range(data.draw(st.integers(2, 8)))]
+    alone = [plain_scorer.score([text], along="tokens")[0] for text in batch]
+    assert list(plain_scorer.score(batch, along="tokens")) == alone
+    assert list(causal_scorer.score(batch, along="tokens")) == alone
+    scores = plain_scorer.score(batch).floats
+    assert np.array_equal([nan if each.score is None else each.score for each in alone], scores, equal_nan=True)
+    assert all(each.along.scores[-1] == each.score for each in alone if each.ok)
+
+
+def test_who_asks_for_values_and_who_does_not_share_a_batch_and_a_prefix(causal_scorer):
+    model = causal_scorer.model
+    items = [TextItem(text=f"{'the egg boils ' * 8} {'no ' * number}") for number in range(6)]
+    plain, asking = (model.tokenization.tokenize(items, Asked(along=along)) for along in ("none", "tokens"))
+    mixed = [text if number % 2 else other for number, (text, other) in enumerate(zip(plain, asking, strict=True))]
+    num_shared = common_prefix(plain)
+    assert num_shared > 16
+    for num_prefix_tokens in (0, num_shared):
+        for number, outcome in enumerate(model.compute(mixed, num_prefix_tokens)):
+            (score,), (along,) = model.compute([plain[number]]), model.compute([asking[number]])
+            if number % 2:
+                assert outcome == score
+            else:
+                assert outcome.heads == along.heads == score
+                assert np.array_equal(outcome.tokens, along.tokens)
+
+
+def common_prefix(texts):
+    """How many first tokens all have, and each has one more."""
+    rows = [text.token_ids.tolist() for text in texts]
+    return next(at for at, ids in enumerate(zip(*rows, strict=False)) if len(set(ids)) > 1)
 
 
 def test_completions_of_one_prompt_share_its_computation(causal_scorer, plain_scorer):
@@ -143,3 +183,23 @@ def test_served_scores_are_those_of_the_checkpoint(bundle, serve):
     with serve(bundle) as service, RewardClient(service.url) as client:
         for score, reference in zip(client.score(batch), expected, strict=True):
             assert abs(score.score - reference) <= 1e-5 * max(1.0, abs(reference))
+
+
+def test_served_values_along_a_text_are_those_of_the_checkpoint_at_every_token(causal_bundle, serve):
+    checkpoint = causal_bundle.parent / "checkpoint"
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    prompt, completions = "Wie geht es dir? " * 4, [f"{'no ' * (number * 11 % 40)}😀é" for number in range(1, 12)]
+    with torch.inference_mode():
+        ids = [tokenizer(prompt + completion, return_tensors="pt") for completion in completions]
+        expected = [model.score(model.model(**row).last_hidden_state)[0, :, 0].tolist() for row in ids]
+    with serve(causal_bundle) as service, RewardClient(service.url) as client:
+        scores = client.score([{"prompt": prompt, "completions": completions}], along="tokens")
+        singly = [{"prompt": prompt, "steps": [completion[:5], completion[5:]]} for completion in completions]
+        for score, references, by_step in zip(scores, expected, client.score(singly, along="steps"), strict=True):
+            assert score.along.tokens == tuple(range(len(references)))
+            assert not score.along.trained
+            for value, reference in zip(score.along.scores, references, strict=True):
+                assert abs(value - reference) <= 1e-5 * max(1.0, abs(reference))
+            assert by_step.along.scores == tuple(score.along.scores[token] for token in by_step.along.tokens)
+            assert by_step.score == score.score

@@ -250,24 +250,32 @@ TRAINING = [
 ]
 
 
-def test_causes_that_need_torch_to_be_found_are_one_line(folder):
+DONE = ["plaudit-export", "checkpoint", "checkpoint", "done"]
+
+
+@pytest.fixture(scope="module")
+def forked(folder):
+    """Exit code and standard error of each command that needs torch; `DONE` cannot print its report."""
     cases = [["plaudit-export", *arguments] for arguments in EXPORT] + [["plaudit-ppo", *each] for each in PPO]
     for number, settings in enumerate(TRAINING):
         lines = [f"{name} = {json.dumps(value)}" for name, value in ({"prompts": "prompts.jsonl"} | settings).items()]
         (folder / f"train-{number}.toml").write_text("\n".join(lines))
         cases.append(["plaudit-ppo", "train", "--config", f"train-{number}.toml", "--url", "http://127.0.0.1:9"])
-    ended = dict(zip(map(tuple, cases), run_forked(folder, cases), strict=True))
-    wrong = [f"{' '.join(case)}: {how}" for case, how in ended.items() if not is_one_line(case[0], *how)]
+    runs = [{"command": each, "environment": NO_HUB, "stdout": None} for each in cases]
+    runs.append({"command": DONE, "environment": NO_HUB, "stdout": "/dev/full"})
+    script = [sys.executable, Path(__file__).with_name("forked_commands.py"), folder]
+    done = subprocess.run(script, input=json.dumps(runs), stdout=subprocess.PIPE, text=True, check=True)
+    return dict(zip(map(tuple, [*cases, DONE]), json.loads(done.stdout), strict=True))
+
+
+def test_causes_that_need_torch_to_be_found_are_one_line(folder, forked):
+    wrong = [
+        f"{' '.join(case)}: {how}"
+        for case, how in forked.items()
+        if case != tuple(DONE) and not is_one_line(case[0], *how)
+    ]
     assert wrong == [], "\n".join(wrong)
     assert not (folder / "new").exists()
-
-
-def run_forked(folder, commands, **environment):
-    """Exit code and standard error of each command."""
-    cases = [{"command": each, "environment": NO_HUB | environment, "stdout": None} for each in commands]
-    script = [sys.executable, Path(__file__).with_name("forked_commands.py"), folder]
-    done = subprocess.run(script, input=json.dumps(cases), stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(folder, full, serve):
@@ -365,11 +373,10 @@ def test_a_service_without_standard_streams_answers_and_ends_as_ever(folder):
     assert process.returncode == 0
 
 
-def test_what_is_done_is_done_though_its_report_cannot_be_printed(folder):
-    with Path("/dev/full").open("w") as full:
-        done = run(folder, "plaudit-export", "checkpoint", "checkpoint", "done", stdout=full)
-    assert done.returncode == 0
-    assert "error" not in done.stderr
+def test_what_is_done_is_done_though_its_report_cannot_be_printed(folder, forked):
+    exit_code, said = forked[tuple(DONE)]
+    assert exit_code == 0
+    assert "error" not in said
     assert (folder / "done/bundle.json").is_file()
 
 

@@ -58,6 +58,14 @@ def test_the_wheel_holds_the_template_of_every_page(wheel):
     assert templates <= set(zipfile.ZipFile(wheel).namelist())
 
 
+def test_the_wheel_holds_the_console_whose_style_is_the_reports(wheel):
+    folder = ROOT / "service/plaudit_service/http/console"
+    held = zipfile.ZipFile(wheel)
+    for path in folder.glob("*.*"):
+        assert held.read(f"plaudit_service/http/console/{path.name}") == path.read_bytes()
+    assert held.read("plaudit_service/http/console/look.css") == held.read("plaudit_ppo/runs/look.css") != b""
+
+
 def test_the_base_install_is_the_client_alone(environment, tmp_path):
     bin_folder = environment("")
     subprocess.run([bin_folder / "python", "-c", "import plaudit_client"], check=True)

@@ -114,36 +114,42 @@ def test_killing_and_resuming_the_run_changes_no_bit(place, config, undisturbed)
 AS_PROCESS_1 = ("unshare", "--pid", "--fork", "--kill-child")
 
 
-@pytest.mark.parametrize("wrapper", [(), AS_PROCESS_1], ids=["a process", "process 1"])
-def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_in_the_same_bits(place, config, undisturbed, wrapper):
-    """In the middle of whatever it does; process 1 gets only signals that it has a handler for."""
-    if wrapper and subprocess.run([*wrapper, "true"], capture_output=True).returncode != 0:
-        pytest.skip("no process here may become process 1 of a namespace of its own")
-    name = "terminated-as-1" if wrapper else "terminated"
-    output = place / name
+def terminate(config, output, iterations, wrapper=()):
+    """Run until so many iterations are done, end it by SIGTERM, and see that it leaves a checkpoint."""
+    with training("--config", config, "--resume", output, wrapper=wrapper) as run:
+        wait_for_iterations(run, output, iterations)
+        pid = run.pid
+        if wrapper:
+            (pid,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        os.kill(pid, signal.SIGTERM)
+        _, err = run.communicate(timeout=120)
+    assert run.returncode == 130
+    done = len(read_log(output / "log.jsonl"))
+    checkpoint = output / "checkpoints" / f"iteration-{done:06d}"
+    said = f"plaudit-ppo: terminated after {done} iterations; checkpoint: {checkpoint}; go on with --resume\n"
+    assert err.endswith(said)
+    assert checkpoint.is_dir()
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint_that_resumes_in_the_same_bits(place, config, undisturbed):
+    """In the middle of whatever it does."""
+    output = place / "terminated"
     with running_service(place / "bundle") as service:
-        file = config(name, service.url)
+        file = config("terminated", service.url)
         for iterations in (3, 9):
-            with training("--config", file, "--resume", output, wrapper=wrapper) as run:
-                wait_for_iterations(run, output, iterations)
-                terminate(run, is_wrapped=bool(wrapper))
-                _, err = run.communicate(timeout=120)
-            assert run.returncode == 130
-            done = len(read_log(output / "log.jsonl"))
-            checkpoint = output / "checkpoints" / f"iteration-{done:06d}"
-            said = f"plaudit-ppo: terminated after {done} iterations; checkpoint: {checkpoint}; go on with --resume\n"
-            assert err.endswith(said)
-            assert checkpoint.is_dir()
+            terminate(file, output, iterations)
         train_to_the_end("--resume", output)
     assert weights(output) == weights(undisturbed)
     assert figures(output) == figures(undisturbed)
 
 
-def terminate(process, *, is_wrapped):
-    pid = process.pid
-    if is_wrapped:
-        (pid,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    os.kill(pid, signal.SIGTERM)
+def test_sigterm_ends_a_run_that_is_process_1_with_a_checkpoint_too(place, config):
+    """Process 1 gets only signals that it has a handler for."""
+    if subprocess.run([*AS_PROCESS_1, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no process here may become process 1 of a namespace of its own")
+    with running_service(place / "bundle") as service:
+        file = config("terminated-as-1", service.url)
+        terminate(file, place / "terminated-as-1", 1, wrapper=AS_PROCESS_1)
 
 
 def test_sigterm_ends_a_run_at_once_while_it_waits_for_a_score(place, config):

@@ -30,6 +30,7 @@ from plaudit_service.errors import SettingsError
 from plaudit_service.testing import score_by_hand
 
 pytest.importorskip("ray")
+torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "ray" / "serve.yaml"
@@ -250,6 +251,23 @@ def test_a_bundle_that_does_not_give_its_reference_scores_is_never_served(cluste
     with cluster.serve(tiny_bundle(golden_offset=0.5), ready=False) as app:
         wait_until(lambda: "does not give its reference scores" in app.log.read_text(), [], app.log)
         assert not app.answers()
+
+
+def test_a_checkpoint_is_exported_once_though_two_replicas_start_at_once(cluster, tmp_path):
+    """The nodes are on one machine here, and share the cache."""
+    from plaudit_export.quiet import quiet
+    from plaudit_export.testing import tiny_encoder_checkpoint
+
+    checkpoint, cache = tiny_encoder_checkpoint(tmp_path / "checkpoint"), tmp_path / "cache"
+    text = "how do i boil an egg"
+    with quiet(), torch.no_grad():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+        expected = model(**tokenizer(text, return_tensors="pt")).logits.item()
+    with cluster.serve(checkpoint, num_replicas=2, export_cache=str(cache)) as app, RewardClient(app.url) as client:
+        assert client.score([text]).floats == pytest.approx([expected], abs=1e-5)
+    assert len(list(cache.rglob("bundle.json"))) == 1
+    assert app.log.read_text().count(f"loading {checkpoint} ...") == 1
 
 
 def test_replicas_are_added_when_tokens_are_queued(cluster, tiny_bundle):

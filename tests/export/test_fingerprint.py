@@ -46,13 +46,15 @@ SCORING: dict[str, st.SearchStrategy[Any]] = {
     "heads": heads.map(tuple),
     "normalization": st.none() | st.builds(Normalization, mean=numbers, std=st.floats(1e-6, 1e6)),
     "precision": st.sampled_from(["fp32", "fp16", "bf16", "int8"]),
+    "engine": st.sampled_from(["onnx", "vllm"]),
+    "weights": st.dictionaries(st.sampled_from(["config.json", "model.safetensors"]), hashes, min_size=1),
     "sha256": st.builds(lambda files, more: files | more, required, optional),
 }
 OUTSIDE: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),
     "recipe": st.none() | names,
     "tolerance": st.floats(1e-9, 1.0),
-    "opset": st.integers(1, 99),
+    "opset": st.none() | st.integers(1, 99),
     "source": st.builds(Source, id=names, revision=st.none() | names, architecture=names, attention=names),
     "versions": st.dictionaries(names, names, max_size=2),
     "normalization_source": st.none() | st.builds(NormalizationSource, num_texts=st.integers(1, 99), sha256=hashes),
@@ -62,6 +64,11 @@ OUTSIDE: dict[str, st.SearchStrategy[Any]] = {
 
 def consistent(fields: dict[str, Any]) -> Scoring:
     """A scoring without the combinations that are refused."""
+    if fields["engine"] == "vllm":
+        fields |= {"pair": False, "precision": "fp32"}
+        fields["sha256"] = {name: digest for name, digest in fields["sha256"].items() if "onnx" not in name}
+    else:
+        fields["weights"] = {}
     if fields["pair"]:
         fields |= {"strip_newlines": False, "space_before_eos": False, "class_token": None}
     fields["space_before_eos"] &= fields["append_eos"]

@@ -99,7 +99,7 @@ def test_the_page_has_a_row_for_each_step_and_loads_nothing():
     assert "capacity &lt;10&gt;" in page
     assert "&lt;b&gt;goodput&lt;/b&gt; &amp; fine." in page
     assert page.count("<svg") == 1
-    assert "<td>40.0%</td>" in page
+    assert '<td class="number">40.0%</td>' in page
     assert 'src="' not in page
     assert "<script" not in page
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from local_hub import COMMIT, local_hub
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
@@ -605,3 +606,22 @@ def test_a_shell_completes_commands_flags_and_settings(tmp_path):
     assert completed("plaudit-ppo in") == ["init"]
     assert completed("plaudit-ppo train --dr") == ["--dry-run"]
     assert completed("plaudit-ppo train --set kl_c") == ["kl_coef=", "kl_controller="]
+
+
+def test_a_policy_of_the_hub_is_pinned_to_its_commit_also_for_whoever_resumes(write_config, service, tmp_path):
+    config = write_config(policy="org/tiny@v1", critic="org/tiny", scorer_urls=(service.url,), scorer_timeout_s=30.0)
+    command = [COMMAND, "train", "--config", config]
+    with local_hub(org__tiny=tmp_path / "policy") as hub:
+        env = {**os.environ, **hub.environment(tmp_path / "home")}
+        first = subprocess.run([*command, "--set", "iterations=1"], capture_output=True, text=True, env=env)
+        assert first.returncode == 0, first.stderr
+        again = subprocess.run([*command, "--resume", tmp_path / "run"], capture_output=True, text=True, env=env)
+    assert again.returncode == 0, again.stderr
+    assert "iterations: 1 -> 2" in again.stderr
+    assert "policy:" not in again.stderr
+    kept = load_config(tmp_path / "run" / "config.toml")
+    assert kept.policy == kept.critic == f"org/tiny@{COMMIT}"
+    card = (tmp_path / "run" / "policy" / "README.md").read_text()
+    assert "\nbase_model: org/tiny\n" in card
+    assert f"\n`org/tiny` at commit `{COMMIT}`, trained by PPO" in card
+    assert f"- critic: from `org/tiny` at commit `{COMMIT}`\n" in card

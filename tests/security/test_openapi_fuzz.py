@@ -24,8 +24,8 @@ expected-statuses = ["2xx", "4xx", "504"]  # 504: the deadline that the request 
 [[operations]]
 include-operation-id = [
   "openrlhf", "llamafactory", "vllm_or_sglang_classify", "slime", "tei_predict", "tei_rerank", "tei_classify",
-  "sglang_embeddings", "nemo_gym_verify", "nemo_gym_seed_session", "nemo_gym_aggregate_metrics",
-  "nemo_gym_reverify_mode", "head_nemo_gym_reverify_mode",
+  "sglang_embeddings", "nemo_gym_verify", "nemo_gym_seed_session", "nemo_gym_close_session",
+  "nemo_gym_aggregate_metrics", "nemo_gym_reverify_mode", "head_nemo_gym_reverify_mode",
 ]
 checks.not_a_server_error.expected-statuses = ["2xx", "4xx", "503"]  # the same, as a dialect says it
 """

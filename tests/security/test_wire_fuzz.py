@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit_service.errors import InvalidRequest, NotJson, RequestError, TooLarge
+from plaudit_service.errors import EmptyBatch, InvalidRequest, NotJson, RequestError, TooLarge
+from plaudit_service.http.dialects.dialect import Settled
 from plaudit_service.http.dialects.endpoint import DIALECTS
 from plaudit_service.http.dialects.known_tokens import KnownTokens
 from plaudit_service.http.score_endpoint import check_sizes
@@ -44,7 +45,29 @@ ASKED = {
     "llamafactory": [{"model": "m", "messages": ["a", "b"]}],
     "vllm": [{"model": "m", "input": [[1, 2], [3]]}, {"messages": CHAT, "use_activation": False}],
     "slime": [{"prompt": CHAT, "response": "b"}, {"prompt": "a", "response": "b", "label": 1}],
+    "tei_predict": [{"inputs": [["a"], ["b", "c"]], "raw_scores": True}, {"inputs": ["a", "b"], "truncate": None}],
+    "tei_rerank": [{"query": "a", "texts": ["b", "c"], "return_text": True, "truncation_direction": "left"}],
+    "tei_classify": [{"inputs": "a", "parameters": {"function_to_apply": "none", "top_k": 1}}],
+    "sglang_classify": [{"text": ["a", "b"]}, {"input_ids": [[1, 2], [3]], "rid": "r"}],
+    "sglang_embeddings": [{"model": "m", "input": ["a", "b"]}],
+    "nemo_gym_verify": [
+        {
+            "responses_create_params": {"input": [*CHAT[:1], {"type": "reasoning", "summary": [{"text": "well"}]}]},
+            "response": {
+                "output": [
+                    {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "1"},
+                    {"type": "function_call_output", "call_id": "1", "output": "2"},
+                    {"role": "assistant", "content": [{"type": "output_text", "text": "fine"}]},
+                ]
+            },
+            "unknown": [1, None],
+        }
+    ],
+    "nemo_gym_seed_session": [{"verifier_metadata": {"a": 1}}, {"resources_session_id": "s", "task_data": {}}],
+    "nemo_gym_close_session": [{"resources_session_id": "s", "episode_id": "e"}],
+    "nemo_gym_aggregate_metrics": [{"verify_responses": [{"_ng_task_index": 0, "reward": 0.5, "extra": 1}]}],
 }
+ROUTES = {route.operation: route for routes in DIALECTS.values() for route in routes if route.method == "POST"}
 
 KEYS = ["items", "text", "prompt", "completion", "completions", "messages", "role", "content", "token_ids", "finished"]
 KEYS += ["name", "tool_calls", "type"]
@@ -143,19 +166,28 @@ def test_a_body_becomes_a_request_or_a_typed_problem(source, num_examples):
 
 @EXAMPLES
 @pytest.mark.parametrize("source", [changed, damaged])
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_a_body_of_a_dialect_becomes_items_or_a_typed_problem(dialect, source, num_examples):
+@pytest.mark.parametrize("operation", ROUTES)
+def test_a_body_of_a_dialect_becomes_items_or_a_typed_problem(operation, source, num_examples):
     def check(body):
         try:
-            asked = DIALECTS[dialect].read(body, {}, KnownTokens())
-        except (NotJson, InvalidRequest, TooLarge) as error:
+            asked = ROUTES[operation].read(body, {}, KnownTokens())
+        except (NotJson, InvalidRequest, TooLarge, EmptyBatch) as error:
             assert_is_one_line(error)
             return
+        if isinstance(asked, Settled):
+            as_json(asked.document).encode()
+            return
         request = ScoreRequest(items=asked.items)
-        assert request.num_sequences == len(asked.items)
+        assert request.num_sequences == sum(item.num_sequences for item in asked.items)
         request.model_dump_json().encode()
 
-    run(check, source(ASKED[dialect]), num_examples)
+    for asked in ASKED[operation]:
+        assert ROUTES[operation].read(json.dumps(asked).encode(), {}, KnownTokens())
+    run(check, source(ASKED[operation]), num_examples)
+
+
+def as_json(document):
+    return document.decode() if isinstance(document, bytes) else json.dumps(document, allow_nan=False)
 
 
 def assert_is_one_line(error: RequestError):

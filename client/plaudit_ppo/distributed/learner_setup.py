@@ -17,6 +17,7 @@ from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import check_adapter, is_lora
 from plaudit_ppo.models.networks import disable_dropout, transformer_layers
 from plaudit_ppo.models.sharding import shard
+from plaudit_ppo.rollout.chunks import answer_in_chunks
 
 
 def make_learner(
@@ -37,6 +38,7 @@ def make_learner(
         disable_dropout(network)
     settings = zero_settings(config) if sharding == "deepspeed" else None
     sampler = _sampler(policy, config, accelerator.device) if settings and is_stage_3(settings) else None
+    prepare_logits(policy, config)
     for network in networks:
         set_precision(network, config.precision, accelerator.device)
         if config.gradient_checkpointing:
@@ -58,6 +60,7 @@ def make_learner(
 
 def prepare_reference(reference: PreTrainedModel, config: PPOConfig, accelerator: Accelerator) -> PreTrainedModel:
     """The reference, computing as the policy does, with no gradients."""
+    prepare_logits(reference, config)
     set_precision(disable_dropout(reference).requires_grad_(False), config.precision, accelerator.device)
     sharding = _sharding(config, accelerator)
     if sharding == "fsdp":
@@ -89,6 +92,16 @@ def _sampler(policy: PreTrainedModel, config: PPOConfig, device: torch.device) -
 def make_optimizer(model: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
     """AdamW over what is trained of a network; `set_learning_rates` gives it its rate."""
     return torch.optim.AdamW(trained(model), lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
+
+
+def prepare_logits(model: PreTrainedModel, config: PPOConfig) -> None:
+    """Before anything else is done to a causal LM: whether it may be asked for the logits of a chunk at a time.
+
+    Raises:
+        ConfigError: it is not built that way.
+    """
+    if config.logits_chunk_tokens:
+        answer_in_chunks(model.get_base_model() if is_lora(model) else model)
 
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:

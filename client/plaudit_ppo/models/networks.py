@@ -25,7 +25,9 @@ def load_pretrained(auto: Any, path: str | Path, what: str, **options: Any) -> A
         CheckpointError: the directory is missing or cannot be loaded.
     """
     if not (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"{what}: {path} has no config.json; give the directory of a transformers checkpoint")
+        raise CheckpointError(
+            f"{what}: {path} has no config.json; give the directory of a transformers checkpoint, or a hub id"
+        )
     try:
         return auto.from_pretrained(path, trust_remote_code=False, local_files_only=True, **options)
     except Exception as error:  # a checkpoint comes from outside; what reads it has exception types of its own

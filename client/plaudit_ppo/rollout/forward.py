@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from plaudit_ppo.rollout.chunks import Chunked
 from plaudit_ppo.rollout.rollouts import Rollouts
 
 PAD_LOGPROB = 1.0  # no token has it, the same in policy, old and reference: ratio 1 and KL 0 on padding
@@ -71,9 +72,45 @@ def token_logprobs(logits: Tensor, rollouts: Rollouts) -> Tensor:
         shape (B, T), float32.
     """
     mask = rollouts.completion_mask
+    return torch.where(mask, _logprobs(logits, torch.where(mask, rollouts.completion_ids, 0)), PAD_LOGPROB)
+
+
+def _logprobs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Of tokens (...) under tempered logits (..., V)."""
+    return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
+
+
+def completion_logprobs(
+    model: nn.Module, rollouts: Rollouts, *, temperature: float, chunk_tokens: int, entropy_gradient: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the completion tokens as `token_logprobs`, and the entropy of each one's distribution.
+
+    Args:
+        model: a causal LM, which `chunks.answer_in_chunks` has changed where `chunk_tokens` is above 0.
+        rollouts: whose completion tokens.
+        temperature: divides the logits.
+        chunk_tokens: of so many positions at most there are logits at once; 0: of all.
+        entropy_gradient: whether the entropy is a part of the loss; None: it is not asked for, and is 0.
+
+    Returns:
+        logprobs and entropies, each shape (B, T), float32.
+    """
+
+    def statistics(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = _logprobs(logits, ids)
+        if entropy_gradient is None:
+            return logprobs, torch.zeros_like(logprobs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
+            return logprobs, entropy(logits)
+
+    mask = rollouts.completion_mask
     ids = torch.where(mask, rollouts.completion_ids, 0)
-    logprobs = logits.gather(2, ids[:, :, None])[:, :, 0] - logits.logsumexp(2)
-    return torch.where(mask, logprobs, PAD_LOGPROB)
+    if chunk_tokens:
+        of_chunk = Chunked(ids, chunk_tokens, lambda logits, ids: statistics(tempered(logits, temperature), ids))
+        logprobs, entropies = model(**model_inputs(rollouts), use_cache=False, chunked=of_chunk)
+    else:
+        logprobs, entropies = statistics(completion_logits(model, rollouts, temperature=temperature), ids)
+    return torch.where(mask, logprobs, PAD_LOGPROB), entropies
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -82,12 +119,12 @@ def entropy(logits: Tensor) -> Tensor:
     H = logsumexp(x) - sum(softmax(x) * x)
 
     Args:
-        logits: shape (B, T, V), float32, tempered.
+        logits: shape (..., V), float32, tempered.
 
     Returns:
-        shape (B, T), float32.
+        shape (...), float32.
     """
-    return logits.logsumexp(2) - (logits.softmax(2) * logits).sum(2)
+    return logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
 
 
 def completion_values(critic: nn.Module, rollouts: Rollouts) -> Tensor:
@@ -112,6 +149,7 @@ def evaluate_rollouts(
     *,
     temperature: float,
     micro_batch_size: int,
+    chunk_tokens: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the three networks say about rollouts before the update.
 
@@ -122,7 +160,7 @@ def evaluate_rollouts(
     for index in torch.arange(len(rollouts)).split(micro_batch_size):
         part = rollouts.select(index)
         logprobs, ref_logprobs = (
-            token_logprobs(completion_logits(model, part, temperature=temperature), part)
+            completion_logprobs(model, part, temperature=temperature, chunk_tokens=chunk_tokens)[0]
             for model in (policy, reference)
         )
         for target, tensor in zip(whole, (logprobs, ref_logprobs, completion_values(critic, part)), strict=True):

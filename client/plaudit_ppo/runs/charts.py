@@ -56,6 +56,12 @@ def new_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    draw_in_ink(axes)
+    return figure, axes
+
+
+def draw_in_ink(axes: Axes) -> None:
+    """Give everything but the data the page's own text colour."""
     axes.grid(color=INK, alpha=0.12, lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -63,8 +69,7 @@ def new_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
         spine.set_color(INK)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(INK)
-    axes.tick_params(colors=INK)
-    return figure, axes
+    axes.tick_params(colors=INK, which="both")
 
 
 def add_legend(axes: Axes) -> None:

@@ -5,6 +5,7 @@ import platform
 from pathlib import Path
 
 from plaudit_ppo.config import PLACES, PPOConfig
+from plaudit_ppo.models.places import hub_commit
 from plaudit_ppo.runs.summary import TrainSummary
 from plaudit_ppo.settings_text import to_toml
 
@@ -26,7 +27,10 @@ def model_card(config: PPOConfig, summary: TrainSummary, *, fingerprint: str | N
         summary: of the run.
         fingerprint: of the reward model; None: the scorer did not tell.
     """
-    start = f"`{Path(config.policy).name}`" if config.policy else "a causal language model"
+    base = hub_commit(config.policy)
+    base_model = f"base_model: {base[0]}\n" if base else ""
+    start = _named(config.policy) if config.policy else "a causal language model"
+    critic = f"- critic: from {_named(config.critic)}\n" if config.critic else ""
     rows = [
         f"| {label} | {_number(summary.first[name])} | {_number(summary.final[name])} |"
         for label, name in _FIGURES.items()
@@ -36,7 +40,7 @@ def model_card(config: PPOConfig, summary: TrainSummary, *, fingerprint: str | N
 library_name: transformers
 pipeline_tag: text-generation
 tags: [ppo, rlhf, plaudit]
----
+{base_model}---
 
 # {Path(config.output).name}
 
@@ -50,7 +54,7 @@ tags: [ppo, rlhf, plaudit]
   {config.temperature:g}, which these figures are for
 - scoring: {summary.scoring}
 - reward model: {fingerprint or "of a scorer that tells no fingerprint"}
-- {_versions()}
+{critic}- {_versions()}
 
 The score is what the policy was trained on, so it says nothing about quality by itself.
 
@@ -60,6 +64,12 @@ The score is what the policy was trained on, so it says nothing about quality by
 {_settings(config)}
 ```
 """
+
+
+def _named(source: str) -> str:
+    """A checkpoint without the paths of this machine."""
+    found = hub_commit(source)
+    return f"`{found[0]}` at commit `{found[1]}`" if found else f"`{Path(source).name}`"
 
 
 def _settings(config: PPOConfig) -> str:

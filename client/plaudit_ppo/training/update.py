@@ -13,7 +13,7 @@ from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.collectives import largest
 from plaudit_ppo.distributed.learner import Learner
 from plaudit_ppo.errors import DivergenceError
-from plaudit_ppo.rollout.forward import completion_logits, completion_values, entropy, token_logprobs
+from plaudit_ppo.rollout.forward import completion_logprobs, completion_values
 from plaudit_ppo.training.experience import Experience
 from plaudit_ppo.training.guards import RATIO_TOLERANCE, check_ratio
 
@@ -122,10 +122,13 @@ def _token_sums(
     """Losses and statistics of one micro-batch, summed over its real tokens; and the largest |ratio - 1|."""
     mask, rollouts = batch.mask, batch.rollouts
     with torch.set_grad_enabled(not critic_alone):
-        logits = completion_logits(learner.policy, rollouts, temperature=config.temperature)
-        logprobs = token_logprobs(logits, rollouts)
-    with torch.set_grad_enabled(config.entropy_coef > 0):
-        entropies = entropy(logits)
+        logprobs, entropies = completion_logprobs(
+            learner.policy,
+            rollouts,
+            temperature=config.temperature,
+            chunk_tokens=config.logits_chunk_tokens,
+            entropy_gradient=config.entropy_coef > 0,
+        )
     log_ratio = logprobs - batch.old_logprobs
     ratio = log_ratio.exp()
     values = completion_values(learner.critic, rollouts)

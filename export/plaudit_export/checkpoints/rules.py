@@ -16,15 +16,26 @@ from plaudit_export.errors import SourceError
 from plaudit_export.recipes.on_disk import Named
 from plaudit_export.recipes.settling import Said, ends_with_eos, notes_on, refuse_contradiction, settle
 from plaudit_export.recipes.table import RECIPES, TEMPLATE, Recipe, TextRule
-from plaudit_service.bundles.bundle import ChatEnd, Head, Normalization, Scoring, ScoringFile, SpecialToken
+from plaudit_service.bundles.bundle import (
+    ChatEnd,
+    Head,
+    Normalization,
+    Scoring,
+    ScoringFile,
+    SpecialToken,
+    WeightsFile,
+)
 
 FALLBACK_MAX_TOKENS = 4096
 DEFAULT_TOLERANCE = 1e-5
+# Of an engine whose kernels are its own, in float32: what was measured is 5e-5 at most (docs/export.md).
+ENGINE_TOLERANCE = 1e-4
 # A reference at the full length of a long-context model would take hours on a CPU, at export and at every start.
 DEFAULT_GOLDEN_MAX_TOKENS = 4096
 
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Engine = Literal["onnx", "vllm"]
 HeadKind = Literal["linear", "mlp", "token_logits"]
 
 
@@ -55,6 +66,7 @@ class Options:
         tolerance: largest |difference| / max(1, |score|) between served and reference; None: 1e-5 in fp32, and what
             the golden texts show (with headroom) in other precisions.
         precision: of the weights and the computation.
+        engine: what computes the scores: the bundle's own graph (`onnx`), or a server that loads the checkpoint.
         calibrate: texts to calibrate int8 on and to measure any reduced precision on; None: the golden texts.
         allow_loss: accept a precision that ranks too many pairs of texts otherwise than float32 does.
         normalize_on: texts whose scores get mean 0.
@@ -82,6 +94,7 @@ class Options:
     golden_max_tokens: int = DEFAULT_GOLDEN_MAX_TOKENS
     tolerance: float | None = None
     precision: Precision = "fp32"
+    engine: Engine = "onnx"
     calibrate: TextFile | None = None
     allow_loss: bool = False
     normalize_on: TextFile | None = None
@@ -93,6 +106,11 @@ class Options:
     builtin_class: bool = False
     pad_token: str | None = None
     device: str = "cpu"
+
+    @property
+    def default_tolerance(self) -> float:
+        """Of float32, where nothing was said."""
+        return DEFAULT_TOLERANCE if self.engine == "onnx" else ENGINE_TOLERANCE
 
     @property
     def text_rule(self) -> Said:
@@ -138,8 +156,9 @@ class Rules:
         self,
         sha256: dict[ScoringFile, str],
         precision: Precision = "fp32",
+        weights: Mapping[WeightsFile, str] | None = None,
     ) -> Scoring:
-        """The manifest's `scoring` for files with these hashes."""
+        """The manifest's `scoring` for files with these hashes; with `weights`, for a server that loads those."""
         return Scoring(
             kind=self.kind,
             max_tokens=self.max_tokens,
@@ -161,6 +180,8 @@ class Rules:
             heads=self.heads,
             precision=precision,
             normalization=self.normalization,
+            engine="vllm" if weights else "onnx",
+            weights=dict(weights or {}),
             sha256=sha256,
         )
 

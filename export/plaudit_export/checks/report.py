@@ -15,7 +15,7 @@ from plaudit_service.serving.parity import ParityReport
 def build_report(
     bundle: Bundle,
     engine: str,
-    parity: ParityReport,
+    parity: ParityReport | None,
     comparison: Comparison | None,
     pairs: Mapping[str, Any] | None,
     notes: Sequence[str],
@@ -25,11 +25,27 @@ def build_report(
     Args:
         bundle: of the report.
         engine: that the parity was measured on.
-        parity: of the golden texts.
+        parity: of the golden texts; None: there is no graph to score them with.
         comparison: with float32, where the precision is reduced.
         pairs: what preference pairs say of the text rule, where any were given.
         notes: of the export.
     """
+    return {
+        "precision": bundle.scoring.precision,
+        "parity": None if parity is None else _parity_content(engine, parity),
+        "against_float32": None if comparison is None else dataclasses.asdict(comparison),
+        "pairs": None if pairs is None else dict(pairs),
+        "golden_score_std": score_std(bundle.golden),
+        "checked": describe_checked(bundle),
+        "checked_tokens": longest_golden(bundle),
+        "unchecked": describe_unchecked(bundle),
+        "size_bytes": {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())},
+        "notes": list(notes),
+        "versions": versions(),
+    }
+
+
+def _parity_content(engine: str, parity: ParityReport) -> dict[str, Any]:
     rows = [
         {
             "index": row.index,
@@ -42,23 +58,11 @@ def build_report(
         for row in parity.rows
     ]
     return {
-        "precision": bundle.scoring.precision,
-        "parity": {
-            "engine": engine,
-            "max_abs_diff": parity.max_abs_diff,
-            "batch_max_abs_diff": parity.batch_max_abs_diff,
-            "batch_invariant": parity.batch_invariant,
-            "rows": rows,
-        },
-        "against_float32": None if comparison is None else dataclasses.asdict(comparison),
-        "pairs": None if pairs is None else dict(pairs),
-        "golden_score_std": score_std(bundle.golden),
-        "checked": describe_checked(bundle),
-        "checked_tokens": longest_golden(bundle),
-        "unchecked": describe_unchecked(bundle),
-        "size_bytes": {path.name: path.stat().st_size for path in sorted(bundle.path.iterdir())},
-        "notes": list(notes),
-        "versions": versions(),
+        "engine": engine,
+        "max_abs_diff": parity.max_abs_diff,
+        "batch_max_abs_diff": parity.batch_max_abs_diff,
+        "batch_invariant": parity.batch_invariant,
+        "rows": rows,
     }
 
 
@@ -74,6 +78,8 @@ def longest_golden(bundle: Bundle) -> int:
 
 def describe_checked(bundle: Bundle) -> list[str]:
     """What the figures of a report were measured on."""
+    if bundle.scoring.engine != "onnx":
+        return ["token ids: the serving code's against those of the reference"]
     if bundle.scoring.precision != "bf16":
         return ["parity: the bundle's graph in ONNX Runtime on the CPU"]
     return [
@@ -91,6 +97,8 @@ def describe_unchecked(bundle: Bundle, *, graph_ran: bool = False) -> str | None
         graph_ran: a device has run the graph just now.
     """
     unchecked = []
+    if bundle.scoring.engine != "onnx":
+        unchecked.append("no score was served yet; plaudit-serve checks the engine's at its start")
     if bundle.scoring.precision == "bf16" and not graph_ran:
         unchecked.append(
             "the bfloat16 graph was not run, because no CPU does; a service with --device cuda checks it at its start"
@@ -132,7 +140,7 @@ def describe_bundle(bundle: Bundle) -> str:
             f"{len(bundle.golden)} of up to {longest_golden(bundle)} tokens, "
             f"scores' standard deviation {score_std(bundle.golden):.3g}"
         ),
-        "opset": manifest.opset,
+        "engine": scoring.engine if scoring.engine != "onnx" else f"onnx, opset {manifest.opset}",
         "size": f"{_size_bytes(bundle.path) / 1e6:.1f} MB",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }

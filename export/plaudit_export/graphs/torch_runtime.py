@@ -53,7 +53,7 @@ class TorchRuntime:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Array]:
         """Compute some outputs."""
-        return [value.float().numpy() for value in self.run_kept(outputs, feeds)]
+        return list(map(self.fetch, self.run_kept(outputs, feeds)))
 
     def run_kept(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[torch.Tensor]:
         """The same as torch keeps them: numpy has no bfloat16."""
@@ -66,6 +66,10 @@ class TorchRuntime:
         kept = [value for pair in present for value in pair]
         computed = {"scores": scores} | {f"present.{layer}": kept[at] for at, layer in enumerate(self._layers)}
         return [computed[name] for name in outputs]
+
+    def fetch(self, kept: torch.Tensor) -> Array:
+        """A kept result as an array."""
+        return kept.float().numpy()
 
     def cut(self, kept: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """The first tokens of a kept result."""

@@ -30,6 +30,8 @@ REPORT = "report.json"
 # A bundle holds files of these names and no others, so no manifest can name a path outside of it.
 ScoringFile = Literal["model.onnx", "model.onnx.data", "tokenizer.json", "chat_template.jinja"]
 OtherFile = Literal["golden.jsonl", "report.json"]
+# Of a checkpoint that an engine loads by itself.
+WeightsFile = Annotated[str, Field(pattern=r"^(config\.json|\w[\w.-]*\.safetensors)$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 # Far above any useful file: what is read whole must not fill the memory, nor its hash take minutes. Weights beside the
@@ -82,6 +84,8 @@ LATER_FIELDS = (
     "pooled_before",
     "head",
     "chat_end",
+    "engine",
+    "weights",
 )
 
 # How a finished chat ends where EOS is appended to texts: as they do; as the template ends it; with EOS in place of its
@@ -122,13 +126,24 @@ class Scoring(_Frozen):
     heads: tuple[Head, ...] = Field(min_length=1)
     normalization: Normalization | None = None
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    engine: Literal["onnx", "vllm"] = "onnx"
+    weights: dict[WeightsFile, Sha256] = Field(default_factory=dict)
     sha256: dict[ScoringFile, Sha256]
 
     @model_validator(mode="after")
-    def _is_complete(self) -> Self:
-        for name in (GRAPH, TOKENIZER):
-            if name not in self.sha256:
-                raise ValueError(f"scoring.sha256 has no entry for {name}")
+    def _has_its_files(self) -> Self:
+        if TOKENIZER not in self.sha256:
+            raise ValueError(f"scoring.sha256 has no entry for {TOKENIZER}")
+        if self.engine == "onnx" and (GRAPH not in self.sha256 or self.weights):
+            raise ValueError(f"scoring.engine is onnx, and there is no {GRAPH}, or weights beside it")
+        if self.engine == "vllm" and ({GRAPH, GRAPH_DATA} & self.sha256.keys() or not self.weights):
+            raise ValueError(f"scoring.engine is vllm, and there is a {GRAPH}, or no weights")
+        if self.engine == "vllm" and (self.pair or self.precision != "fp32"):
+            raise ValueError("scoring.engine is vllm, whose references are of single texts in fp32")
+        return self
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
         if self.append_eos and self.eos is None:
             raise ValueError("scoring.append_eos is true, but scoring.eos is null")
         if self.space_before_eos and not self.append_eos:
@@ -173,7 +188,7 @@ class Manifest(_Frozen):
     scoring: Scoring
     recipe: str | None = None
     tolerance: float = Field(gt=0)
-    opset: int = Field(ge=1)
+    opset: int | None = Field(default=None, ge=1)
     source: Source
     versions: dict[str, str]
     normalization_source: NormalizationSource | None = None

@@ -22,6 +22,9 @@ Heads = npt.NDArray[np.float32]
 # By the names of the graph's inputs; keys and values of a prefix are where the runtime keeps them.
 Feeds = dict[str, Any]
 
+# The output with the head's values at tokens that are named.
+_ALONG = "token_scores"
+
 # A call whose longest row is one token takes another kernel and gives other last bits; two tokens do not.
 _MIN_TOKENS = 2
 
@@ -51,11 +54,13 @@ class Prefix:
         num_tokens: P.
         past: `past.{layer}.{key,value}`, each of shape (1, H, P, D), where the runtime keeps them.
         num_bytes: Memory that they take.
+        along: What the head gives at each token, shape (P, heads), float32; None where nobody has asked for it.
     """
 
     num_tokens: int
     past: Mapping[str, Any]
     num_bytes: int
+    along: Heads | None = None
 
 
 class Engine(Protocol):
@@ -66,12 +71,14 @@ class Engine(Protocol):
         tolerance: How far it may move a score, in standard deviations of the golden texts' scores; 0: not at all.
         promises_bits: Whether a score's bits are to be the same in every batch.
         costs: Of its device.
+        lacks_along: Why it has no head values for tokens; None: it has them.
     """
 
     name: str
     tolerance: float
     promises_bits: bool
     costs: Costs
+    lacks_along: str | None
 
     def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
         """Raw head values of every sequence, shape (B, heads), float32; raises whatever the runtime raises.
@@ -80,8 +87,21 @@ class Engine(Protocol):
         """
         ...
 
-    def compute_prefix(self, token_ids: Ids, base: Prefix | None = None) -> Prefix:
-        """Compute the prefix of a causal model; `token_ids` of shape (P,), which begin with those of `base`."""
+    def run_along(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> tuple[Heads, list[Heads]]:
+        """As `run`, and what the head gives at every token, shape (T, heads), of each sequence that has `places`.
+
+        Not where `lacks_along`. A sequence without places may get fewer tokens. The prefix has `along`.
+        """
+        ...
+
+    def compute_prefix(self, token_ids: Ids, base: Prefix | None = None, *, along: bool = False) -> Prefix:
+        """Compute the prefix of a causal model.
+
+        Args:
+            token_ids: shape (P,).
+            base: A prefix of it, computed; with `along` where that is asked for.
+            along: Whether the prefix keeps what the head gives at each of its tokens.
+        """
         ...
 
 
@@ -112,10 +132,15 @@ def open_engines(bundle: Bundle, *, runtime: str, device: str, num_threads: int,
     """Load a bundle's graph, for the whole device and then for each of several calls at once; as `open_runtimes`.
 
     Raises:
-        BundleError: the graph cannot be loaded, or is not of the contract.
+        BundleError: there is no graph, it cannot be loaded, or is not of the contract.
         SettingsError: the runtime has no such device, or no calls at once there.
         ServiceError: the device is not there.
     """
+    if bundle.scoring.engine != "onnx":
+        raise BundleError(
+            f"bundle {bundle.path}: has no graph, it is for {bundle.scoring.engine}; serve it with --runtime vllm and "
+            "--engine-url, or export the checkpoint without --engine"
+        )
     precision, graph = bundle.scoring.precision, bundle.path / GRAPH
     runtimes = open_runtimes(
         graph, precision, runtime=runtime, device=device, num_threads=num_threads, num_calls=num_calls
@@ -147,9 +172,11 @@ class GraphEngine:
         self._output = "logits" if scoring.kind == "plain" else "scores"
         self._num_heads = len(scoring.heads)
         self._runtime = runtime
+        self.lacks_along = self._why_no_along(scoring.kind)
         self._check_graph(bundle.path, scoring.kind)
         pasts = {name: tensor for name, tensor in runtime.inputs.items() if name.startswith("past.")}
-        self._no_prefix = Prefix(0, {name: runtime.no_tokens(name) for name in pasts}, 0)
+        no_values = np.zeros((0, self._num_heads), dtype=np.float32)
+        self._no_prefix = Prefix(0, {name: runtime.no_tokens(name) for name in pasts}, 0, no_values)
         self._bytes_per_prefix_token = sum(
             (tensor.shape[1] or 0) * (tensor.shape[3] or 0) * tensor.itemsize for tensor in pasts.values()
         )
@@ -159,22 +186,51 @@ class GraphEngine:
         (scores,) = self._runtime.run([self._output], self.feeds(batch, prefix))
         return np.asarray(scores, dtype=np.float32).reshape(len(batch), self._num_heads)
 
-    def compute_prefix(self, token_ids: Ids, base: Prefix | None = None) -> Prefix:
-        """Keys and values of the tokens, cut to their number where the call was padded."""
-        names = list(self._no_prefix.past)
-        text = TokenizedText(token_ids, None, len(token_ids), truncated=False)
-        outputs = [name.replace("past.", "present.") for name in names]
-        kept = self._runtime.run_kept(outputs, self.feeds([text], base, num_present=len(token_ids)))
-        past = {name: self._runtime.cut(value, len(token_ids)) for name, value in zip(names, kept, strict=True)}
-        return Prefix(len(token_ids), past, len(token_ids) * self._bytes_per_prefix_token)
+    def run_along(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> tuple[Heads, list[Heads]]:
+        """As `run`, and what the head gives at the tokens of the sequences."""
+        prefix = prefix or self._no_prefix
+        assert prefix.along is not None
+        P = prefix.num_tokens
+        num_asked = max(len(text.token_ids) for text in batch if text.places is not None) - P
+        feeds = self.feeds(batch, prefix, num_along=num_asked)
+        scores, along = self._runtime.run([self._output, _ALONG], feeds)
+        heads = np.asarray(scores, dtype=np.float32).reshape(len(batch), self._num_heads)
+        return heads, [
+            np.concatenate([prefix.along, row[: len(text.token_ids) - P]])
+            for text, row in zip(batch, along, strict=True)
+        ]
 
-    def feeds(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None, *, num_present: int = 0) -> Feeds:
+    def compute_prefix(self, token_ids: Ids, base: Prefix | None = None, *, along: bool = False) -> Prefix:
+        """Keys and values of the tokens, cut to their number where the call was padded."""
+        base, P = base or self._no_prefix, len(token_ids)
+        names = list(self._no_prefix.past)
+        text = TokenizedText(token_ids, None, P, truncated=False)
+        outputs = [name.replace("past.", "present.") for name in names] + ([_ALONG] if along else [])
+        feeds = self.feeds([text], base, num_present=P, num_along=P - base.num_tokens if along else 0)
+        kept = self._runtime.run_kept(outputs, feeds)
+        past = {name: self._runtime.cut(value, P) for name, value in zip(names, kept, strict=not along)}
+        num_bytes = P * self._bytes_per_prefix_token
+        if not along:
+            return Prefix(P, past, num_bytes)
+        assert base.along is not None
+        values = np.concatenate([base.along, self._runtime.fetch(kept[-1])[0]])
+        return Prefix(P, past, num_bytes + values.nbytes, values)
+
+    def feeds(
+        self,
+        batch: Sequence[TokenizedText],
+        prefix: Prefix | None = None,
+        *,
+        num_present: int = 0,
+        num_along: int = 0,
+    ) -> Feeds:
         """The graph's inputs for what follows the prefix, the rows padded on the right to one length.
 
         Args:
             batch: Sequences.
             prefix: What they all begin with.
             num_present: Of how many first tokens, those of the prefix included, keys and values are asked for.
+            num_along: Of how many first tokens behind the prefix the head's values are asked for.
         """
         prefix = prefix or self._no_prefix
         P = prefix.num_tokens
@@ -196,11 +252,20 @@ class GraphEngine:
             "position_ids": np.tile(np.arange(P, P + shape[1]), (len(batch), 1)),
             "prefix_index": np.zeros(len(batch), dtype=np.int64),
             "last_index": lengths - 1,
-            "token_index": np.zeros(0, dtype=np.int64),
+            "token_index": np.arange(num_along),
             "present_index": np.arange(num_present),
             **prefix.past,
         }
         return {name: feeds[name] for name in self._runtime.inputs}
+
+    def _why_no_along(self, kind: str) -> str | None:
+        if _ALONG in self._runtime.outputs:
+            return None
+        if kind != "causal":
+            return f"it is of kind {kind}, which makes one value of all tokens; leave along out"
+        if "token_index" in self._runtime.inputs:  # the graph has them, and the runtime leaves them out
+            return f"{self.name} computes the pooled token alone; serve with --runtime onnxruntime"
+        return "its graph was exported before graphs had values for tokens; export it again"
 
     def _check_graph(self, path: Path, kind: str) -> None:
         for name, tensor in self._runtime.inputs.items():

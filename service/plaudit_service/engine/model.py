@@ -6,6 +6,7 @@ Knows nothing of queues or HTTP.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,10 @@ from plaudit_service.bundles.bundle import Bundle
 from plaudit_service.engine.engine_threads import WHOLE
 from plaudit_service.engine.engines import Engine, Prefix, padded_tokens
 from plaudit_service.engine.prefixes import PrefixCache
-from plaudit_service.results import Identity, Result, Status
+from plaudit_service.errors import InvalidRequest
+from plaudit_service.items import ScoreRequest
+from plaudit_service.results import Along, Identity, Result, Status
+from plaudit_service.text.places import Places
 from plaudit_service.text.token_ids import Ids, token_key
 from plaudit_service.text.tokenization import Tokenization, TokenizedText
 
@@ -27,8 +31,16 @@ class Failure:
     detail: str
 
 
-# The raw value of each head, or why there are none.
-Outcome = tuple[float, ...] | Failure
+@dataclass(frozen=True, eq=False)
+class HeadsAlong:
+    """The raw value of each head, and of each at every token that was computed, shape (T, heads)."""
+
+    heads: tuple[float, ...]
+    tokens: npt.NDArray[np.float32]
+
+
+# The raw value of each head, or why there are none; of a sequence with places, at its tokens, too.
+Outcome = tuple[float, ...] | HeadsAlong | Failure
 
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate|bad_alloc|bad allocation", re.IGNORECASE)
@@ -96,8 +108,10 @@ class Model:
         if not batch:
             return []
         try:
-            prefix = self._prefix(batch[0].token_ids[:num_prefix_tokens], lane) if num_prefix_tokens else None
-            heads = self._engine_of(lane).run(batch, prefix).astype(np.float64)
+            along = any(text.places is not None for text in batch)
+            ids = batch[0].token_ids[:num_prefix_tokens]
+            prefix = self._prefix(ids, lane, along=along) if num_prefix_tokens else None
+            outcomes = self._run(self._engine_of(lane), batch, prefix, along=along)
         except Exception as error:  # noqa: BLE001  whatever one sequence makes an engine raise, its mates get their scores
             self._num_failures[lane] += 1
             if num_prefix_tokens:
@@ -109,52 +123,108 @@ class Model:
             half = len(batch) // 2
             return self.compute(batch[:half], lane=lane) + self.compute(batch[half:], lane=lane)
         if len(batch) == 1 and num_prefix_tokens == 0:
-            return [_outcome(row) for row in heads]
+            return outcomes
         return [
-            _outcome(row) if np.isfinite(row).all() else self.compute([text], lane=lane)[0]
-            for text, row in zip(batch, heads, strict=True)
+            self.compute([text], lane=lane)[0] if isinstance(outcome, Failure) else outcome
+            for text, outcome in zip(batch, outcomes, strict=True)
+        ]
+
+    def _run(
+        self, engine: Engine, batch: Sequence[TokenizedText], prefix: Prefix | None, *, along: bool
+    ) -> list[Outcome]:
+        """What the engine gives for each sequence; a failure where that is no finite number."""
+        if not along:
+            return [_outcome(row) for row in engine.run(batch, prefix).astype(np.float64)]
+        heads, tokens = engine.run_along(batch, prefix)
+        return [
+            outcome if text.places is None or isinstance(outcome, Failure) else HeadsAlong(outcome, values)
+            for text, outcome, values in zip(batch, map(_outcome, heads.astype(np.float64)), tokens, strict=True)
         ]
 
     def _engine_of(self, lane: int) -> Engine:
         return self.engine if lane == WHOLE else self._shares[lane - 1]
 
-    def _prefix(self, token_ids: Ids, lane: int) -> Prefix:
-        """The computed prefix, kept from before, or continued from what is kept of its beginning."""
+    def _prefix(self, token_ids: Ids, lane: int, *, along: bool) -> Prefix:
+        """The computed prefix, kept from before, or continued from what is kept of its beginning.
+
+        One that is kept without values along its tokens is computed anew for who asks for them.
+        """
         prefixes, key = self.prefixes, token_key(token_ids)
         assert prefixes is not None
 
         def compute() -> Prefix:
             base = prefixes.get(token_key(token_ids[: prefixes.longest(key)]))
-            prefix = self._engine_of(lane).compute_prefix(token_ids, base)
+            if along and base is not None and base.along is None:
+                base = None
+            prefix = self._engine_of(lane).compute_prefix(token_ids, base, along=along)
             self._num_prefix_tokens[lane] += len(token_ids) - (base.num_tokens if base else 0)
             return prefix
 
-        return prefixes.get_or_compute(key, compute)
+        prefix = prefixes.get_or_compute(key, compute)
+        if along and prefix.along is None:
+            prefix = compute()
+            prefixes.put(key, prefix)
+        return prefix
 
     def compute_continued(self, text: TokenizedText, num_prefix_tokens: int, *, lane: int = WHOLE) -> Outcome:
         """Compute a sequence of a causal model as the continuation of its own first tokens."""
         engine = self._engine_of(lane)
         try:
-            prefix = engine.compute_prefix(text.token_ids[:num_prefix_tokens])
-            (row,) = engine.run([text], prefix).astype(np.float64)
+            along = text.places is not None
+            prefix = engine.compute_prefix(text.token_ids[:num_prefix_tokens], along=along)
+            (outcome,) = self._run(engine, [text], prefix, along=along)
         except Exception as error:  # noqa: BLE001  as in compute
             return _engine_failure(error)
-        return _outcome(row)
+        return outcome
 
     def result(self, text: TokenizedText, outcome: Outcome, *, raw: bool) -> Result:
-        """Weigh the heads and normalize: score = (sum of weight x head - mean) / std, in float64."""
+        """Weigh the heads and normalize: score = (sum of weight x head - mean) / std, in float64; at tokens, too."""
         if isinstance(outcome, Failure):
-            return Result(outcome.status, None, text.num_tokens, text.truncated, outcome.detail)
+            return self._failed(text, outcome)
+        values = outcome.heads if isinstance(outcome, HeadsAlong) else outcome
+        score = self._score(values, raw=raw)
+        if not np.isfinite(score):
+            return self._failed(text, Failure(Status.NON_FINITE, "the weighted score is not finite"))
+        along = None
+        if text.places is not None:
+            assert isinstance(outcome, HeadsAlong)
+            with np.errstate(all="ignore"):  # what is not finite is a failure below
+                scores = self._score(outcome.tokens[text.places.rows].astype(np.float64).T, raw=raw)
+            if not np.isfinite(scores).all():
+                return self._failed(text, Failure(Status.NON_FINITE, "the score of a token is not finite"))
+            along = _along(text.places, scores)
+        names = [head.name for head in self.bundle.scoring.heads]
+        heads = dict(zip(names, values, strict=True)) if len(values) > 1 else None
+        return Result(
+            Status.OK, float(score), text.num_tokens, text.truncated, heads=heads, along=along, text=text.text
+        )
+
+    def _score(self, heads: Iterable[Any], *, raw: bool) -> Any:
+        """The weighted and normalized heads, each a number or an array of them."""
         scoring = self.bundle.scoring
         score = 0.0
-        for head, value in zip(scoring.heads, outcome, strict=True):  # `sum` rounds otherwise from Python 3.12 on
+        for head, value in zip(scoring.heads, heads, strict=True):  # `sum` rounds otherwise from Python 3.12 on
             score += head.weight * value
         if scoring.normalization is not None and not raw:
             score = (score - scoring.normalization.mean) / scoring.normalization.std
-        if not np.isfinite(score):
-            return Result(Status.NON_FINITE, None, text.num_tokens, text.truncated, "the weighted score is not finite")
-        heads = dict(zip((head.name for head in scoring.heads), outcome, strict=True)) if len(outcome) > 1 else None
-        return Result(Status.OK, score, text.num_tokens, text.truncated, heads=heads)
+        return score
+
+    def _failed(self, text: TokenizedText, failure: Failure) -> Result:
+        return Result(failure.status, None, text.num_tokens, text.truncated, failure.detail, text=text.text)
+
+    def check_request(self, request: ScoreRequest) -> None:
+        """Refuse a request that asks for what this model does not have.
+
+        Raises:
+            InvalidRequest: 422.
+        """
+        if request.along != "none" and (why := self.engine.lacks_along) is not None:
+            raise InvalidRequest(f'along: model "{self.bundle.name}" has no values along a text: {why}')
+        if request.explain and self.bundle.scoring.pair:
+            raise InvalidRequest(
+                f'explain: model "{self.bundle.name}" was trained on pairs, and scores prompt and completion as they '
+                "are sent; leave explain out"
+            )
 
     def results(
         self, texts: Sequence[TokenizedText | Result], outcomes: Iterable[Outcome], *, raw: bool
@@ -168,7 +238,19 @@ def _engine_failure(error: Exception) -> Failure:
     return Failure(Status.FAILED, f"the engine failed: {type(error).__name__}")
 
 
-def _outcome(heads: npt.NDArray[np.float64]) -> Outcome:
+def _along(places: Places, scores: npt.NDArray[np.float64]) -> Along:
+    ends, messages, steps = places.ends, places.messages, places.steps
+    return Along(
+        places.tokens.tolist(),
+        scores.tolist(),
+        trained=False,
+        ends=None if ends is None else ends.tolist(),
+        messages=None if messages is None else [None if number < 0 else number for number in messages.tolist()],
+        steps=None if steps is None else steps.tolist(),
+    )
+
+
+def _outcome(heads: npt.NDArray[np.float64]) -> tuple[float, ...] | Failure:
     if np.isfinite(heads).all():
         return tuple(heads.tolist())
     return Failure(Status.NON_FINITE, "the model's score is not a finite number")

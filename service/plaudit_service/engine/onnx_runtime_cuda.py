@@ -82,6 +82,11 @@ class OnnxRuntimeCuda:
         """Compute some outputs that stay on the device."""
         return self._bound(outputs, feeds, "cuda", self._device_id)
 
+    def fetch(self, kept: Any) -> Array:
+        """A kept result, copied from the device."""
+        fetched: Array = kept.numpy()
+        return fetched
+
     def cut(self, kept: Any, num_tokens: int) -> Any:
         """The first tokens of a kept result; where there are more (a graph of the first form), by way of the CPU."""
         if kept.shape()[2] == num_tokens:

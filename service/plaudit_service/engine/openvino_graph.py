@@ -17,7 +17,7 @@ def prepare(model: Any) -> Any:
     from openvino.passes import ConstantFolding, Manager
 
     _repeat_heads(model)
-    # Scores of every token: nothing asks for them.
+    # Values of single tokens, which would need all of the last layer: the engine refuses who asks for them.
     for result in model.get_results():
         if "token_scores" in result.input_value(0).get_names():
             model.remove_result(result)

@@ -70,8 +70,8 @@ class PrefixCache:
     def put(self, key: bytes, prefix: Prefix) -> None:
         """Keep a prefix, and let those go that were not used for the longest time."""
         with self._lock:
-            if key not in self._prefixes:
-                self._num_bytes += prefix.num_bytes
+            replaced = self._prefixes.get(key)
+            self._num_bytes += prefix.num_bytes - (replaced.num_bytes if replaced else 0)
             self._prefixes[key] = prefix
             self._prefixes.move_to_end(key)
             while len(self._prefixes) > 1 and (self._num_bytes > self._max_bytes or len(self._prefixes) > _MAX_KEPT):

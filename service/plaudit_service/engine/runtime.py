@@ -81,6 +81,10 @@ class Runtime(Protocol):
         """The same, where the results stay on the device, to be fed to later calls."""
         ...
 
+    def fetch(self, kept: Any) -> Array:
+        """A kept result, from where it is."""
+        ...
+
     def cut(self, kept: Any, num_tokens: int) -> Any:
         """The first tokens (axis 2) of a kept result."""
         ...

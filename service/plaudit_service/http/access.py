@@ -44,7 +44,7 @@ class Access:
         api_keys: Keys of which one must be given; empty: no key is asked for.
         fair_by_address: Whether clients are told apart by address where there are no keys.
         routes: Known paths; others are counted together as "other".
-        open_routes: Paths, and prefixes that end with a slash, that need no key besides the probes.
+        open_routes: Paths, and prefixes that end with a slash ("/" itself is a path), of which GET needs no key.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Access:
         self._fair_by_address = fair_by_address
         self._routes = frozenset(routes)
         self._open_routes = PROBES | frozenset(open_routes)
-        self._open_prefixes = tuple(route for route in open_routes if route.endswith("/"))
+        self._open_prefixes = tuple(route for route in open_routes if route.endswith("/") and route != "/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass a lifespan or websocket scope on."""
@@ -88,7 +88,7 @@ class Access:
 
         outcome = None
         try:
-            key = self._check_key(scope["path"], headers.get(b"authorization", b""))
+            key = self._check_key(scope["method"], scope["path"], headers.get(b"authorization", b""))
             state["client"] = self._client(key, scope.get("client"))
             await self._app(scope, receive, send_with_id)
         except RequestError as error:
@@ -127,13 +127,16 @@ class Access:
             **fields,
         )
 
-    def _check_key(self, path: str, authorization: bytes) -> int | None:
+    def _check_key(self, method: str, path: str, authorization: bytes) -> int | None:
         """Which of the keys was given; None where none is asked for.
+
+        Only what is read is open: POST / of the dialect tei scores, while GET / is the console's page.
 
         Raises:
             Unauthorized: none of them.
         """
-        if not self._key_digests or path in self._open_routes or path.startswith(self._open_prefixes):
+        is_open = path in self._open_routes or path.startswith(self._open_prefixes)
+        if not self._key_digests or (is_open and method in ("GET", "HEAD")):
             return None
         scheme, _, key = authorization.partition(b" ")
         digest = _digest(key.strip())

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from plaudit_service.http.access import PROBES, Access
 from plaudit_service.http.asgi import INTERNAL_ERROR, PROBLEM_MEDIA_TYPE, App, Receive, Scope, Send, problem_document
+from plaudit_service.http.console import page
 from plaudit_service.http.dialects.endpoint import dialect_endpoints, dialect_info, dialect_routes
 from plaudit_service.http.openapi import complete
 from plaudit_service.http.score_endpoint import ScoreEndpoint
@@ -58,6 +59,7 @@ def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
     """
     settings = service.settings
     open_routes = PROBES | (_OPENED if settings.open_metrics else frozenset())
+    open_routes |= frozenset(page.PATHS) if settings.console else frozenset()
     app = build_routes(service, keys=bool(api_keys), open_routes=open_routes)
     endpoints: dict[tuple[str, str], App] = {("POST", "/score"): ScoreEndpoint(service)}
     endpoints |= {(each.route.method, each.route.path): each for each in dialect_endpoints(service)}
@@ -109,6 +111,8 @@ def build_routes(service: Service, *, keys: bool = False, open_routes: Collectio
     )
     _add_probes(app, service)
     _add_docs(app)
+    if service.settings.console:
+        _add_console(app)
     routes = dialect_routes(service.settings.dialects)
     _document(app, lambda document: complete(document, routes, keys=keys, open_routes=open_routes))
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -173,6 +177,17 @@ def _add_docs(app: FastAPI) -> None:
             swagger_css_url=f"{assets}/swagger-ui.css",
             swagger_favicon_url=f"{assets}/favicon.png",
         )
+
+
+def _add_console(app: FastAPI) -> None:
+    """The console's page, by two paths: a redirect could lose the prefix that a proxy strips."""
+
+    async def console() -> HTMLResponse:
+        content, headers = page.console_page()
+        return HTMLResponse(content, headers=dict(headers))
+
+    for path in page.PATHS:
+        app.get(path, include_in_schema=False)(console)
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:

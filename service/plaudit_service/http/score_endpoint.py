@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from plaudit_service.errors import AllExpired, InvalidRequest, TooLarge
@@ -11,11 +11,14 @@ from plaudit_service.http.asgi import Receive, Scope, Send, send_answer
 from plaudit_service.http.receiving import Room, read_body, while_connected
 from plaudit_service.http.wire import parse_request, to_wire
 from plaudit_service.items import ChatItem, Item, PromptItem, ScoreRequest, TextItem, TokenItem, num_chars
+from plaudit_service.results import Result
 from plaudit_service.serving.service import Service
 from plaudit_service.settings import Settings
 
 # A body up to this size is parsed on the event loop: handing it to a thread would cost more than parsing it.
 _INLINE_BODY_BYTES = 16_384
+
+_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 class ScoreEndpoint:
@@ -49,11 +52,12 @@ class ScoreEndpoint:
             "model": model.name,
             "fingerprint": model.identity.fingerprint,
             "engine": model.identity.engine,
-            "results": [to_wire(result) for result in scored.results],
         }
+        is_large = request.along != "none" or request.explain
+        body = await asyncio.to_thread(_json, answer, scored.results) if is_large else _json(answer, scored.results)
         times = {"queue": scored.queue_s, "tokenize": scored.tokenize_s, "infer": scored.infer_s}
         timing = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in times.items())
-        await send_answer(send, 200, b"application/json", _json(answer), [(b"server-timing", timing.encode())])
+        await send_answer(send, 200, b"application/json", body, [(b"server-timing", timing.encode())])
 
 
 async def _parse(body: bytes) -> ScoreRequest:
@@ -62,8 +66,10 @@ async def _parse(body: bytes) -> ScoreRequest:
     return await asyncio.to_thread(parse_request, body)
 
 
-def _json(answer: dict[str, Any]) -> bytes:
-    return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+def _json(answer: Mapping[str, Any], results: Iterable[Result]) -> bytes:
+    """An answer with its results, each written by itself: other threads have their turns between two large ones."""
+    written = ",".join(_JSON.encode(to_wire(result)) for result in results)
+    return f'{_JSON.encode(answer)[:-1]},"results":[{written}]}}'.encode()
 
 
 def request_timeout_s(headers: Mapping[bytes, bytes]) -> float:
@@ -113,8 +119,9 @@ def _num_chars(item: Item) -> list[int]:
         case TokenItem():
             return [len(item.token_ids)]
         case PromptItem():
-            completions = [item.completion or ""] if item.completions is None else item.completions
+            completions = item.completions or ["".join(item.steps or [item.completion or ""])]
             return [len(item.prompt) + len(completion) for completion in completions]
         case ChatItem():
             head = sum(num_chars(value) for message in item.messages for value in message.to_template().values())
-            return [head + len(completion) for completion in item.completions or [""]]
+            completions = item.completions or ["".join(item.steps or [])]
+            return [head + len(completion) for completion in completions]

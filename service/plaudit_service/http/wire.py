@@ -10,6 +10,17 @@ from plaudit_service.results import Result, Status
 _MAX_DETAIL_CHARS = 500
 
 
+class ScoresAlong(BaseModel):
+    """What the model gives at tokens of one text, in columns of one length, as the OpenAPI document shows it."""
+
+    tokens: list[int]
+    scores: list[float]
+    trained: bool
+    ends: list[int] | None = None
+    messages: list[int | None] | None = None
+    steps: list[int] | None = None
+
+
 class ScoreResult(BaseModel):
     """One result, as the OpenAPI document shows it."""
 
@@ -19,6 +30,8 @@ class ScoreResult(BaseModel):
     truncated: bool
     detail: str | None = None
     heads: dict[str, float] | None = None
+    along: ScoresAlong | None = None
+    text: str | None = None
 
 
 class ScoreAnswer(BaseModel):
@@ -53,7 +66,7 @@ def parse_request(body: bytes | str) -> ScoreRequest:
 
 
 def to_wire(result: Result) -> dict[str, Any]:
-    """The JSON object of a result: `detail` and `heads` only where there are any."""
+    """The JSON object of a result: what comes behind `truncated` only where there is any."""
     wire: dict[str, Any] = {
         "status": str(result.status),
         "score": result.score,
@@ -64,4 +77,8 @@ def to_wire(result: Result) -> dict[str, Any]:
         wire["detail"] = result.detail[:_MAX_DETAIL_CHARS]
     if result.heads is not None:
         wire["heads"] = dict(result.heads)
+    if result.along is not None:
+        wire["along"] = {name: value for name, value in vars(result.along).items() if value is not None}
+    if result.text is not None:
+        wire["text"] = result.text
     return wire

@@ -80,8 +80,8 @@ class _Job:
         return self.text.token_ids
 
 
-# What a score is a function of: the bytes of token ids and of type ids.
-_Key = tuple[bytes, bytes]
+# What a score is a function of, the bytes of token ids and of type ids; and whether values along them are asked for.
+_Key = tuple[tuple[bytes, bytes], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,12 +270,16 @@ class Scheduler:
 
     def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText, *, may_be_known: bool) -> None:
         """Wait for the computation of a sequence, which may be on its way for someone else, or known already."""
-        key = text.token_ids.tobytes(), b"" if text.type_ids is None else text.type_ids.tobytes()
-        if may_be_known and (known := self._cache.get(key)) is not None:
+        content = text.token_ids.tobytes(), b"" if text.type_ids is None else text.type_ids.tobytes()
+        along = text.places is not None
+        key = content, along
+        if may_be_known and not along and (known := self._cache.get(content)) is not None:
             self._metrics.score_cache_hits.inc()
             ticket.outcomes[place] = known
             return
         job = self._jobs.get(key)
+        if job is None and not along:  # who asks for less may wait for more
+            job = self._jobs.get((content, True))
         turn, num_tokens = self._clients.next_turn(ticket.client), len(text.token_ids)
         if job is None:
             job = self._jobs[key] = _Job(key, text, ticket.client, turn, ticket.arrival)
@@ -406,7 +410,7 @@ class Scheduler:
         self._observe(batch, computed)
         for job, outcome in zip(batch.sequences, computed.outcomes, strict=True):
             self._drop(job)
-            self._cache.put(job.key, outcome)
+            self._cache.put(job.key[0], outcome)
             for ticket, place in job.waiters:
                 self._deliver(ticket, place, outcome, computed)
 

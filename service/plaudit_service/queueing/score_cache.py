@@ -3,11 +3,13 @@
 from collections import OrderedDict
 from hashlib import blake2b
 
-from plaudit_service.engine.model import Failure, Outcome
+from plaudit_service.engine.model import Failure, HeadsAlong, Outcome
 
 
 class ScoreCache:
     """Raw head values by the bytes of a sequence's ids; the least recently used leave first.
+
+    Values along a sequence are not kept: their number has no bound but that of its tokens.
 
     Args:
         max_entries: How many are kept; 0: none.
@@ -30,7 +32,7 @@ class ScoreCache:
         """Remember a score; a failure is computed again."""
         if self._max_entries == 0 or isinstance(outcome, Failure):
             return
-        self._outcomes[_digest(key)] = outcome
+        self._outcomes[_digest(key)] = outcome.heads if isinstance(outcome, HeadsAlong) else outcome
         if len(self._outcomes) > self._max_entries:
             self._outcomes.popitem(last=False)
 

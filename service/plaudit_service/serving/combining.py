@@ -19,7 +19,7 @@ from typing import Literal
 
 from plaudit_service.bundles.bundle import Bundle, canonical_sha256
 from plaudit_service.errors import InvalidRequest, SettingsError
-from plaudit_service.items import Item, TokenItem
+from plaudit_service.items import ScoreRequest, TokenItem
 from plaudit_service.results import Identity, Result, Status
 
 # Of the statuses of several failed parts, the first of these is answered: what is wrong with the service or its models
@@ -64,15 +64,21 @@ class Combination:
         engines = dict.fromkeys(part.engine for part in parts)
         return Identity(self.name, canonical_sha256(content), "+".join(engines))
 
-    def check_items(self, items: Sequence[Item], parts: Sequence[Bundle]) -> None:
-        """Refuse token ids where the parts have different tokenizers, which would take them for different texts.
+    def check_request(self, request: ScoreRequest, parts: Sequence[Bundle]) -> None:
+        """Refuse what is different for each part: tokens and texts, and token ids unless the tokenizers are the same.
 
         Raises:
             InvalidRequest: 422.
         """
+        for name, is_asked in (("along", request.along != "none"), ("explain", request.explain)):
+            if is_asked:
+                raise InvalidRequest(
+                    f'{name}: "{self.name}" combines {", ".join(self.parts)}, each with tokens and texts of its own; '
+                    "ask each part by its own name"
+                )
         if len({part.scoring.sha256["tokenizer.json"] for part in parts}) == 1:
             return
-        for number, item in enumerate(items):
+        for number, item in enumerate(request.items):
             if isinstance(item, TokenItem):
                 raise InvalidRequest(
                     f'items[{number}].token_ids: the parts of "{self.name}" ({", ".join(self.parts)}) have different '

@@ -102,9 +102,14 @@ class ParityReport:
         return self.promises_bits and self.batch_max_abs_diff == 0
 
     @property
+    def worst_first(self) -> list[ParityRow]:
+        """The rows as one looks at them: those that failed, then by how near they are to their limits."""
+        return sorted(self.rows, key=lambda row: (row.ok, -row.difference / row.allowed))
+
+    @property
     def worst(self) -> ParityRow:
-        """The row to look at first: a failed one, else the one nearest to its limit."""
-        return max(self.rows, key=lambda row: (not row.ok, row.difference / row.allowed))
+        """The row to look at first."""
+        return self.worst_first[0]
 
     def describe_worst(self) -> str:
         """One line: which text, by how much."""
@@ -223,7 +228,7 @@ def _row(
     mixed: Result,
     shared: Result | None,
 ) -> ParityRow:
-    problem = _token_problem(bundle, golden, text)
+    problem = token_problem(bundle, golden, text)
     failed = [result for result in (alone, batched, mixed, shared) if result is not None and not result.ok]
     if problem is None and failed:
         problem = f"{failed[0].status}: {failed[0].detail}"
@@ -263,7 +268,8 @@ class _Allowed:
         return max(self._relative * max(1.0, abs(reference)), self._absolute)
 
 
-def _token_problem(bundle: Bundle, golden: Golden, text: TokenizedText | Result) -> str | None:
+def token_problem(bundle: Bundle, golden: Golden, text: TokenizedText | Result) -> str | None:
+    """What is wrong with the tokens that the serving path made of a golden text; None: nothing."""
     if isinstance(text, Result):
         return f"{text.status}: {text.detail}"
     reference = np.array(golden.token_ids, dtype=np.int64)

@@ -4,6 +4,7 @@ Knows nothing of HTTP.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -12,13 +13,13 @@ from functools import cached_property, partial
 from itertools import chain
 
 from plaudit_service.engine.model import Model
-from plaudit_service.errors import AllExpired
-from plaudit_service.items import Item, Truncation
+from plaudit_service.errors import AllExpired, TooLarge
+from plaudit_service.items import Item
 from plaudit_service.metrics import Metrics
 from plaudit_service.queueing.scheduler import Scheduler, Ticket
 from plaudit_service.results import Result
 from plaudit_service.serving.parity import ParityReport, compare, golden_items, mixed_batches, score_mixed, score_shared
-from plaudit_service.text.tokenization import TokenizedText
+from plaudit_service.text.tokenization import Asked, TokenizedText
 
 # How long a request may keep a tokenizer thread before it goes to the back of the line.
 _TURN_S = 0.02
@@ -56,6 +57,7 @@ class Pipeline:
         metrics: Where results are counted.
         tokenizer_threads: Run tokenization off the event loop.
         clock: Seconds that only grow; deadlines are on it.
+        max_along_tokens: Of one request, tokens that values along its texts may be asked for.
     """
 
     def __init__(
@@ -65,28 +67,41 @@ class Pipeline:
         metrics: Metrics,
         tokenizer_threads: Executor,
         clock: Callable[[], float] = time.monotonic,
+        max_along_tokens: float = math.inf,
     ) -> None:
         self.model = model
         self.scheduler = scheduler
         self._metrics = metrics
         self._tokenizer_threads = tokenizer_threads
         self.clock = clock
+        self._max_along_tokens = max_along_tokens
 
     async def tokenize(
-        self, items: Sequence[Item], truncation: Truncation = "error", *, deadline: float = float("inf")
+        self,
+        items: Sequence[Item],
+        asked: Asked = Asked(),  # noqa: B008  a value
+        *,
+        deadline: float = float("inf"),
     ) -> Tokenized:
         """Tokenize off the event loop, in turns, so that a large request does not keep small ones waiting.
 
         Raises:
             InvalidRequest: an item cannot be scored by this model.
             AllExpired: the deadline passed before the end.
+            TooLarge: values are asked for at too many tokens.
         """
         started = time.monotonic()
         texts: list[TokenizedText | Result] = []
-        steps = self.model.tokenization.steps(items, truncation)
+        steps = self.model.tokenization.steps(items, asked)
         loop = asyncio.get_running_loop()
-        while await loop.run_in_executor(self._tokenizer_threads, _take_turn, steps, texts):
-            if self.clock() >= deadline:
+        has_more, num_along = True, 0
+        while has_more:
+            before = len(texts)
+            has_more = await loop.run_in_executor(self._tokenizer_threads, _take_turn, steps, texts)
+            num_along += sum(map(_num_along, texts[before:]))
+            if num_along > self._max_along_tokens:
+                raise TooLarge(f"the request asks for values along more than {self._max_along_tokens} tokens; split it")
+            if has_more and self.clock() >= deadline:
                 raise AllExpired("the deadline of X-Request-Timeout-S passed while the request was tokenized")
         seconds = time.monotonic() - started
         self._metrics.tokenize_seconds.observe(seconds)
@@ -127,6 +142,11 @@ class Pipeline:
         ticket = self.scheduler.submit(tokenized.sequences, may_be_known=False)
         await ticket.done
         return self.scored(tokenized, ticket, raw=True).results
+
+
+def _num_along(text: TokenizedText | Result) -> int:
+    """At how many tokens a value is asked for."""
+    return len(text.places.rows) if isinstance(text, TokenizedText) and text.places is not None else 0
 
 
 def _take_turn(steps: Iterator[list[TokenizedText | Result]], texts: list[TokenizedText | Result]) -> bool:

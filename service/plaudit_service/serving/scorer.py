@@ -16,12 +16,12 @@ from plaudit_service.engine.engines import open_engines
 from plaudit_service.engine.model import Model, Outcome
 from plaudit_service.engine.prefixes import PrefixCache
 from plaudit_service.errors import UnknownModel
-from plaudit_service.items import ScoreRequest, Truncation, check_request
+from plaudit_service.items import Along, ScoreRequest, Truncation, check_request
 from plaudit_service.queueing.batching import Backlog, Batch
 from plaudit_service.results import Identity, Result
 from plaudit_service.serving.combining import parse_combinations
 from plaudit_service.text.token_ids import Ids
-from plaudit_service.text.tokenization import TokenizedText
+from plaudit_service.text.tokenization import Asked, TokenizedText
 
 
 class Scores(Sequence[Result]):
@@ -78,6 +78,8 @@ class _InProcess(ABC):
         raw: bool = False,
         fingerprint: str | None = None,
         engine: str | None = None,
+        along: Along = "none",
+        explain: bool = False,
     ) -> Scores:
         """Score items in any form of the wire; a plain string is a text. The arguments are those of `/score`.
 
@@ -87,7 +89,7 @@ class _InProcess(ABC):
         """
         wire = [{"text": item} if isinstance(item, str) else item for item in items]
         fields = {"truncation": truncation, "raw": raw, "model": model, "fingerprint": fingerprint, "engine": engine}
-        request = check_request({"items": wire, **fields})
+        request = check_request({"items": wire, **fields, "along": along, "explain": explain})
         identity = self.identity
         if model not in {None, identity.name}:
             raise UnknownModel(f'model "{model}" is not loaded; here: {identity.name}')
@@ -142,7 +144,9 @@ class Scorer(_InProcess):
         Raises:
             InvalidRequest: an item cannot be scored by this model.
         """
-        texts = self.model.tokenization.tokenize(request.items, request.truncation)
+        self.model.check_request(request)
+        asked = Asked(request.truncation, request.along, request.explain)
+        texts = self.model.tokenization.tokenize(request.items, asked)
         outcomes = self._compute([text for text in texts if isinstance(text, TokenizedText)])
         return self.model.results(texts, outcomes, raw=request.raw)
 
@@ -198,7 +202,7 @@ class CombinedScorer(_InProcess):
         Raises:
             InvalidRequest: an item cannot be scored by a part, or is token ids for parts with different tokenizers.
         """
-        self.combination.check_items(request.items, [part.bundle for part in self.parts])
+        self.combination.check_request(request, [part.bundle for part in self.parts])
         rows = zip(*(part.results(request) for part in self.parts), strict=True)
         return [self.combination.combine(row) for row in rows]
 

@@ -17,6 +17,7 @@ from plaudit_service.results import Result, Status
 from plaudit_service.serving.combining import Combination
 from plaudit_service.serving.pipeline import Pipeline, Scored, Tokenized
 from plaudit_service.serving.score_window import ScoreWindow
+from plaudit_service.text.tokenization import Asked
 
 _T = TypeVar("_T")
 
@@ -84,13 +85,14 @@ class ServedModel:
         """
         self.identity.check_pins(request)
         if self.combination is not None:
-            self.combination.check_items(request.items, [part.model.bundle for part in self.parts])
+            self.combination.check_request(request, [part.model.bundle for part in self.parts])
+        for part in self.parts:
+            part.model.check_request(request)
         if not waits:
             for part in self.parts:
                 part.scheduler.require_room(request.num_sequences, deadline=deadline, client=client)
-        tokenized = await _gather(
-            part.tokenize(request.items, request.truncation, deadline=deadline) for part in self.parts
-        )
+        asked = Asked(request.truncation, request.along, request.explain)
+        tokenized = await _gather(part.tokenize(request.items, asked, deadline=deadline) for part in self.parts)
         tickets = await self._admit(tokenized, deadline, client, waits=waits)
         on_admitted()
         first, *others = (ticket.done for ticket in tickets)

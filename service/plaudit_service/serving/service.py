@@ -28,11 +28,14 @@ from plaudit_service.settings import Settings
 
 TOKENIZER_THREADS = 2
 
+_MAX_TEXTS_SHOWN = 100  # golden texts in /info: the worst
+
 _LIMITS = (
     "max_sequences_per_request",
     "max_body_bytes",
     "max_text_chars",
     "max_request_chars",
+    "max_along_tokens",
     "max_queued_sequences",
     "max_queued_tokens",
 )
@@ -100,7 +103,9 @@ class Service:
         )
         model = Model(bundle, engine, prefixes, shares)
         scheduler = Scheduler(model, self.settings, self.metrics, self._engine_threads, self.clock)
-        return Pipeline(model, scheduler, self.metrics, self._tokenizer_threads, self.clock)
+        return Pipeline(
+            model, scheduler, self.metrics, self._tokenizer_threads, self.clock, self.settings.max_along_tokens
+        )
 
     @property
     def not_ready(self) -> str | None:
@@ -250,8 +255,25 @@ class Service:
             about["parts"] = {part.model.identity.name: part.model.identity.fingerprint for part in model.parts}
             return about
         about["manifest"] = model.parts[0].model.bundle.manifest.model_dump(mode="json")
-        about["parity"] = self._parity_info(model.name) if model.name in self.parity else None
+        report = self.parity.get(model.name)
+        about["parity"] = report and self._parity_info(model.name) | {"texts": _worst_texts(report)}
         return about
+
+
+def _worst_texts(report: ParityReport) -> list[dict[str, Any]]:
+    """The golden texts as `GET /info` shows them, worst first, without the texts."""
+    return [
+        {
+            "index": row.index,
+            "num_tokens": row.num_tokens,
+            "reference": row.reference,
+            "served": row.alone,
+            "difference": _finite(row.difference),
+            "allowed": row.allowed,
+            "problem": row.problem,
+        }
+        for row in report.worst_first[:_MAX_TEXTS_SHOWN]
+    ]
 
 
 def _finite(value: float) -> float | None:

@@ -4,25 +4,23 @@ Knows nothing of batches, engines or HTTP. The rules and the one exception (no s
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from pydantic import JsonValue
 from tokenizers import Encoding, Tokenizer, models
 
-from plaudit_service.bundles.bundle import TOKENIZER, Bundle, Scoring, SpecialToken
+from plaudit_service.bundles.bundle import TOKENIZER, Bundle, SpecialToken
 from plaudit_service.errors import BundleError, InvalidRequest
-from plaudit_service.items import ChatItem, Item, PromptItem, TextItem, TokenItem, Truncation
+from plaudit_service.items import Along, Item, Truncation
 from plaudit_service.results import Result, Status
-from plaudit_service.text.chat_template import ChatTemplateError, compile_chat_template
+from plaudit_service.text.places import Places, as_spans, find_places, step_tokens
+from plaudit_service.text.sources import Source, Sources
 from plaudit_service.text.token_ids import Ids
 
 # A step of tokenization ends behind this many characters: tens of milliseconds.
 _STEP_CHARS = 65_536
-# What a sequence costs besides its text, in characters.
-_SOURCE_CHARS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,39 +32,42 @@ class TokenizedText:
         type_ids: shape (T,), int64, or None where all are 0.
         num_tokens: tokens of the whole text, before truncation.
         truncated: whether tokens were left out.
+        places: of the tokens that a value is asked for; None: none is.
+        text: what is scored, where that is asked for and there is a text.
     """
 
     token_ids: Ids
     type_ids: Ids | None
     num_tokens: int
     truncated: bool
+    places: Places | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
-class _Source:
-    """What one sequence is made from: text (or a pair of texts) to encode, or ids, or an error already."""
+class Asked:
+    """What is asked for besides the score, and of a text that is too long."""
 
-    where: str
-    text: str | tuple[str, str] | None = None
-    token_ids: list[int] | None = None
-    error: str | None = None
-    add_special_tokens: bool = False
-    append_eos: bool = False
-
-    @property
-    def size(self) -> int:
-        """About what its tokenization costs, in characters."""
-        text = self.text or self.token_ids or ""
-        return _SOURCE_CHARS + (len(text) if not isinstance(text, tuple) else len(text[0]) + len(text[1]))
+    truncation: Truncation = "error"
+    along: Along = "none"
+    explain: bool = False
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What the tokenizer made of one text; `num_trailing` counts the special tokens that it added at the end."""
+    """What the tokenizer made of one text.
+
+    Attributes:
+        ids: of the tokens.
+        type_ids: one for each.
+        num_trailing: special tokens that it added at the end.
+        spans: (start, end) of each token in the text, in code points; None where there is no text, or nobody asks.
+    """
 
     ids: list[int]
     type_ids: list[int]
     num_trailing: int
+    spans: Ids | None = None
 
 
 class TokenizerPanic(Exception):  # noqa: N818  named as what Rust calls it
@@ -90,134 +91,53 @@ class Tokenization:
         added = self._tokenizer.get_added_tokens_decoder()
         special = {id_ for id_, token in added.items() if token.special} - self._unknown_ids()
         self._special_ids = np.array(sorted(special), dtype=np.int64)
-        self._render = None
-        if bundle.chat_template is not None:
-            try:
-                self._render = compile_chat_template(bundle.chat_template, _template_tokens(self._scoring))
-            except ChatTemplateError as error:
-                raise BundleError(f"bundle {bundle.path}: {error}") from error
+        self._sources = Sources(bundle)
 
     def has_token(self, text: str) -> bool:
         """Whether the vocabulary has this text as one token."""
         return self._tokenizer.token_to_id(text) is not None
 
-    def tokenize(self, items: Sequence[Item], truncation: Truncation = "error") -> list[TokenizedText | Result]:
+    def tokenize(self, items: Sequence[Item], asked: Asked = Asked()) -> list[TokenizedText | Result]:
         """Make the sequences of all items, in order; a `Result` stands where there is nothing to compute.
 
         Raises:
             InvalidRequest: an item has a form that this bundle cannot score, or an id outside of the vocabulary.
         """
-        return [text for step in self.steps(items, truncation) for text in step]
+        return [text for step in self.steps(items, asked) for text in step]
 
-    def steps(self, items: Sequence[Item], truncation: Truncation = "error") -> Iterator[list[TokenizedText | Result]]:
+    def steps(
+        self,
+        items: Sequence[Item],
+        asked: Asked = Asked(),
+    ) -> Iterator[list[TokenizedText | Result]]:
         """What `tokenize` does, in steps of bounded work: the next sequences of each, in order.
 
         Raises:
             InvalidRequest: as there.
         """
-        sources: list[_Source] = []
+        sources: list[Source] = []
         size = 0
         for number, item in enumerate(items):
-            for source in self._sources(f"items[{number}]", item):
+            for source in self._sources.of(f"items[{number}]", item, asked.along):
                 sources.append(source)
                 size += source.size
                 if size >= _STEP_CHARS:
-                    yield self._step(sources, truncation)
+                    yield self._step(sources, asked)
                     sources, size = [], 0
         if sources:
-            yield self._step(sources, truncation)
+            yield self._step(sources, asked)
 
-    def _step(self, sources: Sequence[_Source], truncation: Truncation) -> list[TokenizedText | Result]:
-        encoded = self._encode(sources)
-        return [self._finish(source, ids, truncation) for source, ids in zip(sources, encoded, strict=True)]
+    def _step(self, sources: Sequence[Source], asked: Asked) -> list[TokenizedText | Result]:
+        encoded = self._encode(sources, with_spans=asked.along != "none")
+        texts = [self._finish(source, ids, asked) for source, ids in zip(sources, encoded, strict=True)]
+        if not asked.explain:
+            return texts
+        return [
+            replace(text, text=source.text) if isinstance(source.text, str) else text
+            for text, source in zip(texts, sources, strict=True)
+        ]
 
-    def _sources(self, where: str, item: Item) -> Iterator[_Source]:
-        match item:
-            case TokenItem():
-                self._refuse_if_pair(where)
-                yield _Source(where, token_ids=item.token_ids)
-            case TextItem():
-                self._refuse_if_pair(where)
-                yield self._source(where, item.text, item.finished)
-            case PromptItem():
-                completions = [item.completion or ""] if item.completions is None else item.completions
-                for completion in completions:
-                    text = (item.prompt, completion) if self._scoring.pair else item.prompt + completion
-                    yield self._source(where, text, item.finished)
-            case ChatItem():
-                yield from self._chat(where, item)
-
-    def _refuse_if_pair(self, where: str) -> None:
-        if self._scoring.pair:
-            raise InvalidRequest(
-                f'{where}: model "{self._name}" was trained on pairs and scores prompt with completion only, '
-                "or one user and one assistant turn"
-            )
-
-    def _source(self, where: str, text: str | tuple[str, str], finished: bool) -> _Source:
-        return _Source(
-            where,
-            text=self._ended(text, self._scoring.strip_newlines) if finished and isinstance(text, str) else text,
-            add_special_tokens=self._scoring.add_special_tokens,
-            append_eos=self._scoring.append_eos and finished,
-        )
-
-    def _ended(self, text: str, strip_newlines: bool) -> str:
-        """A finished text as its ending begins; EOS itself is appended to the ids where the text has none yet."""
-        scoring = self._scoring
-        if strip_newlines:
-            text = text.rstrip("\n")
-        if text and scoring.space_before_eos and scoring.eos and not text.endswith(scoring.eos.text):
-            return f"{text} {scoring.eos.text}"
-        return text
-
-    def _chat(self, where: str, item: ChatItem) -> Iterator[_Source]:
-        chat_end = self._scoring.chat_end
-        ended = item.finished and chat_end != "template"
-        strip_newlines = self._scoring.strip_newlines or chat_end == "eos"
-        head = [message.to_template() for message in item.messages]
-        tails: list[list[dict[str, JsonValue]]] = [[]]
-        if item.completions is not None:
-            tails = [[{"role": "assistant", "content": completion}] for completion in item.completions]
-        for tail in tails:
-            messages = head + tail
-            if self._scoring.pair:
-                yield self._source(where, self._pair(where, messages), item.finished)
-                continue
-            if self._render is None:
-                raise InvalidRequest(
-                    f'{where}: model "{self._name}" has no chat template; send prompt and completion, or export the '
-                    "bundle again with --chat-template FILE"
-                )
-            try:
-                text = self._render(messages)
-            except ChatTemplateError as error:
-                yield _Source(where, error=str(error))
-            else:
-                yield _Source(
-                    where,
-                    text=self._ended(text, strip_newlines) if ended else text,
-                    add_special_tokens=self._scoring.chat_special_tokens,
-                    append_eos=self._scoring.append_eos and ended,
-                )
-
-    def _pair(self, where: str, messages: Sequence[Mapping[str, JsonValue]]) -> tuple[str, str]:
-        """The two texts of a chat, for a model that was trained on pairs.
-
-        Raises:
-            InvalidRequest: it is not one text of a user and one of an assistant, and nothing else.
-        """
-        model = f'{where}: model "{self._name}" was trained on pairs and scores'
-        if [message["role"] for message in messages] != ["user", "assistant"]:
-            raise InvalidRequest(f"{model} one user and one assistant turn; this chat has {len(messages)} turns")
-        if others := {key for message in messages for key in message} - {"role", "content"}:
-            raise InvalidRequest(f"{model} texts alone; leave {', '.join(sorted(others))} out")
-        prompt, completion = (message["content"] for message in messages)
-        assert isinstance(prompt, str)
-        assert isinstance(completion, str)
-        return prompt, completion
-
-    def _encode(self, sources: Sequence[_Source]) -> list[_Encoded | str]:
+    def _encode(self, sources: Sequence[Source], *, with_spans: bool) -> list[_Encoded | str]:
         """The tokens of each source, or an error text."""
         encoded: list[_Encoded | str] = [
             _Encoded(source.token_ids or [], [], 0) if source.error is None else source.error for source in sources
@@ -233,22 +153,22 @@ class Tokenization:
                 encodings = _call(self._tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens)
             except Exception:  # noqa: BLE001  one text that the tokenizer cannot take must not fail its mates
                 for at in places:
-                    encoded[at] = self._encode_alone(sources[at])
+                    encoded[at] = self._encode_alone(sources[at], with_spans=with_spans)
             else:
                 for at, encoding in zip(places, encodings, strict=True):
-                    encoded[at] = _as_encoded(encoding)
+                    encoded[at] = _as_encoded(encoding, with_spans=with_spans)
         return encoded
 
-    def _encode_alone(self, source: _Source) -> _Encoded | str:
+    def _encode_alone(self, source: Source, *, with_spans: bool) -> _Encoded | str:
         try:
             (encoding,) = _call(
                 self._tokenizer.encode_batch, [source.text], add_special_tokens=source.add_special_tokens
             )
         except Exception as error:  # noqa: BLE001  the Rust library raises plain Exception
             return f"the tokenizer failed: {type(error).__name__}"
-        return _as_encoded(encoding)
+        return _as_encoded(encoding, with_spans=with_spans)
 
-    def _finish(self, source: _Source, encoded: _Encoded | str, truncation: Truncation) -> TokenizedText | Result:
+    def _finish(self, source: Source, encoded: _Encoded | str, asked: Asked) -> TokenizedText | Result:
         if isinstance(encoded, str):
             return Result(Status.FAILED, None, 0, detail=f"{source.where}: {encoded}")
         ids = np.array(encoded.ids, dtype=np.int64)
@@ -258,25 +178,27 @@ class Tokenization:
         if ids.max() >= self._scoring.vocab_size:
             return self._outside_of_vocabulary(source, ids)
         type_ids = np.array(encoded.type_ids, dtype=np.int64) if any(encoded.type_ids) else None
-        num_trailing = encoded.num_trailing
+        num_trailing, spans = encoded.num_trailing, encoded.spans
         if self._has_second_bos(source, ids):
             ids, type_ids = ids[1:], None if type_ids is None else type_ids[1:]
+            spans = None if spans is None else spans[1:]
         for token in self._ending(source):
             if ids[-1] != token.id:
                 ids = np.append(ids, token.id)
                 type_ids = None if type_ids is None else np.append(type_ids, type_ids[-1])
+                spans = None if spans is None else np.append(spans, [spans[-1, [1, 1]]], axis=0)
                 num_trailing += 1
             num_trailing = max(num_trailing, 1)
-        return self._fit(source, ids, type_ids, num_trailing, truncation)
+        return self._fit(source, ids, type_ids, spans, num_trailing, asked)
 
-    def _ending(self, source: _Source) -> list[SpecialToken]:
+    def _ending(self, source: Source) -> list[SpecialToken]:
         """The tokens that a text ends with by the model's rules; ids of the caller's are scored as they are."""
         if source.text is None:
             return []
         ending = [self._scoring.eos if source.append_eos else None, self._scoring.class_token]
         return [token for token in ending if token is not None]
 
-    def _outside_of_vocabulary(self, source: _Source, ids: Ids) -> Result:
+    def _outside_of_vocabulary(self, source: Source, ids: Ids) -> Result:
         """The caller's ids show another tokenizer, and that every item is wrong; a text's show a wrong bundle."""
         detail = (
             f'{source.where}: token id {ids.max()}, but the vocabulary of model "{self._name}" has '
@@ -287,31 +209,39 @@ class Tokenization:
         return Result(Status.FAILED, None, len(ids), detail=f"{detail}; its tokenizer has more than it knows")
 
     def _fit(
-        self, source: _Source, ids: Ids, type_ids: Ids | None, num_trailing: int, truncation: Truncation
+        self, source: Source, ids: Ids, type_ids: Ids | None, spans: Ids | None, num_trailing: int, asked: Asked
     ) -> TokenizedText | Result:
         """Bring a sequence to the model's positions, and a causal one to its pooled token."""
         scoring, num_tokens = self._scoring, len(ids)
         truncated = num_tokens > scoring.max_tokens
-        if truncated and truncation == "error":
+        if truncated and asked.truncation == "error":
             detail = (
                 f'{source.where}: {num_tokens} tokens, limit {scoring.max_tokens} (model "{self._name}"); shorten it '
                 'or send truncation="left"'
             )
             return Result(Status.TOO_LONG, None, num_tokens, detail=detail)
+        kept = self._kept(ids, num_trailing, asked.truncation) if truncated else np.arange(num_tokens)
         if truncated:
-            kept = self._kept(ids, num_trailing, truncation)
             ids, type_ids = ids[kept], None if type_ids is None else type_ids[kept]
         if scoring.kind == "causal":
             ids, type_ids = ids[: pooled_index(ids, scoring.pad_token_id, scoring.pooled_before) + 1], None
-        return TokenizedText(ids, type_ids, num_tokens, truncated)
+        places = None
+        if asked.along != "none":
+            steps = None
+            if asked.along == "steps":
+                assert spans is not None
+                assert source.marks.step_ends is not None
+                steps = step_tokens(spans, source.marks.step_ends)
+            places = find_places(kept[: len(ids)], spans, source.marks, steps)
+        return TokenizedText(ids, type_ids, num_tokens, truncated, places)
 
-    def _is_empty(self, source: _Source, ids: Ids) -> bool:
+    def _is_empty(self, source: Source, ids: Ids) -> bool:
         """Ids are scored as they are, special or not; a text has to hold something besides special tokens."""
         if source.token_ids is not None or len(ids) == 0:
             return len(ids) == 0
         return bool(np.isin(ids, self._special_ids).all())
 
-    def _has_second_bos(self, source: _Source, ids: Ids) -> bool:
+    def _has_second_bos(self, source: Source, ids: Ids) -> bool:
         """Whether the tokenizer put a BOS before a text that begins with one."""
         bos = self._scoring.bos
         if bos is None or source.text is None or not source.add_special_tokens:
@@ -357,15 +287,10 @@ def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         raise
 
 
-def _template_tokens(scoring: Scoring) -> dict[str, str | list[str]]:
-    """The special tokens that the chat template finds by name; as in transformers, one that is missing is undefined."""
-    named = {"bos_token": scoring.bos, "eos_token": scoring.eos}
-    return scoring.template_tokens | {name: token.text for name, token in named.items() if token is not None}
-
-
-def _as_encoded(encoding: Encoding) -> _Encoded:
+def _as_encoded(encoding: Encoding, *, with_spans: bool) -> _Encoded:
     added = encoding.special_tokens_mask[::-1]
-    return _Encoded(encoding.ids, encoding.type_ids, added.index(0) if 0 in added else 0)
+    spans = as_spans(encoding.offsets) if with_spans and encoding.ids else None
+    return _Encoded(encoding.ids, encoding.type_ids, added.index(0) if 0 in added else 0, spans)
 
 
 def pooled_index(token_ids: Ids, pad_token_id: int | None, pooled_before: int | None = None) -> int:

@@ -6,6 +6,7 @@ trainer's code does; of the package under test nothing takes part in them.
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,9 @@ from plaudit_export.quiet import quiet
 from plaudit_export.testing import CAUSAL_ARCHITECTURES, tiny_causal_checkpoint
 from plaudit_service.bundles.bundle import Head, Normalization, Scoring
 from plaudit_service.serving.scorer import Scorer
+from plaudit_service.text.chat_template import compile_chat_template
 
+ROOT = Path(__file__).parents[3]
 Weights = dict[str, torch.Tensor]
 
 
@@ -443,12 +446,10 @@ def token_weights(path: Path, weights: dict[str, float]) -> dict[int, float]:
 @pytest.mark.parametrize(
     ("architecture", "config", "weights"),
     [
-        ("qwen3", {}, {"he": 1.0, "in": -1.0}),  # as Qwen3-Reranker: logit[yes] - logit[no]
-        pytest.param("llama", {}, {"id:0": 1.0}, marks=pytest.mark.slow),  # as Nemotron-70B-Reward-HF
         pytest.param("llama", {"tie_word_embeddings": True}, {"id:7": 0.5, "id:9": 2.0}, marks=pytest.mark.slow),
         ("gemma2", {"final_logit_softcapping": 0.5, "attn_implementation": "eager"}, {"he": 1.0, "in": -1.0}),
     ],
-    ids=["difference", "row 0", "tied", "soft cap"],
+    ids=["tied", "soft cap"],
 )
 def test_the_logits_of_tokens_are_the_score_of_a_language_model(architecture, config, weights, decoders, tmp_path):
     path = language_model(decoders(architecture), tmp_path / "it", **config)
@@ -473,6 +474,71 @@ def test_the_logits_of_tokens_are_the_score_of_a_language_model(architecture, co
         assert abs(result.score - reference) <= 1e-5 * max(1, abs(reference))
         if len(weights) > 1:
             assert list(result.heads) == list(weights)
+
+
+RERANKER = re.findall(r"```jinja\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), flags=re.DOTALL)[0]
+
+
+def reranker_parts(query: str, document: str, task: str | None = None) -> tuple[str, str, str]:
+    """What the model card's code puts together; it encodes each part alone."""
+    task = task or "Given a web search query, retrieve relevant passages that answer the query"
+    before = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    )
+    behind = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    return before, f"<Instruct>: {task}\n<Query>: {query}\n<Document>: {document}", behind
+
+
+TASK = {"role": "system", "content": "Find what an instruction asks for"}
+QUERY, DOCUMENT = CHAT[0]["content"], CHAT[1]["content"]
+
+
+@pytest.mark.parametrize(("chat", "task"), [(CHAT, None), ([TASK, *CHAT], TASK["content"])])
+def test_the_instruction_of_qwen3_reranker_is_that_of_its_card(chat, task):
+    rendered = compile_chat_template(RERANKER, {})(chat)
+    assert rendered == "".join(reranker_parts(QUERY, DOCUMENT, task))
+
+
+def loaded(path: Path) -> tuple[Any, Any]:
+    """A language model and its tokenizer."""
+    with quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        return model, transformers.AutoTokenizer.from_pretrained(path)
+
+
+def test_a_query_and_a_document_are_scored_by_the_instruction_of_qwen3_reranker(decoders, tmp_path):
+    path = language_model(decoders("qwen3"), tmp_path / "it", max_position_embeddings=1024)  # letters are tokens here
+    yes, no = "he", "in"  # which the tiny vocabulary has
+    heads = [Head(name=yes, weight=1.0), Head(name=no, weight=-1.0)]
+    exported = export_checkpoint(str(path), tmp_path / "bundle", Options(token_logits=heads, chat_template=RERANKER))
+    assert exported.parity.ok
+    assert exported.parity.batch_invariant
+    model, tokenizer = loaded(path)
+    ids = [id_ for part in reranker_parts(QUERY, DOCUMENT) for id_ in tokenizer.encode(part, add_special_tokens=False)]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1, tokenizer.convert_tokens_to_ids([no, yes])]
+    (result,) = Scorer(tmp_path / "bundle").score([{"messages": CHAT}])
+    assert result.score == pytest.approx(float(logits[1] - logits[0]), rel=1e-5, abs=1e-5)
+    assert list(result.heads) == [yes, no]
+    probability = torch.log_softmax(logits, dim=0)[1].exp().item()  # what the card calls the score
+    assert 1 / (1 + math.exp(-result.score)) == pytest.approx(probability, abs=1e-5)
+
+
+def test_a_chat_is_scored_as_the_card_of_nemotron_reward_scores_it(decoders, tmp_path):
+    """The score of id 0 for the token that would be generated behind the chat, without a generation prompt."""
+    path = language_model(decoders("llama"), tmp_path / "it")
+    exported = export_checkpoint(str(path), tmp_path / "bundle", Options(token_logits=[Head(name="id:0", weight=1.0)]))
+    assert exported.parity.ok
+    assert exported.parity.batch_invariant
+    model, tokenizer = loaded(path)
+    ids = tokenizer.apply_chat_template(CHAT, add_generation_prompt=False, return_tensors="pt", return_dict=True)
+    with quiet():
+        generated = model.generate(
+            **ids, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_scores=True
+        )
+    reward = generated["scores"][0][0][0].item()
+    assert Scorer(tmp_path / "bundle").score([{"messages": CHAT}]).floats == pytest.approx([reward], rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def repository(causal_checkpoint: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("revision", ["", "@v1"])
+@pytest.mark.parametrize("revision", [pytest.param("", marks=pytest.mark.slow), "@v1"])
 def test_a_checkpoint_on_the_hub_is_exported_with_the_commit_that_it_has(repository, causal_bundle, tmp_path, revision):
     with local_hub(org__tiny=repository) as hub:
         done = run(EXPORT, "checkpoint", f"org/tiny{revision}", tmp_path / "b", env=hub.environment(tmp_path / "home"))

@@ -17,7 +17,6 @@ from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.cli import main
 from plaudit_export.errors import SourceError
-from plaudit_export.exporter import export_checkpoint
 from plaudit_export.quiet import quiet
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
 from plaudit_service.serving.scorer import Scorer
@@ -37,6 +36,15 @@ def pad_of(checkpoint: Any) -> int | None:
     return pad
 
 
+def scores_of(model: Any, base: Path) -> list[float]:
+    """Of the texts with EOS appended, one at a time."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    with torch.no_grad():
+        heads = [model(torch.tensor([each if each[-1] == EOS else [*each, EOS]])).logits for each in ids]
+    return [head.item() for head in heads]
+
+
 @dataclass
 class Trained:
     """An adapter that TRL trained and saved, and the model as TRL had it in memory."""
@@ -46,15 +54,12 @@ class Trained:
     model: Any
 
     def scores(self, pad: int | None) -> list[float]:
-        """Of the texts with EOS appended, one at a time, with this pad token in the config."""
-        tokenizer = transformers.AutoTokenizer.from_pretrained(self.base)
+        """With this pad token in the config."""
         config = self.model.get_base_model().config
         trained_with, config.pad_token_id = config.pad_token_id, pad
-        ids = [tokenizer(text)["input_ids"] for text in TEXTS]
-        with torch.no_grad():
-            heads = [self.model(torch.tensor([each if each[-1] == EOS else [*each, EOS]])).logits for each in ids]
+        scores = scores_of(self.model, self.base)
         config.pad_token_id = trained_with
-        return [head.item() for head in heads]
+        return scores
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +111,9 @@ def test_an_adapter_that_trl_trained_on_a_base_without_pad_token_keeps_the_score
     )
     assert note in capsys.readouterr().err
     assert note in json.loads((tmp_path / "bundle" / "report.json").read_text())["notes"]
-    other = export_checkpoint(str(trained.adapter), tmp_path / "other", Options(append_eos=True, pad_token=""))
-    assert Scorer(other.bundle).score(TEXTS).floats == pytest.approx(without, abs=1e-5)
+    other = load_checkpoint(str(trained.adapter), pad_token="")
+    assert pad_of(other) is None
+    assert scores_of(other.model, trained.base) == pytest.approx(without, abs=1e-5)
 
 
 def make_adapter(directory: Path, *, config: str, base_tokenizer: str | None, own: str | None) -> Path:

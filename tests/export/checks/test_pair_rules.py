@@ -281,7 +281,7 @@ def test_an_answer_that_cannot_be_printed_is_no_success(with_eos, pairs_file, ca
     "option",
     [
         *("--precision int8", "--calibrate f", "--allow-loss", "--normalize none", "--normalize-on f"),
-        *("--golden f", "--golden-max-tokens 9", "--tolerance 1", "--device cuda", "--name it"),
+        *("--golden f", "--golden-max-tokens 9", "--tolerance 1", "--device cuda", "--name it", "--engine vllm"),
     ],
 )
 def test_the_command_takes_no_option_that_it_would_ignore(option, with_eos, pairs_file, capsys):

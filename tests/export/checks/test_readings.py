@@ -7,7 +7,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from plaudit_export.checkpoints.rules import Options
+from plaudit_export.checkpoints.checkpoint import load_checkpoint
+from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.testing import CHATML_TEMPLATE, tiny_causal_checkpoint, tiny_encoder_checkpoint
 from plaudit_service.bundles.bundle import REPORT
@@ -43,7 +44,11 @@ def checkpoint(tmp_path_factory):
     return tiny_causal_checkpoint(tmp_path_factory.mktemp("bos") / "it", add_bos=True, num_hidden_layers=1)
 
 
-@pytest.mark.parametrize(("chat_special_tokens", "bos"), [(None, []), (False, []), (True, [BOS])])
+def rules_of(checkpoint, **options):
+    return derive_rules(load_checkpoint(str(checkpoint)), Options(**options))
+
+
+@pytest.mark.parametrize(("chat_special_tokens", "bos"), [(None, []), (True, [BOS])])
 def test_a_chat_is_scored_by_the_reading_that_was_taken(chat_special_tokens, bos, checkpoint, tmp_path):
     bundle, notes = export(checkpoint, tmp_path, chat_special_tokens=chat_special_tokens)
     assert len(notes) == (chat_special_tokens is None)
@@ -55,6 +60,10 @@ def test_a_chat_is_scored_by_the_reading_that_was_taken(chat_special_tokens, bos
     assert scorer.score(["the quick"]).floats == pytest.approx(
         [score_of(checkpoint, ids_of(checkpoint, "the quick", special=True))], abs=1e-5
     )
+
+
+def test_the_reading_that_was_taken_is_the_one_without(checkpoint):
+    assert rules_of(checkpoint) == rules_of(checkpoint, chat_special_tokens=False)
 
 
 def test_the_readings_are_apart(checkpoint):

@@ -40,7 +40,7 @@ def train(make_trainer, make_policy, tmp_path):
             lr_schedule="constant", num_minibatches=2, micro_batch_size=2, **settings,
         ).train()  # fmt: skip
         log = [
-            {name: value for name, value in line.items() if not name.endswith("_s")}
+            {name: value for name, value in line.items() if not name.startswith("time/") and not name.endswith("_s")}
             for line in read_log(tmp_path / name / "log.jsonl")
         ]
         return {name: p.detach() for name, p in policy.named_parameters()}, log

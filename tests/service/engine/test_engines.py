@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plaudit_service.bundles.bundle import Bundle, Head, Manifest, Scoring, Source
+from plaudit_service.bundles.bundle import Bundle, Head, Manifest, Normalization, Scoring, Source, load_bundle
 from plaudit_service.engine.engines import GraphEngine, padded_tokens
+from plaudit_service.engine.model import HeadsAlong, Model
+from plaudit_service.engine.prefixes import PrefixCache
 from plaudit_service.engine.runtime import CPU_COSTS, Input
+from plaudit_service.text.places import Places
+from plaudit_service.text.token_ids import token_key
 from plaudit_service.text.tokenization import TokenizedText
 
 MAX_TOKENS = 20
@@ -129,3 +133,91 @@ def test_padding_counts_as_computed_tokens():
     assert padded_tokens([3, 9], CPU_COSTS) == 18
     assert padded_tokens([1], CPU_COSTS) == 2
     assert padded_tokens([3, 9], replace(CPU_COSTS, row_multiple=8)) == 32
+
+
+class CountingRuntime(FakeRuntime):
+    """Gives every token its id as head value, and every row that of its last token."""
+
+    def run(self, outputs, feeds):
+        self.fed.append(feeds)
+        ids = feeds["input_ids"].astype(np.float32)[..., None]
+        last = ids[np.arange(len(ids)), feeds["last_index"]]
+        return [{"scores": last, "token_scores": ids[:, feeds["token_index"]]}[name] for name in outputs]
+
+    def run_kept(self, outputs, feeds):
+        kept = super().run_kept(outputs, feeds)
+        return [
+            self.run(["token_scores"], feeds)[0] if name == "token_scores" else value
+            for name, value in zip(outputs, kept, strict=True)
+        ]
+
+    def fetch(self, kept):
+        return kept
+
+
+def asking(length):
+    everything = Places(np.arange(length), np.arange(length), None, None, None)
+    return replace(text(length), places=everything)
+
+
+def test_values_along_a_text_are_computed_as_far_as_the_longest_that_asks():
+    runtime = CountingRuntime(SECOND_FORM, outputs=("scores", "token_scores"))
+    engine = engine_on(runtime)
+    assert engine.lacks_along is None
+    heads, along = engine.run_along([asking(3), text(5), asking(2)])
+    assert runtime.fed[-1]["token_index"].tolist() == [0, 1, 2]
+    assert heads.tolist() == [[12], [14], [11]]
+    assert [along[0].tolist(), along[2].tolist()] == [[[10], [11], [12]], [[10], [11]]]
+    engine.run([asking(3)])
+    assert len(runtime.fed[-1]["token_index"]) == 0
+
+
+def test_values_in_a_prefix_are_kept_with_it_where_they_are_asked_for():
+    runtime = CountingRuntime(SECOND_FORM, outputs=("scores", "token_scores"))
+    engine = engine_on(runtime)
+    plain = engine.compute_prefix(text(3).token_ids)
+    first = engine.compute_prefix(text(3).token_ids, along=True)
+    assert (plain.along, first.along.tolist()) == (None, [[10], [11], [12]])
+    assert first.num_bytes == plain.num_bytes + 3 * 4
+    second = engine.compute_prefix(text(5).token_ids, first, along=True)
+    assert runtime.fed[-1]["token_index"].tolist() == [0, 1]
+    _, (along,) = engine.run_along([asking(7)], second)
+    assert runtime.fed[-1]["token_index"].tolist() == [0, 1]
+    assert along.tolist() == [[10], [11], [12], [13], [14], [15], [16]]
+
+
+def test_a_prefix_that_was_kept_without_values_is_computed_anew_for_who_asks(tiny_bundle):
+    engine = engine_on(CountingRuntime(SECOND_FORM, outputs=("scores", "token_scores")))
+    model = Model(load_bundle(tiny_bundle()), engine)
+    model.prefixes = PrefixCache(10_000)
+    assert model.compute([text(6)], 4) == [(15.0,)]
+    kept = model.prefixes.get(token_key(text(4).token_ids))
+    (outcome,) = model.compute([asking(6)], 4)
+    assert (outcome.heads, outcome.tokens[:, 0].tolist()) == ((15.0,), [10, 11, 12, 13, 14, 15])
+    assert model.num_computed_prefix_tokens() == 8
+    anew = model.prefixes.get(token_key(text(4).token_ids))
+    assert anew.along.tolist() == [[10], [11], [12], [13]]
+    assert model.prefixes._num_bytes == anew.num_bytes == kept.num_bytes + 4 * 4
+    assert model.compute([asking(7), text(6)], 4)[1] == (15.0,)
+    assert model.num_computed_prefix_tokens() == 8
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_along_a_text_that_is_no_finite_number_leaves_no_number_at_all(tiny_bundle, value):
+    model = Model(load_bundle(tiny_bundle()), engine_on(CountingRuntime(SECOND_FORM)))
+    tokens = np.array([[1.0], [value], [3.0]], dtype=np.float32)
+    result = model.result(asking(3), HeadsAlong((3.0,), tokens), raw=False)
+    assert (result.status, result.detail) == ("non_finite", "the score of a token is not finite")
+    assert (result.score, result.along) == (None, None)
+    elsewhere = replace(asking(3), places=Places(np.array([0, 2]), np.array([0, 2]), None, None, np.array([0, 1])))
+    result = model.result(elsewhere, HeadsAlong((3.0,), tokens), raw=False)
+    assert (result.score, result.along.scores, result.along.steps) == (3.0, [1.0, 3.0], [0, 1])
+
+
+def test_heads_are_weighed_and_normalized_along_a_text_as_at_its_end(tiny_bundle):
+    bundle = load_bundle(tiny_bundle(heads={"a": 2.0, "b": -1.0}, normalization=Normalization(mean=1.0, std=4.0)))
+    model = Model(bundle, engine_on(CountingRuntime(SECOND_FORM)))
+    outcome = HeadsAlong((5.0, 3.0), np.array([[1.0, 1.0], [5.0, 3.0]], dtype=np.float32))
+    assert model.result(asking(2), outcome, raw=False).along.scores == [0.0, 1.5]
+    raw = model.result(asking(2), outcome, raw=True)
+    assert (raw.along.scores, raw.score, raw.heads) == ([1.0, 7.0], 7.0, {"a": 5.0, "b": 3.0})

@@ -17,7 +17,7 @@ from plaudit_service.engine.onnx_runtime_cuda import (
 )
 from plaudit_service.engine.openvino_runtime import open_openvino
 from plaudit_service.engine.runtimes import open_runtimes
-from plaudit_service.errors import BundleError, ServiceError, SettingsError
+from plaudit_service.errors import BundleError, InvalidRequest, ServiceError, SettingsError
 from plaudit_service.serving.parity import check
 
 TEXTS = [f"the egg boils {'no ' * (number * 7 % 30)}{number}" for number in range(24)]
@@ -61,6 +61,11 @@ def test_calls_at_once_need_a_thread_each_and_a_cpu(causal_bundle):
         Scorer(causal_bundle, num_threads=2, engine_calls=3)
     with pytest.raises(SettingsError, match="--engine-calls 2: one call fills a CUDA device; leave it out"):
         Scorer(causal_bundle, device="cuda", engine_calls=2)
+
+
+def test_openvino_refuses_values_along_a_text_and_says_what_gives_them(causal_bundle):
+    with pytest.raises(InvalidRequest, match="computes the pooled token alone; serve with --runtime onnxruntime"):
+        Scorer(causal_bundle, runtime="openvino").score(["no"], along="tokens")
 
 
 def test_openvino_continues_a_shared_prefix(causal_bundle):

@@ -90,6 +90,11 @@ PROBLEMS = [
     ({"items": [{"prompt": "good", "completions": ["x"] * 9}]}, 413, "too-large"),
     ({"items": [{"text": "good " * 30}]}, 413, "too-large"),
     ({"items": [{"text": "x" * 2000}]}, 413, "too-large"),
+    ({"items": [], "along": "words"}, 422, "invalid-request"),
+    ({"items": [{"text": "good"}], "along": "tokens"}, 422, "invalid-request"),
+    ({"items": [{"prompt": "b", "completion": "c", "steps": ["c"]}]}, 422, "invalid-request"),
+    ({"items": [{"prompt": "b", "steps": []}]}, 422, "invalid-request"),
+    ({"items": [{"prompt": "good", "steps": ["x" * 100]}]}, 413, "too-large"),
 ]
 
 
@@ -287,7 +292,7 @@ def test_a_compressed_body_is_415_and_says_why_also_for_dialects(serve, tiny_bun
     dialects = "openrlhf,llamafactory,vllm,slime,sglang,nemo-gym"
     with serve(tiny_bundle(), flags=["--dialects", dialects]) as service:
         scoring = ("/score", "/get_reward", "/v1/score/evaluation", "/classify", "/slime", "/v1/embeddings", "/verify")
-        for path in (*scoring, "/seed_session", "/aggregate_metrics"):
+        for path in (*scoring, "/seed_session", "/close_session", "/aggregate_metrics"):
             for encoding in ("gzip", "x-deflate", "identity, gzip"):
                 answer = post(service, body, headers={"Content-Encoding": encoding}, path=path)
                 assert problem(answer)["type"] == "urn:plaudit:compressed-body"
@@ -299,7 +304,9 @@ def test_a_compressed_body_is_415_and_says_why_also_for_dialects(serve, tiny_bun
 
 def test_no_text_reaches_the_log_and_every_request_has_one_line(serve, tiny_bundle):
     with serve(tiny_bundle()) as service:
-        post(service, {"items": [{"text": SECRET}, {"prompt": SECRET, "completion": SECRET}]})
+        items = [{"text": SECRET}, {"prompt": SECRET, "steps": [SECRET]}]
+        explained = post(service, {"items": items, "explain": True}).json()["results"]
+        assert [result["text"] for result in explained] == [SECRET, 2 * SECRET]
         post(service, {"items": [{"text": SECRET, SECRET: 1}]})
         post(service, SECRET, headers={"X-Request-Id": "my-id"})
         assert service.stop() == 0
@@ -312,6 +319,29 @@ def test_no_text_reaches_the_log_and_every_request_has_one_line(serve, tiny_bund
         ]
         assert lines[0]["sequences"] == 2
         assert lines[2]["request_id"] == "my-id"
+
+
+def test_values_along_a_text_are_answered_in_columns_up_to_a_limit_of_tokens(serve, causal_bundle):
+    with serve(causal_bundle, flags=["--max-along-tokens", "40"]) as service:
+        chat = {"messages": [{"role": "user", "content": "Wie geht es?"}], "steps": ["Gut. ", "Und dir?"]}
+        for along in ("tokens", "steps"):
+            (result,) = post(service, {"items": [chat], "along": along, "explain": True}).json()["results"]
+            columns, text = result["along"], result["text"]
+            assert columns.pop("trained") is False
+            assert columns.keys() == {"tokens", "scores", "ends", "messages"} | (
+                {"steps"} if along == "steps" else set()
+            )
+            assert {len(column) for column in columns.values()} == {result["num_tokens"] if along == "tokens" else 2}
+            if along == "tokens":
+                assert (columns["scores"][-1], columns["ends"][-1]) == (result["score"], len(text))
+        assert [text[:end].rpartition("assistant\n")[2] for end in columns["ends"]] == ["Gut.", "Gut. Und dir?"]
+        assert columns["messages"] == [1, 1]
+        few, many = ({"items": [{"text": "no " * 15}] * count} for count in (1, 3))
+        assert post(service, few | {"along": "tokens"}).status_code == 200
+        assert post(service, many).status_code == 200
+        document = problem(post(service, many | {"along": "tokens"}))
+        assert (document["status"], document["type"]) == (413, "urn:plaudit:too-large")
+        assert document["detail"] == "the request asks for values along more than 40 tokens; split it"
 
 
 def test_a_request_id_is_echoed_and_a_strange_one_replaced(serve, tiny_bundle):

@@ -18,6 +18,7 @@ from plaudit_service.metrics import Metrics
 from plaudit_service.queueing.scheduler import Scheduler, admit
 from plaudit_service.results import Status
 from plaudit_service.settings import Settings
+from plaudit_service.text.places import Places
 from plaudit_service.text.tokenization import TokenizedText
 
 # After this a test has failed; far above what a busy machine takes.
@@ -37,6 +38,10 @@ class FakeEngine:
         self.memory_tokens = float("inf")
         self._may_go_on = threading.Event()
         self._has_a_batch = threading.Event()
+
+    def run_along(self, batch, prefix=None):
+        heads = self.run(batch, prefix)
+        return heads, [np.full((len(text.token_ids), 1), first) for text, first in zip(batch, heads[:, 0], strict=True)]
 
     def run(self, batch, prefix=None):
         self._has_a_batch.set()
@@ -129,6 +134,12 @@ async def leave(*tickets):
 
 def statuses(outcomes):
     return [outcome.status for outcome in outcomes]
+
+
+def asking(*first_ids, length=4):
+    """Texts of which values along them are asked for."""
+    everything = Places(np.arange(length), np.arange(length), None, None, None)
+    return [replace(text, places=everything) for text in texts(*first_ids, length=length)]
 
 
 def texts(*first_ids, length=4):
@@ -473,6 +484,38 @@ def test_exact_scores_are_kept_when_asked_for_and_failures_are_not(running):
             queue.engine.batches.clear()
             await outcomes(queue.ask(1, 3))
             assert queue.engine.batches == [[1]]
+
+    asyncio.run(scenario())
+
+
+def test_who_asks_for_a_score_waits_for_one_who_asks_for_values_too_but_not_the_other_way(running):
+    async def scenario():
+        async with running() as queue:
+            first = await queue.occupy(9)
+            requests = [queue.ask(1), queue.ask_for(asking(1, 2)), queue.ask(2), queue.ask_for(asking(2))]
+            queue.engine.go_on()
+            await outcomes(first, *requests)
+            assert sorted(chain.from_iterable(queue.engine.batches)) == [1, 1, 2, 9]
+            (_, second), (fourth,) = requests[1].outcomes, requests[3].outcomes
+            assert (second.heads, second.tokens[:, 0].tolist()) == ((2.0,), [2.0] * 4)
+            assert fourth is second
+            assert requests[0].outcomes == [(1.0,)]
+            assert requests[2].outcomes == [second]
+
+    asyncio.run(scenario())
+
+
+def test_values_along_a_text_are_not_kept_but_its_score_is(running):
+    async def scenario():
+        async with running(score_cache_size=2) as queue:
+            queue.engine.go_on()
+            await outcomes(queue.ask_for(asking(1)))
+            assert await outcomes(queue.ask(1)) == [[(1.0,)]]
+            assert queue.engine.batches == [[1]]
+            ((again,),) = await outcomes(queue.ask_for(asking(1)))
+            assert again.tokens.shape == (4, 1)
+            assert queue.engine.batches == [[1], [1]]
+            assert queue.value("score_cache_hits_total") == 1
 
     asyncio.run(scenario())
 

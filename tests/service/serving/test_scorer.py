@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -258,3 +259,27 @@ def test_in_process_a_combination_needs_its_parts_and_answers_to_its_name_alone(
         CombinedScorer("x=a+c", [a, b])
     with pytest.raises(SettingsError, match='two bundles are named "a"'):
         CombinedScorer("x=a+b", [a, b, a])
+
+
+def test_what_a_model_does_not_have_along_a_text_is_refused_with_the_reason(tiny_bundle):
+    first_form = Path(__file__).parents[1] / "bundles" / "first_form"
+    a, b = Scorer(tiny_bundle(name="a")), Scorer(tiny_bundle(name="b", heads={"x": 2.0}))
+    for scorer, fields, why in (
+        (a, {"along": "tokens"}, 'model "a" has no values along a text: it is of kind encoder'),
+        (Scorer(first_form), {"along": "tokens"}, "exported before graphs had values for tokens; export it again"),
+        (Scorer(tiny_bundle(pair=True)), {"explain": True}, "was trained on pairs"),
+        (CombinedScorer("x=a+b", [a, b]), {"along": "steps"}, 'along: "x" combines a, b, each with tokens'),
+        (CombinedScorer("x=a+b", [a, b]), {"explain": True}, 'explain: "x" combines a, b'),
+    ):
+        with pytest.raises(InvalidRequest, match=why):
+            scorer.score([{"prompt": "good", "steps": ["bad"]}], **fields)
+
+
+def test_the_text_that_was_scored_is_shown_where_that_is_asked_for(tiny_bundle):
+    chat = {"messages": [{"role": "user", "content": "good"}], "completions": ["bad", "crash", "bad " * 70]}
+    scorer = Scorer(tiny_bundle())
+    explained = scorer.score([chat, {"prompt": "a", "steps": [" b", " c"]}, {"token_ids": [4]}], explain=True)
+    texts = [f"user good assistant {completion} " for completion in chat["completions"]]
+    assert [result.text for result in explained] == [*texts, "a b c", None]
+    assert [str(result.status) for result in explained] == ["ok", "failed", "too_long", "ok", "ok"]
+    assert {result.text for result in scorer.score([chat])} == {None}

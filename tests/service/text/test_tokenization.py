@@ -15,7 +15,7 @@ from plaudit_service.errors import InvalidRequest
 from plaudit_service.items import ChatItem, Message, PromptItem, TextItem, TokenItem
 from plaudit_service.results import Status
 from plaudit_service.testing import write_tiny_bundle
-from plaudit_service.text.tokenization import Tokenization, TokenizedText, pooled_index
+from plaudit_service.text.tokenization import Asked, Tokenization, TokenizedText, pooled_index
 
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c", "d"]
 MAX_TOKENS = 8
@@ -66,7 +66,7 @@ def ids_of(result) -> list[int]:
 
 @given(texts.filter(lambda text: set(text.split()) - {"[SEP]", "[CLS]"}))
 def test_ids_and_truncation_on_the_right_are_those_of_transformers(make, reference, text):
-    (result,) = make().tokenize([TextItem(text=text)], "right")
+    (result,) = make().tokenize([TextItem(text=text)], Asked("right"))
     assert ids_of(result) == reference(text, truncation=True, max_length=MAX_TOKENS)["input_ids"]
     assert result.truncated == (len(reference(text)["input_ids"]) > MAX_TOKENS)
 
@@ -80,20 +80,20 @@ def test_a_pair_has_the_ids_and_types_of_transformers(make, reference, prompt, c
 
 
 def test_truncation_on_the_left_keeps_the_leading_special_token_and_the_end(make):
-    (result,) = make(max_tokens=5).tokenize([TextItem(text="a b c d a b")], "left")
+    (result,) = make(max_tokens=5).tokenize([TextItem(text="a b c d a b")], Asked("left"))
     assert ids_of(result) == [1, 7, 4, 5, 2]
 
 
 def test_an_appended_eos_survives_truncation_on_the_right(make):
     rules = {"max_tokens": 5, "append_eos": True, "eos": SpecialToken(text="[PAD]", id=0)}
-    (result,) = make(**rules).tokenize([TextItem(text="a b c d a b")], "right")
+    (result,) = make(**rules).tokenize([TextItem(text="a b c d a b")], Asked("right"))
     assert ids_of(result) == [1, 4, 5, 2, 0]
 
 
 def test_an_appended_eos_survives_truncation_also_where_a_second_bos_was_dropped(make):
     rules = {"max_tokens": 4, "append_eos": True, "eos": SpecialToken(text="[PAD]", id=0)}
     tokenization = make(bos=SpecialToken(text="[CLS]", id=1), **rules)
-    (result,) = tokenization.tokenize([TextItem(text="[CLS] a b c d")], "right")
+    (result,) = tokenization.tokenize([TextItem(text="[CLS] a b c d")], Asked("right"))
     assert ids_of(result) == [1, 4, 2, 0]
 
 
@@ -102,7 +102,7 @@ EOS = {"eos": SpecialToken(text="[SEP]", id=2), "append_eos": True, "add_special
 
 @pytest.mark.parametrize("text", ["a b c d a b c d a", "a b c d a b c d a [SEP]"])
 def test_truncation_on_the_right_keeps_eos_whether_the_text_brought_it_or_not(make, text):
-    (result,) = make(**EOS, max_tokens=4).tokenize([TextItem(text=text)], "right")
+    (result,) = make(**EOS, max_tokens=4).tokenize([TextItem(text=text)], Asked("right"))
     assert ids_of(result) == [4, 5, 6, 2]
 
 
@@ -183,7 +183,7 @@ def test_every_text_gets_the_class_token_behind_eos_and_ids_are_scored_as_they_a
     tokenization = make(**EOS, class_token=SpecialToken(text="[CLS]", id=1), max_tokens=4)
     given = [TextItem(text="a"), TextItem(text="a", finished=False), TokenItem(token_ids=[4, 5])]
     assert [ids_of(each) for each in tokenization.tokenize(given)] == [[4, 2, 1], [4, 1], [4, 5]]
-    (cut,) = tokenization.tokenize([TextItem(text="a b c d a b")], "right")
+    (cut,) = tokenization.tokenize([TextItem(text="a b c d a b")], Asked("right"))
     assert ids_of(cut) == [4, 5, 2, 1]
 
 
@@ -251,6 +251,68 @@ def test_the_pooled_token_is_the_rightmost_that_is_no_pad(ids, pad, expected):
     import numpy as np
 
     assert pooled_index(np.array(ids), pad) == expected
+
+
+TOKENS = Asked("left", "tokens")
+
+
+def columns(result, *names):
+    return [getattr(result.places, name).tolist() for name in names]
+
+
+def test_values_are_asked_for_at_the_tokens_that_truncation_leaves_by_their_places_in_the_whole_text(make):
+    (result,) = make(max_tokens=5).tokenize([TextItem(text="a b c d a b")], TOKENS)
+    assert ids_of(result) == [1, 7, 4, 5, 2]
+    assert columns(result, "rows", "tokens", "ends") == [[0, 1, 2, 3, 4], [0, 4, 5, 6, 7], [0, 7, 9, 11, 11]]
+
+
+def test_a_dropped_bos_and_an_appended_eos_move_no_token_from_its_place_in_the_text(make):
+    rules = {"max_tokens": 4, "append_eos": True, "eos": SpecialToken(text="[PAD]", id=0)}
+    tokenization = make(bos=SpecialToken(text="[CLS]", id=1), **rules)
+    (result,) = tokenization.tokenize([TextItem(text="[CLS] a b c d")], Asked("right", "tokens"))
+    assert ids_of(result) == [1, 4, 2, 0]
+    assert columns(result, "tokens", "ends") == [[0, 1, 5, 6], [5, 7, 13, 13]]
+
+
+def test_values_are_asked_for_up_to_the_pooled_token_and_of_ids_there_is_no_text(make):
+    tokenization = make(kind="causal", pad_token_id=0)
+    text, ids = tokenization.tokenize([TextItem(text="a b [PAD]"), TokenItem(token_ids=[4, 5, 0])], TOKENS)
+    assert columns(text, "tokens", "ends") == [[0, 1, 2, 3, 4], [0, 1, 3, 9, 9]]  # up to [SEP]
+    assert columns(ids, "rows", "tokens") == [[0, 1], [0, 1]]
+    assert ids.places.ends is None
+
+
+def test_a_step_is_asked_for_at_the_token_that_ends_it_unless_that_is_cut_off(make):
+    item = PromptItem(prompt="a ", steps=["b ", "c d", " "])
+    (whole,) = make().tokenize([item], Asked("left", "steps"))
+    assert columns(whole, "tokens", "ends", "steps") == [[2, 4, 4], [3, 7, 7], [0, 1, 2]]
+    (cut,) = make(max_tokens=3).tokenize([item], Asked("left", "steps"))
+    assert columns(cut, "rows", "tokens", "steps") == [[1, 1], [4, 4], [1, 2]]
+
+
+def test_a_chat_tells_which_message_a_token_ends_in_and_where_its_steps_end(tiny_bundle):
+    chat = ChatItem(messages=[Message(role="user", content="good")], steps=["bad ", "awful"])
+    tokenization = Tokenization(load_bundle(tiny_bundle()))
+    (tokens,) = tokenization.tokenize([chat], TOKENS)
+    assert columns(tokens, "messages") == [[-1, 0, -1, 1, 1]]  # user, good, assistant, bad, awful
+    (steps,) = tokenization.tokenize([chat], Asked(along="steps", explain=True))
+    assert columns(steps, "tokens", "messages", "steps") == [[3, 4], [1, 1], [0, 1]]
+    assert [steps.text[:end] for end in steps.places.ends] == ["user good assistant bad", steps.text.rstrip()]
+
+
+def test_a_chat_whose_template_rewrites_the_steps_fails_and_says_so(tiny_bundle):
+    template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    tokenization = Tokenization(load_bundle(tiny_bundle(chat_template=template)))
+    chat = ChatItem(messages=[Message(role="user", content="good")], steps=["bad"])
+    (result,) = tokenization.tokenize([chat], Asked(along="steps"))
+    assert (result.status, result.num_tokens) == (Status.FAILED, 0)
+    assert result.detail == "items[0]: the chat template does not write the steps as they are; send a prompt"
+
+
+@pytest.mark.parametrize("item", [TextItem(text="a"), TokenItem(token_ids=[4]), PromptItem(prompt="a", completion="b")])
+def test_steps_that_nobody_gave_are_refused(make, item):
+    with pytest.raises(InvalidRequest, match=r"items\[0\]: along is .* says what a step is; give steps"):
+        make().tokenize([item], Asked(along="steps"))
 
 
 def test_tokenization_goes_in_steps_that_end_behind_a_bounded_text_and_change_nothing(make):

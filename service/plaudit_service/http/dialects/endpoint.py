@@ -264,7 +264,10 @@ def _scores(results: Sequence[Result]) -> list[float]:
     """
     failed = [(number, result) for number, result in enumerate(results) if result.score is None]
     for number, result in sorted(failed, key=lambda pair: pair[1].status is Status.EXPIRED):
-        message = f"sequence {number} of {len(results)} has no score ({result.status}): {result.detail}"
+        detail = result.detail or ""
+        if result.status is Status.TOO_LONG:  # its remedy is a field of /score
+            detail = f"{detail.rpartition(';')[0]}; shorten it, or start the service with --dialect-truncation left"
+        message = f"sequence {number} of {len(results)} has no score ({result.status}): {detail}"
         if result.status is Status.EXPIRED:
             raise Unavailable(message)
         raise ItemFailed(message, by_model=result.status in (Status.NON_FINITE, Status.FAILED))

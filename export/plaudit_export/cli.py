@@ -54,7 +54,6 @@ def _checkpoint(parsed: argparse.Namespace) -> int:
 
 def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
     from plaudit_export.checkpoints.rules import Options
-    from plaudit_service.bundles.bundle import Head
 
     if parsed.precision == "fp32" and (parsed.calibrate or parsed.allow_loss):
         raise SourceError(
@@ -66,7 +65,8 @@ def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
     if parsed.normalize is not None and of_texts != (parsed.normalize_on is not None):
         raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none go without it")
     return Options(
-        **_model_options(parsed),
+        **_scoring_options(parsed),
+        **_bundle_options(parsed),
         precision=parsed.precision,
         engine=parsed.engine,
         calibrate=_text_file("--calibrate", parsed.calibrate),
@@ -74,8 +74,6 @@ def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
         normalize_on=_text_file("--normalize-on", parsed.normalize_on),
         normalize_std=parsed.normalize != "mean",
         normalize_saved={"saved": True, "none": False}.get(parsed.normalize),
-        pad_token=parsed.pad_token,
-        token_logits=tuple(Head(name=name, weight=weight) for name, weight in parsed.token_logits or ()),
     )
 
 
@@ -116,12 +114,12 @@ def _cache(parsed: argparse.Namespace) -> int:
 def _rules(parsed: argparse.Namespace) -> int:
     _require_docstrings()
     from plaudit_export.checkpoints.checkpoint import load_checkpoint
-    from plaudit_export.checkpoints.rules import derive_rules
+    from plaudit_export.checkpoints.rules import Options, derive_rules
     from plaudit_export.checks.pair_rules import ask_pairs
 
     if parsed.pairs is None:
         raise SourceError("rules: give preference pairs with --pairs FILE")
-    pairs, options = _pairs(parsed), _checkpoint_options(parsed)
+    pairs, options = _pairs(parsed), Options(**_scoring_options(parsed))
     _step(f"loading {parsed.source}")
     checkpoint = load_checkpoint(
         parsed.source,
@@ -145,7 +143,7 @@ def _onnx(parsed: argparse.Namespace) -> int:
     from plaudit_export.checkpoints.rules import Options
     from plaudit_export.exporter import export_onnx
 
-    options = Options(**_model_options(parsed))
+    options = Options(**_rule_options(parsed), **_bundle_options(parsed))
     arguments = {"checkpoint": parsed.checkpoint, "force": parsed.force}
     with interruptible():
         exported = export_onnx(parsed.source, parsed.bundle, options, **arguments, step=_step, note=_note)
@@ -165,16 +163,22 @@ def _note(line: str) -> None:
     say(f"{PROG}: note: {line}")
 
 
-def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `Options` that every source has."""
-    from plaudit_export.checkpoints.rules import DEFAULT_GOLDEN_MAX_TOKENS
-    from plaudit_export.checks.devices import check_device
-    from plaudit_export.checks.text_files import read_items
+def _scoring_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Options` that say how a checkpoint scores a text."""
     from plaudit_service.bundles.bundle import Head
 
-    check_device(parsed.device)
     return {
-        "name": parsed.name,
+        **_rule_options(parsed),
+        "pad_token": parsed.pad_token,
+        "token_logits": tuple(Head(name=name, weight=weight) for name, weight in parsed.token_logits or ()),
+    }
+
+
+def _rule_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Those of them that a graph has, too."""
+    from plaudit_service.bundles.bundle import Head
+
+    return {
         "recipe": parsed.recipe,
         "append_eos": parsed.append_eos,
         "strip_newlines": parsed.strip_newlines,
@@ -185,10 +189,22 @@ def _model_options(parsed: argparse.Namespace) -> dict[str, Any]:
         "max_tokens": parsed.max_tokens,
         "heads": [Head(name=name, weight=weight) for name, weight in parsed.heads] if parsed.heads else None,
         "chat_template": _read_text(parsed.chat_template) if parsed.chat_template else None,
+        "builtin_class": parsed.builtin_class,
+    }
+
+
+def _bundle_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The fields that say what the bundle is called, and what its served scores are held against."""
+    from plaudit_export.checkpoints.rules import DEFAULT_GOLDEN_MAX_TOKENS
+    from plaudit_export.checks.devices import check_device
+    from plaudit_export.checks.text_files import read_items
+
+    check_device(parsed.device)
+    return {
+        "name": parsed.name,
         "golden": read_items("--golden", parsed.golden) if parsed.golden else (),
         "golden_max_tokens": parsed.golden_max_tokens or DEFAULT_GOLDEN_MAX_TOKENS,
         "tolerance": parsed.tolerance,
-        "builtin_class": parsed.builtin_class,
         "device": parsed.device,
     }
 
@@ -319,7 +335,7 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(run=_rules)
     parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
-    _add_checkpoint_options(parser)
+    _add_scoring_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -347,12 +363,6 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         "the bundle holds no graph (default: onnx)",
     )
     add("--calibrate", type=Path, metavar="FILE", help="texts like those to score: int8's ranges, and what it costs")
-    add(
-        "--pairs",
-        type=Path,
-        metavar="FILE",
-        help="preference pairs (chosen, rejected), which are asked whether the text rule is right",
-    )
     add("--allow-loss", action="store_true", help="accept under 98 %% of text pairs ranked as float32 ranks them")
     add("--normalize-on", type=Path, metavar="FILE", help="reference texts whose scores get mean 0 and deviation 1")
     add(
@@ -360,6 +370,19 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         choices=["mean-std", "mean", "saved", "none"],
         help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std); "
         "saved: by what the trainer kept in the checkpoint; none: not even so (default: as the trainer's class does)",
+    )
+    _add_scoring_options(parser)
+    _add_bundle_options(parser)
+
+
+def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
+    """What says how a checkpoint scores a text."""
+    add = parser.add_argument
+    add(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help="preference pairs (chosen, rejected), which are asked whether the text rule is right",
     )
     add(
         "--token-logits",
@@ -373,7 +396,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKEN",
         help="what the trainer padded with, '' for nothing (default: the config's; of an adapter, its tokenizer's)",
     )
-    _add_model_options(parser)
+    _add_rule_options(parser)
 
 
 def _add_onnx(parser: argparse.ArgumentParser) -> None:
@@ -386,15 +409,15 @@ def _add_onnx(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory to make")
     parser.add_argument("--checkpoint", metavar="SOURCE", help="directory or hub id whose scores are the reference")
     _add_force(parser)
-    _add_model_options(parser)
+    _add_rule_options(parser)
+    _add_bundle_options(parser)
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
+def _add_rule_options(parser: argparse.ArgumentParser) -> None:
     from plaudit_export.recipes.table import RECIPES
 
     add = parser.add_argument
     flag = argparse.BooleanOptionalAction
-    add("--name", help="model name that requests use (default: the last part of SOURCE)")
     add(
         "--recipe",
         choices=RECIPES,
@@ -428,6 +451,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="name of each head and its weight in the score (default: the config's labels, weight 1)",
     )
     add("--chat-template", type=Path, metavar="FILE", help="Jinja template (default: the tokenizer's)")
+
+
+def _add_bundle_options(parser: argparse.ArgumentParser) -> None:
+    """What the bundle is called, and what its served scores are held against."""
+    add = parser.add_argument
+    add("--name", help="model name that requests use (default: the last part of SOURCE)")
     add("--golden", type=Path, metavar="FILE", help="more texts to check: one item of POST /score per line")
     add(
         "--golden-max-tokens",

@@ -1,9 +1,13 @@
 """The export from end to end: load, reference, trace, write aside, check through the serving path, put in place."""
 
+import ctypes
 import gc
 import math
+import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +28,7 @@ from plaudit_export.checks.text_files import Pair
 from plaudit_export.engine_checkpoint import check_loadable, label_notes, weights_hashes
 from plaudit_export.errors import ExportError, RuleError, SourceError
 from plaudit_export.finish import Draft, Exported, Say, finish
+from plaudit_export.graphs.graph_file import put_weights_beside
 from plaudit_export.graphs.onnx_source import copy_graph, load_onnx
 from plaudit_export.graphs.precision import (
     MIN_AGREEMENT,
@@ -42,7 +47,16 @@ from plaudit_export.writer import (
     write_golden,
     write_tokenizer,
 )
-from plaudit_service.bundles.bundle import GRAPH, Golden, ScoringFile, Source, WeightsFile, load_bundle
+from plaudit_service.bundles.bundle import (
+    GRAPH,
+    GRAPH_DATA,
+    TOKENIZER,
+    Golden,
+    ScoringFile,
+    Source,
+    WeightsFile,
+    load_bundle,
+)
 from plaudit_service.engine.calls import graph_bytes
 from plaudit_service.engine.onnx_runtime_cuda import TOLERANCES
 from plaudit_service.text.tokenization import TokenizedText
@@ -88,22 +102,40 @@ def export_checkpoint(
     ):
         float_directory = Path(scratch) if options.precision in {"int8", "bf16"} else directory
         draft = _build(source, directory, float_directory, options, pairs, step, note)
-        gc.collect()
+        run_directory = _runs_in(directory, Path(scratch), options.precision)
+        _collect()
         comparison, tolerance = None, options.tolerance or options.default_tolerance
         if options.precision != "fp32":
-            comparison, tolerance = _reduce(draft, directory, float_directory, options, step)
+            comparison, tolerance = _reduce(draft, directory, float_directory, run_directory, options, step)
         if options.precision == "bf16":
             draft.notes.extend(_beyond_the_device(comparison, note))
-        report = finish(
-            draft,
-            directory,
-            tolerance,
-            comparison,
-            options,
-            step,
-            float_directory=float_directory if options.precision == "bf16" else None,
-        )
+        _collect()
+        report = finish(draft, directory, tolerance, comparison, options, step, run_directory=run_directory)
     return Exported(load_bundle(bundle.expanduser()), report, comparison)
+
+
+def _collect() -> None:
+    """Drop models and graphs, which refer to themselves, and give back what glibc keeps of their memory."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another libc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _runs_in(directory: Path, scratch: Path, precision: str) -> Path:
+    """The directory whose graph is run for all checks.
+
+    For bfloat16 it is the one in float32. For float16 a graph of one file is written again into two, because
+    ONNX Runtime makes float32 of its weights while it holds that file: together more than half as much again as the
+    weights in float32.
+    """
+    if precision == "bf16":
+        return scratch
+    if precision != "fp16" or (directory / GRAPH_DATA).exists():
+        return directory
+    put_weights_beside(directory / GRAPH, scratch / GRAPH)
+    shutil.copy(directory / TOKENIZER, scratch)
+    return scratch
 
 
 def _build(
@@ -208,7 +240,7 @@ def _write_graphs(
     if options.precision == "fp16":
         lower(checkpoint.model, torch.float16)
     with elapsed("tracing"):
-        export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask)
+        export_graph(checkpoint, float_directory / GRAPH, has_mask=has_mask, to_run_only=options.precision == "bf16")
     emulated = None
     if options.precision == "bf16":
         step(f"tracing {checkpoint.architecture} in bf16")
@@ -236,8 +268,8 @@ def _float_scores(
     measured: Sequence[TokenizedText] | None,
     options: Options,
 ) -> Scores | None:
-    """What float32 gives the texts that measure float16, of which no float32 graph is written; None for the others."""
-    if options.precision != "fp16":
+    """What float32 gives the texts that measure float16 and bfloat16; None for the others."""
+    if options.precision not in {"fp16", "bf16"}:
         return None
     if measured is None:
         return np.array([record.score for record in records])
@@ -341,9 +373,10 @@ def export_onnx(
             attention=attention,
         )
         original = None
-        gc.collect()
+        _collect()
         draft = Draft(rules, made_from, foreign.opset, notes, records, sequences(rules, cases), None, None)
-        report = finish(draft, directory, options.tolerance or DEFAULT_TOLERANCE, None, options, step)
+        tolerance = options.tolerance or DEFAULT_TOLERANCE
+        report = finish(draft, directory, tolerance, None, options, step, run_directory=directory)
     return Exported(load_bundle(bundle.expanduser()), report)
 
 
@@ -377,7 +410,7 @@ def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], dev
 
 
 def _reduce(
-    draft: Draft, directory: Path, float_directory: Path, options: Options, step: Say
+    draft: Draft, directory: Path, float_directory: Path, run_directory: Path, options: Options, step: Say
 ) -> tuple[Comparison, float]:
     """Make the graph of the reduced precision where it is not there yet, and measure it.
 
@@ -399,7 +432,14 @@ def _reduce(
         float32 = Float32(draft.float_scores, graph_bytes(directory) + draft.saved_bytes)
     step("comparing with float32")
     comparison = compare(
-        float32, directory, scoring, texts, held_out=held_out, left_in_float=kept, emulated=draft.emulated
+        float32,
+        run_directory,
+        scoring,
+        texts,
+        size_bytes=graph_bytes(directory),
+        held_out=held_out,
+        left_in_float=kept,
+        emulated=draft.emulated,
     )
     if comparison.pair_agreement < MIN_AGREEMENT and not options.allow_loss:
         raise ExportError(
@@ -409,7 +449,7 @@ def _reduce(
         )
     if options.precision == "bf16":  # its parity is that of the float32 graph
         return comparison, options.tolerance or DEFAULT_TOLERANCE
-    return comparison, options.tolerance or _measured_tolerance(GraphScorer(directory, scoring), draft)
+    return comparison, options.tolerance or _measured_tolerance(GraphScorer(run_directory, scoring), draft)
 
 
 def _beyond_the_device(comparison: Comparison | None, note: Say) -> list[str]:

@@ -84,7 +84,7 @@ def finish(
     options: Options,
     step: Say,
     *,
-    float_directory: Path | None = None,
+    run_directory: Path,
 ) -> ParityReport | None:
     """Normalize, write the manifest, check every served score, and write the report.
 
@@ -95,7 +95,8 @@ def finish(
         comparison: of a reduced precision with float32.
         options: what the user says about the model.
         step: called with a line before each long step.
-        float_directory: holds the float32 graph and the tokenizer, where no CPU runs the bundle's own graph.
+        run_directory: holds the graph to run and the tokenizer: `directory`; where no CPU runs the bundle's own graph,
+            that of the float32 twin; or one with the same graph in other files.
 
     Returns:
         What the golden texts showed; None where there is no graph, so that their token ids alone were checked.
@@ -104,16 +105,16 @@ def finish(
         SourceError: the texts to normalize on all score alike.
         ExportError: a served score is further from its reference than the tolerance.
     """
-    write_manifest(_manifest(draft, directory, float_directory, tolerance, options, step), directory)
+    write_manifest(_manifest(draft, directory, run_directory, tolerance, options, step), directory)
     if draft.weights is not None:
         _check_tokens(directory, draft)
         return None
     step("checking the served scores")
-    return _check(directory, float_directory, draft, comparison)
+    return _check(directory, run_directory, draft, comparison)
 
 
 def _manifest(
-    draft: Draft, directory: Path, float_directory: Path | None, tolerance: float, options: Options, step: Say
+    draft: Draft, directory: Path, run_directory: Path, tolerance: float, options: Options, step: Say
 ) -> Manifest:
     scoring = draft.rules.scoring(scoring_hashes(directory), options.precision, draft.weights)
     normalized_on = None
@@ -121,8 +122,7 @@ def _manifest(
         step(f"normalizing on {len(draft.normalized)} texts")
         scores = draft.normal_scores
         if scores is None:
-            run = (directory, scoring) if float_directory is None else (float_directory, _in_float32(scoring))
-            scores = GraphScorer(*run).scores(draft.normalized, "reference texts")
+            scores = GraphScorer(run_directory, _runnable(scoring)).scores(draft.normalized, "reference texts")
         fitted = normalization.fit(scores, scale=options.normalize_std)
         scoring = scoring.model_copy(update={"normalization": fitted})
         normalized_on = NormalizationSource(num_texts=len(scores), sha256=options.normalize_on.sha256)
@@ -139,22 +139,23 @@ def _manifest(
     )
 
 
-def _in_float32(scoring: Scoring) -> Scoring:
-    return scoring.model_copy(update={"precision": "fp32"})
+def _runnable(scoring: Scoring) -> Scoring:
+    """In float32 what no CPU runs."""
+    return scoring.model_copy(update={"precision": "fp32"}) if scoring.precision == "bf16" else scoring
 
 
-def _float_twin(bundle: Bundle, float_directory: Path) -> Bundle:
-    """The bundle with the float32 graph of the same model instead of its own."""
-    manifest = bundle.manifest.model_copy(update={"scoring": _in_float32(bundle.scoring)})
-    return Bundle(float_directory, manifest, bundle.chat_template, bundle.golden)
+def _twin(bundle: Bundle, run_directory: Path) -> Bundle:
+    """The bundle with the graph that is run instead of its own."""
+    manifest = bundle.manifest.model_copy(update={"scoring": _runnable(bundle.scoring)})
+    return Bundle(run_directory, manifest, bundle.chat_template, bundle.golden)
 
 
-def _check(directory: Path, float_directory: Path | None, draft: Draft, comparison: Comparison | None) -> ParityReport:
+def _check(directory: Path, run_directory: Path, draft: Draft, comparison: Comparison | None) -> ParityReport:
     """Score the golden texts as the service does, and add the report to the bundle."""
     try:
         with elapsed("checking"):
             bundle = load_bundle(directory)
-            scorer = Scorer(bundle if float_directory is None else _float_twin(bundle, float_directory))
+            scorer = Scorer(_twin(bundle, run_directory))
             report = parity.check(scorer)
     except ServiceError as error:
         raise ExportError(f"the serving path refuses the new bundle: {error}") from error

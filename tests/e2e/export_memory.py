@@ -1,6 +1,6 @@
 """Measures what `plaudit-export checkpoint` needs for a large checkpoint of random weights: memory and time.
 
-    .venv/bin/python tests/e2e/export_memory.py             # a decoder of 2.4 GB, in fp32 and in fp16
+    .venv/bin/python tests/e2e/export_memory.py             # a decoder of 2.4 GB, in fp32, fp16 and bf16
     .venv/bin/python tests/e2e/export_memory.py --experts   # a mixture of experts of 1.0 GB, in fp32
 
 Both are stored in bfloat16, as most models are. It needs about 6 GB in the directory for temporary files, and memory
@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Path(directory) / "checkpoint"
         weights_bytes = write_checkpoint(checkpoint, EXPERTS if parsed.experts else DECODER)
-        for precision in parsed.precision or (["fp32"] if parsed.experts else ["fp32", "fp16"]):
+        for precision in parsed.precision or (["fp32"] if parsed.experts else ["fp32", "fp16", "bf16"]):
             flags = ["--precision", precision, "--golden-max-tokens", parsed.golden_max_tokens, "--force"]
             peak_bytes, seconds = run("checkpoint", checkpoint, Path(directory) / "bundle", *flags)
             print(

@@ -22,7 +22,8 @@ from plaudit_export.checkpoints.config_files import CONFIG, read_fields
 from plaudit_export.checkpoints.formats import saved_normalization
 from plaudit_export.checkpoints.loading import load_config
 from plaudit_export.errors import SourceError, first_line
-from plaudit_export.graphs.tracing import save_graph, strip
+from plaudit_export.graphs.graph_file import save_graph
+from plaudit_export.graphs.tracing import strip
 from plaudit_export.quiet import quiet
 from plaudit_export.recipes.on_disk import recipe_on_disk
 

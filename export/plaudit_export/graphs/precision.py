@@ -206,6 +206,7 @@ def compare(
     scoring: Scoring,
     texts: Texts,
     *,
+    size_bytes: int,
     held_out: bool,
     left_in_float: str,
     emulated: Scores | None = None,
@@ -214,9 +215,10 @@ def compare(
 
     Args:
         float32: of the same texts.
-        directory: holds the graph of the reduced precision.
+        directory: holds the graph of the reduced precision that is run.
         scoring: rules of scoring, in the reduced precision.
         texts: to score.
+        size_bytes: of the bundle's graph and its weights.
         held_out: none of them was calibrated on.
         left_in_float: what stayed in float32.
         emulated: what torch made of the texts in the reduced precision, shape (N,); None: the graph is run.
@@ -230,7 +232,6 @@ def compare(
     else:
         scores = emulated
     difference = np.abs(scores - reference)
-    size_bytes = graph_bytes(directory)
     return Comparison(
         num_texts=len(texts),
         held_out=held_out,

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from plaudit_export.graphs.graph_file import save_graph
 from plaudit_service.engine.engines import Feeds
 from plaudit_service.engine.onnx_runtime import open_session
 
@@ -61,8 +62,6 @@ def calibrate(graph: Path, feeds: Iterable[Feeds], scratch: Path) -> dict[str, A
     Returns:
         By the name of the activation; without those of the head, which see one row of a text.
     """
-    from plaudit_export.graphs.tracing import save_graph
-
     model = ir.load(graph)
     names = list(_products(model))
     for products in _products(model).values():
@@ -95,8 +94,6 @@ def quantize(graph: Path, activations: dict[str, Activation], kept: Sequence[str
         kept: names of activations whose products stay in float32 too.
         path: where to write.
     """
-    from plaudit_export.graphs.tracing import save_graph
-
     model = ir.load(graph)
     for name, products in _products(model).items():
         if name in activations and name not in kept:

@@ -18,13 +18,12 @@ from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.graphs.causal_attention import KeyValues, NewKeyValues, is_maskless, maskless
 from plaudit_export.graphs.experts import take_experts_apart
+from plaudit_export.graphs.graph_file import hold_in_bfloat16, save_graph
 from plaudit_export.graphs.sinks import sinks_first
 from plaudit_export.quiet import quiet
 
 # From 23 on, attention is one native operator (also RMSNormalization and RotaryEmbedding).
 OPSET = 23
-# A protobuf file ends at 2 GiB; the rest of the graph has to fit beside the weights.
-MAX_INLINE_BYTES = 2_000_000_000
 
 # Of each input or output: a name for every axis that may change, None for one that does not.
 Axes = dict[str, tuple[str | None, ...]]
@@ -149,13 +148,14 @@ def needs_mask(checkpoint: Checkpoint, max_tokens: int) -> bool:
         return not is_maskless(network(checkpoint.model), key_value_shapes(checkpoint), max_tokens)
 
 
-def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -> None:
+def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True, to_run_only: bool = False) -> None:
     """Trace the model and write its graph to `path`.
 
     Args:
         checkpoint: the reward model.
         path: the file to write.
         has_mask: what `needs_mask` says.
+        to_run_only: it becomes part of no bundle: the smallest files that ONNX Runtime makes the same computation of.
 
     Raises:
         ExportError: this architecture cannot be traced.
@@ -173,7 +173,11 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True) -
     except Exception as error:  # the tracer runs a foreign model: it can raise anything
         raise ExportError(f"{checkpoint.architecture} cannot be traced into a graph: {first_line(error)}") from error
     strip(model)
-    save_graph(model, path, max_inline_bytes=MAX_INLINE_BYTES)
+    if to_run_only:
+        hold_in_bfloat16(model.graph)
+        save_graph(model, path, max_inline_bytes=0)
+    else:
+        save_graph(model, path)
     for value in model.graph.initializers.values():
         value.const_value = None  # a view of the model's weights; the tracer keeps the graph (`release`)
 
@@ -188,17 +192,6 @@ def check_types(graph: Path) -> None:
         onnx.checker.check_model(str(graph), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{graph.name} is no valid graph: {first_line(error)}; export it in fp32") from error
-
-
-def save_graph(model: ir.Model, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> None:
-    """Write a graph, and `<path>.data` with its weights where they would not fit into one file."""
-    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    size_bytes = sum(weight.nbytes for weight in weights)
-    if size_bytes > max_inline_bytes:
-        ir.save(model, path, external_data=f"{path.name}.data")
-    else:  # a graph that was loaded may still point to weights in a file of its own
-        ir.external_data.load_to_model(model)
-        ir.save(model, path)
 
 
 def _trace_causal(checkpoint: Checkpoint, *, has_mask: bool) -> ir.Model:

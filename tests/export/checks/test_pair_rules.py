@@ -277,6 +277,19 @@ def test_an_answer_that_cannot_be_printed_is_no_success(with_eos, pairs_file, ca
     assert capsys.readouterr().err.endswith("error: output: No space left on device\n")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--precision int8", "--calibrate f", "--allow-loss", "--normalize none", "--normalize-on f"),
+        *("--golden f", "--golden-max-tokens 9", "--tolerance 1", "--device cuda", "--name it", "--engine vllm"),
+    ],
+)
+def test_the_command_takes_no_option_that_it_would_ignore(option, with_eos, pairs_file, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["rules", str(with_eos), "--pairs", str(pairs_file), *option.split()])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
 def test_the_command_needs_pairs(with_eos, capsys):
     assert main(["rules", str(with_eos)]) == 2
     assert "--pairs FILE" in capsys.readouterr().err

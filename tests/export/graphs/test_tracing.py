@@ -11,8 +11,9 @@ import torch
 from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.errors import ExportError
+from plaudit_export.graphs.graph_file import save_graph
 from plaudit_export.graphs.precision import GraphScorer
-from plaudit_export.graphs.tracing import OPSET, export_graph, needs_mask, save_graph
+from plaudit_export.graphs.tracing import OPSET, export_graph, needs_mask
 from plaudit_export.testing import (
     CAUSAL_ARCHITECTURES,
     ENCODER_ARCHITECTURES,

@@ -6,7 +6,9 @@ training forward has to give them the same logprobs.
 """
 
 import itertools
-from collections.abc import Generator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,7 +61,8 @@ class EngineSampler:
 
     Attributes:
         canary_error: largest |ratio - 1| between an engine and the training forward at the last publish.
-        retries: requests to engines that this process has sent a second time since the last publish.
+        retries: requests to engines that this process has sent a second time so far.
+        generate_s: seconds from the first request of the last batch to its last completion.
 
     Raises:
         ConfigError: the key file cannot be read; or an engine serves another model than the policy, or with too short a
@@ -78,7 +81,9 @@ class EngineSampler:
         pad_id: int,
     ) -> None:
         self.canary_error: float | None = None
-        self.retries: int | None = None
+        self.retries: int | None = 0
+        self.generate_s = 0.0
+        self._completed_at = 0.0
         self._config = config
         self._learner = learner
         self._accelerator = learner.accelerator
@@ -111,7 +116,6 @@ class EngineSampler:
         """
         self._check_finite()
         state = whole_state(self._policy, keep=self._accelerator.is_main_process)
-        self.retries = 0
         canaries = from_first_process(self._accelerator, lambda: self._hand_over(version, state))
         compared = {url: self._compared(canary) for url, canary in canaries.items()}
         self.canary_error = max(error for error, _ in compared.values())
@@ -120,13 +124,14 @@ class EngineSampler:
         if self._accelerator.is_main_process:
             remove_other_versions(self._folder, version)
 
-    def sample(self, prompt_ids: Sequence[Sequence[int]], *, iteration: int) -> Generator[Rollouts, None, None]:
-        """As `Sampler.sample`: all completions are asked for at once, and awaited a micro-batch at a time.
+    @contextmanager
+    def sampling(self, prompt_ids: Sequence[Sequence[int]], *, iteration: int) -> Iterator[Iterator[Rollouts]]:
+        """As `Sampler.sampling`: all completions are asked for at once, and awaited a micro-batch at a time.
 
         Raises:
-            EngineError: an engine gave no completion, or none that can be used.
+            EngineError: in the iteration: an engine gave no completion, or none that can be used.
         """
-        config, size = self._config, self._config.rollout_micro_batch_size
+        config, size, start = self._config, self._config.rollout_micro_batch_size, time.perf_counter()
         first = self._accelerator.process_index * len(prompt_ids)
         with connected(config.engine_urls, self._connection) as fleet:
             engines = itertools.islice(itertools.cycle(fleet.engines), first, first + len(prompt_ids))
@@ -134,9 +139,12 @@ class EngineSampler:
                 fleet.start(self._complete(engine, ids, self._sampling, rollout_seed(config.seed, iteration, place)))
                 for place, (engine, ids) in enumerate(zip(engines, prompt_ids, strict=True), start=first)
             ]
-            for start in range(0, len(calls), size):
-                yield self._to_rollouts(prompt_ids[start : start + size], results(calls[start : start + size]))
+            yield (
+                self._to_rollouts(prompt_ids[place : place + size], results(calls[place : place + size]))
+                for place in range(0, len(calls), size)
+            )
             self.retries = (self.retries or 0) + fleet.retries
+        self.generate_s = self._completed_at - start
 
     def _hand_over(self, version: int, state: Mapping[str, Tensor]) -> dict[str, _Canary]:
         """Writes a version and has every engine load it; for the first process. Returns the canaries by address."""
@@ -198,6 +206,7 @@ class EngineSampler:
     async def _complete(self, engine: Engine, ids: Sequence[int], sampling: Sampling, seed: int) -> Completion:
         asked = completion_request(ids, sampling, model=self._models[engine.url], seed=seed)
         body = await engine.complete(asked, max_answer_bytes=max_answer_bytes(ids, sampling))
+        self._completed_at = time.perf_counter()
         try:
             return parse_completion(body, ids, sampling)
         except AnswerError as error:

@@ -102,4 +102,4 @@ def test_a_run_in_chunks_has_the_figures_of_one_with_whole_logits(make_trainer, 
     in_chunks, log_in_chunks = train(5)
     assert torch.allclose(weights, in_chunks, atol=1e-6)
     for line, expected in zip(log_in_chunks, log, strict=True):
-        assert line == pytest.approx(expected, rel=1e-5, abs=1e-5, nan_ok=True)
+        assert line == pytest.approx(expected, abs=5e-5, nan_ok=True)

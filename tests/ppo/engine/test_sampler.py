@@ -114,6 +114,24 @@ def test_a_fault_of_an_engine_ends_the_run_with_a_checkpoint_before_an_update(
     assert (tmp_path / "run" / "log.jsonl").read_text() == ""  # nothing was masked and learned from
 
 
+@pytest.mark.parametrize("fault", ["stale weights", "wrong temperature"])
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_the_canary_catches_a_fault_also_under_importance_weights(train, make_policy, fault, max_staleness):
+    """Which would otherwise make up for what differs."""
+    policy, base = make_policy(), make_policy(seed=9 if fault == "stale weights" else 0)
+    settings = {"sampling_correction": "token_truncate", "max_staleness": max_staleness, "max_sampling_kl": 0.01}
+    with pytest.raises(EngineError, match=r"version 0 .* another model's: .* limit 1.00e-02 \(max_sampling_kl\)"):
+        train(policy=policy, base=base, fault=fault, **settings)
+    assert torch.equal(weights(policy), weights(make_policy()))
+
+
+def test_an_engine_that_keeps_old_weights_is_caught_under_importance_weights_once_they_differ_enough(train):
+    """A fault that begins after the first publish: the engine goes on with version 0."""
+    settings = {"sampling_correction": "token_truncate", "learning_rate": 3e-2, "iterations": 4}
+    with pytest.raises(EngineError, match=r"version 1 of the policy .* another model's"):
+        train(fault="stale weights", after=3 + 8, **settings)
+
+
 def test_an_engine_that_is_not_there_is_named(make_trainer):
     with pytest.raises(
         EngineError, match=r"^engine http://127.0.0.1:9: no answer to /v1/models \(Connection refused\)"

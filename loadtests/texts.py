@@ -7,8 +7,9 @@ import gzip
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,17 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Texts:
-    """Dialogues in a fixed order, dealt out in lots; `origin` says where they come from."""
+    """Dialogues in a fixed order, dealt out in lots.
+
+    Attributes:
+        dialogues: Those that the model can read whole.
+        origin: Where they come from.
+        fits: Whether the model can read a text whole.
+    """
 
     dialogues: Sequence[Dialogue]
     origin: str
+    fits: Callable[[str], bool] = lambda text: True
 
     def singles(self, lot: int, count: int) -> list[str]:
         """The texts of a lot; lots do not overlap until the dialogues are used up."""
@@ -55,7 +63,8 @@ class Texts:
         for number, dialogue in enumerate(self._lot(lot, count)):
             others = self._lot(lot * count + number + 1, 10 * completions)
             different = dict.fromkeys([dialogue.completion, *(other.completion for other in others)])
-            chosen = list(different)[:completions]
+            fitting = (completion for completion in different if self.fits(dialogue.prompt + completion))
+            chosen = list(islice(fitting, completions))
             assert len(chosen) == completions, "too few different completions"
             items.append({"prompt": dialogue.prompt, "completions": chosen})
         return items
@@ -69,9 +78,11 @@ def read_texts(bundle: Path) -> Texts:
     dialogues, origin = all_dialogues()
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     limit = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["scoring"]["max_tokens"]
-    encoded = tokenizer.encode_batch_fast([dialogue.text for dialogue in dialogues])
-    fits = [len(each.ids) <= limit for each in encoded]
-    return Texts([dialogue for dialogue, fit in zip(dialogues, fits, strict=True) if fit], origin)
+
+    def fits(text: str) -> bool:
+        return len(tokenizer.encode(text).ids) <= limit
+
+    return Texts([dialogue for dialogue in dialogues if fits(dialogue.text)], origin, fits)
 
 
 def all_dialogues() -> tuple[list[Dialogue], str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from plaudit_ppo.rollout.completion_text import StopStrings
 from plaudit_ppo.rollout.sampling import sample_rollouts
 
 KEY = "engine-key"
@@ -121,13 +122,16 @@ class FakeVLLM:
             self.released.wait()
             return 500, None
         assert (body["top_p"], body["top_k"], body["ignore_eos"], body["n"]) == (1.0, 0, True, 1)
+        stop = StopStrings(body["stop"], self.tokenizer) if "stop" in body else None
         ids = torch.tensor([body["prompt"]])
-        temperature = body["temperature"] - 1e-7
+        is_greedy = body["temperature"] == 0
+        temperature = 1.0 if is_greedy else body["temperature"] - 1e-7
         with self._lock, torch.no_grad():
             rollouts = sample_rollouts(
                 self.policy, ids, torch.ones_like(ids, dtype=torch.bool), max_tokens=body["max_tokens"],
                 temperature=1.5 * temperature if fault == "wrong temperature" else temperature,
                 eos_ids=body["stop_token_ids"], pad_id=1, generator=torch.Generator().manual_seed(body["seed"]),
+                stop=stop, greedy=is_greedy,
             )  # fmt: skip
         tokens = rollouts.completion_ids[0].tolist()
         logprobs = rollouts.sampled_logprobs[0].tolist()

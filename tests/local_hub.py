@@ -1,4 +1,7 @@
-"""A stand-in for the Hugging Face hub on a local socket: as much of it as downloading files of a commit takes."""
+"""A stand-in for the Hugging Face hub on a local socket: as much of it as downloading files of a commit takes.
+
+A repository is answered as a model and as a data set alike.
+"""
 
 import hashlib
 import json
@@ -53,7 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         hub: LocalHub = self.server.hub
-        is_api = parts[:2] == ["api", "models"]
+        is_api = parts[:2] in (["api", "models"], ["api", "datasets"])
+        parts = parts[1:] if parts[0] == "datasets" else parts
         repo, rest = "/".join(parts[2:4] if is_api else parts[:2]), parts[4:] if is_api else parts[2:]
         directory = hub.repositories.get(repo)
         if directory is None:

@@ -36,6 +36,11 @@ class TinyTrainer:
         """The metrics of each iteration."""
         return [json.loads(line) for line in (self.output / "log.jsonl").read_text().splitlines()]
 
+    def evaluations(self) -> list[dict]:
+        """The evaluations on held-out prompts, without what a clock says."""
+        lines = map(json.loads, (self.output / "evaluations.jsonl").read_text().splitlines())
+        return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
+
     def log_without_times(self) -> list[dict]:
         """The log without what a clock says."""
         times = ("time/", "scoring/call_s", "scoring/exposed_wait_s")

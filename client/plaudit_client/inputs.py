@@ -17,12 +17,13 @@ from plaudit_client.errors import InvalidArgument
 STDIN = "-"
 
 
-def read_lines(name: str, columns: frozenset[str]) -> Iterator[bytes]:
+def read_lines(name: str, columns: frozenset[str] | None = None) -> Iterator[bytes]:
     """The lines of a file as they are read; of a parquet file each row as a JSON object.
 
     Args:
         name: Of the file; `-` is standard input.
-        columns: What is read of a parquet file; null counts as not there.
+        columns: What is read of a parquet file; null counts as not there. None: all of it, and what JSON has no form
+            for becomes a text.
 
     Raises:
         InvalidArgument: It cannot be read.
@@ -45,15 +46,15 @@ def _open(name: str) -> contextlib.AbstractContextManager[IO[bytes] | gzip.GzipF
     return gzip.open(name, "rb") if name.endswith(".gz") else Path(name).open("rb")
 
 
-def _read_rows(name: str, columns: frozenset[str]) -> Iterator[bytes]:
+def _read_rows(name: str, columns: frozenset[str] | None) -> Iterator[bytes]:
     from pyarrow import ArrowException, parquet
 
     try:
         with parquet.ParquetFile(name) as file:
-            known = [column for column in file.schema_arrow.names if column in columns]
+            known = [column for column in file.schema_arrow.names if columns is None or column in columns]
             for batch in file.iter_batches(columns=known):
                 for row in batch.to_pylist():
                     given = {column: value for column, value in row.items() if value is not None}
-                    yield json.dumps(given).encode() + b"\n"
+                    yield json.dumps(given, default=str if columns is None else None).encode() + b"\n"
     except (ArrowException, TypeError) as error:  # TypeError: a column of what JSON has no form for
         raise InvalidArgument(f"{name}: cannot be read: {error}") from error

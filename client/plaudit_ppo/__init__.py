@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Nothing leaves the machine. huggingface_hub reads this when it is imported.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # the same of the package datasets
 
 __all__ = [
     "CombinedScorer",

@@ -1,6 +1,7 @@
-"""The `plaudit-ppo` command: writes a configuration, trains by one, and reports."""
+"""The `plaudit-ppo` command: writes a configuration, plans a run by one, trains by it, and reports."""
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -68,6 +69,34 @@ def _init(arguments: argparse.Namespace, _: Termination) -> int:
     return 0
 
 
+def _plan(arguments: argparse.Namespace, _: Termination) -> int:
+    from plaudit_ppo.launch import quiet_transformers
+    from plaudit_ppo.planning.plan import default_device, make_plan, read_network_configs
+    from plaudit_ppo.planning.plan_text import plan_json, plan_text, verdict
+    from plaudit_ppo.planning.remedies import fit, remedies
+    from plaudit_ppo.settings_text import load_config
+
+    quiet_transformers()
+    config = load_config(arguments.config, arguments.set)
+    if not config.policy:
+        raise ConfigError(f"{arguments.config}: policy not set; see docs/ppo.md for an example")
+    networks = read_network_configs(config)
+    plan = make_plan(config, networks, processes=arguments.processes, device=arguments.device or default_device())
+    found = remedies(config, networks, plan)
+    limit = None if arguments.memory is None else int(arguments.memory * 1e9)
+    fits = limit is None or plan.peak <= limit
+    fitting = None if fits or limit is None else fit(config, networks, plan, limit)
+    if arguments.json:
+        settings = fitting and dict(fitting.settings)
+        of_limit = {} if limit is None else {"memory_bytes": limit, "fits": fits, "fits_with": settings}
+        tell(json.dumps(plan_json(config, plan, found) | of_limit, indent=2))
+        return 0 if fits else 1
+    tell(plan_text(config, plan, found))
+    if limit is not None:
+        tell(f"\n{verdict(plan, limit, fitting)}")
+    return 0 if fits else 1
+
+
 def _train(arguments: argparse.Namespace, termination: Termination) -> int:
     config = _configure(arguments)
     from plaudit_ppo.distributed.processes import end_processes
@@ -81,12 +110,12 @@ def _train(arguments: argparse.Namespace, termination: Termination) -> int:
         if arguments.dry_run:
             with interruptible():
                 termination.listen()
-                try_run(config, scorers, termination=termination)
-            line = f"dry run: all is there, and an iteration ran to its end; nothing was left in {config.output}"
+                lines = try_run(config, scorers, termination=termination)
+            lines.append(f"dry run: all is there, and an iteration ran to its end; nothing was left in {config.output}")
         else:
-            line = _run_to_the_end(config, scorers, resume=arguments.resume is not None, termination=termination)
+            lines = [_run_to_the_end(config, scorers, resume=arguments.resume is not None, termination=termination)]
     end_processes()
-    if _is_first_process():
+    for line in lines if _is_first_process() else ():
         tell(line)
     return 0
 
@@ -101,9 +130,16 @@ def _run_to_the_end(config: "PPOConfig", scorers: "Scorers", *, resume: bool, te
         termination.listen()
         on_iteration = progress if _is_first_process() else None
         summary = trainer.train(on_iteration=on_iteration, resume=resume, termination=termination)
-    return (
+    line = (
         f"{summary.extent} ({summary.scoring}): score {_number(summary.final['scoring/score_mean'])}, "
         f"KL {_number(summary.final['objective/kl'])}; policy in {config.output}/policy"
+    )
+    if not summary.held_out:
+        return line
+    evaluation = summary.held_out[-1]
+    return (
+        f"{line}; held out: score {_number(evaluation['heldout/scores'])}, "
+        f"win rate {_number(evaluation['heldout/win_rate'])}, best policy in {config.output}/checkpoints/best/policy"
     )
 
 
@@ -116,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train a policy",
         description="Train a causal LM by PPO. Leaves in the output directory: config.toml, log.jsonl, samples.jsonl, "
-        "checkpoints/, and at the end policy/, critic/ and summary.json.",
+        "evaluations.jsonl, checkpoints/, and at the end policy/, critic/ and summary.json.",
         epilog=f"settings in the configuration file, with their defaults:\n\n{settings_help()}\n\n"
         "Relative paths start at the working directory. A flag wins over the environment, and that over the file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -152,12 +188,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_set(init, "a setting that has another value than its default; may be given several times")
     init.set_defaults(do=_init)
+    plan = commands.add_parser(
+        "plan",
+        help="say how much memory a run will take",
+        description="Say what each process of a run will take, part by part, and which settings would save how much. "
+        "Reads the configs of the networks, no weights.",
+    )
+    plan.add_argument("--config", metavar="FILE", required=True, help="TOML file with the settings of the run")
+    _add_set(plan, "replaces a setting of the file; may be given several times")
+    plan.add_argument("--processes", metavar="N", type=_count, default=1, help="of the run (default: 1)")
+    plan.add_argument(
+        "--device", choices=("cpu", "cuda"), help="what the run computes on (default: cuda where this machine has it)"
+    )
+    plan.add_argument(
+        "--memory",
+        metavar="GB",
+        type=_positive,
+        help="of each process: says by which settings the run would fit; exit code 1 where it does not as it is",
+    )
+    plan.add_argument("--json", action="store_true", help="one JSON object instead of a text; bytes")
+    plan.set_defaults(do=_plan)
     report = commands.add_parser(
         "report", help="make a page of a run", description="Write DIR/report.html, also while the run still goes on."
     )
     report.add_argument("directory", metavar="DIR", help="output directory of a run")
     report.set_defaults(do=_report)
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError
+    return number
 
 
 def _add_set(parser: argparse.ArgumentParser, text: str) -> None:

@@ -35,6 +35,7 @@ PLACES = (
     "policy",
     "critic",
     "prompts",
+    "eval_prompts",
     "output",
     "scorer_urls",
     "eval_scorer_urls",
@@ -62,11 +63,16 @@ class PPOConfig:
     new head"""
     builtin_class: bool = False
     """transformers' classes are right, also where the config of policy or critic names code of its own (auto_map)"""
-    prompts: Text | None = None
-    """JSONL file, one {"prompt": "..."} or {"messages": [...]} per line"""
+    prompts: tuple[Text, ...] = ()
+    """sources of prompts, or one: a file of JSONL or parquet or a directory of them, PATH[#SPLIT], or a data set of the
+    hub, org/name[@revision][#[SUBSET/]SPLIT]; rows in TRL's forms"""
+    prompt_weights: tuple[Positive, ...] = ()
+    """share of the rollouts that each source of prompts gets; left out: all prompts alike"""
+    long_prompts: Literal["refuse", "drop"] = "refuse"
+    """a prompt of more than max_prompt_tokens ends the run at its start, or is left out and counted"""
     scorer_urls: tuple[str, ...] = ()
     """one entry per reward model: its service's address, of replicas separated by commas, then #NAME where the
-    service has several models"""
+    service has several models; or openrlhf+URL of a service of OpenRLHF's form"""
     eval_scorer_urls: tuple[str, ...] = ()
     """reward models that score the same rollouts for the log alone, in the same form; their mean is logged"""
     output: Text = "runs/ppo"
@@ -81,9 +87,11 @@ class PPOConfig:
     samples_per_prompt: Count = 1
     """completions of each prompt, all of them counted by rollout_batch_size and sent to the scorer as one group"""
     max_prompt_tokens: Count = 512
-    """longest prompt, in tokens; a longer one is refused, never cut"""
+    """longest prompt, in tokens; a longer one is never cut (long_prompts)"""
     max_completion_tokens: Count = 128
     """a completion without EOS is cut here, in tokens"""
+    stop: tuple[Text, ...] = ()
+    """texts that end a completion, as EOS does; the scorer gets it without them"""
     temperature: Positive = 0.7
     """divides the logits in sampling, reference and training alike"""
     missing_pad: Literal["add", "refuse"] = "add"
@@ -108,6 +116,8 @@ class PPOConfig:
     """1: engines sample the next rollout batch while this one is learned from, by the policy before that; needs
     sampling_correction. 0: each batch is sampled by the policy that learns from it"""
 
+    label_column: Text | None = None
+    """column of the prompts' rows that a service of OpenRLHF's form gets as label; none: all of them, as an object"""
     send_eos_text: bool = False
     """send the EOS text after a finished completion to the scorer (not after a chat's: its template ends the turn)"""
     scorer_weights: tuple[float, ...] = ()
@@ -205,6 +215,10 @@ class PPOConfig:
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """what the forward passes compute in; the weights, the losses and the optimizer stay in float32"""
+    frozen_precision: Literal["float32", "bfloat16"] = "float32"
+    """what the weights that are not trained are kept in: the reference's and, with lora_rank, the policy's"""
+    gathered_precision: Literal["float32", "bfloat16"] = "float32"
+    """what sharding = "fsdp" gathers the weights that are trained in, and computes with; the shards stay in float32"""
     gradient_checkpointing: bool = False
     """activations inside a layer are computed again, not kept: less memory, more time, the same numbers"""
     logits_chunk_tokens: CountOrZero = 0
@@ -224,6 +238,15 @@ class PPOConfig:
     """iterations from one table of samples to the next; 0: none"""
     num_samples: Count = 8
     """rollouts in a table of samples"""
+    eval_prompts: tuple[Text, ...] = ()
+    """sources of held-out prompts, as in prompts; the policy completes them and is never trained on them"""
+    eval_every: Count = 10
+    """iterations from one evaluation on the held-out prompts to the next; the start and the end are evaluated, too"""
+    eval_decoding: Literal["greedy", "sampled"] = "greedy"
+    """held-out completions are of the likeliest tokens, or sampled at temperature, with the same random numbers each
+    time"""
+    max_eval_prompts: Count = 256
+    """held-out prompts that are used, evenly spread over the sources"""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """TCP port on which Prometheus finds the run's figures; 0: none"""
     metrics_host: Text = "127.0.0.1"
@@ -257,7 +280,7 @@ class PPOConfig:
     def _refuse_in_one_line(cls, given: ArgsKwargs, check: ModelWrapValidatorHandler["PPOConfig"]) -> "PPOConfig":
         if given.args:
             raise TypeError("a PPOConfig takes its settings by name")
-        settings = {name: _plain(value) for name, value in (given.kwargs or {}).items()}
+        settings = {name: _plain(name, value) for name, value in (given.kwargs or {}).items()}
         try:
             return check(ArgsKwargs((), settings))
         except ValidationError as error:
@@ -270,6 +293,11 @@ class PPOConfig:
             raise ConfigError(
                 f"scorer_weights has {len(self.scorer_weights)} entries, scorer_urls {len(self.scorer_urls)}; "
                 "give one weight for each reward model, or none"
+            )
+        if self.prompt_weights and len(self.prompt_weights) != len(self.prompts):
+            raise ConfigError(
+                f"prompt_weights has {len(self.prompt_weights)} entries, prompts {len(self.prompts)}; give one weight "
+                "for each source, or none"
             )
         if self.critic and self.critic_trunk == "policy":
             raise ConfigError(
@@ -289,6 +317,7 @@ class PPOConfig:
                 "(max_completion_tokens); lower it or raise max_completion_tokens"
             )
         self._check_critic_warmup()
+        self._check_precision()
         for name in ("rollout_batch_size", "rollout_micro_batch_size"):
             if getattr(self, name) % self.samples_per_prompt:
                 raise ConfigError(
@@ -348,6 +377,18 @@ class PPOConfig:
                 'cannot change places with those of the policy that sampled; set sharding = "fsdp" or "none"'
             )
 
+    def _check_precision(self) -> None:
+        if self.frozen_precision == "bfloat16" and self.lora_rank and self.precision != "bfloat16":
+            raise ConfigError(
+                'frozen_precision = "bfloat16" with lora_rank: the policy then computes in bfloat16; set precision = '
+                '"bfloat16" too, which says how exact its numbers have to be'
+            )
+        if self.gathered_precision == "bfloat16" and (self.precision, self.sharding) != ("bfloat16", "fsdp"):
+            raise ConfigError(
+                'gathered_precision = "bfloat16" is for precision = "bfloat16" and sharding = "fsdp"; '
+                "set both, or leave it out"
+            )
+
     def _check_critic_warmup(self) -> None:
         warmup = self.critic_warmup_iterations
         if warmup >= self.iterations:
@@ -384,19 +425,34 @@ def setting_schemas() -> dict[str, dict[str, Any]]:
     return schemas
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     """The value, in the type that a setting has where TOML or Python have another for it."""
     if isinstance(value, Path):
-        return str(value)
+        value = str(value)
+    if isinstance(value, str) and name in _ONE_OR_SEVERAL:
+        return (value,)
     return tuple(value) if isinstance(value, list) else value
 
+
+# Lists for which one entry may stand alone.
+_ONE_OR_SEVERAL = ("prompts", "eval_prompts", "stop")
 
 _TYPE_WORDS = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "string": "a string"}
 _LIMIT_WORDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most"}
 
 
+# Settings that others have, and why there are none here.
+_REFUSED = dict.fromkeys(
+    ("top_p", "top_k", "min_p"),
+    "PPO's ratio is that of the whole distribution, in which a token that sampling left out has a probability; lower "
+    "temperature instead",
+)
+
+
 def describe_unknown(name: str) -> str:
     """One line on a setting that there is not, with the one of the closest name."""
+    if name in _REFUSED:
+        return f'no setting "{name}": {_REFUSED[name]}'
     near = difflib.get_close_matches(name, setting_schemas(), n=1)
     hint = f'did you mean "{near[0]}"?' if near else '"plaudit-ppo train --help" lists them all'
     return f'unknown setting "{name}"; {hint}'

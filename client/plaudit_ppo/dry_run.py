@@ -9,7 +9,10 @@ from pathlib import Path
 
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.processes import make_accelerator
+from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.launch import Scorers, load_trainer
+from plaudit_ppo.planning.plan import make_plan, read_network_configs
+from plaudit_ppo.planning.plan_text import plan_line
 from plaudit_ppo.runs.run_files import refuse_a_held_run
 from plaudit_ppo.runs.trackers import check_trackers
 from plaudit_ppo.termination import Termination
@@ -18,10 +21,14 @@ _MAX_COMPLETION_TOKENS = 8
 _ROLLOUTS = 2
 
 
-def try_run(config: PPOConfig, scorers: Scorers, *, termination: Termination) -> None:
+def try_run(config: PPOConfig, scorers: Scorers, *, termination: Termination) -> list[str]:
     """Runs one iteration of a few short rollouts, and all that a run does at its end; then removes what it has left.
 
-    All prompts are encoded, the scorers are asked, a checkpoint and the result are written where the run would be.
+    All prompts are encoded, the scorers asked, held-out prompts evaluated, a checkpoint and the result written where
+    the run would be.
+
+    Returns:
+        A line on each source of prompts, and one on the memory that the run itself will take.
 
     Raises:
         PPOError: whatever would end the run, with the run's own message.
@@ -37,6 +44,15 @@ def try_run(config: PPOConfig, scorers: Scorers, *, termination: Termination) ->
         trainer.check_context(config.max_completion_tokens)
         trainer.train(termination=termination)
         accelerator.wait_for_everyone()
+    device = "cuda" if accelerator.device.type == "cuda" else "cpu"
+    return [*trainer.prompt_lines, _planned(config, processes=accelerator.num_processes, device=device)]
+
+
+def _planned(config: PPOConfig, *, processes: int, device: str) -> str:
+    try:
+        return plan_line(make_plan(config, read_network_configs(config), processes=processes, device=device))
+    except ConfigError as error:  # it is a figure for the reader, and no reason for a run to fail
+        return str(error)
 
 
 def _tiny(config: PPOConfig, output: Path, *, processes: int) -> PPOConfig:
@@ -56,6 +72,8 @@ def _tiny(config: PPOConfig, output: Path, *, processes: int) -> PPOConfig:
         max_completion_tokens=tokens,
         overlong_buffer_tokens=min(config.overlong_buffer_tokens, tokens),
         max_constant_iterations=0,
+        eval_every=1,
+        max_eval_prompts=_ROLLOUTS * processes,
         trackers=(),
     )
 

@@ -15,9 +15,10 @@ from plaudit_ppo.models.critic import Critic, TrunkCritic, check_critic_tokens, 
 from plaudit_ppo.models.lora import add_lora
 from plaudit_ppo.models.places import local_directory, pin
 from plaudit_ppo.models.policy import frozen_copy, load_policy
-from plaudit_ppo.rollout.prompts import Prompt, read_prompts
+from plaudit_ppo.rollout.prompts import read_prompts
 from plaudit_ppo.rollout.seeding import seeded_generator
 from plaudit_ppo.scoring.combined import CombinedScorer
+from plaudit_ppo.scoring.openrlhf import PREFIX, OpenRLHFScorer
 from plaudit_ppo.scoring.pool import Scorer
 from plaudit_ppo.scoring.remote import RemoteScorer
 from plaudit_ppo.trainer import PPOTrainer
@@ -47,8 +48,7 @@ def connected_scorers(config: PPOConfig) -> Iterator[Scorers]:
     with ExitStack() as stack:
 
         def connect(addresses: Sequence[str]) -> list[Scorer]:
-            scorers = [RemoteScorer(address, timeout_s=config.scorer_timeout_s) for address in addresses]
-            return [stack.enter_context(scorer) for scorer in scorers]
+            return [_connect(address, config, stack) for address in addresses]
 
         scorers, eval_scorers = connect(config.scorer_urls), connect(config.eval_scorer_urls)
         train = CombinedScorer(
@@ -57,31 +57,39 @@ def connected_scorers(config: PPOConfig) -> Iterator[Scorers]:
         yield Scorers(train, CombinedScorer(eval_scorers, combination="mean") if eval_scorers else None)
 
 
+def _connect(address: str, config: PPOConfig, stack: ExitStack) -> Scorer:
+    if address.startswith(PREFIX):
+        return OpenRLHFScorer(address, timeout_s=config.scorer_timeout_s, label_column=config.label_column)
+    return stack.enter_context(RemoteScorer(address, timeout_s=config.scorer_timeout_s))
+
+
 def load_trainer(config: PPOConfig, scorers: Scorers) -> PPOTrainer:
     """A trainer with everything that its configuration names.
 
     Raises:
         PPOError: something that is named is missing or does not fit; the subclass and the message say what.
     """
-    prompts: list[Prompt] = read_prompts(config.prompts or "")
+    prompts, eval_prompts = read_prompts(config.prompts), read_prompts(config.eval_prompts)
     config = _pinned(config)
     place = local_directory(config.policy or "", "policy")
     policy, tokenizer = load_policy(place, builtin_class=config.builtin_class)
     critic = _load_critic(config, policy, tokenizer)
-    reference = None if config.lora_rank else frozen_copy(policy)
+    reference = None if config.lora_rank else frozen_copy(policy, config.frozen_precision)
     policy = add_lora(policy, config) if config.lora_rank else policy
-    return PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorers.train, scorers.evaluation)
+    return PPOTrainer(
+        config, policy, reference, critic, tokenizer, prompts, scorers.train, scorers.evaluation, eval_prompts
+    )
 
 
 def _pinned(config: PPOConfig) -> PPOConfig:
     """The settings with the commits that hub ids have now, so that all processes and a resume take the same."""
 
-    def pin_both() -> dict[str, str]:
-        named = {"policy": config.policy, "critic": config.critic}
-        return {name: pin(source, name) for name, source in named.items() if source}
+    def pin_both() -> tuple[str | None, str | None]:
+        policy = pin(config.policy, "policy") if config.policy else None
+        return policy, pin(config.critic, "critic") if config.critic else None
 
-    accelerator = make_accelerator(replace(config, trackers=()))
-    return replace(config, **from_first_process(accelerator, pin_both))
+    policy, critic = from_first_process(make_accelerator(replace(config, trackers=())), pin_both)
+    return replace(config, policy=policy, critic=critic)
 
 
 def _load_critic(

@@ -13,7 +13,7 @@ from plaudit_ppo.errors import ConfigError
 _HEADINGS = {
     "policy": "What goes in and out",
     "iterations": "Rollouts",
-    "send_eos_text": "Scores",
+    "label_column": "Scores",
     "kl_coef": "Rewards and advantages",
     "epochs": "Losses and critic",
     "lora_rank": "LoRA and optimizer",

@@ -10,8 +10,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +27,23 @@ from plaudit_ppo.distributed.processes import make_accelerator
 from plaudit_ppo.engine.batches import RolloutBatches
 from plaudit_ppo.engine.sampler import EngineSampler
 from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError, GuardError, PPOError
+from plaudit_ppo.evaluation import HeldOut, warn_of_training_prompts
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.kept_weights import KeptWeights
 from plaudit_ppo.models.lora import AdapterOff, is_lora
 from plaudit_ppo.models.policy import check_cache
+from plaudit_ppo.rollout.completion_text import StopStrings
 from plaudit_ppo.rollout.endings import eos_token_ids, no_ending
 from plaudit_ppo.rollout.forward import evaluate_rollouts
-from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt
+from plaudit_ppo.rollout.prompts import (
+    EncodedPrompts,
+    Prompt,
+    count_by_source,
+    dealt_prompts,
+    describe_prompts,
+    encode_prompts,
+    mixed_prompts,
+)
 from plaudit_ppo.rollout.rollouts import Rollouts, concatenate
 from plaudit_ppo.rollout.samplers import LocalSampler, Sampler
 from plaudit_ppo.rollout.sampling import pad_token_id
@@ -48,6 +60,7 @@ from plaudit_ppo.termination import Terminated, Termination
 from plaudit_ppo.training import guards
 from plaudit_ppo.training.experience import Experience, make_experience
 from plaudit_ppo.training.gathering import gather_experience, gather_scored
+from plaudit_ppo.training.held_out import metrics_of
 from plaudit_ppo.training.learning_rates import set_learning_rates
 from plaudit_ppo.training.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
 from plaudit_ppo.training.update import check_sampled_ratio, run_update
@@ -101,6 +114,10 @@ class PPOTrainer:
         scorer: gives the scores that are trained on; called from several threads. If it has an attribute `retries`, the
             requests repeated so far, the log tells them.
         eval_scorer: scores the same rollouts for the log alone.
+        eval_prompts: held-out prompts, on which the policy is evaluated every `eval_every` iterations; none: it is not.
+
+    Attributes:
+        prompt_lines: a line on each source of prompts that the settings name.
 
     Raises:
         ConfigError: a setting does not fit the policy, no token could end a completion, or an engine serves another
@@ -119,15 +136,29 @@ class PPOTrainer:
         prompts: Sequence[Prompt],
         scorer: Scorer,
         eval_scorer: Scorer | None = None,
+        eval_prompts: Sequence[Prompt] = (),
     ) -> None:
         check_cache(policy)
         self._config = config
         self._tokenizer = tokenizer
-        self._prompts = prompts
         self._eos_ids = eos_token_ids(policy, tokenizer, are_chats=any(prompt.messages for prompt in prompts))
         self._pad_id = pad_token_id(tokenizer, config.missing_pad, self._eos_ids)
         self._said_that_nothing_ended = False
-        self._prompt_ids = [encode_prompt(prompt, tokenizer, max_tokens=config.max_prompt_tokens) for prompt in prompts]
+        encode = partial(
+            encode_prompts,
+            tokenizer=tokenizer,
+            max_tokens=config.max_prompt_tokens,
+            drop_long=config.long_prompts == "drop",
+        )
+        encoded = encode(prompts)
+        self._prompts, self._prompt_ids = encoded.prompts, encoded.ids
+        self._source_sizes = count_by_source(self._prompts, len(config.prompt_weights))
+        held_out = encode(eval_prompts) if eval_prompts else EncodedPrompts()
+        self._longest_prompt = max(map(len, (*self._prompt_ids, *held_out.ids)))
+        self.prompt_lines = [
+            *describe_prompts(encoded, config.prompts),
+            *(f"held out: {line}" for line in describe_prompts(held_out, config.eval_prompts)),
+        ]
         self._positions: int | None = getattr(policy.config, "max_position_embeddings", None)
         self.check_context(config.max_completion_tokens)
         self._scorer = scorer
@@ -150,7 +181,7 @@ class PPOTrainer:
             self._reference = AdapterOff(policy)
         else:
             raise ConfigError("reference: none given; give a frozen copy of the policy, or a policy with LoRA")
-        self._sampler = self._make_sampler()
+        self._sampler = self._make_sampler(held_out.ids)
         self._termination = Termination()
         self._batches = RolloutBatches(
             self._sampler,
@@ -160,18 +191,34 @@ class PPOTrainer:
             as_sampled=self._as_sampled,
             is_ahead=config.max_staleness > 0,
         )
+        self._held_out: HeldOut | None = None
+        if eval_prompts:
+            warn_of_training_prompts(self._prompt_ids, held_out.ids)
+            self._held_out = HeldOut(
+                config,
+                held_out,
+                sampler=self._sampler,
+                evaluate=lambda rollouts: self._evaluate_rollouts(rollouts)[:2],
+                tokenizer=tokenizer,
+                accelerator=accelerator,
+                scorer=scorer,
+                eval_scorer=eval_scorer,
+            )
 
-    def _make_sampler(self) -> Sampler:
+    def _make_sampler(self, held_out_ids: Sequence[Sequence[int]]) -> Sampler:
         config, eos_ids, pad_id = self._config, self._eos_ids, self._pad_id
+        stop = StopStrings(config.stop, self._tokenizer) if config.stop else None
         if config.sampler == "vllm":
+            prompt_ids = [*self._prompt_ids, *held_out_ids]
             return EngineSampler(
-                config, self._learner, self._tokenizer, self._prompt_ids, eos_ids=eos_ids, pad_id=pad_id
+                config, self._learner, self._tokenizer, prompt_ids, eos_ids=eos_ids, pad_id=pad_id, stop=stop
             )
         return LocalSampler(
             config,
             self._learner.generating,
             eos_ids=eos_ids,
             pad_id=pad_id,
+            stop=stop,
             device=self._device,
             rank=self._accelerator.process_index,
         )
@@ -182,7 +229,7 @@ class PPOTrainer:
         Raises:
             ConfigError: they are.
         """
-        prompt_tokens = max(map(len, self._prompt_ids))
+        prompt_tokens = self._longest_prompt
         if self._positions is not None and prompt_tokens + completion_tokens > self._positions:
             raise ConfigError(
                 f"the longest prompt has {prompt_tokens} tokens and max_completion_tokens is {completion_tokens}, "
@@ -229,29 +276,75 @@ class PPOTrainer:
             self._files.logs(done=done) as (log, samples),
             tracking(self._accelerator, self._config, done=done) as track,
             closing(self._batches),
+            self._evaluating(log, done=done) as evaluate,
         ):
-            while self._state.iteration < self._config.iterations:
-                try:
+            while True:
+                with self._leaving_a_checkpoint(log):
+                    if (evaluation := evaluate(termination)) is not None:
+                        expose(evaluation)
+                        track(evaluation)
+                    if self._state.iteration >= self._config.iterations:
+                        return
                     metrics = self._iterate(samples, termination)
-                except (GuardError, EngineError) as error:
-                    raise type(error)(f"{error}; {self._leave_checkpoint()}") from error
-                except Terminated as error:
-                    log.force()
-                    place = self._leave_checkpoint()
-                    raise Terminated(f"after {self._state.iteration} iterations; {place}") from error
                 log.write(metrics)
                 expose(metrics)
                 track(metrics)
                 if self._checkpoint_is_due():
                     log.force()
-                    self._files.save_checkpoint(self._state)
+                    self._save_checkpoint()
                 if on_iteration:
                     on_iteration(metrics)
+
+    @contextmanager
+    def _evaluating(self, log: RunLog, *, done: int) -> Iterator[Callable[[Termination], Metrics | None]]:
+        """Yields what evaluates the policy on held-out prompts where that is due, and gives the metrics of it.
+
+        An evaluation is a function of the weights, so one that was cut short is made again by the resumed run.
+        """
+        held_out = self._held_out
+        if held_out is None:
+            yield lambda _: None
+            return
+        with self._files.evaluations(done=done) as (evaluations, lines):
+            held_out.go_on(lines)
+            self._files.name_best(held_out.best)
+
+            def evaluate(termination: Termination) -> Metrics | None:
+                state = self._state
+                if not held_out.is_due(state.iteration):
+                    return None
+                with termination.at_once() if self._accelerator.num_processes == 1 else nullcontext():
+                    self._batches.settle()
+                    evaluation = held_out.run(state.iteration, fingerprint=state.fingerprint)
+                evaluations.write(evaluation)
+                evaluations.force()
+                if held_out.best == state.iteration:
+                    log.force()
+                    self._save_checkpoint()
+                return metrics_of(evaluation)
+
+            yield evaluate
+
+    @contextmanager
+    def _leaving_a_checkpoint(self, log: RunLog) -> Iterator[None]:
+        """Whatever stops the run inside names a checkpoint of where it stands."""
+        try:
+            yield
+        except (GuardError, EngineError) as error:
+            raise type(error)(f"{error}; {self._leave_checkpoint()}") from error
+        except Terminated as error:
+            log.force()
+            place = self._leave_checkpoint()
+            raise Terminated(f"after {self._state.iteration} iterations; {place}") from error
+
+    def _save_checkpoint(self, *, remove_old: bool = True) -> Path:
+        best = self._held_out.best if self._held_out else None
+        return self._files.save_checkpoint(self._state, best=best, remove_old=remove_old)
 
     def _leave_checkpoint(self) -> str:
         """Writes one where the run stops before its end, and says where. It removes no other, which may be better."""
         try:
-            return f"checkpoint: {self._files.save_checkpoint(self._state, remove_old=False)}"
+            return f"checkpoint: {self._save_checkpoint(remove_old=False)}"
         except (OSError, PPOError) as error:
             return f"no checkpoint could be written ({error})"
 
@@ -304,16 +397,7 @@ class PPOTrainer:
 
         # 2. While the scorer works: logprobs of policy and reference, values of the critic.
         rollouts = concatenate([part.rollouts for part in pending], self._pad_id)
-        logprobs, ref_logprobs, values = evaluate_rollouts(
-            self._learner.policy,
-            self._reference,
-            self._learner.critic,
-            rollouts,
-            temperature=config.temperature,
-            micro_batch_size=config.rollout_micro_batch_size,
-            chunk_tokens=config.logits_chunk_tokens,
-            as_sampled=self._as_sampled(),
-        )
+        logprobs, ref_logprobs, values = self._evaluate_rollouts(rollouts, self._as_sampled())
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
         )
@@ -387,8 +471,7 @@ class PPOTrainer:
         """The prompt of each rollout of this process in an iteration."""
         config = self._config
         count = config.rollout_batch_size // config.samples_per_prompt
-        dealt = dealt_prompts(len(self._prompts), start=iteration * count, count=count, seed=config.seed)
-        own = share(self._accelerator, dealt)
+        own = share(self._accelerator, self._deal(start=iteration * count, count=count))
         return [index for index in own for _ in range(config.samples_per_prompt)]
 
     @contextmanager
@@ -400,12 +483,35 @@ class PPOTrainer:
         with self._termination.uninterrupted(), self._kept.swapped_in():
             yield
 
+    def _evaluate_rollouts(
+        self, rollouts: Rollouts, as_sampled: AbstractContextManager[None] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `evaluate_rollouts`: logprobs of policy and reference, values of the critic."""
+        return evaluate_rollouts(
+            self._learner.policy,
+            self._reference,
+            self._learner.critic,
+            rollouts,
+            temperature=self._config.temperature,
+            micro_batch_size=self._config.rollout_micro_batch_size,
+            chunk_tokens=self._config.logits_chunk_tokens,
+            as_sampled=as_sampled,
+        )
+
+    def _deal(self, *, start: int, count: int) -> list[int]:
+        """Which prompts are the ones from `start` on, each counted once whatever samples_per_prompt is."""
+        config = self._config
+        if not config.prompt_weights:
+            return dealt_prompts(len(self._prompts), start=start, count=count, seed=config.seed)
+        return mixed_prompts(self._source_sizes, config.prompt_weights, start=start, count=count, seed=config.seed)
+
     def _send(self, indices: Sequence[int], rollouts: Rollouts) -> _Pending:
         """Sends one rollout micro-batch to the scorer."""
-        prompts = [self._prompts[index] for index in indices]
-        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=self._config.send_eos_text)
-        eval_scores = self._eval_pool.submit(items) if self._eval_pool else None
-        return _Pending(indices, items, rollouts, self._pool.submit(items), eval_scores)
+        config, prompts = self._config, [self._prompts[index] for index in indices]
+        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text, stop=config.stop)
+        extra = [prompt.columns for prompt in prompts]
+        eval_scores = self._eval_pool.submit(items, extra) if self._eval_pool else None
+        return _Pending(indices, items, rollouts, self._pool.submit(items, extra), eval_scores)
 
     def _say_that_nothing_ended(self) -> None:
         if not self._said_that_nothing_ended:
@@ -492,8 +598,9 @@ class PPOTrainer:
         indices = [index for part in gained.pending for index in part.indices]
         items = [item for part in gained.pending for item in part.items]
         lengths = [length for part in gained.pending for length in part.rollouts.completion_mask.sum(1).tolist()]
+        columns = [self._prompts[index].columns for index in indices]
         limit, group = self._config.num_samples, self._config.samples_per_prompt
-        rows = sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit)
+        rows = sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit, columns=columns)
         for number, row in enumerate(rows):
             of_group = {"sample": number % group} if group > 1 else {}
             samples.write({"iteration": self._state.iteration + 1, **of_group, **row})

@@ -86,6 +86,14 @@ def figures(output):
     return [{k: v for k, v in line.items() if not k.startswith(varying)} for line in read_log(output / "log.jsonl")]
 
 
+def evaluations(output):
+    """The evaluations on held-out prompts without their times, and which checkpoint is the best."""
+    lines = read_log(output / "evaluations.jsonl")
+    best = (output / "checkpoints" / "best").readlink().name
+    assert (output / "checkpoints" / best / "state.json").exists()
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines], best
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -84,8 +84,9 @@ def main(policy_path: str, output: str, case: str, settings: str) -> None:
     if case == "adamw":
         set_learning_rates(learner.optimizers, config, 0)
     logprobs, ref_logprobs, values = evaluate_rollouts(
-        learner.policy, reference, learner.critic, rollouts, temperature=1.0, micro_batch_size=4
-    )
+        learner.policy, reference, learner.critic, rollouts, temperature=1.0, micro_batch_size=4,
+        chunk_tokens=config.logits_chunk_tokens,
+    )  # fmt: skip
     experience = make_experience(
         rollouts, scores, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, kl_coef=0.1, config=config,
         total=accelerator.reduce,

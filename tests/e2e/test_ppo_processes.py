@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_runs import figures, weights, write_config, write_policy
+from ppo_runs import evaluations, figures, weights, write_config, write_policy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -101,6 +101,14 @@ def test_two_processes_train_an_adapter_and_a_head_on_the_policys_network_as_one
     assert_same(alone, shared_update(tmp_path, "ddp", 2, "some failed", **settings))
 
 
+@pytest.mark.parametrize("name", ["none", "fsdp", *deepspeed("2", "3")])
+def test_two_processes_compute_logits_in_chunks_as_one_does_whole(tmp_path, name):
+    write_policy(tmp_path / "policy")
+    alone = shared_update(tmp_path, "alone", 1, "some failed")
+    chunks = {"logits_chunk_tokens": 7, **sharding(tmp_path, name)}
+    assert_same(alone, shared_update(tmp_path, "chunks", 2, "some failed", **chunks))
+
+
 @pytest.mark.parametrize("name", ["fsdp", *deepspeed("3")])
 def test_two_processes_that_share_a_network_train_its_adapter_as_one_does(tmp_path, name):
     """FSDP and ZeRO's stage 3 with LoRA: most of a layer's weights are frozen."""
@@ -147,11 +155,14 @@ def train(tmp_path):
 
 
 def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(train, tmp_path):
-    """Detail 22: and the log is about all rollouts; the files are written once."""
-    out = train("whole", 6)
-    train("again", 6)
-    train("parts", 3)
-    train("parts", 6, "--resume", tmp_path / "parts")
+    """Details 22 and 38: and the log is about all rollouts; the files are written once."""
+    (tmp_path / "held-out.jsonl").write_text('{"prompt": "good"}\n{"prompt": "bad very"}\n{"prompt": "fine so"}\n')
+    held_out = {"eval_prompts": tmp_path / "held-out.jsonl", "eval_every": 2}
+    out = train("whole", 6, **held_out)
+    train("again", 6, **held_out)
+    train("parts", 4, **held_out)
+    train("parts", 6, "--resume", tmp_path / "parts", **held_out)
+    train("alone", 1, processes=1, **held_out)
     assert out.count("iterations") == 1
     assert out.startswith("6 iterations, 72 rollouts in ")
     log = read_log(tmp_path / "whole" / "log.jsonl")
@@ -160,6 +171,9 @@ def test_a_run_in_two_processes_is_reproducible_and_can_be_resumed(train, tmp_pa
     for other in ("again", "parts"):
         assert weights(tmp_path / other) == weights(tmp_path / "whole")
         assert figures(tmp_path / other) == figures(tmp_path / "whole")
+        assert evaluations(tmp_path / other) == evaluations(tmp_path / "whole")
+    starts = [read_log(tmp_path / name / "evaluations.jsonl")[0] for name in ("alone", "whole")]
+    assert starts[0]["scores"] == starts[1]["scores"]  # three prompts of two processes, the likeliest tokens
 
 
 def test_both_processes_end_with_one_line_where_another_run_has_the_directory(train, tmp_path):
@@ -191,6 +205,17 @@ def sharded_run(train, tmp_path, **settings):
 def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_any(train, tmp_path, lora_rank):
     """Detail 22: with layers checkpointed."""
     sharded_run(train, tmp_path, sharding="fsdp", gradient_checkpointing=True, lora_rank=lora_rank)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_weights_that_travel_in_bfloat16_have_masters_in_float32(train, tmp_path, lora_rank):
+    """Gathered in bfloat16, frozen ones kept in it; checkpoints hold float32 and go on in the same bits."""
+    halved = {"precision": "bfloat16", "gathered_precision": "bfloat16", "frozen_precision": "bfloat16"}
+    sharded_run(train, tmp_path, sharding="fsdp", lora_rank=lora_rank, logits_chunk_tokens=16, **halved)
+    policy = load_file(tmp_path / "whole" / "policy" / "model.safetensors")
+    assert {tensor.dtype for tensor in policy.values()} == {torch.float32}
+    rounded = [torch.equal(tensor, tensor.bfloat16().float()) for tensor in policy.values()]
+    assert not all(rounded)
 
 
 @DEEPSPEED

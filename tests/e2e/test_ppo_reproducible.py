@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from ppo_runs import (
+    evaluations,
     figures,
     free_port,
     train_to_the_end,
@@ -33,6 +34,7 @@ def place(tmp_path_factory):
     write_policy(folder / "policy")
     write_tiny_bundle(folder / "bundle")
     (folder / "prompts.jsonl").write_text('{"prompt": "so"}\n{"prompt": "very very"}\n{"prompt": "so very good"}\n')
+    (folder / "held-out.jsonl").write_text('{"prompt": "good"}\n{"prompt": "bad very"}\n{"prompt": "fine so very"}\n')
     return folder
 
 
@@ -46,7 +48,7 @@ def config(place):
             policy=place / "policy", prompts=place / "prompts.jsonl", scorer_urls=(url,), output=place / name,
             iterations=ITERATIONS, rollout_batch_size=16, rollout_micro_batch_size=8, max_completion_tokens=8,
             num_minibatches=2, learning_rate=3e-3, temperature=1.0, missing_eos="off", kl_controller="adaptive",
-            checkpoint_every=5, scorer_timeout_s=120,
+            checkpoint_every=5, scorer_timeout_s=120, eval_prompts=place / "held-out.jsonl", eval_every=3,
         )  # fmt: skip
 
     return write
@@ -71,6 +73,7 @@ def test_two_runs_of_one_seed_end_in_identical_weights(place, config, undisturbe
         train_to_the_end("--config", config("again", service.url))
     assert weights(place / "again") == weights(undisturbed)
     assert figures(place / "again") == figures(undisturbed)
+    assert evaluations(place / "again") == evaluations(undisturbed)
     scores = [line["objective/scores"] for line in read_log(undisturbed / "log.jsonl")]
     assert scores[-1] > scores[0] + 1  # it has learned something that could differ
 
@@ -109,6 +112,7 @@ def test_killing_and_resuming_the_run_changes_no_bit(place, config, undisturbed)
     assert weights(output) == weights(undisturbed)
     assert figures(output) == figures(undisturbed)
     assert (output / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
+    assert evaluations(output) == evaluations(undisturbed)  # and the best of them
 
 
 AS_PROCESS_1 = ("unshare", "--pid", "--fork", "--kill-child")

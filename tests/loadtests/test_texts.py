@@ -27,6 +27,11 @@ def test_a_group_has_its_own_completion_first_and_no_completion_twice():
         assert len(set(item["completions"])) == 8
 
 
+def test_a_group_has_only_completions_that_the_model_can_read_with_its_prompt():
+    (item,) = Texts(DIALOGUES, "here", fits=lambda text: not text.endswith("5")).groups(0, 1)
+    assert item["completions"] == [" c0", " c40", " c41", " c42", " c43", " c44", " c46", " c47"]
+
+
 def test_generated_dialogues_are_different_and_the_same_every_time():
     generated = texts.generate_dialogues(2000)
     assert len({each.text for each in generated}) == 2000

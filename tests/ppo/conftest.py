@@ -91,7 +91,7 @@ def make_trainer(make_policy, make_critic, tokenizer, prompts, tmp_path):
     """A trainer with small defaults; settings and parts can be replaced. `output` is a folder of `tmp_path`."""
 
     def make(scorer=share_of_w3, *, policy=None, critic=None, reference=None, tokenizer=tokenizer, prompts=prompts,
-             eval_scorer=None, output="run", **settings):  # fmt: skip
+             eval_scorer=None, eval_prompts=(), output="run", **settings):  # fmt: skip
         small = {
             "output": str(tmp_path / output),
             "iterations": 2,
@@ -101,10 +101,11 @@ def make_trainer(make_policy, make_critic, tokenizer, prompts, tmp_path):
             "learning_rate": 1e-3,
             "temperature": 1.0,
         }
+        small["prompts"] = [f"source {number}" for number in range(len(settings.get("prompt_weights", ())))]
         policy, critic = policy or make_policy(), critic or make_critic()
         reference = None if reference is False else reference or frozen_copy(policy)
         config = PPOConfig(**small | settings)
-        trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer)
+        trainer = PPOTrainer(config, policy, reference, critic, tokenizer, prompts, scorer, eval_scorer, eval_prompts)
         return TinyTrainer(trainer, policy, reference, critic, tmp_path / output)
 
     return make

@@ -534,18 +534,27 @@ def listing(folder):
             "max_completion_tokens": 16,
             "overlong_buffer_tokens": 12,
         },
+        {"eval_prompts": "held-out.jsonl", "eval_decoding": "sampled", "stop": ("w5",)},
     ],
 )
 def test_a_dry_run_does_all_that_a_run_does_and_leaves_nothing(
     capsys, write_config, service, tmp_path, monkeypatch, settings
 ):
     output = tmp_path / "runs" / "one"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "held-out.jsonl").write_text('{"prompt": "w6 w7"}\n{"prompt": "w8"}\n{"prompt": "w9"}\n')
     config = write_config(output=str(output), scorer_urls=(service.url,), scorer_timeout_s=30.0, **settings)
     before, written = listing(tmp_path), []
     remove = shutil.rmtree
     monkeypatch.setattr(shutil, "rmtree", lambda path, **how: written.append(listing(path)) or remove(path, **how))
     assert main(["train", "--config", config, "--dry-run"]) == 0
-    assert "dry run: all is there, and an iteration ran to its end" in capsys.readouterr().out
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"2 prompts of {tmp_path}/prompts.jsonl: 1 to 2 tokens, 1.5 in the mean; 0 longer ones left out"
+    assert out[-1].startswith("dry run: all is there, and an iteration ran to its end")
+    held_out = "held out: 3 prompts of held-out.jsonl: 1 to 2 tokens, 1.33 in the mean; 0 longer ones left out"
+    assert out[1:-2] == ([held_out] if "eval_prompts" in settings else [])
+    assert ("checkpoints/best" in written[-1]) == ("eval_prompts" in settings)
+    assert re.match(r"plan: 0\.0\d GB in each process at its peak, in \w+ \(", out[-2])
     assert listing(tmp_path) == before
     left = {"policy/README.md", "policy/config.json", "summary.json", "checkpoints/iteration-000001/state.json"}
     assert left <= set(written[-1])
@@ -560,10 +569,16 @@ def test_a_dry_run_does_all_that_a_run_does_and_leaves_nothing(
         ({"trackers": ("none-of-these",)}, 'trackers: "none-of-these" is none'),
         ({"max_prompt_tokens": 1}, "2 tokens, limit 1 to 1 (max_prompt_tokens)"),
         ({"scorer_urls": ("http://127.0.0.1:9",)}, "100% of the rollouts got no score"),
+        ({"eval_prompts": "absent.jsonl"}, "absent.jsonl: cannot be read (No such file or directory); a source of"),
+        ({"prompt_weights": (1.0,), "max_prompt_tokens": 1, "long_prompts": "drop", "prompts": "long.jsonl"}, "all 1"),
     ],
 )
-def test_a_dry_run_fails_at_once_where_the_run_would(capsys, write_config, service, tmp_path, settings, says):
+def test_a_dry_run_fails_at_once_where_the_run_would(
+    capsys, write_config, service, tmp_path, monkeypatch, settings, says
+):
     config = write_config(**{"scorer_urls": (service.url,)} | settings)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.jsonl").write_text('{"prompt": "w2 w3"}')
     before = listing(tmp_path)
     _, err = refused(capsys, "train", "--config", config, "--dry-run")
     assert says in err

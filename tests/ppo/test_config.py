@@ -39,6 +39,8 @@ def test_a_list_stands_for_a_tuple_and_a_path_for_a_string():
     config = PPOConfig(policy=Path("models") / "sft", scorer_urls=["http://a"], scorer_weights=[1])
     assert (config.policy, config.scorer_urls, config.scorer_weights) == ("models/sft", ("http://a",), (1.0,))
     assert [type(weight) for weight in config.scorer_weights] == [float]
+    one = PPOConfig(prompts=Path("data") / "a.jsonl", stop="\n\n")  # one entry of a list that is mostly one
+    assert (one.prompts, one.stop) == (("data/a.jsonl",), ("\n\n",))
 
 
 @pytest.mark.parametrize(
@@ -215,5 +217,19 @@ ENGINE = {"sampler": "vllm", "engine_urls": ("http://127.0.0.1:8001",)}
 )
 def test_settings_of_engines_that_do_not_go_together_are_refused(settings, says):
     assert PPOConfig(**ENGINE).sampler == "vllm"
+    with pytest.raises(ConfigError, match=says):
+        PPOConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora_rank": 4, "frozen_precision": "bfloat16"}, 'with lora_rank: .* set precision = "bfloat16" too'),
+        ({"gathered_precision": "bfloat16"}, 'is for precision = "bfloat16" and sharding = "fsdp"; set both'),
+        ({"gathered_precision": "bfloat16", "sharding": "fsdp"}, "set both, or leave it out"),
+        ({"gathered_precision": "bfloat16", "precision": "bfloat16", "sharding": "deepspeed"}, "set both"),
+    ],
+)
+def test_precisions_that_do_not_go_together_are_refused(settings, says):
     with pytest.raises(ConfigError, match=says):
         PPOConfig(**settings)

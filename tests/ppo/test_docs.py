@@ -10,6 +10,7 @@ from pages import assert_leads_somewhere, name_in, names_in, rows, stated
 from plaudit_ppo import errors
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.settings_text import load_config, settings_help
+from plaudit_ppo.training.held_out import HELD_OUT_METRICS
 from plaudit_ppo.training.metrics import METRICS
 
 TESTS = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path
     assert set(re.findall(r"^(\w+) = ", example, re.MULTILINE)) == {field.name for field in dataclasses.fields(config)}
     example_only = {"policy", "critic", "prompts", "scorer_urls", "critic_learning_rate", "score_clip", "kl_budget"}
     example_only |= {"clip_range_high", "dual_clip", "ratio_tolerance", "sampling_tolerance", "deepspeed_config"}
-    example_only |= {"engine_sync_dir", "engine_key_file"}
+    example_only |= {"engine_sync_dir", "engine_key_file", "label_column"}
     assert dataclasses.replace(config, **{name: PPOConfig.__dict__[name] for name in example_only}) == PPOConfig()
 
 
@@ -48,7 +49,7 @@ def test_every_detail_names_a_test_that_exists():
             assert any(f"def {test}(" in path.read_text() for path in TESTS.rglob(file)), named
 
 
-@pytest.mark.parametrize("number", range(1, 36))
+@pytest.mark.parametrize("number", range(1, 39))
 def test_every_detail_has_a_row_and_a_test_that_says_its_number(number):
     assert str(number) in [row["no."] for row in DETAILS]
     files = [*(TESTS / "ppo").rglob("test_*.py"), *(TESTS / "e2e").glob("test_ppo_*.py")]
@@ -64,7 +65,7 @@ def test_every_guard_is_documented_with_its_setting():
 
 def test_every_metric_is_documented_once_and_no_other():
     documented = rows(TEXT, "metric", "meaning")
-    assert sorted(name_in(row["metric"]) for row in documented) == sorted(METRICS)
+    assert sorted(name_in(row["metric"]) for row in documented) == sorted([*METRICS, *HELD_OUT_METRICS])
     assert all(row["meaning"] for row in documented)
 
 
@@ -72,7 +73,7 @@ def test_what_a_run_leaves_is_documented(make_trainer, tmp_path):
     make_trainer(iterations=1).train()
     left = {entry.name + "/" * entry.is_dir() for entry in (tmp_path / "run").iterdir()}
     documented = {name_in(row["path"]) for row in rows(TEXT, "path", "what")}
-    assert documented == left | {"adapter/", "engine/", "trackers/", "report.html"}
+    assert documented == left | {"adapter/", "engine/", "evaluations.jsonl", "trackers/", "report.html"}
 
 
 def test_every_error_is_documented_with_its_exit_code():

@@ -29,6 +29,8 @@ from plaudit_ppo.settings_text import _HEADINGS, load_config, new_file, read_ass
         ("scorer_weights=[1, 0.5]", [1, 0.5]),
         ("scorer_weights=2", [2.0]),
         ("scorer_urls=[]", []),
+        ("prompts=org/a@v1#train[:10%]", ["org/a@v1#train[:10%]"]),
+        ('stop=["\\n\\n", "###"]', ["\n\n", "###"]),
     ],
 )
 def test_a_value_is_read_by_the_type_of_its_setting(assignment, value):
@@ -57,6 +59,9 @@ def test_what_is_assigned_replaces_what_the_file_says_and_the_last_one_counts(tm
         ("missing_eos=drop", "missing_eos = 'drop': has to be one of replace, subtract, off"),
         ("scorer_weights=[1,", "scorer_weights = '[1,': has to be a list of numbers"),
         ("scorer_weights=a", "scorer_weights = 'a': has to be a list of numbers"),
+        ("top_p=0.9", '--set top_p=0.9: no setting "top_p": PPO\'s ratio is that of the whole distribution'),
+        ("stop=", "stop = ('',): has to be a list of strings; the default is []"),
+        ("prompt_weights=[1]", "prompt_weights has 1 entries, prompts 0; give one weight for each source, or none"),
         ("policy=", "policy = '': has to be a string"),
         ("num_minibatches=65", "num_minibatches = 65, limit 64 (rollout_batch_size)"),
     ],

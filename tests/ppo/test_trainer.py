@@ -1,6 +1,7 @@
 import json
 import math
 import threading
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from plaudit_client import Score
 from plaudit_ppo import PPOConfig, Prompt, load_config, load_policy
 from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.errors import ConfigError, MaskedShareError, PromptError, RatioError
-from plaudit_ppo.rollout.prompts import dealt_prompts
+from plaudit_ppo.rollout.prompts import dealt_prompts, mixed_prompts
 from plaudit_ppo.training.metrics import METRICS
 
 # What details 25 and 26 of docs/ppo.md name.
@@ -241,6 +242,86 @@ def test_several_completions_of_a_prompt_are_sampled_apart_and_scored_as_a_group
     assert any(first["completion"] != second["completion"] for first, second in groups)
     dealt = [row["prompt"] for row in samples[::2]]
     assert dealt == [dealt_prompts(3, start=6 * at, count=6, seed=0)[each] for at in range(3) for each in range(2)]
+
+
+def test_what_else_a_prompts_row_holds_goes_to_scorers_and_into_the_samples(make_trainer, scorer):
+    """Detail 37: to a scorer that takes it; the evaluation scorer, too."""
+    prompts = [Prompt(text="w2 w3", columns={"label": "a" * 3000, "n": 1}), Prompt(text="w4", columns={"label": "b"})]
+    seen = []
+
+    def knowing(items, extra=()):
+        seen.extend((item["prompt"], columns["label"]) for item, columns in zip(items, extra, strict=True))
+        return scorer(items)
+
+    run = make_trainer(knowing, eval_scorer=knowing, prompts=prompts, iterations=1, sample_every=1)
+    run.train()
+    assert len(seen) == 2 * 8
+    assert set(seen) == {("w2 w3", "a" * 3000), ("w4", "b")}
+    rows = [json.loads(line) for line in (run.output / "samples.jsonl").read_text().splitlines()]
+    assert {row["prompt_text"]: row["columns"] for row in rows} == {
+        "w2 w3": {"label": "a" * 2000, "n": 1},
+        "w4": {"label": "b"},
+    }
+    plain = make_trainer(output="plain", iterations=1)
+    plain.train()
+    assert "columns" not in json.loads((plain.output / "samples.jsonl").read_text().splitlines()[0])
+
+
+def test_prompts_of_weighted_sources_are_dealt_in_their_shares_and_then_repeated_for_groups(make_trainer):
+    """Detail 37."""
+    prompts = [Prompt(text="w2"), Prompt(text="w3"), Prompt(text="w4", source=1)]
+    asked = []
+
+    def scorer(items):
+        asked.extend((item["prompt"], len(item["completions"])) for item in items)
+        return [Score("ok", float(row)) for row, _ in enumerate(text for item in items for text in item["completions"])]
+
+    settings = {"prompts": prompts, "scorer_concurrency": 1, "max_completion_tokens": 1, "missing_eos": "off"}
+    make_trainer(scorer, prompt_weights=[1.0, 2.0], rollout_batch_size=6, rollout_micro_batch_size=6,
+                 samples_per_prompt=2, **settings).train()  # fmt: skip
+    dealt = mixed_prompts([2, 1], [1.0, 2.0], start=0, count=6, seed=0)
+    counted = Counter(prompts[index].text for index in dealt)
+    assert counted["w4"] == 4
+    assert {text: sum(size for name, size in asked if name == text) for text in counted} == {
+        text: 2 * count for text, count in counted.items()
+    }
+    with pytest.raises(PromptError, match=r"prompts\[1\]: no prompt is left of this source"):
+        make_trainer(prompts=prompts[:2], prompt_weights=[1.0, 2.0])
+
+
+def test_long_prompts_are_left_out_on_demand_and_counted(make_trainer, caplog):
+    prompts = [Prompt(text="w2 w3"), Prompt(text="w2 w3 w4 w5", where="rows line 2")]
+    seen = []
+
+    def scorer(items):
+        seen.extend(item["prompt"] for item in items)
+        return [Score("ok", 1.0)] * len(items)
+
+    make_trainer(scorer, prompts=prompts, max_prompt_tokens=3, long_prompts="drop", iterations=1).train()
+    assert set(seen) == {"w2 w3"}
+    assert (
+        "1 of 2 prompts have more than 3 tokens (max_prompt_tokens) and are left out, the first: rows line 2"
+        in caplog.text
+    )
+
+
+def test_stop_strings_end_completions_and_the_scorer_gets_them_without(make_trainer):
+    """Detail 36."""
+    items = []
+
+    def scorer(batch):
+        items.extend(batch)
+        return [Score("ok", 1.0)] * len(batch)
+
+    run = make_trainer(
+        scorer, stop=[" w5", " w6"], iterations=1, rollout_batch_size=64, max_completion_tokens=12, send_eos_text=True
+    )
+    run.train()
+    assert not any(stop in item["completion"] for item in items for stop in (" w5", " w6"))
+    finished = [item for item in items if item["finished"]]
+    assert 0 < sum(item["completion"].endswith("<eos>") for item in finished) < len(finished)
+    assert run.log()[0]["val/num_eos_tokens"] == len(finished)
+    assert load_config(run.output / "config.toml").stop == (" w5", " w6")
 
 
 def test_a_run_with_groups_is_resumed_in_the_same_bits(make_trainer, make_policy, scorer):

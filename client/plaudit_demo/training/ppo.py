@@ -42,7 +42,7 @@ def ppo_config(settings: DemoSettings, output: Path, *, policy: Path, prompts: P
     """The trainer's settings, complete: `plaudit-ppo train` would run the same training."""
     return PPOConfig(
         policy=str(policy),
-        prompts=str(prompts),
+        prompts=(str(prompts),),
         scorer_urls=(url,),
         output=str(output),
         iterations=settings.ppo_iterations,
@@ -74,7 +74,7 @@ def train_policy(config: PPOConfig, client: RewardClient, *, on_iteration: Calla
         policy, tokenizer = load_policy(config.policy or "")
         generator = seeded_generator(torch.device("cpu"), config.seed, "critic head")
         critic = load_critic(config.policy or "", head_init=config.critic_head_init, generator=generator)
-        prompts = read_prompts(config.prompts or "")
+        prompts = read_prompts(config.prompts)
         trainer = PPOTrainer(
             config, policy, frozen_copy(policy), critic, tokenizer, prompts, client.score, eval_scorer=gold_scores
         )

@@ -34,6 +34,8 @@ def make_learner(
     networks: list[nn.Module] = [policy, critic]
     if is_lora(policy):
         check_adapter(policy)
+        if sharding == "deepspeed" and config.frozen_precision != config.gathered_precision:
+            raise _one_precision(config, "lora_rank")
     for network in networks:
         disable_dropout(network)
     settings = zero_settings(config) if sharding == "deepspeed" else None
@@ -45,7 +47,7 @@ def make_learner(
             checkpoint_layers(network)
     if sharding == "fsdp":
         for network in networks:
-            _shard(network, accelerator)
+            _shard(network, accelerator, config.gathered_precision)
     of_policy, of_critic = (make_optimizer(network, config) for network in networks)
     if settings:
         engines = zero_engine(policy, settings, of_policy), zero_engine(critic, settings, of_critic)
@@ -64,12 +66,22 @@ def prepare_reference(reference: PreTrainedModel, config: PPOConfig, accelerator
     set_precision(disable_dropout(reference).requires_grad_(False), config.precision, accelerator.device)
     sharding = _sharding(config, accelerator)
     if sharding == "fsdp":
-        _shard(reference, accelerator)
+        _shard(reference, accelerator, "float32")  # frozen: gathered as it is kept
         return reference
     if sharding == "deepspeed" and is_stage_3(settings := zero_settings(config)):
+        if config.frozen_precision != config.gathered_precision:
+            raise _one_precision(config, "stage 3")
         return zero_engine(reference, settings)
     moved: PreTrainedModel = reference.to(accelerator.device)
     return moved
+
+
+def _one_precision(config: PPOConfig, what: str) -> ConfigError:
+    """DeepSpeed wants all weights of a network in one type, and all networks that it spreads."""
+    return ConfigError(
+        f'frozen_precision = "{config.frozen_precision}" and gathered_precision = "{config.gathered_precision}": they '
+        f'have to be the same with sharding = "deepspeed" and {what}'
+    )
 
 
 def _sharding(config: PPOConfig, accelerator: Accelerator) -> str:
@@ -77,9 +89,10 @@ def _sharding(config: PPOConfig, accelerator: Accelerator) -> str:
     return config.sharding if accelerator.num_processes > 1 else "none"
 
 
-def _shard(network: nn.Module, accelerator: Accelerator) -> None:
+def _shard(network: nn.Module, accelerator: Accelerator, gathered: str) -> None:
     layers = transformer_layers(network)
-    shard(network, layers, device=accelerator.device, processes=accelerator.num_processes)
+    processes = accelerator.num_processes
+    shard(network, layers, device=accelerator.device, processes=processes, gathered=gathered)
 
 
 def _sampler(policy: PreTrainedModel, config: PPOConfig, device: torch.device) -> nn.Module:
@@ -94,14 +107,19 @@ def make_optimizer(model: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained(model), lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
 
 
-def prepare_logits(model: PreTrainedModel, config: PPOConfig) -> None:
+def prepare_logits(model: PreTrainedModel, config: PPOConfig, *, is_checked: bool = True) -> None:
     """Before anything else is done to a causal LM: whether it may be asked for the logits of a chunk at a time.
+
+    Args:
+        model: changed in place.
+        config: for logits_chunk_tokens.
+        is_checked: whether it is tried at once.
 
     Raises:
         ConfigError: it is not built that way.
     """
     if config.logits_chunk_tokens:
-        answer_in_chunks(model.get_base_model() if is_lora(model) else model)
+        answer_in_chunks(model.get_base_model() if is_lora(model) else model, is_checked=is_checked)
 
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+from plaudit_ppo.errors import EngineError
 from plaudit_ppo.models.kept_weights import KeptWeights
 from plaudit_ppo.rollout.rollouts import Rollouts
 from plaudit_ppo.rollout.samplers import Sampler
@@ -62,6 +63,11 @@ class RolloutBatches:
         self._begun = None
         self._stack.close()
 
+    def settle(self) -> None:
+        """Awaits a batch that was begun, before engines get other weights; what it failed with, `sampled` raises."""
+        if self._begun is not None:
+            self._begun = _settled(self._begun)
+
     @contextmanager
     def sampled(self, iteration: int) -> Iterator[Iterator[Rollouts]]:
         """Yields the batch of an iteration, a micro-batch at a time; all processes have to ask for it.
@@ -112,3 +118,20 @@ class RolloutBatches:
     def _begin(self, iteration: int) -> None:
         batch = self._sampler.sampling(self._prompt_ids(iteration), iteration=iteration)
         self._begun = self._stack.enter_context(batch)
+
+
+def _settled(batch: Iterator[Rollouts]) -> Iterator[Rollouts]:
+    """A batch that is there, or its failure in its place."""
+    done: list[Rollouts] = []
+    failure: EngineError | None = None
+    try:
+        done.extend(batch)
+    except EngineError as error:
+        failure = error
+
+    def again() -> Iterator[Rollouts]:
+        yield from done
+        if failure is not None:
+            raise failure
+
+    return again()

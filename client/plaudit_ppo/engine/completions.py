@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from plaudit_ppo.rollout.completion_text import StopStrings
 from plaudit_ppo.rollout.prompts import pad_left
 from plaudit_ppo.rollout.rollouts import Rollouts
 
@@ -40,12 +41,16 @@ class Sampling:
         max_tokens: a completion without EOS is cut here.
         eos_ids: each ends a completion and belongs to it.
         vocabulary: how many ids the policy has.
+        stop: what ends a completion besides; None: nothing.
+        greedy: the likeliest tokens instead of sampled ones.
     """
 
     temperature: float
     max_tokens: int
     eos_ids: tuple[int, ...]
     vocabulary: int
+    stop: StopStrings | None = None
+    greedy: bool = False
 
 
 def rollout_seed(seed: int, iteration: int, index: int) -> int:
@@ -68,7 +73,7 @@ def completion_request(prompt_ids: Sequence[int], sampling: Sampling, *, model: 
         "seed": seed,
         "n": 1,
         "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature + 1e-7,
+        "temperature": 0.0 if sampling.greedy else sampling.temperature + 1e-7,
         "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
@@ -81,7 +86,18 @@ def completion_request(prompt_ids: Sequence[int], sampling: Sampling, *, model: 
         "logprobs": 0,
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
+        **_stop_fields(sampling.stop),
     }
+
+
+def _stop_fields(stop: StopStrings | None) -> dict[str, Any]:
+    """What ends a completion early at a text; through which token it goes is for `parse_completion` to say.
+
+    Special tokens count as text, as they do here.
+    """
+    if stop is None:
+        return {}
+    return {"stop": list(stop.texts), "include_stop_str_in_output": True, "skip_special_tokens": False}
 
 
 def max_answer_bytes(prompt_ids: Sequence[int], sampling: Sampling) -> int:
@@ -104,8 +120,12 @@ def parse_completion(body: bytes, prompt_ids: Sequence[int], sampling: Sampling)
         raise AnswerError("it has no token ids; the engine has to know return_token_ids, as vLLM 0.32 does")
     if not all(0 <= number < sampling.vocabulary for number in ids):
         raise AnswerError(f"it has token {max(ids)}, and the policy's vocabulary ends at {sampling.vocabulary - 1}")
-    finished = _is_finished(ids, choice.get("finish_reason"), sampling)
-    return Completion(ids, _logprobs(choice, len(ids)), finished)
+    end = sampling.stop.find(prompt_ids, ids) if sampling.stop else None
+    if end is not None and not any(number in sampling.eos_ids for number in ids[: end - 1]):
+        finished = True  # whatever the engine has sampled behind it
+    else:
+        end, finished = len(ids), _is_finished(ids, choice.get("finish_reason"), sampling)
+    return Completion(ids[:end], _logprobs(choice, len(ids))[:end], finished)
 
 
 def _only_choice(body: bytes) -> Mapping[str, Any]:

@@ -7,8 +7,9 @@ training forward has to give them the same logprobs.
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from plaudit_ppo.engine.versions import remove_other_versions, write_version
 from plaudit_ppo.engine.vllm import ADAPTER, Connection, Engine, read_key
 from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError
 from plaudit_ppo.models.sharding import whole_shape, whole_state
+from plaudit_ppo.rollout.completion_text import StopStrings
 from plaudit_ppo.rollout.forward import completion_logits, token_logprobs
 from plaudit_ppo.rollout.rollouts import Rollouts
 from plaudit_ppo.rollout.sampling import NOT_FINITE
@@ -43,6 +45,8 @@ from plaudit_ppo.training.metrics import sampling_ratio_error
 _CANARY_PROMPTS = 4
 _CANARY_TOKENS = 16
 _COMPARED_TOKENS = 256
+# What stands for the iteration in the seeds of what belongs to none.
+_OF_CANARY, _OF_HELD_OUT = -1, -2
 
 # The canary of one engine: its completions of the first prompts.
 _Canary = list[Completion]
@@ -58,6 +62,7 @@ class EngineSampler:
         prompt_ids: all prompts of the run; the first ones are the canary's.
         eos_ids: each ends a completion.
         pad_id: written before prompts and after completions.
+        stop: what ends a completion besides; None: nothing.
 
     Attributes:
         canary_error: largest |ratio - 1| between an engine and the training forward at the last publish.
@@ -79,11 +84,13 @@ class EngineSampler:
         *,
         eos_ids: Sequence[int],
         pad_id: int,
+        stop: StopStrings | None = None,
     ) -> None:
         self.canary_error: float | None = None
         self.retries: int | None = 0
         self.generate_s = 0.0
         self._completed_at = 0.0
+        self._version: int | None = None  # that all engines have
         self._config = config
         self._learner = learner
         self._accelerator = learner.accelerator
@@ -103,6 +110,7 @@ class EngineSampler:
             max_tokens=config.max_completion_tokens,
             eos_ids=tuple(eos_ids),
             vocabulary=whole_shape(self._policy.get_input_embeddings().weight)[0],
+            stop=stop,
         )
         self._models = from_first_process(self._accelerator, self._compare_all)
 
@@ -114,6 +122,8 @@ class EngineSampler:
             DivergenceError: the policy gives no probabilities but NaN; no engine was given it.
             OutputError: the weights cannot be written.
         """
+        if version == self._version:
+            return
         self._check_finite()
         state = whole_state(self._policy, keep=self._accelerator.is_main_process)
         canaries = from_first_process(self._accelerator, lambda: self._hand_over(version, state))
@@ -123,6 +133,7 @@ class EngineSampler:
             self._check_canary(url, version, error, kl)
         if self._accelerator.is_main_process:
             remove_other_versions(self._folder, version)
+        self._version = version
 
     @contextmanager
     def sampling(self, prompt_ids: Sequence[Sequence[int]], *, iteration: int) -> Iterator[Iterator[Rollouts]]:
@@ -131,12 +142,28 @@ class EngineSampler:
         Raises:
             EngineError: in the iteration: an engine gave no completion, or none that can be used.
         """
+        with self._completing(prompt_ids, self._sampling, iteration) as rollouts:
+            yield rollouts
+
+    def sample_held_out(self, prompt_ids: Sequence[Sequence[int]], *, greedy: bool) -> Generator[Rollouts, None, None]:
+        """As `Sampler.sample_held_out`.
+
+        Raises:
+            EngineError: an engine gave no completion, or none that can be used.
+        """
+        with self._completing(prompt_ids, replace(self._sampling, greedy=greedy), _OF_HELD_OUT) as rollouts:
+            yield from rollouts
+
+    @contextmanager
+    def _completing(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, iteration: int
+    ) -> Iterator[Iterator[Rollouts]]:
         config, size, start = self._config, self._config.rollout_micro_batch_size, time.perf_counter()
         first = self._accelerator.process_index * len(prompt_ids)
         with connected(config.engine_urls, self._connection) as fleet:
             engines = itertools.islice(itertools.cycle(fleet.engines), first, first + len(prompt_ids))
             calls = [
-                fleet.start(self._complete(engine, ids, self._sampling, rollout_seed(config.seed, iteration, place)))
+                fleet.start(self._complete(engine, ids, sampling, rollout_seed(config.seed, iteration, place)))
                 for place, (engine, ids) in enumerate(zip(engines, prompt_ids, strict=True), start=first)
             ]
             yield (
@@ -192,14 +219,9 @@ class EngineSampler:
 
     async def _sample_canary(self, engine: Engine) -> _Canary:
         """A few tokens by the request that samples rollouts: with its temperature, or a wrong one would not show."""
-        sampling = Sampling(
-            temperature=self._sampling.temperature,
-            max_tokens=min(_CANARY_TOKENS, self._sampling.max_tokens),
-            eos_ids=self._sampling.eos_ids,
-            vocabulary=self._sampling.vocabulary,
-        )
+        sampling = replace(self._sampling, max_tokens=min(_CANARY_TOKENS, self._sampling.max_tokens))
         return [
-            await self._complete(engine, ids, sampling, rollout_seed(self._config.seed, -1, place))
+            await self._complete(engine, ids, sampling, rollout_seed(self._config.seed, _OF_CANARY, place))
             for place, ids in enumerate(self._canary_prompts)
         ]
 

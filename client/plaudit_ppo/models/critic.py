@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from plaudit_ppo.errors import CheckpointError
-from plaudit_ppo.models.networks import disable_dropout, load_pretrained, refuse_own_code
+from plaudit_ppo.models.networks import disable_dropout, load_pretrained, refuse_own_code, save_network
 from plaudit_ppo.models.sharding import load_whole_state
 from plaudit_ppo.models.tokenizer_file import load_tokenizer
 
@@ -63,7 +63,7 @@ class Critic(nn.Module):
         """
         state = self.state_dict() if state_dict is None else state_dict
         of_model = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-        self.model.save_pretrained(directory, state_dict=of_model)
+        save_network(self.model, directory, of_model)
 
     def restore(self, directory: Path) -> None:
         """Takes the weights that `save_pretrained` wrote."""
@@ -94,7 +94,7 @@ class TrunkCritic(nn.Module):
         hidden = policy.base_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
-        values: Tensor = self.score(hidden)[:, :, 0]
+        values: Tensor = self.score(hidden.to(self.score.weight.dtype))[:, :, 0]
         return values
 
     def save_pretrained(self, directory: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import CheckpointError, ConfigError
+from plaudit_ppo.models.networks import save_network, stored_frozen
 from plaudit_ppo.models.sharding import load_whole_state
 from plaudit_ppo.rollout.seeding import seeded_generator
 
@@ -34,7 +35,7 @@ def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
 
     Args:
         policy: a causal LM.
-        config: for lora_rank, lora_alpha and the seed.
+        config: for lora_rank, lora_alpha, the seed, and what the other weights are kept in (frozen_precision).
     """
     from peft import LoraConfig, get_peft_model
 
@@ -51,6 +52,9 @@ def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         torch.manual_seed(seeded_generator(torch.device("cpu"), config.seed, "lora").initial_seed())
         adapted: PreTrainedModel = get_peft_model(policy, settings)
+    for name, parameter in adapted.named_parameters():
+        if not parameter.requires_grad:
+            parameter.data = stored_frozen(policy, parameter, name, config.frozen_precision)
     return adapted
 
 
@@ -98,7 +102,7 @@ def save_adapter(policy: PreTrainedModel, directory: Path, state: Mapping[str, T
 
 
 def save_merged(policy: PreTrainedModel, directory: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes the policy with the adapter merged into its weights, as transformers reads it without PEFT.
+    """Writes the policy with the adapter merged into its weights, as transformers reads it without PEFT; in float32.
 
     Args:
         policy: from `add_lora`, which stays as it is.
@@ -106,7 +110,8 @@ def save_merged(policy: PreTrainedModel, directory: Path, state: Mapping[str, Te
         state: the policy's whole state.
     """
     base: PreTrainedModel = policy.get_base_model()
-    base.save_pretrained(directory, state_dict=_merged(base, state))
+    merged = {name: tensor.float() for name, tensor in _merged(base, state).items()}
+    save_network(base, directory, merged)
 
 
 def _merged(base: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

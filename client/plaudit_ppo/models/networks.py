@@ -2,10 +2,13 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
 
 from plaudit_ppo.errors import CheckpointError, one_line
 
@@ -58,12 +61,44 @@ def refuse_own_code(auto: Any, path: str | Path, what: str) -> None:
     )
 
 
+def save_network(model: PreTrainedModel, directory: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes a network with another state than its own: safetensors, and a config that names the state's type.
+
+    Args:
+        model: computes perhaps in another type than what is written.
+        directory: made if missing.
+        state: of the whole network.
+    """
+    model.save_pretrained(directory, state_dict=dict(state))
+    written = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), model.dtype)
+    if written != model.dtype:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config.dtype = written
+        config.save_pretrained(directory)
+
+
 def disable_dropout(model: _Module) -> _Module:
     """The same model, always deterministic: evaluation mode, and every dropout module at 0."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model.eval()
+
+
+def stored_frozen(model: nn.Module, parameter: nn.Parameter, name: str, precision: str) -> Tensor:
+    """The weights of a parameter that is not trained, in the type that they are kept in.
+
+    What transformers keeps in float32 whatever it is told (`_keep_in_fp32_modules_strict`) stays so.
+
+    Args:
+        model: that it belongs to.
+        parameter: of any type.
+        name: within the model.
+        precision: "float32" or "bfloat16".
+    """
+    always = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    is_kept = precision == "float32" or any(part in name.split(".") for part in always)
+    return parameter.detach() if is_kept else parameter.detach().to(torch.bfloat16)
 
 
 def transformer_layers(model: nn.Module) -> list[nn.Module]:

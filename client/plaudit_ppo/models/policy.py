@@ -7,11 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.errors import ConfigError, one_line
 from plaudit_ppo.models.lora import is_lora
-from plaudit_ppo.models.networks import disable_dropout, load_pretrained, refuse_own_code
+from plaudit_ppo.models.networks import disable_dropout, load_pretrained, refuse_own_code, stored_frozen
 from plaudit_ppo.models.tokenizer_file import load_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,16 @@ def mend_generation_config(policy: PreTrainedModel) -> None:
         )
 
 
-def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
-    """The reference: a copy of the policy that no optimizer can change."""
-    reference: PreTrainedModel = copy.deepcopy(policy)
+def frozen_copy(policy: PreTrainedModel, precision: str = "float32") -> PreTrainedModel:
+    """The reference: a copy of the policy that no optimizer can change.
+
+    Args:
+        policy: in float32.
+        precision: "float32", or "bfloat16": half the memory, and logprobs that are rounded.
+    """
+    copies = {
+        id(parameter): nn.Parameter(stored_frozen(policy, parameter, name, precision).clone(), requires_grad=False)
+        for name, parameter in policy.named_parameters()
+    }
+    reference: PreTrainedModel = copy.deepcopy(policy, copies)  # a memo: what is in it is not copied
     return reference.requires_grad_(False)

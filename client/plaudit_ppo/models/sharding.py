@@ -11,11 +11,13 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard(model: nn.Module, layers: Iterable[nn.Module], *, device: torch.device, processes: int) -> None:
+def shard(
+    model: nn.Module, layers: Iterable[nn.Module], *, device: torch.device, processes: int, gathered: str = "float32"
+) -> None:
     """Spreads a network over all processes, in place; before its optimizer is made.
 
     Zhao et al. 2023, arXiv 2304.11277, in PyTorch's second version of it.
@@ -25,10 +27,14 @@ def shard(model: nn.Module, layers: Iterable[nn.Module], *, device: torch.device
         layers: parts of it that are gathered one after the other, an inner one before the one around it.
         device: of this process.
         processes: how many there are.
+        gathered: "float32", or "bfloat16": what whole weights are in, while each shard, its gradient and its optimizer
+            state stay in the type of the parameter. Micikevicius et al. 2018, arXiv 1710.03740, section 3.1.
     """
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    policy = mixed if gathered == "bfloat16" else MixedPrecisionPolicy()
     mesh = init_device_mesh(device.type, (processes,))
     for module in [*layers, model]:
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Chunked:
     statistics: _Statistics
 
 
-def answer_in_chunks(model: PreTrainedModel) -> None:
+def answer_in_chunks(model: PreTrainedModel, *, is_checked: bool = True) -> None:
     """Lets a causal LM be called with `chunked=Chunked(...)`, which returns two tensors of shape (B, T) and no logits.
 
     The head runs inside the network's forward, so that whatever wraps it (DDP, FSDP, DeepSpeed, PEFT, autocast) sees
@@ -44,12 +44,14 @@ def answer_in_chunks(model: PreTrainedModel) -> None:
 
     Args:
         model: changed in place, whole and before it is wrapped.
+        is_checked: whether it is tried at once; False: its tensors have no data.
 
     Raises:
         ConfigError: its logits are not made of its backbone's last hidden states alone.
     """
     backbone, whole = _backbone(model), model.forward
-    _check(model, backbone, whole)
+    if is_checked:
+        _check(model, backbone, whole)
 
     @wraps(whole)
     def forward(*args: Any, chunked: Chunked | None = None, **inputs: Any) -> Any:

@@ -1,11 +1,13 @@
-"""Prompts: read from a JSONL file, encoded for the policy, and dealt out in a shuffled order.
+"""Prompts: read from rows in TRL's forms, encoded for the policy, and dealt out in a shuffled order.
 
-A prompt is a function of its file and of the tokenizer: it knows no clock.
+A prompt is a function of its row and of the tokenizer: it knows no clock.
 """
 
-import codecs
+import itertools
 import json
+import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +20,12 @@ from transformers import PreTrainedTokenizerBase
 from plaudit_client import InvalidArgument
 from plaudit_client.items import normalize_messages
 from plaudit_ppo.errors import PromptError
+from plaudit_ppo.rollout.prompt_sources import EXPECTED, read_rows
 from plaudit_ppo.rollout.seeding import seeded_generator
 
-_EXPECTED = (
-    'each line is {"prompt": "..."}, or {"messages": [{"role": "...", "content": "..."}]} with the messages under '
-    "prompt or messages"
-)
 Message = Mapping[str, Any]
 
+_log = logging.getLogger(__name__)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Before a template: as in the service there is no clock, and a template that tests for one names another date.
 _WITHOUT_CLOCK = "{% set strftime_now = no_clock %}\n"
@@ -42,46 +42,85 @@ class Prompt:
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     where: str = field(default="prompt", compare=False)  # file and line, for error messages
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # what else its row holds
+    source: int = field(default=0, compare=False)  # which of `prompts` it is from
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.messages is None):
             raise PromptError(f"{self.where}: needs either a text or messages")
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a JSONL file; empty lines are skipped, fields besides prompt and messages are ignored.
+def read_prompts(sources: str | Path | Sequence[str]) -> list[Prompt]:
+    """The prompts of one source or of several, one after the other; see `prompt_sources`. Empty lines are skipped.
+
+    A row is one of TRL's forms: a prompt, or a chat under prompt or messages; of a preference set without prompt, the
+    messages that both chats begin with. What else is in a row is kept as `columns`.
 
     Raises:
-        PromptError: the file is missing or empty, or a line is not a prompt; the message names the line.
+        PromptError: a source is missing or empty, or a row is not a prompt; the message names the row.
     """
-    try:
-        lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read ({error.strerror}); prompts is a JSONL file, {_EXPECTED}") from error
-    prompts = [_parse(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    if not prompts:
-        raise PromptError(f"{path}: holds no prompts; {_EXPECTED}")
+    several = [str(sources)] if isinstance(sources, str | Path) else sources
+    prompts = []
+    for number, source in enumerate(several):
+        of_source = [_parse(row, where, number) for where, row in read_rows(source)]
+        if not of_source:
+            raise PromptError(f"{source}: holds no prompts; {EXPECTED}")
+        prompts += of_source
     return prompts
 
 
-def _parse(line: bytes, where: str) -> Prompt:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{where}: not JSON ({error}); {_EXPECTED}") from error
-    if not isinstance(record, dict):
-        raise PromptError(f"{where}: not an object ({type(record).__name__}); {_EXPECTED}")
-    given = [key for key in ("prompt", "messages") if record.get(key) is not None]
-    if len(given) != 1:
-        keys = ", ".join(record) or "none"
-        raise PromptError(f"{where}: needs either prompt or messages, has the keys {keys}; {_EXPECTED}")
-    (key,) = given
-    value = record[key]
+def _parse(row: Any, where: str, source: int) -> Prompt:
+    if not isinstance(row, dict):
+        raise PromptError(f"{where}: not an object ({type(row).__name__}); {EXPECTED}")
+    shared = _prompt_of_pair(row, where)
+    if shared is not None:
+        messages = _messages(shared, f"{where}: chosen")
+        return Prompt(messages=messages, where=where, columns=_columns(row), source=source)
+    key, value = _own_prompt(row, where)
+    columns = _columns({name: other for name, other in row.items() if name != key})
     if key == "prompt" and isinstance(value, str):
         if _SURROGATE.search(value):
             raise PromptError(f"{where}: prompt has a lone surrogate, which is no character; mend the text")
-        return Prompt(text=value, where=where)
-    return Prompt(messages=_messages(value, f"{where}: {key}"), where=where)
+        return Prompt(text=value, where=where, columns=columns, source=source)
+    return Prompt(messages=_messages(value, f"{where}: {key}"), where=where, columns=columns, source=source)
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not null; a lone surrogate, which no file and no answer can hold, becomes the replacement character."""
+    columns = {name: value for name, value in row.items() if value is not None}
+    text = json.dumps(columns, ensure_ascii=False)
+    return json.loads(_SURROGATE.sub("\ufffd", text)) if _SURROGATE.search(text) else columns
+
+
+def _own_prompt(row: Mapping[str, Any], where: str) -> tuple[str, Any]:
+    """The column that holds the prompt, and its value."""
+    given = [key for key in ("prompt", "messages") if row.get(key) is not None]
+    if len(given) == 1:
+        return given[0], row[given[0]]
+    if {"chosen", "rejected"} <= row.keys() and not given:
+        raise PromptError(
+            f"{where}: chosen and rejected without their prompt, and where it ends in two texts would be a guess; add "
+            "a column prompt"
+        )
+    keys = ", ".join(row) or "none"
+    raise PromptError(f"{where}: needs either prompt or messages, has the keys {keys}; {EXPECTED}")
+
+
+def _prompt_of_pair(row: Mapping[str, Any], where: str) -> list[Any] | None:
+    """What the two chats of a preference pair begin with, as TRL's extract_prompt.
+
+    Such a pair has no prompt, or one that is a text for people. None: the row is no such pair.
+    """
+    chosen, rejected, prompt = (row.get(name) for name in ("chosen", "rejected", "prompt"))
+    if not (isinstance(chosen, list) and isinstance(rejected, list)) or isinstance(prompt, list):
+        return None
+    if not chosen and not rejected:
+        return None
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    shared = [message for message, _ in same]
+    if not shared:
+        raise PromptError(f"{where}: chosen and rejected begin with other messages, so they have no prompt in common")
+    return shared
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:  # any JSON value
@@ -89,18 +128,89 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:  # any JSON value
     try:
         messages = normalize_messages(value, where)
     except InvalidArgument as error:
-        raise PromptError(f"{error}; {_EXPECTED}") from error
+        raise PromptError(f"{error}; {EXPECTED}") from error
     for message in messages:
         if isinstance(content := message.get("content"), list):
             message["content"] = content[0]["text"]
     return tuple(messages)
 
 
-def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[int]:
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """Prompts with their token ids, and those that were too long and are not among them."""
+
+    prompts: Sequence[Prompt] = ()
+    ids: Sequence[list[int]] = ()
+    dropped: Sequence[Prompt] = ()
+
+
+def describe_prompts(encoded: EncodedPrompts, sources: Sequence[str]) -> list[str]:
+    """A line on each source: how many prompts, how long, how many left out.
+
+    Args:
+        encoded: of all sources.
+        sources: their names.
+    """
+    dropped, lines = Counter(prompt.source for prompt in encoded.dropped), []
+    for number, name in enumerate(sources):
+        of_source = zip(encoded.prompts, encoded.ids, strict=True)
+        lengths = [len(ids) for prompt, ids in of_source if prompt.source == number]
+        extent = (
+            f"{min(lengths)} to {max(lengths)} tokens, {sum(lengths) / len(lengths):.3g} in the mean; "
+            if lengths
+            else ""
+        )
+        lines.append(f"{len(lengths)} prompts of {name}: {extent}{dropped[number]} longer ones left out")
+    return lines
+
+
+def encode_prompts(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, drop_long: bool = False
+) -> EncodedPrompts:
+    """All prompts as the policy reads them; how many are left out is logged.
+
+    Args:
+        prompts: at least one.
+        tokenizer: the policy's.
+        max_tokens: limit of each.
+        drop_long: leave out those that are longer.
+
+    Raises:
+        PromptError: as `encode_prompt`; or all are dropped.
+    """
+    kept, ids, dropped = [], [], []
+    for prompt in prompts:
+        encoded = encode_prompt(prompt, tokenizer, max_tokens=None if drop_long else max_tokens)
+        if len(encoded) <= max_tokens:
+            kept.append(prompt)
+            ids.append(encoded)
+        else:
+            dropped.append(prompt)
+    if not kept:
+        raise PromptError(
+            f"all {len(prompts)} prompts have more than {max_tokens} tokens (max_prompt_tokens); raise it"
+        )
+    if dropped:
+        _log.warning(
+            "%d of %d prompts have more than %d tokens (max_prompt_tokens) and are left out, the first: %s",
+            len(dropped),
+            len(prompts),
+            max_tokens,
+            dropped[0].where,
+        )
+    return EncodedPrompts(kept, ids, dropped)
+
+
+def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int | None) -> list[int]:
     """The prompt's token ids, as the policy reads them.
 
     A text gets the tokenizer's special tokens, but no second BOS, and none at its end, because the policy goes on from
     there; a chat is rendered by the template and gets none.
+
+    Args:
+        prompt: a text or a chat.
+        tokenizer: the policy's.
+        max_tokens: None: no limit.
 
     Raises:
         PromptError: it has no tokens or more than `max_tokens`, or is a chat and the tokenizer has no template.
@@ -122,9 +232,13 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, *, max_tok
     ids, added = list(encoded["input_ids"]), encoded["special_tokens_mask"]
     while special and len(ids) > 1 and added[len(ids) - 1]:
         ids.pop()
-    if not 0 < len(ids) <= max_tokens:
-        remedy = "raise max_prompt_tokens or leave the prompt out" if ids else "leave it out"
-        raise PromptError(f"{prompt.where}: {len(ids)} tokens, limit 1 to {max_tokens} (max_prompt_tokens); {remedy}")
+    if not ids:
+        raise PromptError(f"{prompt.where}: 0 tokens, limit 1 to {max_tokens} (max_prompt_tokens); leave it out")
+    if max_tokens is not None and len(ids) > max_tokens:
+        raise PromptError(
+            f"{prompt.where}: {len(ids)} tokens, limit 1 to {max_tokens} (max_prompt_tokens); raise max_prompt_tokens, "
+            'leave the prompt out, or set long_prompts = "drop"'
+        )
     return ids
 
 
@@ -164,6 +278,61 @@ def dealt_prompts(num_prompts: int, *, start: int, count: int, seed: int) -> lis
             order = torch.randperm(num_prompts, generator=generator).tolist()
         indices.append(order[offset])
     return indices
+
+
+def count_by_source(prompts: Sequence[Prompt], num_sources: int) -> list[int]:
+    """How many prompts each of the first sources has; they lie one source after the other.
+
+    Raises:
+        PromptError: one has none, so that its weight cannot be kept.
+    """
+    counted = Counter(prompt.source for prompt in prompts)
+    for number in range(num_sources):
+        if not counted[number]:
+            raise PromptError(
+                f"prompts[{number}]: no prompt is left of this source, and it has a weight (prompt_weights); raise "
+                "max_prompt_tokens, or leave source and weight out"
+            )
+    return [counted[number] for number in range(num_sources)]
+
+
+def mixed_prompts(sizes: Sequence[int], weights: Sequence[float], *, start: int, count: int, seed: int) -> list[int]:
+    """As `dealt_prompts`, of several sources that lie one after the other, each with a share of the rollouts.
+
+    A pass has as many rollouts as there are prompts, of each source the share of its weight to the nearest whole one.
+    A source goes through shuffled passes of its own, one after the other, and what it gives to a pass is mixed with the
+    others'. So a small source with a large weight is dealt more than once, and the order does not depend on `start`.
+
+    Args:
+        sizes: how many prompts each source has.
+        weights: of the sources; only their ratios count.
+        start: the first rollout.
+        count: how many rollouts.
+        seed: of the run.
+    """
+    quotas = _quotas(sum(sizes), weights)
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    indices: list[int] = []
+    first, last = start // sum(sizes), (start + count - 1) // sum(sizes)
+    for turn in range(first, last + 1):
+        dealt = [
+            starts[number] + index
+            for number, (size, quota) in enumerate(zip(sizes, quotas, strict=True))
+            for index in dealt_prompts(size, start=turn * quota, count=quota, seed=seed + number)
+        ]
+        generator = seeded_generator(torch.device("cpu"), seed, "mixed prompts", turn)
+        indices += [dealt[place] for place in torch.randperm(len(dealt), generator=generator).tolist()]
+    return indices[start - first * sum(sizes) :][:count]
+
+
+def _quotas(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the ratio of the weights that add up to the total; the largest rests are rounded up."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    quotas = [int(quota) for quota in exact]
+    by_rest = sorted(range(len(exact)), key=lambda number: quotas[number] - exact[number])
+    for number in by_rest[: total - sum(quotas)]:
+        quotas[number] += 1
+    return quotas
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

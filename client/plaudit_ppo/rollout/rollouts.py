@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from plaudit_ppo.rollout.completion_text import before_stop, text_behind
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -23,7 +25,7 @@ class Rollouts:
         prompt_mask: shape (B, P), bool.
         completion_ids: shape (B, T), int64, with the EOS.
         completion_mask: shape (B, T), bool, True through the EOS; all False for a rollout that is out of training.
-        finished: shape (B,), bool. True: ends with EOS; False: cut by length.
+        finished: shape (B,), bool. True: ends with EOS or a stop string; False: cut by length.
         sampled_logprobs: shape (B, T), float32, as the generating forward saw them; 0 on padding.
     """
 
@@ -73,22 +75,25 @@ def concatenate(parts: Sequence[Rollouts], pad_id: int) -> Rollouts:
     )
 
 
-def completion_texts(rollouts: Rollouts, tokenizer: PreTrainedTokenizerBase, *, with_eos: Sequence[bool]) -> list[str]:
+def completion_texts(
+    rollouts: Rollouts,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    with_eos: Sequence[bool],
+    stop: Sequence[str] = (),
+) -> list[str]:
     """What the policy wrote, as text to append to the prompt; the final EOS only where `with_eos` says so.
 
-    A completion is decoded behind its prompt and the prompt's text taken off, because many tokenizers drop the space
-    before the first token of a text. Special tokens that were sampled before the end stay visible.
+    What has ended at one of the texts `stop` has no EOS, and goes up to that text. Special tokens that were sampled
+    before the end stay visible.
     """
     texts = []
     for row in range(len(rollouts)):
         prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]].tolist()
         completion = rollouts.completion_ids[row][rollouts.completion_mask[row]].tolist()
-        if rollouts.finished[row] and not with_eos[row]:
-            completion = completion[:-1]
-        before = tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
-        whole = tokenizer.decode(prompt + completion, clean_up_tokenization_spaces=False)
-        alone = not whole.startswith(before)
-        texts.append(
-            tokenizer.decode(completion, clean_up_tokenization_spaces=False) if alone else whole[len(before) :]
-        )
+        text = text_behind(prompt, completion, tokenizer)
+        stopped = before_stop(text, stop)
+        if stopped == text and rollouts.finished[row] and not with_eos[row]:
+            stopped = text_behind(prompt, completion[:-1], tokenizer)
+        texts.append(stopped)
     return texts

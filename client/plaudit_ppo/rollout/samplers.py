@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.rollout.completion_text import StopStrings
 from plaudit_ppo.rollout.prompts import pad_left
 from plaudit_ppo.rollout.rollouts import Rollouts
 from plaudit_ppo.rollout.sampling import sample_rollouts
@@ -59,6 +60,18 @@ class Sampler(Protocol):
             DivergenceError: likewise: the policy gives no probabilities but NaN.
         """
 
+    def sample_held_out(self, prompt_ids: Sequence[Sequence[int]], *, greedy: bool) -> Generator[Rollouts, None, None]:
+        """Completions of held-out prompts, by random numbers of their own that are the same each time.
+
+        Args:
+            prompt_ids: as many in each process.
+            greedy: the likeliest tokens instead of sampled ones.
+
+        Raises:
+            EngineError: an engine gave none.
+            DivergenceError: the policy gives no probabilities but NaN.
+        """
+
 
 class LocalSampler:
     """Samples by the policy in this process, one micro-batch after the other from one random sequence.
@@ -68,6 +81,7 @@ class LocalSampler:
         generating: inside it, the policy is whole and may be called; `Learner.generating`.
         eos_ids: each ends a completion.
         pad_id: written after the EOS.
+        stop: what ends a completion besides; None: nothing.
         device: of this process.
         rank: number of this process.
     """
@@ -79,6 +93,7 @@ class LocalSampler:
         *,
         eos_ids: Sequence[int],
         pad_id: int,
+        stop: StopStrings | None = None,
         device: torch.device,
         rank: int,
     ) -> None:
@@ -89,6 +104,7 @@ class LocalSampler:
         self._generating = generating
         self._eos_ids = eos_ids
         self._pad_id = pad_id
+        self._stop = stop
         self._device = device
         self._rank = rank
 
@@ -99,14 +115,21 @@ class LocalSampler:
     def sampling(self, prompt_ids: Sequence[Sequence[int]], *, iteration: int) -> Iterator[Iterator[Rollouts]]:
         """As `Sampler.sampling`, one micro-batch each time that one is asked for."""
         start = time.perf_counter()
-        with closing(self._sample(prompt_ids, iteration)) as rollouts:
+        counters = (iteration, self._rank) if self._rank else (iteration,)
+        generator = seeded_generator(self._device, self._config.seed, "sampling", *counters)
+        with closing(self._complete(prompt_ids, generator, greedy=False)) as rollouts:
             yield rollouts
         self.generate_s = time.perf_counter() - start
 
-    def _sample(self, prompt_ids: Sequence[Sequence[int]], iteration: int) -> Generator[Rollouts, None, None]:
+    def sample_held_out(self, prompt_ids: Sequence[Sequence[int]], *, greedy: bool) -> Generator[Rollouts, None, None]:
+        """As `Sampler.sample_held_out`."""
+        generator = seeded_generator(self._device, self._config.seed, "held-out sampling", self._rank)
+        return self._complete(prompt_ids, generator, greedy=greedy)
+
+    def _complete(
+        self, prompt_ids: Sequence[Sequence[int]], generator: torch.Generator, *, greedy: bool
+    ) -> Generator[Rollouts, None, None]:
         config = self._config
-        counters = (iteration, self._rank) if self._rank else (iteration,)
-        generator = seeded_generator(self._device, config.seed, "sampling", *counters)
         with self._generating() as policy:
             for first in range(0, len(prompt_ids), config.rollout_micro_batch_size):
                 ids, mask = pad_left(prompt_ids[first : first + config.rollout_micro_batch_size], self._pad_id)
@@ -119,4 +142,6 @@ class LocalSampler:
                     eos_ids=self._eos_ids,
                     pad_id=self._pad_id,
                     generator=generator,
+                    stop=self._stop,
+                    greedy=greedy,
                 )

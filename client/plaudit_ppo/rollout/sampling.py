@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from plaudit_ppo.errors import ConfigError, DivergenceError
+from plaudit_ppo.rollout.completion_text import StopStrings
 from plaudit_ppo.rollout.forward import position_ids, tempered
 from plaudit_ppo.rollout.rollouts import Rollouts
 
@@ -52,6 +53,8 @@ def sample_rollouts(
     eos_ids: Sequence[int],
     pad_id: int,
     generator: torch.Generator,
+    stop: StopStrings | None = None,
+    greedy: bool = False,
 ) -> Rollouts:
     """Completions sampled from the whole tempered distribution (top_k 0, top_p 1), until all have ended.
 
@@ -64,6 +67,8 @@ def sample_rollouts(
         eos_ids: each ends a completion, and the one that was sampled belongs to it.
         pad_id: written after the EOS.
         generator: the only source of randomness.
+        stop: what ends a completion besides; None: nothing.
+        greedy: take the likeliest token instead.
 
     Raises:
         DivergenceError: the policy gives no probabilities but NaN.
@@ -73,6 +78,7 @@ def sample_rollouts(
     running = torch.ones_like(prompt_mask[:, 0])
     ends = torch.tensor(eos_ids, device=prompt_ids.device)
     cache, tokens, kept, logprobs = None, [], [], []
+    sequences = [ids[real].tolist() for ids, real in zip(prompt_ids, prompt_mask, strict=True)] if stop else []
     with torch.inference_mode():
         for _ in range(max_tokens):
             output = model(
@@ -87,7 +93,10 @@ def sample_rollouts(
             distribution = tempered(output.logits[:, -1], temperature).log_softmax(-1)  # (B, V)
             if distribution.isnan().any():  # before torch finds it, which on a GPU ends the whole process
                 raise DivergenceError(NOT_FINITE)
-            token = torch.multinomial(distribution.exp(), 1, generator=generator)  # (B, 1)
+            if greedy:
+                token = distribution.argmax(-1, keepdim=True)  # (B, 1)
+            else:
+                token = torch.multinomial(distribution.exp(), 1, generator=generator)  # (B, 1)
             tokens.append(torch.where(running[:, None], token, pad_id))
             logprobs.append(torch.where(running[:, None], distribution.gather(1, token), 0.0))
             kept.append(running[:, None])
@@ -95,6 +104,13 @@ def sample_rollouts(
             inputs = torch.where(running[:, None], token, 0)
             positions = positions[:, -1:] + 1
             running = running & ~torch.isin(token[:, 0], ends)
+            if stop is not None:
+                for sequence, number in zip(sequences, token[:, 0].tolist(), strict=True):
+                    sequence.append(number)
+                going = running.tolist()
+                for row, sequence in enumerate(sequences):
+                    going[row] = going[row] and not stop.end_here(sequence, len(tokens))
+                running = torch.tensor(going, device=running.device)
             if not running.any():
                 break
     # Outside of inference mode, where joining makes tensors that autograd takes.

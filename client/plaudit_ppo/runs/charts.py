@@ -27,7 +27,14 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts, start=1)]
 
 
-def series_figure(values: Sequence[float | None], *, label: str, color: str, least_top: float | None = None) -> Markup:
+def series_figure(
+    values: Sequence[float | None],
+    *,
+    label: str,
+    color: str,
+    least_top: float | None = None,
+    at: Sequence[int] | None = None,
+) -> Markup:
     """One value per iteration; where it is undefined there is a gap.
 
     Args:
@@ -35,12 +42,14 @@ def series_figure(values: Sequence[float | None], *, label: str, color: str, lea
         label: of the vertical axis.
         color: of the line.
         least_top: the vertical axis begins at 0 and goes at least this far, so that next to nothing looks like it.
+        at: the iteration of each value; None: 1, 2, 3 and so on.
     """
     figure, axes = new_axes("iteration", label)
     numbers = [math.nan if value is None else value for value in values]
+    places = at or range(1, len(numbers) + 1)
     size = 2.5 if len(numbers) > 1 else 6
-    axes.plot(range(1, len(numbers) + 1), numbers, color=color, lw=1.8, marker="o", ms=size)  # also where it is alone
-    axes.set_xlim(0.5, len(numbers) + 0.5)
+    axes.plot(places, numbers, color=color, lw=1.8, marker="o", ms=size)  # also where it is alone
+    axes.set_xlim(places[0] - 0.5, places[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if least_top is not None:
         known = [value for value in values if value is not None]

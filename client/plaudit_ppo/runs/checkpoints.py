@@ -1,8 +1,9 @@
 """Checkpoints of a run: what they hold, which ones are kept, and how a run goes on from the newest.
 
 A checkpoint is a directory: policy/ and critic/ as transformers reads them, optimizer.safetensors, and state.json; and
-where the policy before the last update samples the next batch, that one as previous_policy/. Nothing in it is pickled.
-Random generators are functions of seed and counters (`seeding`), so none is stored.
+where the policy before the last update samples the next batch, that one as previous_policy/. The link `best` leads to
+the one whose policy did best on held-out prompts.
+Nothing in it is pickled. Random generators are functions of seed and counters (`seeding`), so none is stored.
 """
 
 import json
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plaudit_client.whole_files import remove_directory
-from plaudit_ppo.errors import CheckpointError
+from plaudit_ppo.errors import CheckpointError, OutputError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.lora import is_lora, restore_adapter
 from plaudit_ppo.models.policy import load_policy
@@ -24,7 +25,7 @@ from plaudit_ppo.models.sharding import load_whole_state
 from plaudit_ppo.runs.directories import left_directory
 
 PREVIOUS_POLICY = "previous_policy"
-_PREFIX = "iteration-"
+_PREFIX, _BEST = "iteration-", "best"
 _OF_OTHER_MODELS = "of other models than those given; give the run's own"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
@@ -57,6 +58,7 @@ def save_checkpoint(
     *,
     write_models: Callable[[Path], None],
     keep: int | None,
+    best: int | None = None,
 ) -> Path:
     """Writes a checkpoint unless there is one of this iteration, and removes the oldest beyond `keep`.
 
@@ -65,7 +67,8 @@ def save_checkpoint(
         state: where the run stands.
         optimizer: from `optimizer_tensors`.
         write_models: writes policy/ and critic/ into the directory that it is given.
-        keep: how many checkpoints may be there; None: as many as there are.
+        keep: how many of the newest are kept; None: all.
+        best: after how many iterations the policy was best, whose checkpoint is kept, too; None: not known.
 
     Returns:
         The checkpoint's directory.
@@ -79,9 +82,34 @@ def save_checkpoint(
             write_models(directory)
             save_file(dict(optimizer), directory / _OPTIMIZER)
             (directory / _STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    if best is not None:
+        name_best(folder, best)
     for old in _checkpoints(folder)[:-keep] if keep else ():
-        remove_directory(old)
+        if best is None or old != checkpoint_path(folder, best):
+            remove_directory(old)
     return path
+
+
+def name_best(folder: Path, iteration: int | None) -> None:
+    """Has the link `best` lead to the checkpoint after so many iterations, in one step; without one, only tries to.
+
+    Raises:
+        OutputError: the file system takes no links.
+    """
+    path, link = checkpoint_path(folder, iteration or 0), folder / f".{_BEST}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        if iteration is not None and path.exists():
+            link.replace(folder / _BEST)
+        else:
+            link.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{folder / _BEST}: cannot be linked ({error.strerror}); choose an output directory on a file system that "
+            "takes symbolic links, or leave out eval_prompts"
+        ) from error
 
 
 def checkpoint_path(folder: Path, iteration: int) -> Path:

@@ -3,7 +3,7 @@
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from socket import AF_INET, AF_INET6
 from socketserver import ThreadingTCPServer
@@ -15,6 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.runs.log import Metrics
+from plaudit_ppo.training.held_out import HELD_OUT_METRICS
 from plaudit_ppo.training.metrics import METRICS
 
 _SILENT_S = 10.0  # that a silent client keeps its thread
@@ -32,32 +33,35 @@ def prometheus_name(metric: str) -> str:
 
 
 class Figures:
-    """Every metric of the log as a gauge of the latest iteration, NaN while it is undefined, and two histograms."""
+    """Every metric of the log as a gauge of the latest iteration, NaN while it is undefined, and two histograms.
+
+    From the first evaluation on, its metrics too, as gauges of the latest one.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._gauges = {
-            name: Gauge(prometheus_name(name), meaning, registry=self.registry) for name, meaning in METRICS.items()
-        }
+        self._gauges: dict[str, Gauge] = {}
         self._histograms = {
             name: Histogram(f"plaudit_ppo_{short}", meaning, registry=self.registry, buckets=_SECONDS)
             for name, (short, meaning) in _HISTOGRAMS.items()
         }
-        self._show({})
+        self._show({}, METRICS)
 
     def add(self, metrics: Metrics) -> None:
-        """Shows an iteration that has ended."""
-        self._show(metrics)
+        """Shows an iteration that has ended, or an evaluation; what is shown of the other stays."""
+        self._show(metrics, HELD_OUT_METRICS if "heldout/scores" in metrics else METRICS)
         for name, histogram in self._histograms.items():
             if (value := metrics.get(name)) is not None:
                 histogram.observe(value)
 
-    def _show(self, metrics: Metrics) -> None:
-        for name, gauge in self._gauges.items():
+    def _show(self, metrics: Metrics, meanings: Mapping[str, str]) -> None:
+        for name, meaning in meanings.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(prometheus_name(name), meaning, registry=self.registry)
             value = metrics.get(name)
-            gauge.set(math.nan if value is None else value)
+            self._gauges[name].set(math.nan if value is None else value)
 
 
 @contextmanager
@@ -69,7 +73,7 @@ def serving_figures(config: PPOConfig, *, is_first_process: bool) -> Iterator[Ca
         is_first_process: of a distributed run; the others serve nothing.
 
     Yields:
-        What takes the metrics of each iteration.
+        What takes the metrics of each iteration, and of each evaluation.
 
     Raises:
         ConfigError: the address cannot be bound.

@@ -16,6 +16,7 @@ from plaudit_ppo.runs.log import read_log
 from plaudit_ppo.runs.page import render_page
 from plaudit_ppo.runs.summary import TrainSummary, summarize
 from plaudit_ppo.settings_text import load_config
+from plaudit_ppo.training.held_out import Evaluation, best_evaluation
 
 _PAGE = Path(__file__).with_suffix(".html")
 _FIGURES = (
@@ -44,6 +45,13 @@ _OF_ENGINES = (
     ("Wait for completions", "time/generate_wait_s", SCORE, "Seconds in which training stood still for them."),
     ("Canary error", "sampler/canary_error", KL, "Of an engine that was just given the weights, largest |ratio - 1|."),
 )
+_OF_HELD_OUT = (
+    ("Held-out score", "heldout/scores", SCORE, "Of completions of prompts that are never trained on; mean."),
+    ("Held-out evaluation score", "heldout/eval_scores", GOLD, "The same completions by the evaluation scorer; mean."),
+    ("Win rate", "heldout/win_rate", SCORE, "Against the start policy on the held-out prompts; a tie is half."),
+    ("Held-out KL", "heldout/kl", KL, "Of these completions, from the reference; nats."),
+    ("Held-out length", "heldout/tokens_mean", TIME, "Of these completions; tokens with EOS."),
+)
 _LEAST_TOP = {"scoring/exposed_wait_s": 0.1, "scoring/masked_share": 0.1}
 
 
@@ -59,12 +67,13 @@ def write_report(directory: Path) -> Path:
         raise ConfigError(f"{directory}: holds no iteration of a run (log.jsonl); give the output directory of one")
     settings = load_config(directory / "config.toml")
     samples = read_log(directory / "samples.jsonl")
+    evaluations = read_log(directory / "evaluations.jsonl")
     try:
-        page = make_report(directory.resolve().name, log, samples, settings)
+        page = make_report(directory.resolve().name, log, samples, settings, evaluations)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{directory}: log.jsonl or samples.jsonl was not written by this version's run ({one_line(error)}); give "
-            "the output directory of one"
+            f"{directory}: log.jsonl, samples.jsonl or evaluations.jsonl was not written by this version's run "
+            f"({one_line(error)}); give the output directory of one"
         ) from error
     path = directory / "report.html"
     write_file(path, page)
@@ -76,6 +85,7 @@ def make_report(
     log: Sequence[Mapping[str, Any]],
     samples: Sequence[Mapping[str, Any]],
     settings: PPOConfig,
+    evaluations: Sequence[Evaluation] = (),
 ) -> str:
     """The page, with inline style and charts and without any reference to another resource.
 
@@ -84,14 +94,15 @@ def make_report(
         log: lines of log.jsonl, at least one.
         samples: lines of samples.jsonl; those of the first and of the last iteration in it are shown.
         settings: of the run.
+        evaluations: lines of evaluations.jsonl.
     """
-    summary = summarize(log)
+    summary = summarize(log, evaluations)
     missing = settings.iterations - summary.iterations
     return render_page(
         _PAGE,
         name=name,
         subtitle=f"{summary.extent}; {f'{missing} to go; ' if missing > 0 else ''}{summary.scoring}",
-        cards=_cards(summary),
+        cards=[*_cards(summary), *_held_out_cards(evaluations)],
         findings=find(log),
         figures=[
             (title, _chart(log, metric, color), caption)
@@ -99,6 +110,11 @@ def make_report(
             + (_OF_CORRECTION if settings.sampling_correction != "none" else ())
             + (_OF_ENGINES if settings.sampler == "vllm" else ())
             if any(line.get(metric) is not None for line in log)
+        ]
+        + [
+            (title, _held_out_chart(evaluations, metric, color), caption)
+            for title, metric, color, caption in _OF_HELD_OUT
+            if any(line[metric] is not None for line in evaluations)
         ],
         samples=_samples(samples),
         settings=[(spec.name, shown(getattr(settings, spec.name))) for spec in fields(settings)],
@@ -108,6 +124,24 @@ def make_report(
 def _chart(log: Sequence[Mapping[str, Any]], metric: str, color: str) -> Markup:
     values = [line.get(metric) for line in log]
     return series_figure(values, label=metric, color=color, least_top=_LEAST_TOP.get(metric))
+
+
+def _held_out_chart(evaluations: Sequence[Evaluation], metric: str, color: str) -> Markup:
+    values, at = [line[metric] for line in evaluations], [line["iteration"] for line in evaluations]
+    return series_figure(values, label=metric, color=color, at=at)
+
+
+def _held_out_cards(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
+    if not evaluations:
+        return []
+    first, final, best = evaluations[0], evaluations[-1], best_evaluation(evaluations)
+    change = f"{_number(first['heldout/scores'])} → {_number(final['heldout/scores'])}"
+    cards = [(change, "score on held-out prompts, first and latest evaluation")]
+    if final["heldout/win_rate"] is not None:
+        cards.append((f"{final['heldout/win_rate']:.0%}", "of the held-out prompts won against the start policy"))
+    if best is not None:
+        cards.append((str(best["iteration"]), "iterations of the policy that did best on held-out prompts"))
+    return cards
 
 
 def _cards(summary: TrainSummary) -> list[tuple[str, str]]:

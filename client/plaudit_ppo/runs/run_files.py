@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
@@ -22,6 +23,7 @@ from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.kept_weights import KeptWeights
 from plaudit_ppo.models.lora import is_lora, save_adapter, save_merged
+from plaudit_ppo.models.networks import save_network
 from plaudit_ppo.models.policy import mend_generation_config
 from plaudit_ppo.models.sharding import whole_state
 from plaudit_ppo.runs.checkpoints import (
@@ -30,6 +32,7 @@ from plaudit_ppo.runs.checkpoints import (
     checkpoint_path,
     load_optimizer,
     load_state,
+    name_best,
     newest_checkpoint,
     optimizer_tensors,
     restore_policy,
@@ -44,6 +47,7 @@ from plaudit_ppo.runs.summary import NOTHING_YET, TrainSummary, summarize
 from plaudit_ppo.settings_text import to_toml
 
 _State = dict[str, Tensor]
+_EVALUATIONS = "evaluations.jsonl"
 
 
 def refuse_a_held_run(output: Path) -> None:
@@ -147,16 +151,38 @@ class RunFiles:
     @contextmanager
     def logs(self, *, done: int) -> Iterator[tuple[RunLog, RunLog]]:
         """log.jsonl and samples.jsonl, with the lines of the first `done` iterations."""
-        names = ("log.jsonl", "samples.jsonl")
-        paths = [self._output / name if self._accelerator.is_main_process else None for name in names]
-        with RunLog(paths[0], done=done) as log, RunLog(paths[1], done=done) as samples:
+        with self._log("log.jsonl", done=done) as log, self._log("samples.jsonl", done=done) as samples:
             yield log, samples
 
-    def save_checkpoint(self, state: RunState, *, remove_old: bool = True) -> Path:
+    @contextmanager
+    def evaluations(self, *, done: int) -> Iterator[tuple[RunLog, list[dict[str, Any]]]]:
+        """evaluations.jsonl, and the lines of the first `done` iterations that it has, in every process.
+
+        None are kept where nothing is done: then the start is evaluated again.
+        """
+        with self._log(_EVALUATIONS, done=done) as log:
+            yield log, from_first_process(self._accelerator, lambda: read_log(self._output / _EVALUATIONS))
+
+    def _log(self, name: str, *, done: int) -> RunLog:
+        return RunLog(self._output / name if self._accelerator.is_main_process else None, done=done)
+
+    def name_best(self, best: int | None) -> None:
+        """Has checkpoints/best lead to the best checkpoint, which a run that was killed may not have come to.
+
+        Args:
+            best: after how many iterations the policy was best; None: not known, and it is tried whether it could be.
+
+        Raises:
+            OutputError: the file system takes no links.
+        """
+        self._in_first_process(lambda: name_best(self._output / "checkpoints", best))
+
+    def save_checkpoint(self, state: RunState, *, best: int | None = None, remove_old: bool = True) -> Path:
         """Writes a checkpoint of where the run stands; returns its directory.
 
         Args:
             state: where the run stands.
+            best: after how many iterations the policy was best, whose checkpoint is kept; None: not known.
             remove_old: whether the oldest ones beyond `max_checkpoints` are removed.
 
         Raises:
@@ -174,7 +200,9 @@ class RunFiles:
 
         folder = self._output / "checkpoints"
         keep = self._config.max_checkpoints if remove_old else None
-        self._in_first_process(lambda: save_checkpoint(folder, state, optimizer, write_models=write_models, keep=keep))
+        self._in_first_process(
+            lambda: save_checkpoint(folder, state, optimizer, write_models=write_models, keep=keep, best=best)
+        )
         return checkpoint_path(folder, state.iteration)
 
     def try_result(self, state: RunState) -> None:
@@ -205,7 +233,9 @@ class RunFiles:
         """
         weights = self._whole_states()
         summary = [
-            summarize(read_log(self._output / "log.jsonl")) if self._accelerator.is_main_process else NOTHING_YET
+            summarize(read_log(self._output / "log.jsonl"), read_log(self._output / _EVALUATIONS))
+            if self._accelerator.is_main_process
+            else NOTHING_YET
         ]
 
         def write() -> None:
@@ -258,5 +288,5 @@ class RunFiles:
         if is_lora(self._policy):
             save_lora(self._policy, directory, state)
         else:
-            self._policy.save_pretrained(directory, state_dict=state)
+            save_network(self._policy, directory, state)
         self._tokenizer.save_pretrained(directory)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from plaudit_ppo.training.held_out import metrics_of
+
 
 @dataclass(frozen=True)
 class TrainSummary:
@@ -19,6 +21,8 @@ class TrainSummary:
         retries: requests that had to be repeated; None for a scorer that does not count them.
         first: the metrics of the first iteration.
         final: the metrics of the last iteration.
+        held_out: the first and the last evaluation on held-out prompts, without the scores of each; empty: there was
+            none.
     """
 
     iterations: int
@@ -30,6 +34,7 @@ class TrainSummary:
     retries: int | None
     first: Mapping[str, Any]
     final: Mapping[str, Any]
+    held_out: Sequence[Mapping[str, Any]] = ()
 
     @property
     def exposed_wait_share(self) -> float:
@@ -70,11 +75,12 @@ NOTHING_YET = TrainSummary(
 )
 
 
-def summarize(log: Sequence[Mapping[str, Any]]) -> TrainSummary:
+def summarize(log: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]] = ()) -> TrainSummary:
     """The summary of a run.
 
     Args:
         log: the lines of its log.jsonl, at least one.
+        evaluations: the lines of its evaluations.jsonl.
     """
     retries = [line["scoring/retries"] for line in log]
     return TrainSummary(
@@ -87,6 +93,7 @@ def summarize(log: Sequence[Mapping[str, Any]]) -> TrainSummary:
         retries=None if None in retries else sum(retries),
         first=log[0],
         final=log[-1],
+        held_out=[metrics_of(evaluations[place]) for place in (0, -1)] if evaluations else (),
     )
 
 

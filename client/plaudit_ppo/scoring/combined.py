@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from plaudit_client import Score, Scores
 from plaudit_client.items import num_sequences
 from plaudit_ppo.scoring.items import Item
-from plaudit_ppo.scoring.pool import Scored, Scorer, in_thread
+from plaudit_ppo.scoring.pool import Extra, Scored, Scorer, ask, in_thread
 
 
 class CombinedScorer:
@@ -46,13 +46,13 @@ class CombinedScorer:
         counts: list[int | None] = [getattr(scorer, "retries", None) for scorer in self._scorers]
         return None if None in counts else sum(count or 0 for count in counts)
 
-    def __call__(self, items: Sequence[Item]) -> Scores:
-        """Scores items with every scorer, and combines.
+    def __call__(self, items: Sequence[Item], extra: Extra = ()) -> Scores:
+        """Scores items with every scorer, and combines; `extra` goes to those that take it.
 
         Raises:
             Exception: whatever one of them raises, or ValueError for an answer of the wrong length.
         """
-        futures = [in_thread(lambda scorer=scorer: scorer(items)) for scorer in self._scorers]  # type: ignore[misc]
+        futures = [in_thread(lambda scorer=scorer: ask(scorer, items, extra)) for scorer in self._scorers]  # type: ignore[misc]
         answers = [future.result() for future in futures]
         expected = sum(map(num_sequences, items))
         for number, answer in enumerate(answers):

@@ -19,16 +19,21 @@ def to_item(prompt: Prompt, completion: str, *, finished: bool) -> Item:
 
 
 def to_items(
-    rollouts: Rollouts, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, send_eos_text: bool
+    rollouts: Rollouts,
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    send_eos_text: bool,
+    stop: Sequence[str] = (),
 ) -> list[Item]:
     """The rollouts in the form that `/score` takes; a chat never gets the EOS text, its template ends the turn."""
     with_eos = [send_eos_text and prompt.messages is None for prompt in prompts]
-    texts = completion_texts(rollouts, tokenizer, with_eos=with_eos)
+    texts = completion_texts(rollouts, tokenizer, with_eos=with_eos, stop=stop)
     finished = rollouts.finished.tolist()
     return [to_item(prompt, text, finished=ended) for prompt, text, ended in zip(prompts, texts, finished, strict=True)]
 
 
-def grouped(items: Sequence[Item], *, size: int) -> tuple[list[Item], list[int]]:
+def grouped(items: Sequence[Item], *, size: int) -> tuple[list[Item], list[int], list[int]]:
     """Rollouts as they are sent: those of one prompt as one item with several completions.
 
     The service computes the prompt of such an item once. `finished` is said of a whole item, so a group in which some
@@ -39,12 +44,15 @@ def grouped(items: Sequence[Item], *, size: int) -> tuple[list[Item], list[int]]
         size: rollouts of a group; 1: they are sent as they are.
 
     Returns:
-        What is sent; and for each rollout, where its result is among the results.
+        What is sent; for each rollout, where its result is among the results; for each item that is sent, its first
+        rollout.
     """
     if size == 1:
-        return list(items), list(range(len(items)))
+        rows = list(range(len(items)))
+        return list(items), rows, rows
     sent: list[Item] = []
     order: list[int] = []
+    firsts: list[int] = []
     for first in range(0, len(items), size):
         for finished in (True, False):
             rows = [row for row in range(first, first + size) if items[row]["finished"] == finished]
@@ -53,7 +61,8 @@ def grouped(items: Sequence[Item], *, size: int) -> tuple[list[Item], list[int]]
                 completions = [completion_of(items[row]) for row in rows]
                 sent.append({**shared, "completions": completions, "finished": finished})
                 order += rows
-    return sent, sorted(range(len(order)), key=order.__getitem__)
+                firsts.append(rows[0])
+    return sent, sorted(range(len(order)), key=order.__getitem__), firsts
 
 
 def prompt_of(item: Item) -> str:

@@ -1,16 +1,18 @@
 """Scores from outside: sent for while the policy goes on computing, awaited as late as possible.
 
 A scorer is any callable with the signature of `plaudit_client.RewardClient.score`: an item with several completions has
-as many results, in place. A failure stays a failure: NaN and a False in the mask, never a number.
+as many results, in place. One with a parameter `extra` also gets a mapping for each item: what else the row of its
+prompt holds. A failure stays a failure: NaN and a False in the mask, never a number.
 """
 
+import inspect
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +30,8 @@ class Scored(Protocol):
 
 
 T = TypeVar("T")
-Scorer = Callable[[Sequence[Item]], Sequence[Scored]]
+Scorer = Callable[..., Sequence[Scored]]
+Extra = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,41 @@ class ScoredBatch:
         return ~self.scores.isnan()
 
 
+def ask(scorer: Scorer, items: Sequence[Item], extra: Extra) -> Sequence[Scored]:
+    """The scorer's answer; it gets `extra` if it has a parameter of that name."""
+    return scorer(items, extra=extra) if takes_extra(scorer) else scorer(items)
+
+
+def takes_extra(scorer: Scorer) -> bool:
+    """Whether a scorer reads what else the rows of the prompts hold."""
+    try:
+        return "extra" in inspect.signature(scorer).parameters
+    except (TypeError, ValueError):  # some callables of C have none
+        return False
+
+
 def call_scorer(
-    scorer: Scorer, items: Sequence[Item], *, group_size: int = 1, clock: Callable[[], float] = time.perf_counter
+    scorer: Scorer,
+    items: Sequence[Item],
+    extra: Extra = (),
+    *,
+    group_size: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> ScoredBatch:
     """One call; an exception of the scorer is the failure of all its items.
 
     Args:
         scorer: what is called.
         items: B rollouts, one completion each.
+        extra: what else the row of each one's prompt holds; empty: nothing is known of it.
         group_size: so many after the other have one prompt, and are sent as one item.
         clock: seconds.
     """
     start = clock()
     fingerprint = None
     try:
-        sent, places = grouped(items, size=group_size)
-        answer = scorer(sent)
+        sent, places, firsts = grouped(items, size=group_size)
+        answer = ask(scorer, sent, [extra[row] for row in firsts] if extra else ())
         fingerprint = getattr(answer, "fingerprint", None)
         results = list(answer)
         if len(results) != len(items):
@@ -135,12 +157,17 @@ class ScoringPool:
         self._group_size = group_size
         self._slots = threading.Semaphore(concurrency)
 
-    def submit(self, items: Sequence[Item]) -> "Future[ScoredBatch]":
-        """Starts a call, or queues it when all slots are taken, and returns at once."""
+    def submit(self, items: Sequence[Item], extra: Extra = ()) -> "Future[ScoredBatch]":
+        """Starts a call, or queues it when all slots are taken, and returns at once.
+
+        Args:
+            items: the rollouts.
+            extra: what else the row of each one's prompt holds.
+        """
 
         def call() -> ScoredBatch:
             with self._slots:
-                return call_scorer(self._scorer, items, group_size=self._group_size)
+                return call_scorer(self._scorer, items, extra, group_size=self._group_size)
 
         return in_thread(call)
 

@@ -1,6 +1,7 @@
 """The metrics of a run: their names, and how those about rollouts are computed, as means under the mask."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,6 +131,7 @@ def sample_rows(
     raw_scores: Tensor,
     *,
     limit: int,
+    columns: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """The first rollouts of a batch as rows of a table: prompt, completion, score, KL.
 
@@ -142,6 +144,7 @@ def sample_rows(
         experience: the B rollouts.
         raw_scores: shape (B,), float32, as the scorer gave them, NaN where it failed.
         limit: how many rows at most.
+        columns: what else the row of each prompt holds; what is long is cut.
     """
     kl = experience.kl.sum(1).where(experience.mask.any(1), float("nan"))
     return [
@@ -153,9 +156,20 @@ def sample_rows(
             "num_tokens": lengths[row],
             "score": float(raw_scores[row]),
             "kl": float(kl[row]),
+            **_columns(columns[row] if columns else {}),
         }
         for row in range(min(limit, len(items)))
     ]
+
+
+def _columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {"columns": {name: _cut(value) for name, value in columns.items()}} if columns else {}
+
+
+def _cut(value: Any) -> Any:
+    """A value of a column; what is long, only from its beginning, as text."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if len(text) <= MAX_SAMPLE_CHARS else text[:MAX_SAMPLE_CHARS]
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float | None:

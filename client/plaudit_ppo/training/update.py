@@ -1,10 +1,11 @@
 """The update: epochs over one rollout batch, each minibatch one optimizer step, split into micro-batches for memory."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plaudit_ppo.algorithm.advantages import whiten
 from plaudit_ppo.algorithm.kl import kl_k1, kl_k2
@@ -83,11 +84,9 @@ def _step(
     micro_batches = _micro_batches(minibatch, config.micro_batch_size, skip_empty=accelerator.num_processes == 1)
     for number, micro_batch in enumerate(micro_batches):
         with learner.micro_batch(is_last=number + 1 == len(micro_batches)):
-            parts, error = _token_sums(learner, micro_batch, config, critic_alone=critic_alone)
-            policy_loss = parts["loss/policy_avg"] + config.kl_loss_coef * parts["loss/kl_avg"]
-            if config.entropy_coef:
-                policy_loss = policy_loss - config.entropy_coef * parts["policy/entropy_avg"]
-            value_loss = config.value_coef * parts["loss/value_avg"]
+            parts, furthest = token_sums(learner.policy, learner.critic, micro_batch, config, critic_alone=critic_alone)
+            error = float(furthest)
+            policy_loss, value_loss = losses(parts, config)
             learner.backward(None if critic_alone else policy_loss / denominator, value_loss / denominator)
         ratio_error = max(ratio_error, error) if error == error else error  # NaN stays
         for name, value in parts.items():
@@ -123,7 +122,7 @@ def check_sampled_ratio(learner: Learner, experience: Experience, config: PPOCon
         logprobs, _ = completion_logprobs(
             learner.policy, part.rollouts, temperature=config.temperature, chunk_tokens=config.logits_chunk_tokens
         )
-        errors.append(_ratio_error(logprobs - part.old_logprobs, part.mask))
+        errors.append(float(_ratio_error(logprobs - part.old_logprobs, part.mask)))
     _check_ratio(learner, config, float(torch.tensor(errors).max()))  # NaN where one is
 
 
@@ -132,9 +131,9 @@ def _check_ratio(learner: Learner, config: PPOConfig, error: float) -> None:
     check_ratio(largest(learner.accelerator, error), tolerance=tolerance)
 
 
-def _ratio_error(log_ratio: Tensor, mask: Tensor) -> float:
+def _ratio_error(log_ratio: Tensor, mask: Tensor) -> Tensor:
     """The largest |ratio - 1|."""
-    return float((log_ratio.exp() - 1).where(mask, 0.0).abs().max())
+    return (log_ratio.exp() - 1).where(mask, 0.0).abs().max()
 
 
 def _check_losses(totals: dict[str, float]) -> None:
@@ -154,14 +153,30 @@ def _micro_batches(minibatch: Experience, size: int, *, skip_empty: bool) -> lis
     return [part for part in parts if part.mask.any() or not skip_empty]
 
 
-def _token_sums(
-    learner: Learner, batch: Experience, config: PPOConfig, *, critic_alone: bool
-) -> tuple[dict[str, Tensor], float]:
-    """Losses and statistics of one micro-batch, summed over its real tokens; and the largest |ratio - 1|."""
+def losses(sums: Mapping[str, Tensor], config: PPOConfig) -> tuple[Tensor, Tensor]:
+    """What is minimized, summed over tokens: of the policy, and of the critic with its weight."""
+    policy_loss = sums["loss/policy_avg"] + config.kl_loss_coef * sums["loss/kl_avg"]
+    if config.entropy_coef:
+        policy_loss = policy_loss - config.entropy_coef * sums["policy/entropy_avg"]
+    return policy_loss, config.value_coef * sums["loss/value_avg"]
+
+
+def token_sums(
+    policy: nn.Module, critic: nn.Module, batch: Experience, config: PPOConfig, *, critic_alone: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Losses and statistics of one micro-batch, summed over its real tokens; and the largest |ratio - 1|.
+
+    Args:
+        policy: to be called for its logits.
+        critic: to be called for its values.
+        batch: the micro-batch.
+        config: the settings of the losses.
+        critic_alone: the policy gets no gradients.
+    """
     mask, rollouts = batch.mask, batch.rollouts
     with torch.set_grad_enabled(not critic_alone):
         logprobs, entropies = completion_logprobs(
-            learner.policy,
+            policy,
             rollouts,
             temperature=config.temperature,
             chunk_tokens=config.logits_chunk_tokens,
@@ -169,7 +184,7 @@ def _token_sums(
         )
     log_ratio = logprobs - batch.old_logprobs
     ratio = log_ratio.exp()
-    values = completion_values(learner.critic, rollouts)
+    values = completion_values(critic, rollouts)
     policy_loss, policy_clipped = policy_losses(
         ratio,
         batch.advantages,
@@ -181,8 +196,8 @@ def _token_sums(
         values, batch.old_values, batch.returns, clip_range=config.value_clip_range
     )
     policy_loss = policy_loss * batch.sampling_weights
-    losses = {"policy": policy_loss, "value": value_loss, "kl": kl_k2(kl_k1(logprobs, batch.ref_logprobs))}
-    sums = {f"loss/{name}_avg": masked_total(loss, mask) for name, loss in losses.items()}
+    of_tokens = {"policy": policy_loss, "value": value_loss, "kl": kl_k2(kl_k1(logprobs, batch.ref_logprobs))}
+    sums = {f"loss/{name}_avg": masked_total(loss, mask) for name, loss in of_tokens.items()}
     sums["policy/entropy_avg"] = masked_total(entropies, mask)
     with torch.no_grad():
         statistics = {

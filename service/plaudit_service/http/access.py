@@ -62,7 +62,7 @@ class Access:
         self._key_digests = [_digest(key.encode()) for key in dict.fromkeys(api_keys)]
         self._fair_by_address = fair_by_address
         self._routes = frozenset(routes)
-        self._open_routes = PROBES | frozenset(open_routes)
+        self._open_routes = frozenset(open_routes)
         self._open_prefixes = tuple(route for route in open_routes if route.endswith("/") and route != "/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,13 +130,10 @@ class Access:
     def _check_key(self, method: str, path: str, authorization: bytes) -> int | None:
         """Which of the keys was given; None where none is asked for.
 
-        Only what is read is open: POST / of the dialect tei scores, while GET / is the console's page.
-
         Raises:
             Unauthorized: none of them.
         """
-        is_open = path in self._open_routes or path.startswith(self._open_prefixes)
-        if not self._key_digests or (is_open and method in ("GET", "HEAD")):
+        if not self._key_digests or self._is_open(method, path):
             return None
         scheme, _, key = authorization.partition(b" ")
         digest = _digest(key.strip())
@@ -145,6 +142,11 @@ class Access:
         if scheme.lower() != b"bearer" or not any(matches):
             raise Unauthorized("send one of the service's API keys as the header Authorization: Bearer KEY")
         return matches.index(True)
+
+    def _is_open(self, method: str, path: str) -> bool:
+        """Only what is read is open: POST / of the dialect tei scores, while GET / is the console's page."""
+        listed = path in self._open_routes or path.startswith(self._open_prefixes)
+        return path in PROBES or (listed and method in ("GET", "HEAD"))
 
     def _client(self, key: int | None, address: tuple[str, int] | None) -> str:
         """Who shares queue and turns with others: a key, of several, or an address; "" where nobody is told apart."""

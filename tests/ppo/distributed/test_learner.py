@@ -1,5 +1,6 @@
 """How the networks are trained: precision, gradient checkpointing, in every combination with LoRA and the critics."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from plaudit_ppo import PPOConfig, TrunkCritic, add_lora
-from plaudit_ppo.distributed.learner_setup import checkpoint_layers, make_learner, set_precision
+from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, frozen_copy
+from plaudit_ppo.distributed.learner_setup import checkpoint_layers, make_learner, prepare_reference, set_precision
 from plaudit_ppo.errors import ConfigError, RatioError
 from plaudit_ppo.models.networks import transformer_layers
 from plaudit_ppo.rollout.forward import evaluate_rollouts
@@ -32,7 +33,8 @@ def train(make_trainer, make_policy, tmp_path):
         if critic_trunk == "policy":
             critic = TrunkCritic(policy, head_init="normal", generator=torch.Generator().manual_seed(1))
         if lora_rank:
-            policy = add_lora(policy, PPOConfig(lora_rank=lora_rank))
+            precisions = {name: settings[name] for name in settings if name.endswith("precision")}
+            policy = add_lora(policy, PPOConfig(lora_rank=lora_rank, **precisions))
         if hook:
             policy.register_forward_hook(hook)
         make_trainer(
@@ -94,6 +96,55 @@ def test_in_bfloat16_the_ratio_is_1_within_its_rounding_and_weights_stay_float32
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert log[0]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
     assert abs(log[1]["objective/kl"]) > 1e-3
+
+
+@CRITICS
+def test_a_run_with_an_adapter_keeps_the_weights_below_it_in_bfloat16(train, critic_trunk):
+    settings = {"precision": "bfloat16", "frozen_precision": "bfloat16", "gradient_checkpointing": True}
+    weights, log = train("run", lora_rank=4, critic_trunk=critic_trunk, logits_chunk_tokens=4, **settings)
+    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
+    assert {dtype for name, dtype in dtypes.items() if "lora_" in name} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if "lora_" not in name} == {torch.bfloat16}
+    assert log[0]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert abs(log[1]["objective/kl"]) > 1e-3
+
+
+def test_with_a_reference_in_bfloat16_the_kl_begins_at_its_rounding_and_the_policy_computes_as_before(
+    make_trainer, make_policy
+):
+    exact, rounded = (
+        make_trainer(reference=frozen_copy(make_policy(), precision), frozen_precision=precision, output=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    for trainer in (exact, rounded):
+        trainer.train()
+    assert {p.dtype for p in rounded.reference.parameters()} == {torch.bfloat16}
+    assert rounded.log()[0]["objective/kl"] == pytest.approx(0.0, abs=0.2)
+    assert rounded.log()[0]["objective/kl"] != 0.0
+    assert rounded.log()[0]["objective/entropy"] == exact.log()[0]["objective/entropy"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora_rank": 4, "precision": "bfloat16"}, "and lora_rank"),
+        ({"deepspeed_config": "zero-3.json"}, "and stage 3"),
+    ],
+)
+def test_two_precisions_where_deepspeed_wants_one_are_refused(make_policy, make_critic, tmp_path, settings, says):
+    two, settings = SimpleNamespace(device=torch.device("cpu"), num_processes=2), dict(settings)
+    if "deepspeed_config" in settings:
+        (tmp_path / "zero-3.json").write_text('{"zero_optimization": {"stage": 3}}')
+        settings["deepspeed_config"] = str(tmp_path / "zero-3.json")
+    config = PPOConfig(sharding="deepspeed", frozen_precision="bfloat16", **settings)
+    if config.lora_rank:
+        prepare = partial(make_learner, add_lora(make_policy(), config), make_critic())
+    else:
+        prepare = partial(prepare_reference, make_policy())
+    with pytest.raises(
+        ConfigError, match=f'frozen_precision = "bfloat16" and gathered_precision = "float32": .* {says}$'
+    ):
+        prepare(config, two)
 
 
 def test_in_bfloat16_a_policy_that_is_another_in_training_is_still_noticed(train):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_trainer import weights
 
-from plaudit_ppo import PPOConfig, TrunkCritic, add_lora
+from plaudit_ppo import PPOConfig, Prompt, TrunkCritic, add_lora
 from plaudit_ppo.engine.vllm import Engine
 from plaudit_ppo.errors import EngineError
 
@@ -111,6 +111,14 @@ def test_a_run_may_begin_and_end_to_sample_ahead_with_a_resume(train):
         settings = AHEAD | {"max_staleness": max_staleness, "iterations": 2 * (done + 1)}
         run, _ = train(resume=done > 0, **settings)
     assert [line["sampler/staleness"] for line in run.log()] == [0, 0, 0, 1, 0, 0]
+
+
+def test_an_evaluation_gives_the_engines_other_weights_once_the_batch_that_was_begun_is_there(train):
+    """An evaluation is by the newest version, the batch that was begun by the one before."""
+    undisturbed, _ = train(output="undisturbed", **AHEAD)
+    run, (engine,) = train(eval_prompts=[Prompt(text="w9 w10")], eval_every=1, output="evaluated", **AHEAD)
+    assert torch.equal(run.trained(), undisturbed.trained())
+    assert [path.name for path in engine.published] == [f"version-00000{version}" for version in (0, 1, 2, 3, 4)]
 
 
 def test_a_batch_sampled_in_turn_keeps_no_weights(train):

@@ -1,8 +1,10 @@
 import copy
+import dataclasses
 import json
 
 import pytest
 import torch
+from tiny_trainer import tiny_tokenizer
 
 from plaudit_ppo.engine.completions import (
     AnswerError,
@@ -13,6 +15,7 @@ from plaudit_ppo.engine.completions import (
     rollout_seed,
     to_rollouts,
 )
+from plaudit_ppo.rollout.completion_text import StopStrings
 
 SAMPLING = Sampling(temperature=0.7, max_tokens=3, eos_ids=(0, 9), vocabulary=32)
 ANSWER = {"prompt_token_ids": [4, 5], "token_ids": [6, 7, 9], "finish_reason": "stop"}
@@ -61,6 +64,33 @@ def test_an_answer_is_a_completion_that_ended_or_one_that_was_cut():
 def test_an_answer_that_is_no_completion_of_the_prompt_is_none(changes, says):
     with pytest.raises(AnswerError, match=says):
         parse_completion(answered(**changes), [4, 5], SAMPLING)
+
+
+STOPPING = dataclasses.replace(SAMPLING, stop=StopStrings([" w7", "w9"], tiny_tokenizer()))
+
+
+def test_an_engine_is_told_the_stop_strings_and_the_trainer_says_where_a_completion_ends():
+    """Detail 36: with the token that brings one to its end, whatever the engine has sampled behind it."""
+    request = completion_request([4, 5], STOPPING, model="policy", seed=3)
+    assert (request["stop"], request["include_stop_str_in_output"]) == ([" w7", "w9"], True)
+    assert request["skip_special_tokens"] is False  # a stop string may be one
+    assert "stop" not in completion_request([4, 5], SAMPLING, model="policy", seed=3)
+    for ids, reason in (([6, 7], "stop"), ([6, 7, 8], "stop"), ([6, 7, 8], "length"), ([6, 7, 0], "stop")):
+        logprobs = {"token_logprobs": [-1.0, -0.5, -2.0][: len(ids)]}
+        answer = answered(token_ids=ids, finish_reason=reason, logprobs=logprobs)
+        assert parse_completion(answer, [4, 5], STOPPING) == Completion([6, 7], [-1.0, -0.5], finished=True)
+    assert parse_completion(answered(), [4, 5], dataclasses.replace(STOPPING, eos_ids=(9,))).ids == [6, 7]
+    ended = answered(token_ids=[6, 8, 0])
+    assert parse_completion(ended, [4, 5], STOPPING) == Completion([6, 8, 0], [-1.0, -0.5, -2.0], finished=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"token_ids": [6, 8, 8]}, "ended by 'stop'"), ({"token_ids": [0, 7, 8]}, "1 of them an EOS")],
+)
+def test_an_engine_that_stops_where_there_is_no_stop_string_gives_no_completion(changes, says):
+    with pytest.raises(AnswerError, match=says):
+        parse_completion(answered(**changes), [4, 5], STOPPING)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"choices": []}', b'{"choices": [1]}', b"[" * 100_000])

@@ -8,6 +8,7 @@ from fake_vllm import KEY
 from safetensors.torch import load_file
 from tiny_trainer import weights
 
+from plaudit_client import Score
 from plaudit_ppo import PPOConfig, add_lora
 from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError, RatioError
 from plaudit_ppo.runs.report import write_report
@@ -43,6 +44,20 @@ def test_rollouts_do_not_depend_on_how_many_engines_there_are_nor_on_requests_in
     assert len(seeds) == 2 * (3 + 8)
     assert len(set(seeds)) == 3 + 2 * 8
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_stop_strings_end_completions_of_engines(train):
+    """Detail 36."""
+    items = []
+
+    def scorer(batch):
+        items.extend(batch)
+        return [Score("ok", float(len(item["completion"]))) for item in batch]
+
+    run, _ = train(scorer=scorer, stop=[" w5", " w6", " w7"], rollout_batch_size=16, iterations=1)
+    assert not any(stop in item["completion"] for item in items for stop in (" w5", " w6", " w7"))
+    assert sum(item["finished"] for item in items) == run.log()[0]["val/num_eos_tokens"] > 4
+    assert all(line["val/sampling_ratio_error"] < 1e-4 for line in run.log())
 
 
 @pytest.mark.parametrize("sync", ["auto", "weights"])

@@ -9,7 +9,7 @@ from transformers.models.auto import CONFIG_MAPPING
 
 from plaudit_ppo import PPOConfig
 from plaudit_ppo.errors import CheckpointError, ConfigError
-from plaudit_ppo.models.lora import AdapterOff, add_lora, is_lora
+from plaudit_ppo.models.lora import AdapterOff, add_lora, is_lora, save_merged
 
 IDS = torch.arange(2, 10)[None]
 CONFIG = PPOConfig(lora_rank=4)
@@ -53,6 +53,25 @@ def test_the_adapter_comes_from_the_seed_alone(make_policy):
     other = adapted(make_policy()).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_weights_below_an_adapter_may_be_in_bfloat16_and_what_is_left_is_merged_in_float32(make_policy, tmp_path):
+    halved = PPOConfig(lora_rank=4, precision="bfloat16", frozen_precision="bfloat16")
+    whole, policy = add_lora(make_policy(), CONFIG), add_lora(make_policy(), halved)
+    for (name, parameter), expected in zip(policy.named_parameters(), whole.parameters(), strict=True):
+        is_adapter = "lora_" in name
+        assert parameter.dtype == (torch.float32 if is_adapter else torch.bfloat16)
+        assert parameter.requires_grad == is_adapter
+        assert torch.equal(parameter, expected.to(parameter.dtype))
+        if "lora_B" in name:
+            parameter.data.add_(0.01)
+    policy(IDS).logits.float().logsumexp(2).sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in policy.parameters() if p.requires_grad)
+    save_merged(policy, tmp_path, policy.state_dict())
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert merged.dtype == torch.float32
+    assert torch.allclose(merged(IDS).logits, policy(IDS).logits.float(), atol=0.2)
 
 
 def test_the_reference_is_the_policy_without_its_adapter(make_policy):

@@ -65,6 +65,28 @@ def test_the_reference_is_a_frozen_copy(policy):
     assert reference.lm_head.weight.any()
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_reference_in_bfloat16_takes_half_and_leaves_the_policy_as_it_is(policy, tied):
+    if tied:
+        policy.lm_head.weight = policy.model.embed_tokens.weight
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    reference = frozen_copy(policy, "bfloat16")
+    assert {p.dtype for p in reference.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in reference.buffers()} == {torch.float32}  # of the positions, which must not be rounded
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    assert (reference.lm_head.weight is reference.model.embed_tokens.weight) == tied
+    assert all(torch.equal(tensor, policy.state_dict()[name]) for name, tensor in before.items())
+    ids = torch.arange(2, 10)[None]
+    assert torch.allclose(reference(ids).logits.float(), policy(ids).logits, atol=0.2)
+
+
+def test_what_transformers_never_rounds_stays_in_float32(policy):
+    policy._keep_in_fp32_modules_strict = {"mlp"}
+    kept = {name for name, p in frozen_copy(policy, "bfloat16").named_parameters() if p.dtype == torch.float32}
+    assert len(kept) == 6
+    assert all(".mlp." in name for name in kept)
+
+
 def test_a_directory_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"policy: .*absent has no config\.json"):
         load_policy(tmp_path / "absent")

@@ -7,6 +7,7 @@ from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.models.lora import add_lora
 from plaudit_ppo.models.networks import disable_dropout
+from plaudit_ppo.planning.live_memory import LiveMemory
 from plaudit_ppo.rollout.chunks import answer_in_chunks
 from plaudit_ppo.rollout.forward import completion_logprobs
 from plaudit_ppo.rollout.prompts import pad_left
@@ -73,6 +74,26 @@ def test_chunks_give_the_logprobs_entropies_and_gradients_of_whole_logits(archit
             assert (part - expected).abs().max() <= 1e-6 * max(1.0, float(expected.abs().max()))
     for part, expected in zip(figures(policy, rollouts, 0), whole, strict=True):
         assert torch.equal(part, expected)  # asked for logits, it answers as before
+
+
+@pytest.mark.parametrize("has_gradients", [False, True])
+def test_there_are_never_more_logits_than_those_of_a_chunk(has_gradients):
+    """Measured by the tensors that are there at once: 3 rollouts of 8 tokens, whole and 4 tokens at a time."""
+    policy = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**SIZES | {"vocab_size": 500}))
+    answer_in_chunks(policy)
+    rollouts, row = rollouts_of(policy), 4 * policy.config.vocab_size
+    peaks = {}
+    for size in (0, 4):
+        memory = LiveMemory([*policy.parameters(), *policy.buffers()], vocabulary=policy.config.vocab_size)
+        with memory, torch.set_grad_enabled(has_gradients):
+            logprobs, _ = completion_logprobs(
+                policy, rollouts, temperature=0.7, chunk_tokens=size, entropy_gradient=False
+            )
+            if has_gradients:
+                logprobs.sum().backward()
+        peaks[size] = memory.peak["logits"]
+    assert peaks[0] >= 3 * rollouts.completion_ids.numel() * row
+    assert peaks[4] <= 5 * 4 * row
 
 
 def test_a_network_whose_head_needs_more_than_the_last_hidden_states_is_refused(policy):

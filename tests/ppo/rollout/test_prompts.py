@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from plaudit_ppo.errors import PromptError
-from plaudit_ppo.rollout.prompts import Prompt, dealt_prompts, encode_prompt, pad_left, read_prompts, render_chat
+from plaudit_ppo.rollout.prompts import (
+    Prompt,
+    count_by_source,
+    dealt_prompts,
+    encode_prompt,
+    encode_prompts,
+    mixed_prompts,
+    pad_left,
+    read_prompts,
+    render_chat,
+)
 
 
 @pytest.fixture
@@ -40,6 +50,77 @@ def test_a_chat_may_stand_in_every_form_of_trl(read, record):
     assert read(json.dumps(record)) == [Prompt(messages=({"role": "user", "content": "two"},))]
 
 
+USER, OTHER = {"role": "user", "content": "two"}, {"role": "user", "content": "one"}
+GOOD, BAD = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        ({"prompt": "a", "completion": "b"}, Prompt(text="a")),
+        ({"prompt": [USER], "completion": [GOOD]}, Prompt(messages=(USER,))),
+        ({"prompt": "a", "chosen": " good", "rejected": " bad"}, Prompt(text="a")),
+        ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, Prompt(messages=(USER,))),
+        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, Prompt(messages=(USER,))),
+        ({"chosen": [OTHER, GOOD, USER, GOOD], "rejected": [OTHER, GOOD, USER]}, Prompt(messages=(OTHER, GOOD, USER))),
+        ({"prompt": "two", "chosen": [USER, GOOD], "rejected": [USER, BAD], "messages": []}, Prompt(messages=(USER,))),
+    ],
+)
+def test_of_completions_and_preference_pairs_the_prompt_is_taken_and_the_rest_kept(read, record, prompt):
+    """TRL's forms: prompt and completion, pairs with it, and chats that begin alike, with a text for people."""
+    (read_prompt,) = read(json.dumps(record))
+    assert read_prompt == prompt
+    is_shared = isinstance(record.get("chosen"), list) and not isinstance(record.get("prompt"), list)
+    assert read_prompt.columns == {name: value for name, value in record.items() if is_shared or name != "prompt"}
+
+
+def test_other_columns_are_kept_and_what_is_null_is_not_there(read):
+    (prompt,) = read('{"prompt": "a", "label": [1, {"b": null}], "id": 0, "note": null}')
+    assert prompt.columns == {"label": [1, {"b": None}], "id": 0}
+
+
+def test_a_long_prompt_is_refused_or_left_out(tokenizer):
+    prompts = [Prompt(text="w2", where="a"), Prompt(text="w2 w3 w4", where="b"), Prompt(text="w5 w6", where="c")]
+    with pytest.raises(PromptError, match=r"b: 3 tokens, limit 1 to 2 .* or set long_prompts = \"drop\""):
+        encode_prompts(prompts, tokenizer, max_tokens=2)
+    encoded = encode_prompts(prompts, tokenizer, max_tokens=2, drop_long=True)
+    assert (encoded.prompts, encoded.ids, encoded.dropped) == (prompts[::2], [[2], [5, 6]], prompts[1:2])
+    with pytest.raises(PromptError, match=r"all 1 prompts have more than 2 tokens \(max_prompt_tokens\); raise it"):
+        encode_prompts(prompts[1:2], tokenizer, max_tokens=2, drop_long=True)
+
+
+def test_prompts_know_their_source_and_one_with_a_weight_cannot_be_empty(tmp_path):
+    for name, count in (("a", 2), ("b", 1)):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "x"}\n' * count)
+    prompts = read_prompts([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    assert [prompt.source for prompt in prompts] == [0, 0, 1]
+    assert count_by_source(prompts, 2) == [2, 1]
+    with pytest.raises(PromptError, match=r"prompts\[1\]: no prompt is left of this source"):
+        count_by_source(prompts[:2], 2)
+
+
+def test_sources_are_mixed_in_the_shares_of_their_weights_by_hand():
+    """Four prompts and two: a pass has six, of which weights of 1 and 2 give two and four."""
+    passes = torch.tensor(mixed_prompts([4, 2], [1.0, 2.0], start=0, count=12, seed=0)).split(6)
+    for dealt in passes:
+        assert sum(index < 4 for index in dealt.tolist()) == 2
+        assert sorted(index for index in dealt.tolist() if index >= 4) == [4, 4, 5, 5]
+    assert sorted(index for dealt in passes for index in dealt.tolist() if index < 4) == [0, 1, 2, 3]
+    assert passes[0].tolist() != passes[1].tolist()
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    weights=st.lists(st.floats(0.01, 100), min_size=3, max_size=3),
+    start=st.integers(0, 20),
+    count=st.integers(1, 20),
+)
+def test_the_mixed_order_does_not_depend_on_where_a_run_was_continued(sizes, weights, start, count):
+    weights = weights[: len(sizes)]
+    whole = mixed_prompts(sizes, weights, start=0, count=start + count, seed=1)
+    assert whole[start:] == mixed_prompts(sizes, weights, start=start, count=count, seed=1)
+
+
 def test_what_templates_read_of_a_message_is_kept(read):
     chat = [{"role": "user", "content": "two", "name": "Ann"}, {"role": "assistant", "content": "a", "thinking": "b"}]
     assert read(json.dumps({"prompt": chat}))[0].messages == tuple(chat)
@@ -52,6 +133,8 @@ def test_what_templates_read_of_a_message_is_kept(read):
         ("3", "not an object (int)"),
         ("{}", "needs either prompt or messages, has the keys none"),
         ('{"question": "a", "chosen": []}', "needs either prompt or messages, has the keys question, chosen"),
+        ('{"chosen": "a b", "rejected": "a c"}', "chosen and rejected without their prompt"),
+        ('{"chosen": [{"role": "user"}], "rejected": []}', "begin with other messages"),
         ('{"prompt": "a", "messages": []}', "needs either prompt or messages, has the keys prompt, messages"),
         ('{"prompt": 3}', "prompt: got int; give a list of at least one"),
         ('{"prompt": "\\ud800"}', "prompt has a lone surrogate"),

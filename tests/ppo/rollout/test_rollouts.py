@@ -45,6 +45,16 @@ def test_the_text_of_a_completion_has_its_eos_only_on_demand(tokenizer):
         assert completion_texts(cut, tokenizer, with_eos=[with_eos]) == [" w4 w5"]
 
 
+def test_the_text_of_a_completion_goes_up_to_its_stop_string_and_has_no_eos(tokenizer):
+    """Detail 36."""
+    stopped, ended = rollout([2, 3], [4, 5, 6], finished=True), rollout([2, 3], [4, EOS], finished=True)
+    for with_eos in ([False], [True]):
+        assert completion_texts(stopped, tokenizer, with_eos=with_eos, stop=[" w6", "w9"]) == [" w4 w5"]
+    assert completion_texts(ended, tokenizer, with_eos=[False], stop=["w6"]) == [" w4"]
+    assert completion_texts(ended, tokenizer, with_eos=[True], stop=["w6"]) == [" w4 <eos>"]
+    assert completion_texts(ended, tokenizer, with_eos=[True], stop=["<eos>"]) == [" w4 "]
+
+
 def test_the_space_between_prompt_and_completion_survives(tokenizer):
     """Detail 6: a tokenizer that drops the first space of a text does not glue prompt and completion together."""
     core = Tokenizer(models.BPE({"▁a": 0, "▁b": 1, "</s>": 2, "c": 3}, []))

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from plaudit_ppo.errors import ConfigError
+from plaudit_ppo.rollout.completion_text import StopStrings
 from plaudit_ppo.rollout.forward import completion_logits, token_logprobs
 from plaudit_ppo.rollout.prompts import pad_left
 from plaudit_ppo.rollout.sampling import pad_token_id, sample_rollouts
@@ -10,7 +11,7 @@ from plaudit_ppo.training.metrics import sampling_ratio_error
 EOS, PAD = 0, 1
 
 
-def sample(policy, prompts, *, seed=0, max_tokens=8, temperature=1.0, pad_id=PAD, eos_ids=(EOS,)):
+def sample(policy, prompts, *, seed=0, max_tokens=8, temperature=1.0, pad_id=PAD, eos_ids=(EOS,), stop=None):
     return sample_rollouts(
         policy,
         *pad_left(prompts, pad_id),
@@ -19,6 +20,7 @@ def sample(policy, prompts, *, seed=0, max_tokens=8, temperature=1.0, pad_id=PAD
         eos_ids=eos_ids,
         pad_id=pad_id,
         generator=torch.Generator().manual_seed(seed),
+        stop=stop,
     )
 
 
@@ -33,6 +35,24 @@ def test_a_completion_is_kept_through_the_first_eos_and_padded_after_it(policy):
         length = ids.index(EOS) + 1 if finished else len(ids)
         assert mask == [True] * length + [False] * (len(ids) - length)
         assert ids[length:] == [PAD] * (len(ids) - length)
+
+
+def test_a_completion_ends_with_the_token_that_brings_a_stop_string_to_its_end(policy, tokenizer):
+    """Detail 36: it has ended as by EOS, and until then it is the one that is sampled without."""
+    with torch.no_grad():
+        policy.lm_head.weight.zero_()  # uniform
+    prompts = [[2, 3], [4], [5, 6, 7]] * 40
+    stop = StopStrings([" w9", " w4 w4"], tokenizer)
+    free, stopped = sample(policy, prompts), sample(policy, prompts, stop=stop)
+    lengths = []
+    for row, prompt in enumerate(prompts):
+        ids = free.completion_ids[row][free.completion_mask[row]].tolist()
+        end = stop.find(prompt, ids)
+        kept = stopped.completion_ids[row][stopped.completion_mask[row]].tolist()
+        assert kept == ids[:end]
+        assert bool(stopped.finished[row]) == (end is not None or bool(free.finished[row]))
+        lengths.append(end)
+    assert len(set(lengths)) > 4
 
 
 def test_sampling_follows_the_tempered_distribution_without_top_k_or_top_p(policy):

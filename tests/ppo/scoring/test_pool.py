@@ -7,6 +7,7 @@ import torch
 
 from plaudit_client import Score
 from plaudit_client.testing import FakeScorer
+from plaudit_ppo.scoring.combined import CombinedScorer
 from plaudit_ppo.scoring.pool import ScoredBatch, ScoringPool, call_scorer, gather
 
 
@@ -93,6 +94,25 @@ def test_a_group_is_one_item_and_its_scores_come_back_to_its_rollouts():
         1.0,
         2.0,
     ]
+
+
+def test_a_scorer_with_the_parameter_gets_the_columns_of_each_items_prompt():
+    """Of a group once; of one that is sent as two, with each."""
+    seen = []
+
+    def scorer(items, extra):
+        seen.append(list(extra))
+        return [Score("ok", 1.0) for item in items for _ in item.get("completions", [""])]
+
+    items = [{"prompt": "p", "completion": "a", "finished": row != 1} for row in range(4)]
+    columns = [{"label": row // 2} for row in range(4)]
+    assert numbers(ScoringPool(scorer, 1, group_size=2).submit(items, columns).result()) == [1.0] * 4
+    assert numbers(call_scorer(scorer, items, columns)) == [1.0] * 4
+    assert seen == [[{"label": 0}, {"label": 0}, {"label": 1}], columns]
+    assert numbers(call_scorer(lambda sent: [Score("ok", 2.0)] * len(sent), items, columns)) == [2.0] * 4
+    both = CombinedScorer([scorer, lambda sent: [Score("ok", 2.0)] * len(sent)])
+    assert numbers(call_scorer(both, items, columns)) == [3.0] * 4
+    assert seen[2] == columns
 
 
 def test_one_completion_of_a_group_without_a_score_is_masked_alone():

@@ -1,5 +1,8 @@
 """The runtimes under the engines: what each promises, and what is refused."""
 
+import resource
+from pathlib import Path
+
 import httpx2
 import numpy as np
 import onnx
@@ -8,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from plaudit_service import Scorer
-from plaudit_service.engine.onnx_runtime import open_session
+from plaudit_service.engine.onnx_runtime import OnnxRuntime, open_session
 from plaudit_service.engine.onnx_runtime_cuda import (
     OnnxRuntimeCuda,
     prefix_cache_bytes,
@@ -54,6 +57,31 @@ def test_several_calls_at_once_give_openvinos_scores_within_what_it_states(causa
     scorer = Scorer(causal_bundle, runtime="openvino", num_threads=2, engine_calls=2, max_batch_tokens=256)
     limit = max(scorer.model.engine.tolerance * np.std(expected), 1e-5)
     assert np.abs(np.array(scorer.score(TEXTS).floats) - expected).max() <= limit
+
+
+def test_what_a_long_text_takes_is_given_back(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["row"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["row"], ["column"]),
+        helper.make_node("Mul", ["row", "column"], ["product"]),  # (T, T)
+        helper.make_node("ReduceSum", ["product"], ["scores"]),
+    ]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "T"])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 1])
+    graph = helper.make_graph(nodes, "square", [ids], [scores])
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+    runtime = OnnxRuntime(tmp_path / "model.onnx", 1)
+    runtime.run(["scores"], {"input_ids": np.ones((1, 1024), dtype=np.int64)})
+    before = resident_bytes()
+    (total,) = runtime.run(["scores"], {"input_ids": np.ones((1, 6000), dtype=np.int64)})  # takes 144 MB
+    assert total.item() == 6000**2
+    assert resident_bytes() - before < 20e6
+
+
+def resident_bytes():
+    """Memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_calls_at_once_need_a_thread_each_and_a_cpu(causal_bundle):

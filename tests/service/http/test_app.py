@@ -264,7 +264,7 @@ def test_models_and_combinations_are_listed_as_openais_clients_ask_for_them_and_
 def test_no_route_ever_redirects(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "openrlhf,llamafactory,vllm,slime"]) as service:
         paths = [*httpx2.get(f"{service.url}/openapi.json").json()["paths"], "/docs", "/openapi.json", "/docs-assets"]
-        for path in (*paths, "/docs/oauth2-redirect", ""):
+        for path in (*paths, "/docs/oauth2-redirect", "/console"):
             for method in ("GET", "HEAD", "POST", "PUT"):
                 answer = httpx2.request(method, f"{service.url}{path}/", content="{}")
                 assert answer.status_code in {404, 405}, (method, path)

@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub lint format bench bench-quick bench-vllm bench-rollouts load load-report soak soak-hour gpu-check human-preferences \
-	screenshots studies study-best-of-n study-beta study-trl study-draws sbom audit locks release release-check clean
+	screenshots studies study-best-of-n study-beta study-trl study-draws study-engine sbom audit locks release release-check clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -173,7 +173,7 @@ test-browser: $(READY) ## the console in a real browser, which is installed wher
 	$(BIN)/pytest -m '' tests/service/http/test_console.py
 
 test-vllm: $(READY) $(READY_VLLM) ## rollouts by vLLM's build for the CPU
-	PLAUDIT_VLLM=$(VENV_VLLM) $(BIN)/pytest -m '' tests/e2e/test_vllm_rollouts.py
+	PLAUDIT_VLLM=$(VENV_VLLM) $(BIN)/pytest -m '' tests/e2e/test_vllm_rollouts.py tests/demo/studies/test_cli.py -k 'vllm or engine'
 
 test-cuda-stub: $(READY) $(if $(shell command -v g++),$(READY_CUDA_STUB)) ## CUDA without a GPU: placement, kernels, copies, memory; skipped without g++
 	PLAUDIT_CUDA_STUB=$(VENV_CUDA_STUB) $(BIN)/pytest -m '' tests/cuda_stub
@@ -259,6 +259,10 @@ study-beta: $(READY) ## PPO without its KL penalty: does gold fall while the sco
 
 study-trl: $(READY) $(READY_TRL_PPO) ## against the PPO of TRL 1.11: score at equal KL, time of an iteration
 	$(BIN)/python -m plaudit_demo.studies trl --trl-python $(VENV_TRL_PPO)/bin/python
+
+study-engine: $(READY) $(READY_VLLM) ## rollouts by vLLM in bfloat16, in turn and one step ahead, against the local sampler: gold reward, time of an iteration
+	$(BIN)/python -m plaudit_demo.studies engine --ground 1 --iterations 12 --evaluate-every 12 --output runs/studies-engine \
+		--vllm-python $(VENV_VLLM)/bin/python
 
 study-draws: $(READY) $(READY_TRL_PPO) ## how high the KL of PPO rises at first, and how much of that is luck of the random draws
 	$(BIN)/python -m plaudit_demo.studies draws --ground 1 --seeds 1 2 3 4 --iterations 20 --evaluate-every 20 \

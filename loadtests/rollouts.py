@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -104,7 +104,7 @@ def measure(sampler: Sampler, prompts: Sequence[Sequence[int]], *, repeats: int)
     rates, lengths = [], torch.zeros(1)
     for iteration in range(repeats + 1):
         start = time.perf_counter()
-        with closing(sampler.sample(prompts, iteration=iteration)) as parts:
+        with sampler.sampling(prompts, iteration=iteration) as parts:
             lengths = torch.cat([part.completion_mask.sum(1) for part in parts]).float()
         rates.append(float(lengths.sum()) / (time.perf_counter() - start))
     low, high = lengths.quantile(torch.tensor([0.05, 0.95])).tolist()

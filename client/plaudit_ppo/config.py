@@ -112,6 +112,9 @@ class PPOConfig:
     """limit of one request to an engine, in seconds; a completion or a reload has to be done by then"""
     engine_concurrency: Count = 256
     """requests in flight to each engine, from each process"""
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    """1: engines sample the next rollout batch while this one is learned from, by the policy before that; needs
+    sampling_correction. 0: each batch is sampled by the policy that learns from it"""
 
     label_column: Text | None = None
     """column of the prompts' rows that a service of OpenRLHF's form gets as label; none: all of them, as an object"""
@@ -328,6 +331,8 @@ class PPOConfig:
             )
 
     def _check_engines(self) -> None:
+        if self.max_staleness:
+            self._check_staleness()
         if self.sampler == "local":
             if self.engine_urls:
                 raise ConfigError('engine_urls are set and sampler = "local"; set sampler = "vllm", or leave them out')
@@ -353,6 +358,23 @@ class PPOConfig:
             raise ConfigError(
                 f"temperature = {self.temperature!r}, limit at least {_MIN_ENGINE_TEMPERATURE:g} with "
                 'sampler = "vllm", which raises what is lower; raise it, or sample locally'
+            )
+
+    def _check_staleness(self) -> None:
+        if self.sampler == "local":
+            raise ConfigError(
+                'max_staleness = 1 and sampler = "local": the policy that samples is the one that learns, so nothing '
+                'can overlap; set sampler = "vllm", or max_staleness = 0'
+            )
+        if self.sampling_correction == "none":
+            raise ConfigError(
+                'max_staleness = 1 and sampling_correction = "none": an engine\'s logprobs of an earlier policy are '
+                'not judged as tightly as those of the current one; set "token_truncate", or max_staleness = 0'
+            )
+        if self.sharding == "deepspeed":
+            raise ConfigError(
+                'max_staleness = 1 and sharding = "deepspeed": DeepSpeed keeps copies of the weights of its own, which '
+                'cannot change places with those of the policy that sampled; set sharding = "fsdp" or "none"'
             )
 
     def _check_precision(self) -> None:

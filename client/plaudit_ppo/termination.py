@@ -63,6 +63,18 @@ class Termination:
             yield
 
     @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """Inside `at_once`, a part that must not be left in the middle.
+
+        Raises:
+            Terminated: at its end, where a signal has come; not inside `deferred` alone.
+        """
+        with self.deferred():
+            yield
+        if self.requested and not self._deferred:
+            raise Terminated
+
+    @contextmanager
     def _switched(self, *, deferred: bool) -> Iterator[None]:
         before, self._deferred = self._deferred, deferred
         try:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,12 @@ from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.collectives import gather_sum, largest, raise_any, share
 from plaudit_ppo.distributed.learner_setup import make_learner, prepare_reference
 from plaudit_ppo.distributed.processes import make_accelerator
+from plaudit_ppo.engine.batches import RolloutBatches
 from plaudit_ppo.engine.sampler import EngineSampler
 from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError, GuardError, PPOError
 from plaudit_ppo.evaluation import HeldOut, warn_of_training_prompts
 from plaudit_ppo.models.critic import Critic, TrunkCritic
+from plaudit_ppo.models.kept_weights import KeptWeights
 from plaudit_ppo.models.lora import AdapterOff, is_lora
 from plaudit_ppo.models.policy import check_cache
 from plaudit_ppo.rollout.completion_text import StopStrings
@@ -61,7 +63,7 @@ from plaudit_ppo.training.gathering import gather_experience, gather_scored
 from plaudit_ppo.training.held_out import metrics_of
 from plaudit_ppo.training.learning_rates import set_learning_rates
 from plaudit_ppo.training.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
-from plaudit_ppo.training.update import run_update
+from plaudit_ppo.training.update import check_sampled_ratio, run_update
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +90,6 @@ class _Gained:
         scored: of all processes.
         metrics: known so far.
         next_state: where the run stands after the iteration.
-        generate_s: seconds for generation.
     """
 
     pending: Sequence[_Pending]
@@ -97,7 +98,6 @@ class _Gained:
     scored: ScoredBatch
     metrics: dict[str, float | None]
     next_state: RunState
-    generate_s: float
 
 
 class PPOTrainer:
@@ -173,7 +173,8 @@ class PPOTrainer:
         self._accelerator = accelerator
         self._device = accelerator.device
         self._learner = make_learner(policy, critic, config, accelerator)
-        self._files = RunFiles(config, self._learner, tokenizer)
+        self._kept = KeptWeights(accelerator.unwrap_model(self._learner.policy))
+        self._files = RunFiles(config, self._learner, tokenizer, self._kept)
         if reference is not None:
             self._reference: nn.Module = prepare_reference(reference, config, accelerator)
         elif is_lora(policy):
@@ -181,6 +182,15 @@ class PPOTrainer:
         else:
             raise ConfigError("reference: none given; give a frozen copy of the policy, or a policy with LoRA")
         self._sampler = self._make_sampler(held_out.ids)
+        self._termination = Termination()
+        self._batches = RolloutBatches(
+            self._sampler,
+            lambda iteration: [self._prompt_ids[index] for index in self._prompts_of(iteration)],
+            iterations=config.iterations,
+            kept=self._kept,
+            as_sampled=self._as_sampled,
+            is_ahead=config.max_staleness > 0,
+        )
         self._held_out: HeldOut | None = None
         if eval_prompts:
             warn_of_training_prompts(self._prompt_ids, held_out.ids)
@@ -250,7 +260,7 @@ class PPOTrainer:
             OutputError: a checkpoint or the result cannot be written.
             Terminated: by `termination`. The message names the checkpoint.
         """
-        termination = termination or Termination()
+        self._termination = termination = termination or Termination()
         with self._files.lock():
             self._state = self._files.open(self._state, resume=resume)
             if self._state.iteration < self._config.iterations:
@@ -265,6 +275,7 @@ class PPOTrainer:
             serving_figures(self._config, is_first_process=self._accelerator.is_main_process) as expose,
             self._files.logs(done=done) as (log, samples),
             tracking(self._accelerator, self._config, done=done) as track,
+            closing(self._batches),
             self._evaluating(log, done=done) as evaluate,
         ):
             while True:
@@ -303,6 +314,7 @@ class PPOTrainer:
                 if not held_out.is_due(state.iteration):
                     return None
                 with termination.at_once() if self._accelerator.num_processes == 1 else nullcontext():
+                    self._batches.settle()
                     evaluation = held_out.run(state.iteration, fingerprint=state.fingerprint)
                 evaluations.write(evaluation)
                 evaluations.force()
@@ -370,24 +382,22 @@ class PPOTrainer:
         if self._samples_are_due():
             self._write_samples(samples, gained)
         self._state = gained.next_state
-        times = {"generate": gained.generate_s, "update": update_s, "iteration": time.perf_counter() - start}
-        return metrics | {f"time/{name}_s": seconds for name, seconds in times.items()}
+        return metrics | {"time/update_s": update_s, "time/iteration_s": time.perf_counter() - start}
 
     def _gain_experience(self, samples: RunLog) -> _Gained:
         """What comes before the update; changes no weight."""
-        config, state, start = self._config, self._state, time.perf_counter()
+        config, state = self._config, self._state
         learning_rate = set_learning_rates(self._learner.optimizers, config, state.iteration)
-        retries = getattr(self._scorer, "retries", None)
+        retries = [self._retries_of(each) for each in (self._sampler, self._scorer)]
 
         # 1. Sample completions; each micro-batch goes to the scorer as soon as it exists.
-        self._sampler.publish(state.iteration)
-        published = time.perf_counter()
         pending = self._roll_out(state.iteration)
-        generate_s = time.perf_counter() - published
+        generate_s = self._sampler.generate_s
+        self._batches.go_on(state.iteration)
 
         # 2. While the scorer works: logprobs of policy and reference, values of the critic.
         rollouts = concatenate([part.rollouts for part in pending], self._pad_id)
-        logprobs, ref_logprobs, values = self._evaluate_rollouts(rollouts)
+        logprobs, ref_logprobs, values = self._evaluate_rollouts(rollouts, self._as_sampled())
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
         )
@@ -424,14 +434,17 @@ class PPOTrainer:
             ),
             "val/sampling_ratio_error": sampling_error,
             "sampler/canary_error": self._sampler.canary_error,
-            "sampler/retries": gather_sum(self._accelerator, self._sampler.retries),
-            "time/publish_s": published - start,
+            "sampler/retries": self._retries_since(retries[0], self._sampler),
+            "sampler/staleness": state.iteration - self._batches.version,
+            "time/publish_s": self._batches.publish_s,
+            "time/generate_s": generate_s,
+            "time/generate_wait_s": self._batches.wait_s,
             "time/tokens_per_second": self._sampled_tokens(pending) / largest(self._accelerator, generate_s),
             "scoring/call_s": all_scored.call_s,
-            "scoring/retries": gather_sum(self._accelerator, self._count_retries(retries)),
+            "scoring/retries": self._retries_since(retries[1], self._scorer),
         }
         next_state = self._next_state(metrics, all_scored)
-        gained = _Gained(pending, experience, scores, all_scored, metrics, next_state, generate_s)
+        gained = _Gained(pending, experience, scores, all_scored, metrics, next_state)
         try:
             self._check(metrics, next_state, all_scored)
         except GuardError:
@@ -442,15 +455,11 @@ class PPOTrainer:
         return gained
 
     def _roll_out(self, iteration: int) -> list[_Pending]:
-        config = self._config
-        count, size = config.rollout_batch_size // config.samples_per_prompt, config.rollout_micro_batch_size
-        own = share(self._accelerator, self._deal(start=iteration * count, count=count))
-        indices = [index for index in own for _ in range(config.samples_per_prompt)]
+        indices, size = self._prompts_of(iteration), self._config.rollout_micro_batch_size
         failure: DivergenceError | EngineError | None = None
         pending: list[_Pending] = []
-        prompt_ids = [self._prompt_ids[index] for index in indices]
         try:
-            with closing(self._sampler.sample(prompt_ids, iteration=iteration)) as sampled:
+            with self._batches.sampled(iteration) as sampled:
                 for first, rollouts in zip(range(0, len(indices), size), sampled, strict=True):
                     pending.append(self._send(indices[first : first + size], rollouts))
         except (DivergenceError, EngineError) as error:
@@ -458,8 +467,26 @@ class PPOTrainer:
         raise_any(self._accelerator, failure)
         return pending
 
-    def _evaluate_rollouts(self, rollouts: Rollouts) -> tuple[Tensor, Tensor, Tensor]:
-        """Logprobs of policy and reference, values of the critic; each shape (B, T), float32."""
+    def _prompts_of(self, iteration: int) -> list[int]:
+        """The prompt of each rollout of this process in an iteration."""
+        config = self._config
+        count = config.rollout_batch_size // config.samples_per_prompt
+        own = share(self._accelerator, self._deal(start=iteration * count, count=count))
+        return [index for index in own for _ in range(config.samples_per_prompt)]
+
+    @contextmanager
+    def _as_sampled(self) -> Iterator[None]:
+        """Inside, the policy is the version that sampled the rollouts at hand, where that is an earlier one."""
+        if not self._kept.exist:
+            yield
+            return
+        with self._termination.uninterrupted(), self._kept.swapped_in():
+            yield
+
+    def _evaluate_rollouts(
+        self, rollouts: Rollouts, as_sampled: AbstractContextManager[None] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `evaluate_rollouts`: logprobs of policy and reference, values of the critic."""
         return evaluate_rollouts(
             self._learner.policy,
             self._reference,
@@ -468,6 +495,7 @@ class PPOTrainer:
             temperature=self._config.temperature,
             micro_batch_size=self._config.rollout_micro_batch_size,
             chunk_tokens=self._config.logits_chunk_tokens,
+            as_sampled=as_sampled,
         )
 
     def _deal(self, *, start: int, count: int) -> list[int]:
@@ -494,8 +522,15 @@ class PPOTrainer:
         """Of all processes."""
         return gather_sum(self._accelerator, sum(int(part.rollouts.completion_mask.sum()) for part in pending)) or 0
 
-    def _count_retries(self, before: int | None) -> int | None:
-        return None if before is None else getattr(self._scorer, "retries", before) - before
+    @staticmethod
+    def _retries_of(counted: object) -> int | None:
+        retries: int | None = getattr(counted, "retries", None)
+        return retries
+
+    def _retries_since(self, before: int | None, counted: object) -> int | None:
+        """Of all processes; None for what does not count them."""
+        now = self._retries_of(counted)
+        return gather_sum(self._accelerator, None if now is None or before is None else now - before)
 
     def _next_state(self, metrics: Metrics, scored: ScoredBatch) -> RunState:
         """Where the run stands after this iteration."""
@@ -535,7 +570,13 @@ class PPOTrainer:
         guards.check_kl(metrics["objective/kl"], budget=config.kl_budget)
 
     def _update(self, experience: Experience, iteration: int) -> dict[str, float]:
-        if not self._accelerator.reduce(experience.mask.sum()):
+        is_stale, learnable = self._kept.exist, bool(self._accelerator.reduce(experience.mask.sum()))
+        if is_stale and learnable:
+            with self._kept.swapped_in():
+                check_sampled_ratio(self._learner, experience, self._config)
+        if self._config.max_staleness:
+            self._kept.keep()
+        if not learnable:
             return {}
         generator = seeded_generator(torch.device("cpu"), self._config.seed, "minibatches", iteration)
         return run_update(
@@ -544,6 +585,7 @@ class PPOTrainer:
             self._config,
             generator=generator,
             critic_alone=iteration < self._config.critic_warmup_iterations,
+            is_stale=is_stale,
         )
 
     def _samples_are_due(self) -> bool:

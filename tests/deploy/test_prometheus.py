@@ -10,6 +10,8 @@ import yaml
 from prometheus_process import FASTER, faster
 from scraped import service_metrics
 
+from plaudit_ppo.runs.metrics_server import prometheus_name
+from plaudit_ppo.training.metrics import METRICS
 from plaudit_service import errors
 from plaudit_service.http.dialects.endpoint import DIALECTS
 from plaudit_service.metrics import SECONDS
@@ -74,11 +76,11 @@ def test_every_alert_says_how_urgent_it_is_and_what_happened(rule):
     assert rule["annotations"].keys() == {"summary", "runbook_url"}
 
 
-def test_rules_ask_for_metrics_that_the_service_or_a_rule_makes():
+def test_rules_ask_for_metrics_that_the_service_the_trainer_or_a_rule_makes():
     recorded = {rule["record"] for rule in RULES if "record" in rule}
     for rule in RULES:
         asked = set(re.findall(r"[\w:]*plaudit_\w+(?::\w+)?", re.sub(r'"[^"]*"', "", rule["expr"])))
-        assert asked <= recorded | service_series(), rule
+        assert asked <= recorded | service_series() | {prometheus_name(metric) for metric in METRICS}, rule
 
 
 def test_the_routes_of_the_objectives_are_all_that_score():

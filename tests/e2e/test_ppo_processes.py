@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_vllm import fake_engines
 from ppo_runs import evaluations, figures, weights, write_config, write_policy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from plaudit_ppo import PPOConfig
+from plaudit_ppo import PPOConfig, load_policy
 from plaudit_ppo.runs.locks import locked
 from plaudit_ppo.runs.log import read_log
 from plaudit_service.testing import running_service, write_tiny_bundle
@@ -26,6 +27,7 @@ EXAMPLES = Path(__file__).parents[2] / "deploy" / "deepspeed"
 DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes"]
 SCRIPT = Path(__file__).with_name("ppo_shared_update.py")
+PUBLISH = Path(__file__).with_name("ppo_publish.py")
 
 
 def run(processes, *arguments, launcher=TORCHRUN):
@@ -264,3 +266,74 @@ def test_rollouts_that_cannot_be_shared_out_are_refused(tmp_path, launcher):
     assert done.returncode != 0
     says = "plaudit-ppo: error: rollout_batch_size = 7 cannot be shared by 2 processes"
     assert done.stderr.count(says) == 1
+
+
+def published(tmp_path, name, processes, **settings):
+    """The bytes of every file that an engine was given, and what it then sampled."""
+    policy, tokenizer = load_policy(tmp_path / "policy")
+    output = tmp_path / name
+    output.mkdir()
+    with fake_engines(policy, tokenizer) as (engine,):
+        settings |= {"engine_urls": [engine.url]}
+        done = run(processes, PUBLISH, tmp_path / "policy", output, json.dumps(settings))
+        assert done.returncode == 0, done.stderr
+        (directory,) = engine.published
+    result = json.loads((output / "result.json").read_text())
+    assert result.pop("processes") == processes
+    assert result.pop("canary") < 1e-4
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    if "adapter_config.json" in files:  # PEFT writes a set there, in the order of this process's hashes
+        adapter = json.loads(files["adapter_config.json"])
+        files["adapter_config.json"] = adapter | {"target_modules": sorted(adapter["target_modules"])}
+    return files, result
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora_rank": 2}, {"lora_rank": 2, "engine_sync": "weights"}],
+                         ids=["whole", "adapter", "merged"])  # fmt: skip
+def test_two_processes_give_an_engine_the_bytes_that_one_gives_and_sample_what_one_does(tmp_path, lora):
+    write_policy(tmp_path / "policy", tie_word_embeddings=not lora)
+    alone = published(tmp_path, "alone", 1, **lora)
+    assert {"adapter_model.safetensors", "model.safetensors"} & alone[0].keys()
+    assert len(alone[1]["completions"]) == 6
+    assert published(tmp_path, "ddp", 2, **lora) == alone
+    assert published(tmp_path, "fsdp", 2, sharding="fsdp", **lora) == alone
+
+
+@pytest.mark.parametrize("name", deepspeed("2", "3"))
+def test_two_processes_under_deepspeed_give_an_engine_the_bytes_that_one_gives(tmp_path, name):
+    write_policy(tmp_path / "policy")
+    alone = published(tmp_path, "alone", 1)
+    assert published(tmp_path, "zero", 2, **sharding(tmp_path, name)) == alone
+
+
+@pytest.mark.parametrize("name", ["none", "fsdp"])
+def test_a_run_in_two_processes_that_samples_ahead_is_resumed_in_the_same_bits(tmp_path, name):
+    write_policy(tmp_path / "policy")
+    write_tiny_bundle(tmp_path / "bundle")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "so"}\n{"prompt": "very very"}\n{"prompt": "so very good"}\n')
+    policy, tokenizer = load_policy(tmp_path / "policy")
+    with running_service(tmp_path / "bundle") as service, fake_engines(policy, tokenizer) as (engine,):
+
+        def train(output, iterations, *flags):
+            file = write_config(
+                tmp_path / "run.toml", policy=tmp_path / "policy", prompts=tmp_path / "prompts.jsonl",
+                scorer_urls=(service.url,), output=tmp_path / output, iterations=iterations, rollout_batch_size=12,
+                rollout_micro_batch_size=4, max_completion_tokens=8, num_minibatches=2, learning_rate=3e-3,
+                lr_schedule="constant", temperature=1.0, missing_eos="off", sampler="vllm", engine_urls=(engine.url,),
+                sampling_correction="token_truncate", max_staleness=1, sharding=name, ratio_tolerance=1e-5,
+            )  # fmt: skip
+            done = run(2, "-m", "plaudit_ppo", "train", "--config", file, *flags)
+            assert done.returncode == 0, done.stderr
+
+        train("whole", 4)
+        train("parts", 2)
+        train("parts", 4, "--resume", tmp_path / "parts")
+    log = figures(tmp_path / "whole")
+    assert [line["sampler/staleness"] for line in log] == [0, 1, 1, 1]
+    assert all(line["val/sampling_ratio_error"] < 1e-4 for line in log)  # by the weights that sampled
+    assert torch.tensor([line["objective/kl"] for line in log[1:]]).diff().abs().min() > 1e-4
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    resumed = figures(tmp_path / "parts")
+    for line in (log[1], resumed[1]):
+        del line["sampler/canary_error"]  # of the last publish: the first part ended without one for a third batch
+    assert resumed == log

@@ -194,12 +194,17 @@ def test_the_help_names_every_setting_with_its_default():
     assert "learning_rate = 3e-06" in text
 
 
+AHEAD = {"max_staleness": 1, "sampling_correction": "token_truncate"}
 ENGINE = {"sampler": "vllm", "engine_urls": ("http://127.0.0.1:8001",)}
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
+        ({"max_staleness": 1}, r'max_staleness = 1 and sampler = "local"'),
+        (ENGINE | {"max_staleness": 1}, r'max_staleness = 1 and sampling_correction = "none"'),
+        (ENGINE | AHEAD | {"sharding": "deepspeed"}, r'max_staleness = 1 and sharding = "deepspeed"'),
+        (ENGINE | AHEAD | {"max_staleness": 2}, "max_staleness = 2, limit at least 0 and at most 1; the default is 0"),
         ({"sampler": "vllm"}, r'sampler = "vllm" and no engine_urls'),
         ({"engine_urls": ENGINE["engine_urls"]}, r'engine_urls are set and sampler = "local"'),
         (ENGINE | {"engine_urls": ("127.0.0.1:8001",)}, "engine_urls: url .* not the base URL of a service"),

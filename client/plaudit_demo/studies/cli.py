@@ -1,9 +1,12 @@
-"""`python -m plaudit_demo.studies`: what PPO gains, against best-of-n, without its KL penalty, and against TRL's."""
+"""`python -m plaudit_demo.studies`: PPO against best-of-n and TRL's, without its KL penalty, and by an engine."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from plaudit_client.command_line import Parser, run
@@ -11,7 +14,8 @@ from plaudit_demo.errors import UsageError
 from plaudit_demo.processes import ENVIRONMENT, interrupt_on_signals
 from plaudit_demo.settings import DemoSettings
 
-_NAMES = ("best-of-n", "beta", "trl", "draws")
+_NAMES = ("best-of-n", "beta", "trl", "draws", "engine")
+_MIN_ENGINE_WIDTH = 128  # 4 heads of 32, the least that vLLM has attention for on the CPU
 
 
 def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = None) -> int:
@@ -44,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "study",
         choices=_NAMES,
-        help="against best-of-n; beta 0 against the default; against TRL 1.11; how much is luck of the random draws",
+        help="against best-of-n; beta 0 against the default; against TRL 1.11; how much is luck of the random draws; "
+        "rollouts by vLLM in bfloat16, in turn and ahead",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/studies"), metavar="DIR", help="(default: %(default)s)"
@@ -80,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="interpreter of the environment with trl 1.11, which `make study-trl` makes (default: %(default)s)",
     )
+    parser.add_argument(
+        "--vllm-python",
+        type=Path,
+        default=Path(".venv-vllm/bin/python"),
+        metavar="FILE",
+        help="interpreter of the environment with vLLM, which `make study-engine` makes (default: %(default)s)",
+    )
     return parser
 
 
@@ -96,9 +108,12 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
 
     from plaudit_demo.progress import Progress
     from plaudit_demo.studies import studies
+    from plaudit_demo.studies.engine import serving_policy
     from plaudit_demo.studies.ground import ensure_ground
     from plaudit_demo.studies.sampling import ensure_samples
     from plaudit_demo.studies.settings import (
+        BY_ENGINE,
+        BY_ENGINE_AHEAD,
         DEFAULT,
         LIKE_TRL,
         PPO_BY_KL,
@@ -115,7 +130,10 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
         "beta": (studies.study_beta, [[DEFAULT], [WITHOUT_KL]]),
         "trl": (studies.study_trl, [[LIKE_TRL, TRL]]),
         "draws": (studies.study_draws, [[LIKE_TRL], [TRL_SAME_DRAWS], [TRL]]),
+        "engine": (studies.study_engine, [[DEFAULT], [BY_ENGINE], [BY_ENGINE_AHEAD]]),
     }[options.study]
+    if options.study == "engine":
+        sizes = replace(sizes, policy_hidden_size=max(sizes.policy_hidden_size, _MIN_ENGINE_WIDTH))
     settings = StudySettings(
         sizes=sizes,
         output=options.output.resolve(),
@@ -126,16 +144,32 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
     )
     if options.study in ("trl", "draws") and not options.trl_python.is_file():
         raise UsageError(f"--trl-python {options.trl_python}: there is no such file; `make study-trl` makes it")
+    if options.study == "engine" and not options.vllm_python.is_file():
+        raise UsageError(f"--vllm-python {options.vllm_python}: there is no such file; `make study-engine` makes it")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     settings.output.mkdir(parents=True, exist_ok=True)
-    for seed in settings.seeds:
-        ensure_ground(settings.demo(seed), settings.ground(seed), sys.stderr)
-        progress = Progress(sys.stderr, len(runs) + (options.study == "best-of-n"))
-        if options.study == "best-of-n":
-            ensure_samples(settings, seed, progress)
-        for variants in runs:
-            ensure_runs(settings, variants, seed, trl_python=options.trl_python, progress=progress)
+    with ExitStack() as servers:
+
+        @cache
+        def serve_policy(policy: Path) -> str:
+            log = settings.output / f"vllm-{policy.parent.name}.log"
+            return servers.enter_context(serving_policy(options.vllm_python.absolute(), policy, log))
+
+        for seed in settings.seeds:
+            ensure_ground(settings.demo(seed), settings.ground(seed), sys.stderr)
+            progress = Progress(sys.stderr, len(runs) + (options.study == "best-of-n"))
+            if options.study == "best-of-n":
+                ensure_samples(settings, seed, progress)
+            for variants in runs:
+                ensure_runs(
+                    settings,
+                    variants,
+                    seed,
+                    trl_python=options.trl_python,
+                    serve_policy=serve_policy,
+                    progress=progress,
+                )
     result = report(settings)
     page = result.write(settings.output)
     print(result.table())

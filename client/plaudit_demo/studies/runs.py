@@ -21,7 +21,7 @@ Line = dict[str, Any]
 
 
 def is_done(directory: Path, spec: RunSpec) -> bool:
-    """Whether the directory holds a whole run of these settings; where the service was does not matter."""
+    """Whether the directory holds a whole run of these settings; where the servers were does not matter."""
     path = directory / "spec.json"
     if not (directory / "lines.jsonl").is_file() or not path.is_file():
         return False
@@ -30,7 +30,7 @@ def is_done(directory: Path, spec: RunSpec) -> bool:
 
 
 def _settings(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in spec.items() if name != "url"}
+    return {name: value for name, value in spec.items() if name not in ("url", "engine_url")}
 
 
 def read_lines(directory: Path) -> list[Line]:

@@ -58,6 +58,8 @@ class Variant:
         learning_rate: its peak; None: the demo's.
         like_trl: what TRL cannot do otherwise: 1 is taken from the score of an unfinished completion, and gradients are
             not clipped.
+        by_engine: a vLLM server in bfloat16 samples, with importance weights.
+        max_staleness: 1: it samples ahead.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Variant:
     kl_coef: float | None = None
     learning_rate: float | None = None
     like_trl: bool = False
+    by_engine: bool = False
+    max_staleness: int = 0
 
 
 DEFAULT = Variant("plaudit")
@@ -77,6 +81,8 @@ PPO_BY_KL = (
     Variant("plaudit-beta-0.13", kl_coef=0.13, learning_rate=1e-4),
     DEFAULT,
 )
+BY_ENGINE = Variant("engine", by_engine=True)
+BY_ENGINE_AHEAD = Variant("engine-ahead", by_engine=True, max_staleness=1)
 TRL = Variant("trl", trainer="trl", like_trl=True)
 TRL_SAME_DRAWS = Variant("trl-same-draws", trainer="trl-same-draws", like_trl=True)
 
@@ -86,7 +92,7 @@ def run_directory(settings: StudySettings, variant: Variant, seed: int) -> Path:
     return settings.output / settings.name(variant.name, seed)
 
 
-def run_spec(settings: StudySettings, variant: Variant, seed: int, url: str) -> RunSpec:
+def run_spec(settings: StudySettings, variant: Variant, seed: int, url: str, engine_url: str = "") -> RunSpec:
     """A variant's run: the demo's hyper-parameters, but for what the variant says."""
     demo = settings.demo(seed)
     return RunSpec(
@@ -108,4 +114,6 @@ def run_spec(settings: StudySettings, variant: Variant, seed: int, url: str) -> 
         temperature=demo.temperature,
         learning_rate=demo.ppo_learning_rate if variant.learning_rate is None else variant.learning_rate,
         warm_up_iterations=demo.ppo_warm_up_iterations,
+        engine_url=engine_url,
+        max_staleness=variant.max_staleness,
     )

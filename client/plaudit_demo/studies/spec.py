@@ -31,6 +31,8 @@ class RunSpec:
         temperature: of all sampling.
         learning_rate: its peak, of policy and critic.
         warm_up_iterations: over which it rises; then it falls linearly to 0.
+        engine_url: of the vLLM server in bfloat16 that samples; empty: the policy in the trainer's process does.
+        max_staleness: of the trainer: 1 where the server samples ahead.
     """
 
     trainer: Literal["plaudit", "trl", "trl-same-draws"]
@@ -51,6 +53,8 @@ class RunSpec:
     temperature: float
     learning_rate: float
     warm_up_iterations: int
+    engine_url: str = ""
+    max_staleness: int = 0
 
     @property
     def policy(self) -> Path:

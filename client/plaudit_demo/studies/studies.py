@@ -15,6 +15,8 @@ from plaudit_demo.studies.results import Result
 from plaudit_demo.studies.runs import Line, read_lines
 from plaudit_demo.studies.sampling import NUM_COMPLETIONS, samples_path
 from plaudit_demo.studies.settings import (
+    BY_ENGINE,
+    BY_ENGINE_AHEAD,
     DEFAULT,
     LIKE_TRL,
     PPO_BY_KL,
@@ -176,6 +178,48 @@ def study_draws(settings: StudySettings) -> Result:
         figures=[("KL", against_iterations(curves, "kl", "KL, nats per completion"), "Of each iteration's rollouts.")],
         records=[record for variant in variants.values() for record in _records(settings, variant)],
     )
+
+
+def study_engine(settings: StudySettings) -> Result:
+    """Rollouts by a vLLM server in bfloat16, in turn and one step ahead, against the local sampler's."""
+    variants = {"local sampler": DEFAULT, "engine": BY_ENGINE, "engine, one step ahead": BY_ENGINE_AHEAD}
+    curves = {name: [_curve(settings, each, seed) for seed in settings.seeds] for name, each in variants.items()}
+    local = [curve[-1]["gold"] for curve in curves["local sampler"]]
+    rows = []
+    for name, variant in variants.items():
+        ends = [curve[-1] for curve in curves[name]]
+        more = [end["gold"] - gold for end, gold in zip(ends, local, strict=True)]
+        lines = [_lines(settings, variant, seed) for seed in settings.seeds]
+        walls = [_median(each, "wall_s") for each in lines]
+        parts = [[_median([line["metrics"] for line in each], f"time/{part}") for each in lines] for part in _PARTS]
+        off = [max(float(line["metrics"]["val/sampling_log_ratio_max"]) for line in each) for each in lines]
+        rewards = [*_cells(ends, "gold"), *_spread(more), *_cells(ends, "score", "kl")]
+        rows.append([name, *rewards, *_spread(walls, *parts, off)])
+    return Result(
+        name="engine",
+        title="Rollouts by a vLLM server in bfloat16",
+        method=f"{_of(settings)}, {settings.iterations} iterations, at their end. The trainer computes in float32, the "
+        'server in bfloat16, each on one thread, with sampling_correction = "token_truncate"; ahead: max_staleness = '
+        "1. Times are medians over a run's iterations, in seconds; waiting is the part of the generation for which "
+        "training stood still. Logprobs are off by: the largest difference between a token's logprobs of sampler and "
+        "training forward in a run, in nats.",
+        header=[
+            "",
+            "gold",
+            "gold - local",
+            "RM score",
+            "KL",
+            "wall s per iteration",
+            *_PARTS.values(),
+            "logprobs off by",
+        ],
+        rows=rows,
+        figures=_iteration_figures(curves),
+        records=[record for variant in variants.values() for record in _records(settings, variant)],
+    )
+
+
+_PARTS = {"publish_s": "publishing", "generate_s": "generating", "generate_wait_s": "waiting", "update_s": "updating"}
 
 
 def _rollout_curve(settings: StudySettings, variant: Variant, seed: int) -> list[Evaluation]:

@@ -6,7 +6,9 @@ training forward has to give them the same logprobs.
 """
 
 import itertools
-from collections.abc import Generator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +66,8 @@ class EngineSampler:
 
     Attributes:
         canary_error: largest |ratio - 1| between an engine and the training forward at the last publish.
-        retries: requests to engines that this process has sent a second time since the last publish.
+        retries: requests to engines that this process has sent a second time so far.
+        generate_s: seconds from the first request of the last batch to its last completion.
 
     Raises:
         ConfigError: the key file cannot be read; or an engine serves another model than the policy, or with too short a
@@ -84,7 +87,9 @@ class EngineSampler:
         stop: StopStrings | None = None,
     ) -> None:
         self.canary_error: float | None = None
-        self.retries: int | None = None
+        self.retries: int | None = 0
+        self.generate_s = 0.0
+        self._completed_at = 0.0
         self._version: int | None = None  # that all engines have
         self._config = config
         self._learner = learner
@@ -121,7 +126,6 @@ class EngineSampler:
             return
         self._check_finite()
         state = whole_state(self._policy, keep=self._accelerator.is_main_process)
-        self.retries = 0
         canaries = from_first_process(self._accelerator, lambda: self._hand_over(version, state))
         compared = {url: self._compared(canary) for url, canary in canaries.items()}
         self.canary_error = max(error for error, _ in compared.values())
@@ -131,13 +135,15 @@ class EngineSampler:
             remove_other_versions(self._folder, version)
         self._version = version
 
-    def sample(self, prompt_ids: Sequence[Sequence[int]], *, iteration: int) -> Generator[Rollouts, None, None]:
-        """As `Sampler.sample`: all completions are asked for at once, and awaited a micro-batch at a time.
+    @contextmanager
+    def sampling(self, prompt_ids: Sequence[Sequence[int]], *, iteration: int) -> Iterator[Iterator[Rollouts]]:
+        """As `Sampler.sampling`: all completions are asked for at once, and awaited a micro-batch at a time.
 
         Raises:
-            EngineError: an engine gave no completion, or none that can be used.
+            EngineError: in the iteration: an engine gave no completion, or none that can be used.
         """
-        return self._complete_all(prompt_ids, self._sampling, iteration)
+        with self._completing(prompt_ids, self._sampling, iteration) as rollouts:
+            yield rollouts
 
     def sample_held_out(self, prompt_ids: Sequence[Sequence[int]], *, greedy: bool) -> Generator[Rollouts, None, None]:
         """As `Sampler.sample_held_out`.
@@ -145,12 +151,14 @@ class EngineSampler:
         Raises:
             EngineError: an engine gave no completion, or none that can be used.
         """
-        return self._complete_all(prompt_ids, replace(self._sampling, greedy=greedy), _OF_HELD_OUT)
+        with self._completing(prompt_ids, replace(self._sampling, greedy=greedy), _OF_HELD_OUT) as rollouts:
+            yield from rollouts
 
-    def _complete_all(
+    @contextmanager
+    def _completing(
         self, prompt_ids: Sequence[Sequence[int]], sampling: Sampling, iteration: int
-    ) -> Generator[Rollouts, None, None]:
-        config, size = self._config, self._config.rollout_micro_batch_size
+    ) -> Iterator[Iterator[Rollouts]]:
+        config, size, start = self._config, self._config.rollout_micro_batch_size, time.perf_counter()
         first = self._accelerator.process_index * len(prompt_ids)
         with connected(config.engine_urls, self._connection) as fleet:
             engines = itertools.islice(itertools.cycle(fleet.engines), first, first + len(prompt_ids))
@@ -158,9 +166,12 @@ class EngineSampler:
                 fleet.start(self._complete(engine, ids, sampling, rollout_seed(config.seed, iteration, place)))
                 for place, (engine, ids) in enumerate(zip(engines, prompt_ids, strict=True), start=first)
             ]
-            for start in range(0, len(calls), size):
-                yield self._to_rollouts(prompt_ids[start : start + size], results(calls[start : start + size]))
+            yield (
+                self._to_rollouts(prompt_ids[place : place + size], results(calls[place : place + size]))
+                for place in range(0, len(calls), size)
+            )
             self.retries = (self.retries or 0) + fleet.retries
+        self.generate_s = self._completed_at - start
 
     def _hand_over(self, version: int, state: Mapping[str, Tensor]) -> dict[str, _Canary]:
         """Writes a version and has every engine load it; for the first process. Returns the canaries by address."""
@@ -217,6 +228,7 @@ class EngineSampler:
     async def _complete(self, engine: Engine, ids: Sequence[int], sampling: Sampling, seed: int) -> Completion:
         asked = completion_request(ids, sampling, model=self._models[engine.url], seed=seed)
         body = await engine.complete(asked, max_answer_bytes=max_answer_bytes(ids, sampling))
+        self._completed_at = time.perf_counter()
         try:
             return parse_completion(body, ids, sampling)
         except AnswerError as error:

@@ -1,5 +1,8 @@
 """The forward pass that sampling, reference, critic and training share: positions, masked ids, temperature."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -150,19 +153,36 @@ def evaluate_rollouts(
     temperature: float,
     micro_batch_size: int,
     chunk_tokens: int = 0,
+    as_sampled: AbstractContextManager[None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the three networks say about rollouts before the update.
+
+    Args:
+        policy: that learns from the rollouts.
+        reference: the anchor of the KL penalty.
+        critic: as it is, whichever version of the policy has sampled.
+        rollouts: B of them.
+        temperature: divides the logits.
+        micro_batch_size: rollouts in one pass.
+        chunk_tokens: as of `completion_logprobs`.
+        as_sampled: inside, the policy is the one that sampled the rollouts; None: it is that one.
 
     Returns:
         logprobs of the policy, logprobs of the reference, values of the critic; each shape (B, T), float32.
     """
-    whole = tuple(torch.zeros_like(rollouts.sampled_logprobs) for _ in range(3))
-    for index in torch.arange(len(rollouts)).split(micro_batch_size):
-        part = rollouts.select(index)
-        logprobs, ref_logprobs = (
-            completion_logprobs(model, part, temperature=temperature, chunk_tokens=chunk_tokens)[0]
-            for model in (policy, reference)
+
+    def of_all(ask: Callable[[Rollouts], Tensor]) -> Tensor:
+        whole = torch.zeros_like(rollouts.sampled_logprobs)
+        for index in torch.arange(len(rollouts)).split(micro_batch_size):
+            answer = ask(rollouts.select(index))
+            whole[index, : answer.shape[1]] = answer
+        return whole
+
+    def logprobs(model: nn.Module) -> Tensor:
+        return of_all(
+            lambda part: completion_logprobs(model, part, temperature=temperature, chunk_tokens=chunk_tokens)[0]
         )
-        for target, tensor in zip(whole, (logprobs, ref_logprobs, completion_values(critic, part)), strict=True):
-            target[index, : tensor.shape[1]] = tensor
-    return whole[0], whole[1], whole[2]
+
+    with as_sampled or nullcontext():
+        of_policy = logprobs(policy)
+    return of_policy, logprobs(reference), of_all(lambda part: completion_values(critic, part))

@@ -3,8 +3,9 @@
 The other sampler, an engine behind HTTP, is in the wing `engine`.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Protocol
 
 import torch
@@ -24,11 +25,13 @@ class Sampler(Protocol):
     Attributes:
         canary_error: largest |ratio - 1| between an engine and the training forward at the last publish; None: there
             is no engine.
-        retries: requests to engines that this process has sent a second time since the last publish; None: likewise.
+        retries: requests to engines that this process has sent a second time so far; None: likewise.
+        generate_s: seconds that the last batch took, to its last completion.
     """
 
     canary_error: float | None
     retries: int | None
+    generate_s: float
 
     def publish(self, version: int) -> None:
         """Has what is sampled from now on come from the policy as it is.
@@ -41,20 +44,24 @@ class Sampler(Protocol):
             DivergenceError: the policy gives no probabilities but NaN.
         """
 
-    def sample(self, prompt_ids: Sequence[Sequence[int]], *, iteration: int) -> Generator[Rollouts, None, None]:
+    def sampling(
+        self, prompt_ids: Sequence[Sequence[int]], *, iteration: int
+    ) -> AbstractContextManager[Iterator[Rollouts]]:
         """Completions of this process's prompts, a micro-batch at a time, in order, each as soon as it exists.
+
+        An engine begins when the block is entered; what it has not done when the block is left is given up.
 
         Args:
             prompt_ids: one prompt for each rollout.
             iteration: what they are for; with the run's seed it decides all that is random.
 
         Raises:
-            EngineError: an engine gave none.
-            DivergenceError: the policy gives no probabilities but NaN.
+            EngineError: in the iteration: an engine gave none.
+            DivergenceError: likewise: the policy gives no probabilities but NaN.
         """
 
     def sample_held_out(self, prompt_ids: Sequence[Sequence[int]], *, greedy: bool) -> Generator[Rollouts, None, None]:
-        """As `sample`, of held-out prompts, by random numbers of their own that are the same each time.
+        """Completions of held-out prompts, by random numbers of their own that are the same each time.
 
         Args:
             prompt_ids: as many in each process.
@@ -92,6 +99,7 @@ class LocalSampler:
     ) -> None:
         self.canary_error: float | None = None
         self.retries: int | None = None
+        self.generate_s = 0.0
         self._config = config
         self._generating = generating
         self._eos_ids = eos_ids
@@ -103,11 +111,15 @@ class LocalSampler:
     def publish(self, version: int) -> None:
         """Nothing to do: the policy that samples is the one that trains."""
 
-    def sample(self, prompt_ids: Sequence[Sequence[int]], *, iteration: int) -> Generator[Rollouts, None, None]:
-        """As `Sampler.sample`."""
+    @contextmanager
+    def sampling(self, prompt_ids: Sequence[Sequence[int]], *, iteration: int) -> Iterator[Iterator[Rollouts]]:
+        """As `Sampler.sampling`, one micro-batch each time that one is asked for."""
+        start = time.perf_counter()
         counters = (iteration, self._rank) if self._rank else (iteration,)
         generator = seeded_generator(self._device, self._config.seed, "sampling", *counters)
-        return self._complete(prompt_ids, generator, greedy=False)
+        with closing(self._complete(prompt_ids, generator, greedy=False)) as rollouts:
+            yield rollouts
+        self.generate_s = time.perf_counter() - start
 
     def sample_held_out(self, prompt_ids: Sequence[Sequence[int]], *, greedy: bool) -> Generator[Rollouts, None, None]:
         """As `Sampler.sample_held_out`."""

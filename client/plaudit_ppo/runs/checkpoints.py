@@ -1,7 +1,8 @@
 """Checkpoints of a run: what they hold, which ones are kept, and how a run goes on from the newest.
 
-A checkpoint is a directory: policy/ and critic/ as transformers reads them, optimizer.safetensors, and state.json. The
-link `best` leads to the one whose policy did best on held-out prompts.
+A checkpoint is a directory: policy/ and critic/ as transformers reads them, optimizer.safetensors, and state.json; and
+where the policy before the last update samples the next batch, that one as previous_policy/. The link `best` leads to
+the one whose policy did best on held-out prompts.
 Nothing in it is pickled. Random generators are functions of seed and counters (`seeding`), so none is stored.
 """
 
@@ -23,7 +24,9 @@ from plaudit_ppo.models.policy import load_policy
 from plaudit_ppo.models.sharding import load_whole_state
 from plaudit_ppo.runs.directories import left_directory
 
+PREVIOUS_POLICY = "previous_policy"
 _PREFIX, _BEST = "iteration-", "best"
+_OF_OTHER_MODELS = "of other models than those given; give the run's own"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 OptimizerState = dict[int, dict[str, Tensor]]
@@ -181,11 +184,23 @@ def restore_weights(policy: PreTrainedModel, critic: Critic | TrunkCritic, check
     Raises:
         CheckpointError: it has none, or they are of other models.
     """
+    restore_policy(policy, checkpoint / "policy")
     try:
-        if is_lora(policy):
-            restore_adapter(policy, checkpoint / "policy")
-        else:
-            load_whole_state(policy, load_policy(checkpoint / "policy", builtin_class=True)[0].state_dict())
         critic.restore(checkpoint / "critic")
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint}: of other models than those given; give the run's own") from error
+        raise CheckpointError(f"{checkpoint}: {_OF_OTHER_MODELS}") from error
+
+
+def restore_policy(policy: PreTrainedModel, directory: Path) -> None:
+    """Gives the policy the weights in a directory of a checkpoint.
+
+    Raises:
+        CheckpointError: there are none, or they are of another policy.
+    """
+    try:
+        if is_lora(policy):
+            restore_adapter(policy, directory)
+        else:
+            load_whole_state(policy, load_policy(directory, builtin_class=True)[0].state_dict())
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{directory.parent}: {_OF_OTHER_MODELS}") from error

@@ -42,6 +42,7 @@ _OF_CORRECTION = (
 )
 _OF_ENGINES = (
     ("Sampling rate", "time/tokens_per_second", TIME, "Completion tokens per second of generation."),
+    ("Wait for completions", "time/generate_wait_s", SCORE, "Seconds in which training stood still for them."),
     ("Canary error", "sampler/canary_error", KL, "Of an engine that was just given the weights, largest |ratio - 1|."),
 )
 _OF_HELD_OUT = (

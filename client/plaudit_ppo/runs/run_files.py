@@ -3,6 +3,7 @@
 What can fail at the end is tried at the start.
 """
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,11 +21,13 @@ from plaudit_ppo.distributed.collectives import from_first_process
 from plaudit_ppo.distributed.learner import Learner
 from plaudit_ppo.errors import CheckpointError, ConfigError, OutputError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
+from plaudit_ppo.models.kept_weights import KeptWeights
 from plaudit_ppo.models.lora import is_lora, save_adapter, save_merged
 from plaudit_ppo.models.networks import save_network
 from plaudit_ppo.models.policy import mend_generation_config
 from plaudit_ppo.models.sharding import whole_state
 from plaudit_ppo.runs.checkpoints import (
+    PREVIOUS_POLICY,
     RunState,
     checkpoint_path,
     load_optimizer,
@@ -32,6 +35,7 @@ from plaudit_ppo.runs.checkpoints import (
     name_best,
     newest_checkpoint,
     optimizer_tensors,
+    restore_policy,
     restore_weights,
     save_checkpoint,
 )
@@ -64,12 +68,16 @@ class RunFiles:
         config: the settings, of which `output` is the directory.
         learner: what is stored, and restored on a resume.
         tokenizer: stored with the policy.
+        kept: of the policy, stored and restored where there are any.
     """
 
-    def __init__(self, config: PPOConfig, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, config: PPOConfig, learner: Learner, tokenizer: PreTrainedTokenizerBase, kept: KeptWeights
+    ) -> None:
         self._config = config
         self._learner = learner
         self._tokenizer = tokenizer
+        self._kept = kept
         self._output = Path(config.output)
         self._accelerator = learner.accelerator
         mend_generation_config(self._policy)
@@ -132,6 +140,9 @@ class RunFiles:
                 f"{checkpoint}: the run had other prompts or another tokenizer, so its place in them means nothing; "
                 "give the former ones, or start a new run"
             )
+        if self._config.max_staleness and (checkpoint / PREVIOUS_POLICY).exists():
+            restore_policy(self._policy, checkpoint / PREVIOUS_POLICY)
+            self._kept.keep()
         restore_weights(self._policy, self._critic, checkpoint)
         self._learner.restore_optimizer(load_optimizer(checkpoint, self._learner.shapes))
         # A fixed beta is the setting's, which may have been changed for the resume.
@@ -179,10 +190,13 @@ class RunFiles:
         """
         policy, critic = self._whole_states()
         optimizer = optimizer_tensors(self._learner.optimizer_state(), keep=self._accelerator.is_main_process)
+        previous = self._previous_policy() if self._kept.exist else None
 
         def write_models(directory: Path) -> None:
             self._write_policy(directory / "policy", policy, save_adapter)
             self._critic.save_pretrained(directory / "critic", critic)
+            if previous is not None:
+                self._write_policy(directory / PREVIOUS_POLICY, previous, save_adapter)
 
         folder = self._output / "checkpoints"
         keep = self._config.max_checkpoints if remove_old else None
@@ -262,6 +276,11 @@ class RunFiles:
         """Of policy and critic, for the first process; all have to take part."""
         keep = self._accelerator.is_main_process
         return whole_state(self._policy, keep=keep), whole_state(self._critic, keep=keep)
+
+    def _previous_policy(self) -> _State:
+        """Of the policy that the next batch is sampled by, likewise."""
+        with self._kept.swapped_in():
+            return copy.deepcopy(whole_state(self._policy, keep=self._accelerator.is_main_process))
 
     def _write_policy(
         self, directory: Path, state: _State, save_lora: Callable[[PreTrainedModel, Path, _State], None]

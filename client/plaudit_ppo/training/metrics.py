@@ -43,6 +43,7 @@ METRICS = {
     "sampler/canary_error": "largest |ratio - 1| between an engine that was just given the weights and the training "
     "forward; null without engines",
     "sampler/retries": "requests to engines that were sent a second time; null without engines",
+    "sampler/staleness": "iterations that the policy has learned for since the one that sampled; 0 or 1",
     "scoring/score_mean": "what the scorer answered, mean over rollouts",
     "scoring/score_std": "its standard deviation over rollouts",
     "scoring/group_std": "standard deviation within a prompt's completions, mean over prompts; null for one completion",
@@ -56,7 +57,8 @@ METRICS = {
     "tokens/completion_mean": "length of a completion, with EOS, mean over rollouts",
     "tokens/completion_p95": "its 95th percentile",
     "time/publish_s": "seconds until every engine had the weights and had shown it",
-    "time/generate_s": "seconds for generation",
+    "time/generate_s": "seconds for generation, to the last completion",
+    "time/generate_wait_s": "seconds that training stood still for completions; the others passed while it learned",
     "time/tokens_per_second": "completion tokens for each second of generation, of all processes",
     "time/update_s": "seconds for the update",
     "time/iteration_s": "seconds for the whole iteration",

@@ -31,6 +31,7 @@ def run_update(
     *,
     generator: torch.Generator,
     critic_alone: bool = False,
+    is_stale: bool = False,
 ) -> dict[str, float]:
     """All epochs over one rollout batch; minibatches are reshuffled in each.
 
@@ -42,6 +43,7 @@ def run_update(
         config: the settings of the losses.
         generator: shuffles.
         critic_alone: the policy, its optimizer included, stays as it is.
+        is_stale: an earlier version of the policy has sampled, so that the ratio is not 1 at first.
 
     Returns:
         Means over the real tokens of all minibatches of all processes, under the metrics' names.
@@ -51,6 +53,7 @@ def run_update(
         DivergenceError: a loss or a gradient is not finite.
     """
     totals: dict[str, float] = {}
+    has_ratio_1 = not is_stale
     for _ in range(config.epochs):
         order = torch.randperm(len(experience.rollouts), generator=generator)
         for index in order.tensor_split(config.num_minibatches):
@@ -58,14 +61,15 @@ def run_update(
             tokens = int(learner.accelerator.reduce(minibatch.mask.sum()))
             if tokens == 0:
                 continue
-            sums = _step(learner, minibatch, config, tokens=tokens, first=not totals, critic_alone=critic_alone)
+            sums = _step(learner, minibatch, config, tokens=tokens, has_ratio_1=has_ratio_1, critic_alone=critic_alone)
+            has_ratio_1 = False
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value
     return _averages(totals)
 
 
 def _step(
-    learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens: int, first: bool, critic_alone: bool
+    learner: Learner, minibatch: Experience, config: PPOConfig, *, tokens: int, has_ratio_1: bool, critic_alone: bool
 ) -> dict[str, float]:
     """One optimizer step on this process's part of a minibatch; returns sums over the `tokens` real ones of it all."""
     accelerator = learner.accelerator
@@ -87,15 +91,49 @@ def _step(
         ratio_error = max(ratio_error, error) if error == error else error  # NaN stays
         for name, value in parts.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
-    if first:
-        tolerance = config.ratio_tolerance or RATIO_TOLERANCE[config.precision]
-        check_ratio(largest(accelerator, ratio_error), tolerance=tolerance)
+    if has_ratio_1:
+        _check_ratio(learner, config, ratio_error)
     stacked = accelerator.reduce(torch.stack(list(sums.values()))).tolist()
     totals = dict(zip(sums, stacked, strict=True))
     _check_losses(totals)
     if culprit := learner.step(critic_alone=critic_alone):
         raise DivergenceError(f"the gradient of the {culprit} is not finite, and it made no step; {_DIVERGENCE_REMEDY}")
     return totals
+
+
+@torch.no_grad()
+def check_sampled_ratio(learner: Learner, experience: Experience, config: PPOConfig) -> None:
+    """The guard on the ratio where an earlier version has sampled: while the policy is that version, before the update.
+
+    Over the rollouts of one minibatch, in the micro-batches of an update; its price is a pass over them.
+
+    Args:
+        learner: whose policy is the version that sampled.
+        experience: the rollout batch.
+        config: the settings of the losses.
+
+    Raises:
+        RatioError: the policy is not the one that sampled.
+    """
+    first, *_ = torch.arange(len(experience.rollouts)).tensor_split(config.num_minibatches)
+    alone = learner.accelerator.num_processes == 1
+    errors = [0.0]
+    for part in _micro_batches(experience.select(first), config.micro_batch_size, skip_empty=alone):
+        logprobs, _ = completion_logprobs(
+            learner.policy, part.rollouts, temperature=config.temperature, chunk_tokens=config.logits_chunk_tokens
+        )
+        errors.append(float(_ratio_error(logprobs - part.old_logprobs, part.mask)))
+    _check_ratio(learner, config, float(torch.tensor(errors).max()))  # NaN where one is
+
+
+def _check_ratio(learner: Learner, config: PPOConfig, error: float) -> None:
+    tolerance = config.ratio_tolerance or RATIO_TOLERANCE[config.precision]
+    check_ratio(largest(learner.accelerator, error), tolerance=tolerance)
+
+
+def _ratio_error(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """The largest |ratio - 1|."""
+    return (log_ratio.exp() - 1).where(mask, 0.0).abs().max()
 
 
 def _check_losses(totals: dict[str, float]) -> None:
@@ -171,8 +209,7 @@ def token_sums(
             "val/ratio_var": ratio**2,
         }
         sums |= {name: masked_total(statistic, mask) for name, statistic in statistics.items()}
-        ratio_error = (ratio - 1).where(mask, 0.0).abs().max()
-    return sums, ratio_error
+    return sums, _ratio_error(log_ratio.detach(), mask)
 
 
 def _averages(totals: dict[str, float]) -> dict[str, float]:

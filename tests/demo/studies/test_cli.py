@@ -85,3 +85,17 @@ def test_with_our_draws_the_trainer_of_trl_samples_what_ours_samples_also_after_
         )
         for line, other in zip(ours[1:], theirs[1:], strict=True):
             assert line["metrics"]["objective/scores"] == pytest.approx(other["metrics"]["objective/scores"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_rollouts_by_an_engine_are_compared_in_turn_and_ahead(tmp_path):
+    """`make test-vllm` has vLLM's environment."""
+    environment = os.environ.get("PLAUDIT_VLLM") or pytest.skip("needs vLLM in an environment of its own")
+    python = Path(environment).resolve() / "bin" / "python"
+    done = study("engine", tmp_path, "--vllm-python", str(python))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\| local sampler \| .* \| 0\.00 ± 0\.00 \|", done.stdout, re.MULTILINE)
+    lines = {name: read_lines(tmp_path / f"{name}-1")[1:] for name in ("plaudit", "engine", "engine-ahead")}
+    staleness = {name: [line["metrics"]["sampler/staleness"] for line in each] for name, each in lines.items()}
+    assert staleness == {"plaudit": [0, 0], "engine": [0, 0], "engine-ahead": [0, 1]}
+    assert all(line["metrics"]["val/sampling_kl"] > 0 for line in lines["engine"])

@@ -1,11 +1,10 @@
 """The trainer and engines that speak vLLM's routes over real sockets."""
 
 import json
-from contextlib import ExitStack
 
 import pytest
 import torch
-from fake_vllm import KEY, fake_engines
+from fake_vllm import KEY
 from safetensors.torch import load_file
 from tiny_trainer import weights
 
@@ -13,25 +12,6 @@ from plaudit_client import Score
 from plaudit_ppo import PPOConfig, add_lora
 from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError, RatioError
 from plaudit_ppo.runs.report import write_report
-
-
-@pytest.fixture
-def train(make_trainer, make_policy, tokenizer):
-    """A function that trains by fake engines, which stay there until the test ends; returns the run and the engines."""
-    with ExitStack() as stack:
-
-        def train(*, count=1, fault=None, after=0, policy=None, base=None, engines=None, resume=False,
-                  on_iteration=None, **settings):  # fmt: skip
-            policy = policy or make_policy()
-            opened = stack.enter_context(fake_engines(base or policy, tokenizer, count=count, fault=fault, after=after))
-            if engines is not None:
-                engines += opened
-            urls = [engine.url for engine in opened]
-            run = make_trainer(policy=policy, sampler="vllm", engine_urls=urls, **settings)
-            run.train(resume=resume, on_iteration=on_iteration and (lambda metrics: on_iteration(metrics, opened[0])))
-            return run, opened
-
-        yield train
 
 
 def test_what_an_engine_samples_is_learned_from(train):
@@ -147,6 +127,24 @@ def test_a_fault_of_an_engine_ends_the_run_with_a_checkpoint_before_an_update(
     assert caught.value.exit_code == 1
     assert torch.equal(weights(policy), weights(make_policy()))
     assert (tmp_path / "run" / "log.jsonl").read_text() == ""  # nothing was masked and learned from
+
+
+@pytest.mark.parametrize("fault", ["stale weights", "wrong temperature"])
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_the_canary_catches_a_fault_also_under_importance_weights(train, make_policy, fault, max_staleness):
+    """Which would otherwise make up for what differs."""
+    policy, base = make_policy(), make_policy(seed=9 if fault == "stale weights" else 0)
+    settings = {"sampling_correction": "token_truncate", "max_staleness": max_staleness, "max_sampling_kl": 0.01}
+    with pytest.raises(EngineError, match=r"version 0 .* another model's: .* limit 1.00e-02 \(max_sampling_kl\)"):
+        train(policy=policy, base=base, fault=fault, **settings)
+    assert torch.equal(weights(policy), weights(make_policy()))
+
+
+def test_an_engine_that_keeps_old_weights_is_caught_under_importance_weights_once_they_differ_enough(train):
+    """A fault that begins after the first publish: the engine goes on with version 0."""
+    settings = {"sampling_correction": "token_truncate", "learning_rate": 3e-2, "iterations": 4}
+    with pytest.raises(EngineError, match=r"version 1 of the policy .* another model's"):
+        train(fault="stale weights", after=3 + 8, **settings)
 
 
 def test_an_engine_that_is_not_there_is_named(make_trainer):

@@ -19,7 +19,8 @@ def test_the_local_sampler_draws_all_micro_batches_from_one_random_sequence_of_i
     sampler = LocalSampler(config, lambda: nullcontext(policy), eos_ids=(0,), pad_id=1, device=CPU, rank=rank)
     generator = seeded_generator(CPU, 7, "sampling", 3, *([rank] if rank else []))
     sampler.publish(3)
-    parts = list(sampler.sample(PROMPTS, iteration=3))
+    with sampler.sampling(PROMPTS, iteration=3) as micro_batches:
+        parts = list(micro_batches)
     assert [len(part) for part in parts] == [2, 2, 1]
     for first, part in zip((0, 2, 4), parts, strict=True):
         ids, mask = pad_left(PROMPTS[first : first + 2], 1)

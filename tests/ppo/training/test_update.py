@@ -13,7 +13,7 @@ from plaudit_ppo.rollout.forward import completion_logits, completion_values, to
 from plaudit_ppo.rollout.prompts import pad_left
 from plaudit_ppo.rollout.sampling import sample_rollouts
 from plaudit_ppo.training.experience import make_experience
-from plaudit_ppo.training.update import run_update
+from plaudit_ppo.training.update import check_sampled_ratio, run_update
 
 SMALL = {"epochs": 1, "temperature": 1.0, "micro_batch_size": 3}
 PROMPTS = [[2, 3], [4], [5, 6, 7], [8, 9], [10], [11, 12, 13, 14]]
@@ -351,3 +351,18 @@ def test_the_gradient_of_each_network_is_clipped_on_its_own(make_learner, make, 
     for old, new in zip(before, (learner.policy, learner.critic), strict=True):
         change = [a.detach() - b.detach() for a, b in zip(old.parameters(), new.parameters(), strict=True)]
         assert torch.cat([c.flatten() for c in change]).norm().item() == pytest.approx(1e-3, rel=0.05)
+
+
+def test_rollouts_of_an_earlier_version_are_judged_against_that_version_alone(
+    make_learner, make, rollouts, make_policy
+):
+    config, experience = PPOConfig(**SMALL), make(rollouts, SCORES)
+    learner = make_learner()
+    check_sampled_ratio(learner, experience, config)
+    learner.policy.load_state_dict(make_policy(7).state_dict())
+    with pytest.raises(RatioError, match="not the one that sampled"):
+        check_sampled_ratio(learner, experience, config)
+    with pytest.raises(RatioError, match="not the one that sampled"):
+        update(learner, experience)
+    metrics = run_update(learner, experience, config, generator=torch.Generator(), is_stale=True)
+    assert metrics["val/ratio"] != pytest.approx(1, abs=1e-2)

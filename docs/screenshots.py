@@ -48,9 +48,13 @@ def main() -> int:
 
 def compare(page: Page) -> None:
     """Three completions of one prompt, with their values along the text where the model has them."""
-    page.fill("#prompt", "How do I boil an egg?")
+    page.fill("#prompt", "A review of a hotel in Ghent, about the breakfast and the pool:")
     page.click("#add-completion")
-    answers = (" Put it into boiling water for seven minutes.", " Boil the egg.", " I do not know, and I do not care.")
+    answers = (
+        " The pool was lovely, and we found the breakfast fresh.",
+        " The pool was fine.",
+        " The breakfast was awful.",
+    )
     for index, answer in enumerate(answers):
         page.locator("#completions textarea").nth(index).fill(answer)
     page.click("summary")
@@ -68,7 +72,7 @@ def sweep(page: Page, demo: Path) -> None:
     page.set_input_files("#file", demo / "held-out-pairs.jsonl")
     page.click("#sweep-start")
     page.wait_for_selector("#sweep-results table", timeout=120_000)
-    page.set_viewport_size({"width": WIDTH, "height": 1000})
+    page.evaluate("document.getElementById('sweep-note').scrollIntoView()")
     page.screenshot(path=IMAGES / "console-sweep.png")
 
 

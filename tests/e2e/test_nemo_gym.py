@@ -11,9 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 PYTHON = Path(os.environ.get("PLAUDIT_NEMO_GYM", ".venv-nemo-gym")).absolute() / "bin" / "python"
-if not PYTHON.exists():
-    pytest.skip("nemo-gym is not installed", allow_module_level=True)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON.exists(), reason="nemo-gym is not installed")]
 
 SAID = {"type": "output_text", "text": "good fine", "annotations": []}
 MESSAGE = {"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": [SAID]}

@@ -50,8 +50,9 @@ def test_no_dialect_is_answered_unless_it_is_named(serve, tiny_bundle):
     with serve(tiny_bundle(), flags=["--dialects", "slime"]) as service:
         statuses = {path: post(service, path, body).status_code for path, body in bodies("good").items()}
         assert statuses == {**dict.fromkeys(bodies(""), 404), "/slime": 200}
-        for path in ("/predict", "/rerank", "/", "/verify", "/seed_session", "/close_session", "/aggregate_metrics"):
+        for path in ("/predict", "/rerank", "/verify", "/seed_session", "/close_session", "/aggregate_metrics"):
             assert post(service, path, {}).status_code == 404
+        assert post(service, "/", {}).status_code == 405  # the console's page, which GET answers
 
 
 def test_an_unknown_dialect_is_one_clear_line(tiny_bundle):

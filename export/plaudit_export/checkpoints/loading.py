@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import modeling_utils
 
 from plaudit_export.checkpoints.config_files import CONFIG, read_fields
+from plaudit_export.checkpoints.weights import check_types
 from plaudit_export.errors import SourceError, first_line
 
 T = TypeVar("T")
@@ -52,7 +53,11 @@ def load_model(auto_class: Any, source: str, config: Any, **options: Any) -> tup
     """The model of one of transformers' Auto classes in float32, and what transformers says of its weights.
 
     Missing weights and other shapes are for the caller to refuse.
+
+    Raises:
+        SourceError: it cannot be loaded, or is stored as whole numbers.
     """
+    check_types(Path(source))
     with _files_read_in_parts():
         model, info = loading(
             source,

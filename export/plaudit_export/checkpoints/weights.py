@@ -112,7 +112,7 @@ def check_stored(
         head_file: that the head was read from, beside the model's.
 
     Raises:
-        SourceError: a weight is stored that the class does not use, or is of whole numbers.
+        SourceError: a weight is stored that the class does not use, or one of the head's file is of whole numbers.
     """
     check_pickled_head(directory)
     read, others = _files(directory)
@@ -130,9 +130,20 @@ def check_stored(
             continue
         _refuse(directory, class_name, f" of {file}", left_out)
         notes.append(f"{file} is not read: the weights are those of {read[0]}")
-    for file in [*read, *(name for name in others if name == head_file)]:
-        _refuse_whole_numbers(directory / file)
+    if head_file in others:
+        _refuse_whole_numbers(directory / head_file)
     return notes
+
+
+def check_types(directory: Path) -> None:
+    """Refuses weights of whole numbers before transformers loads them, which takes them or fails, by its version.
+
+    Raises:
+        SourceError: a weight is stored as whole numbers.
+    """
+    for file in _files(directory)[0]:
+        if (directory / file).is_file():
+            _refuse_whole_numbers(directory / file)
 
 
 def check_adapter_files(directory: Path, weights: Collection[str]) -> list[str]:

@@ -61,12 +61,5 @@ class KeptWeights:
         ]
 
 
-def kept_bytes(network: nn.Module) -> int:
-    """What `KeptWeights` of a network take in the memory of one process that holds all of it."""
-    return sum(
-        parameter.numel() * parameter.element_size() for parameter in network.parameters() if parameter.requires_grad
-    )
-
-
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", copy=True)

@@ -23,6 +23,7 @@ PARTS = (
     "policy",
     "reference",
     "critic",
+    "former policy",
     "optimizer",
     "gradients",
     "activations",
@@ -110,6 +111,7 @@ def make_plan(config: PPOConfig, networks: NetworkConfigs, *, processes: int, de
         "policy": simulated.policy.weights // shared["weights"],
         "reference": _reference(config, simulated) // shared["weights"],
         "critic": simulated.critic.weights // shared["weights"],
+        "former policy": _former_policy(config, simulated, device) // shared["weights"],
         "optimizer": _optimizer(config, simulated, shared["optimizer"]),
     }
     phases = {phase: dict(getattr(simulated, phase)) for phase in _PASSES if getattr(simulated, phase)}
@@ -136,6 +138,11 @@ def _reference(config: PPOConfig, simulated: Simulation) -> int:
     if config.lora_rank:
         return 0
     return simulated.policy.weights // (2 if config.frozen_precision == "bfloat16" else 1)
+
+
+def _former_policy(config: PPOConfig, simulated: Simulation, device: str) -> int:
+    """What is trained of the policy that sampled, kept in the CPU's memory while batches are sampled ahead."""
+    return simulated.policy.trained if config.max_staleness and device == "cpu" else 0
 
 
 def _shared(config: PPOConfig, processes: int) -> dict[str, int]:

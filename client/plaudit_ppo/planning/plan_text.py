@@ -80,7 +80,10 @@ def assumptions(config: PPOConfig, plan: Plan) -> list[str]:
         "attention by PyTorch's fused kernel, as it chooses on the CPU",
     ]
     if plan.device == "cuda":
-        assumed.append("written checkpoints take host memory; CUDA's context (0.5 GB) and libraries are not counted")
+        kept = ", and so does the former policy" if config.max_staleness else ""
+        assumed.append(
+            f"written checkpoints take host memory{kept}; CUDA's context (0.5 GB) and libraries are not counted"
+        )
     if plan.processes > 1:
         assumed.append(
             "several processes: counted, not measured; to load, each process has the whole networks once, on its host"

@@ -92,6 +92,16 @@ def test_engines_leave_no_cache_and_no_generation_here():
     assert list(plan.phases) == ["evaluate", "update", "step"]
 
 
+def test_the_policy_that_sampled_is_kept_in_the_memory_of_the_cpu_while_engines_sample_ahead():
+    ahead = {"sampler": "vllm", "engine_urls": ("http://127.0.0.1:1",), "sampling_correction": "token_truncate"}
+    plan = plan_of(**ahead, max_staleness=1)
+    assert {parts["former policy"] for parts in plan.phases.values()} == {POLICY}
+    assert plan_of(**ahead).phases["step"]["former policy"] == 0
+    on_a_gpu = plan_of(**ahead, max_staleness=1, device="cuda")
+    assert on_a_gpu.phases["step"]["former policy"] == 0
+    assert "and so does the former policy" in plan_text(PPOConfig(**SMALL, **ahead, max_staleness=1), on_a_gpu, [])
+
+
 def test_each_remedy_saves_and_they_come_in_the_order_of_what_they_save():
     plan, config = plan_of(), PPOConfig(**SMALL)
     found = remedies(config, NETWORKS, plan)

@@ -187,15 +187,18 @@ def _add_console(app: FastAPI) -> None:
         return HTMLResponse(content, headers=dict(headers))
 
     for path in page.PATHS:
-        app.get(path, include_in_schema=False)(console)
+        app.get(path, summary="The console: scores in a browser", response_class=HTMLResponse)(console)
 
 
-async def _answer_http_error(_: Request, error: Exception) -> Response:
+async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     document = problem_document(error.status_code, error.detail, error.detail)
     headers = dict(error.headers or {})
-    if headers.get("Allow") == "GET":
-        headers["Allow"] = "GET, HEAD"  # which is answered as GET
+    if error.status_code == 405:
+        here = [route for route in request.app.routes if getattr(route, "path", None) == request.url.path]
+        methods = {method for route in here for method in route.methods}
+        # HEAD is answered as GET. Several routes may have one path, of which Starlette names the first one's methods.
+        headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
     return JSONResponse(document, error.status_code, headers, media_type=PROBLEM_MEDIA_TYPE)
 
 

@@ -75,10 +75,10 @@ def complete(document: Schema, dialects: Sequence[DialectRoute], *, keys: bool, 
         schemas[name] = _schema(model, schemas)
     document["paths"]["/score"] = {"post": _score()}
     for route in dialects:
-        document["paths"][route.path] = {route.method.lower(): _dialect(route, schemas)}
+        document["paths"].setdefault(route.path, {})[route.method.lower()] = _dialect(route, schemas)
     for path, operations in document["paths"].items():
-        is_open = path in open_routes
-        for operation in operations.values():
+        for method, operation in operations.items():
+            is_open = path in open_routes and method == "get"
             if is_open:
                 operation["security"] = []
             problems = {431: _PROBLEMS[431]} if is_open else {status: _PROBLEMS[status] for status in (401, 431)}

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -178,7 +179,7 @@ def test_a_chat_is_scored_as_the_template_renders_it_and_has_values_at_every_tok
         assert f"{along['scores'][2]:.4f}" in page.locator(".readout").nth(0).inner_text()
         page.select_option("#along", "lines")
         page.click("#score")
-        page.wait_for_function("document.querySelectorAll('.scored')[0].querySelectorAll('.high, .low').length === 2")
+        expect(page.locator(".scored").nth(0).locator(".high, .low")).to_have_count(2)
 
 
 def test_a_combination_shows_its_parts_and_says_what_it_has_not(serve, tiny_bundle, open_console):
@@ -310,7 +311,7 @@ def test_a_sweep_can_be_cancelled_and_shows_what_it_has(tiny_url, open_console):
     page.click("#tab-sweep")
     page.set_input_files("#file", {"name": "pairs.jsonl", "mimeType": "text/plain", "buffer": pairs(5000).encode()})
     page.click("#sweep-start")
-    page.wait_for_function("document.getElementById('sweep-progress').value > 0")
+    expect(page.locator("#sweep-note")).to_have_text(re.compile("[1-9].* of 5,000 lines scored"))
     page.click("#sweep-cancel")
     expect(page.locator("#sweep-start")).to_be_enabled()
     done = int(page.inner_text("#sweep-note").split()[0].replace(",", ""))

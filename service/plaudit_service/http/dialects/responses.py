@@ -17,7 +17,7 @@ from plaudit_service.http.dialects.chats import read_chat
 from plaudit_service.items import ChatItem
 
 _ROLES = {"system": "system", "developer": "system", "user": "user"}
-_TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
+_TEXT_PARTS = ("input_text", "output_text", "text")  # compared, since what is given may be of any type
 _Turn = dict[str, Any]
 
 

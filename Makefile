@@ -216,7 +216,7 @@ gpu-check: $(READY_GPU) ## on a machine with a GPU: parity, speed beside transfo
 	$(VENV_GPU)/bin/python loadtests/gpu_check.py $(GPU_CHECK)
 
 screenshots: $(READY) ## pictures of the console and of the demo's page for the documentation; needs runs/demo of `make demo`
-	$(BIN)/python docs/screenshots.py
+	$(BIN)/python tests/e2e/screenshots.py
 
 human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)
 	$(BIN)/python tests/e2e/human_preferences.py

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ import httpx2
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
+from chromium import launch
 from playwright.sync_api import expect, sync_playwright
 from running_app import HeldEngine, until
 
@@ -23,7 +22,6 @@ from plaudit_service.serving.service import Service
 from plaudit_service.settings import Settings
 from plaudit_service.testing import running_service, write_tiny_bundle
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE_MS = 20_000
 HOSTILE = 'bad <img src=x onerror="document.title=1"><script>document.title=2</script>'
 RIGHT_TO_LEFT = "good שלום عالم"
@@ -32,12 +30,10 @@ RIGHT_TO_LEFT = "good שלום عالم"
 @pytest.fixture(scope="module")
 def chromium():
     """The browser; `make test-browser` installs one where there is none. Its event loop runs as long as it does."""
-    found = os.environ.get("PLAUDIT_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
-        path = found or playwright.chromium.executable_path
-        if not shutil.which(path):
+        browser = launch(playwright)
+        if browser is None:
             pytest.skip("no Chromium is installed; `make test-browser` installs it, PLAUDIT_CHROMIUM names one")
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
 

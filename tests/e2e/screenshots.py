@@ -4,16 +4,15 @@ make demo screenshots        Needs runs/demo and a Chromium; writes docs/images.
 """
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 
+from chromium import launch
 from playwright.sync_api import Page, sync_playwright
 
 from plaudit_service.testing import running_service
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 WIDTH = 1100
 
 
@@ -27,11 +26,12 @@ def main() -> int:
     if not (demo / "index.html").exists():
         print(f"{demo}: there is no demo; run make demo first", file=sys.stderr)
         return 2
-    browsers = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("PLAUDIT_CHROMIUM") or next(filter(None, map(shutil.which, browsers)), None)
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as playwright, running_service(demo / "bundle") as service:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = launch(playwright)
+        if browser is None:
+            print("no Chromium is installed; make test-browser installs one", file=sys.stderr)
+            return 2
         page = browser.new_page(viewport={"width": WIDTH, "height": 800})
         page.goto(f"{service.url}/console")
         page.wait_for_selector("text=Ready.")

@@ -12,6 +12,38 @@ from transformers import PreTrainedTokenizerFast
 from plaudit_ppo import PPOTrainer
 
 WORDS = ["<eos>", "<pad>", *(f"w{number}" for number in range(2, 32))]  # the word's number is its id
+# A decoder of two layers, whatever its architecture calls its sizes.
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "intermediate_size": 32,
+    "ffn_dim": 32,
+    "word_embed_proj_dim": 16,
+    "max_position_embeddings": 64,
+    "vocab_size": 32,
+    "initializer_range": 0.3,
+    "num_labels": 1,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+
+
+class KilledError(Exception):
+    """Ends a run in the way of a kill: nothing is tidied up."""
+
+
+def stop_after(iteration):
+    """An `on_iteration` that kills the run when so many are done."""
+
+    def on_iteration(metrics):
+        if metrics["iteration"] == iteration:
+            raise KilledError
+
+    return on_iteration
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_vllm import fake_engines
-from tiny_trainer import weights
+from tiny_trainer import KilledError, stop_after, weights
 from transformers import AutoModelForCausalLM
 
 from plaudit_client import Score
@@ -25,18 +25,6 @@ SETTINGS = {
     "eval_prompts": HELD_OUT,
     "lr_schedule": "constant",
 }
-
-
-class KilledError(Exception):
-    """Ends a run in the way of a kill: nothing is tidied up."""
-
-
-def stop_after(iteration):
-    def on_iteration(metrics):
-        if metrics["iteration"] == iteration:
-            raise KilledError
-
-    return on_iteration
 
 
 def scripted(means, seen=None):

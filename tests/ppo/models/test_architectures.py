@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_trainer import SIZES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto import CONFIG_MAPPING
 
@@ -12,23 +13,6 @@ from plaudit_ppo.rollout.prompts import pad_left
 from plaudit_ppo.rollout.sampling import sample_rollouts
 from plaudit_ppo.training.metrics import sampling_ratio_error
 
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "intermediate_size": 32,
-    "ffn_dim": 32,
-    "word_embed_proj_dim": 16,
-    "max_position_embeddings": 64,
-    "vocab_size": 32,
-    "initializer_range": 0.3,
-    "num_labels": 1,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-    "pad_token_id": 1,
-}
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 32, "num_labels": 1}
 ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", "gpt2", "opt"]
 

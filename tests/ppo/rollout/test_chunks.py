@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tiny_trainer import SIZES
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
@@ -13,22 +14,6 @@ from plaudit_ppo.rollout.forward import completion_logprobs
 from plaudit_ppo.rollout.prompts import pad_left
 from plaudit_ppo.rollout.sampling import sample_rollouts
 
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "intermediate_size": 32,
-    "ffn_dim": 32,
-    "word_embed_proj_dim": 16,
-    "max_position_embeddings": 64,
-    "vocab_size": 32,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": 0,
-    "pad_token_id": 1,
-}
 # Softcap (Gemma 2), scales (Granite, Cohere), tied and untied heads, other names, an encoder's frame (OPT).
 ARCHITECTURES = ["llama", "qwen2", "gemma2", "gemma3_text", "granite", "cohere", "gpt_neox", "opt"]
 

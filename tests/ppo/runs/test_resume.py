@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_trainer import weights
+from tiny_trainer import KilledError, stop_after, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit_client import Score, Scores
@@ -24,18 +24,6 @@ from plaudit_ppo.runs.log import read_log
 
 def checkpoints(path):
     return sorted(entry.name for entry in (path / "checkpoints").iterdir())
-
-
-class KilledError(Exception):
-    """Ends a run in the way of a kill: nothing is tidied up."""
-
-
-def stop_after(iteration):
-    def on_iteration(metrics):
-        if metrics["iteration"] == iteration:
-            raise KilledError
-
-    return on_iteration
 
 
 SETTINGS = {

@@ -8,9 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -18,13 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.distributed.collectives import raise_any, share
-from plaudit_ppo.errors import CheckpointError, DivergenceError, EngineError
+from plaudit_ppo.distributed.collectives import share
+from plaudit_ppo.errors import CheckpointError
 from plaudit_ppo.rollout.prompts import EncodedPrompts
 from plaudit_ppo.rollout.rollouts import Rollouts
 from plaudit_ppo.rollout.samplers import Sampler
-from plaudit_ppo.scoring.items import to_items
-from plaudit_ppo.scoring.pool import ScoredBatch, Scorer, ScoringPool, gather
+from plaudit_ppo.scoring.pool import Scorer, gather
 from plaudit_ppo.training import guards
 from plaudit_ppo.training.gathering import gather_scored
 from plaudit_ppo.training.held_out import (
@@ -34,17 +31,9 @@ from plaudit_ppo.training.held_out import (
     best_evaluation,
     held_out_metrics,
 )
+from plaudit_ppo.training.sending import Sending, Sent
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Completed:
-    """Completions whose scores are on their way."""
-
-    rollouts: Rollouts
-    scores: "Future[ScoredBatch]"
-    eval_scores: "Future[ScoredBatch] | None"
 
 
 class HeldOut:
@@ -76,13 +65,11 @@ class HeldOut:
         self._config = config
         self._sampler = sampler
         self._evaluate = evaluate
-        self._tokenizer = tokenizer
         self._accelerator = accelerator
         chosen = evenly_spread(len(encoded.prompts), config.max_eval_prompts)
         self._prompts = [encoded.prompts[index] for index in chosen]
         self._prompt_ids = [encoded.ids[index] for index in chosen]
-        self._pool = ScoringPool(scorer, config.scorer_concurrency)
-        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency) if eval_scorer else None
+        self._sending = Sending(config, tokenizer, accelerator, scorer=scorer, eval_scorer=eval_scorer)
         what = [self._prompt_ids, config.eval_decoding, config.max_completion_tokens]
         self._hash = hashlib.sha256(json.dumps(what).encode()).hexdigest()
         self._evaluations: list[Evaluation] = []
@@ -131,10 +118,11 @@ class HeldOut:
         finished = torch.cat([part.rollouts.finished for part in completed])
         kl, lengths, finished = (self._accelerator.gather(part)[:count].cpu() for part in (kl, lengths, finished))
         scored = gather_scored(self._accelerator, gather([part.scores for part in completed]))
+        eval_scored = self._sending.eval_scored(completed)
         scores = scored.scores[:count]
         metrics = held_out_metrics(
             scores=scores,
-            eval_scores=self._eval_scores(completed),
+            eval_scores=None if eval_scored is None else eval_scored.scores[:count],
             start_scores=scores if iteration == 0 else self._start_scores,
             kl=kl,
             lengths=lengths,
@@ -153,40 +141,17 @@ class HeldOut:
         self._evaluations.append(evaluation)
         return evaluation
 
-    def _complete(self) -> list[_Completed]:
-        """Completes this process's share of the prompts; each micro-batch goes to the scorers as soon as it exists."""
-        size = self._config.rollout_micro_batch_size
+    def _complete(self) -> list[Sent]:
+        """Completes this process's share of the prompts."""
         own = share(self._accelerator, _filled_up(range(len(self._prompts)), self._accelerator.num_processes))
         greedy = self._config.eval_decoding == "greedy"
-        completed: list[_Completed] = []
-        failure: DivergenceError | EngineError | None = None
-        prompt_ids = [self._prompt_ids[index] for index in own]
-        try:
-            with closing(self._sampler.sample_held_out(prompt_ids, greedy=greedy)) as sampled:
-                for first, rollouts in zip(range(0, len(own), size), sampled, strict=True):
-                    completed.append(self._send(own[first : first + size], rollouts))
-        except (DivergenceError, EngineError) as error:
-            failure = error
-        raise_any(self._accelerator, failure)
-        return completed
-
-    def _send(self, indices: Sequence[int], rollouts: Rollouts) -> _Completed:
-        config, prompts = self._config, [self._prompts[index] for index in indices]
-        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text, stop=config.stop)
-        extra = [prompt.columns for prompt in prompts]
-        eval_scores = self._eval_pool.submit(items, extra) if self._eval_pool else None
-        return _Completed(rollouts, self._pool.submit(items, extra), eval_scores)
+        sampled = self._sampler.sample_held_out([self._prompt_ids[index] for index in own], greedy=greedy)
+        return self._sending.send_all([self._prompts[index] for index in own], closing(sampled))
 
     def _kl(self, rollouts: Rollouts) -> Tensor:
         """Shape (B,), float32, nats."""
         logprobs, ref_logprobs = self._evaluate(rollouts)
         return (logprobs - ref_logprobs).where(rollouts.completion_mask, 0.0).sum(1)
-
-    def _eval_scores(self, completed: Sequence[_Completed]) -> Tensor | None:
-        if self._eval_pool is None:
-            return None
-        scored = gather([part.eval_scores for part in completed if part.eval_scores])
-        return gather_scored(self._accelerator, scored).scores[: len(self._prompts)]
 
     @property
     def _start_scores(self) -> Tensor | None:

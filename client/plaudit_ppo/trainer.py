@@ -9,7 +9,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,12 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.config import PPOConfig
-from plaudit_ppo.distributed.collectives import gather_sum, largest, raise_any, share
+from plaudit_ppo.distributed.collectives import gather_sum, largest, share
 from plaudit_ppo.distributed.learner_setup import make_learner, prepare_reference
 from plaudit_ppo.distributed.processes import make_accelerator
 from plaudit_ppo.engine.batches import RolloutBatches
 from plaudit_ppo.engine.sampler import EngineSampler
-from plaudit_ppo.errors import ConfigError, DivergenceError, EngineError, GuardError, PPOError
+from plaudit_ppo.errors import ConfigError, EngineError, GuardError, PPOError
 from plaudit_ppo.evaluation import HeldOut, warn_of_training_prompts
 from plaudit_ppo.models.critic import Critic, TrunkCritic
 from plaudit_ppo.models.kept_weights import KeptWeights
@@ -54,8 +53,7 @@ from plaudit_ppo.runs.metrics_server import serving_figures
 from plaudit_ppo.runs.run_files import RunFiles
 from plaudit_ppo.runs.summary import TrainSummary
 from plaudit_ppo.runs.trackers import check_trackers, tracking
-from plaudit_ppo.scoring.items import Item, to_items
-from plaudit_ppo.scoring.pool import ScoredBatch, Scorer, ScoringPool, gather
+from plaudit_ppo.scoring.pool import ScoredBatch, Scorer, gather
 from plaudit_ppo.termination import Terminated, Termination
 from plaudit_ppo.training import guards
 from plaudit_ppo.training.experience import Experience, make_experience
@@ -63,20 +61,10 @@ from plaudit_ppo.training.gathering import gather_experience, gather_scored
 from plaudit_ppo.training.held_out import metrics_of
 from plaudit_ppo.training.learning_rates import set_learning_rates
 from plaudit_ppo.training.metrics import masked_mean, rollout_metrics, sample_rows, sampling_ratio_error
+from plaudit_ppo.training.sending import Sending, Sent
 from plaudit_ppo.training.update import check_sampled_ratio, run_update
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """Rollouts whose scores are on their way."""
-
-    indices: Sequence[int]
-    items: Sequence[Item]
-    rollouts: Rollouts
-    scores: "Future[ScoredBatch]"
-    eval_scores: "Future[ScoredBatch] | None"
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,7 @@ class _Gained:
     """What an iteration has before its update.
 
     Attributes:
-        pending: the rollouts of this process, and the scores of its evaluation scorer.
+        sent: the rollouts of this process, and the scores of its evaluation scorer.
         experience: of this process.
         raw_scores: shape (B,), float32, of this process, as the scorer gave them.
         scored: of all processes.
@@ -92,7 +80,7 @@ class _Gained:
         next_state: where the run stands after the iteration.
     """
 
-    pending: Sequence[_Pending]
+    sent: Sequence[Sent]
     experience: Experience
     raw_scores: Tensor
     scored: ScoredBatch
@@ -162,9 +150,6 @@ class PPOTrainer:
         self._positions: int | None = getattr(policy.config, "max_position_embeddings", None)
         self.check_context(config.max_completion_tokens)
         self._scorer = scorer
-        group = config.samples_per_prompt
-        self._pool = ScoringPool(scorer, config.scorer_concurrency, group_size=group)
-        self._eval_pool = ScoringPool(eval_scorer, config.scorer_concurrency, group_size=group) if eval_scorer else None
         prompts_hash = hashlib.sha256(json.dumps(self._prompt_ids).encode()).hexdigest()
         self._state = RunState(iteration=0, kl_coef=config.kl_coef, prompts_hash=prompts_hash)
 
@@ -172,6 +157,14 @@ class PPOTrainer:
         accelerator = make_accelerator(config)
         self._accelerator = accelerator
         self._device = accelerator.device
+        self._sending = Sending(
+            config,
+            tokenizer,
+            accelerator,
+            scorer=scorer,
+            eval_scorer=eval_scorer,
+            group_size=config.samples_per_prompt,
+        )
         self._learner = make_learner(policy, critic, config, accelerator)
         self._kept = KeptWeights(accelerator.unwrap_model(self._learner.policy))
         self._files = RunFiles(config, self._learner, tokenizer, self._kept)
@@ -373,9 +366,8 @@ class PPOTrainer:
 
         # 6. The scores that are for the log alone.
         wait_s = gained.scored.wait_s
-        if self._eval_pool:
-            eval_scored = gather([part.eval_scores for part in gained.pending if part.eval_scores])
-            eval_scored = gather_scored(self._accelerator, eval_scored)
+        eval_scored = self._sending.eval_scored(gained.sent)
+        if eval_scored:
             metrics["eval/scores"] = masked_mean(eval_scored.scores, eval_scored.scored)
             wait_s += eval_scored.wait_s
         metrics["scoring/exposed_wait_s"] = wait_s
@@ -391,12 +383,13 @@ class PPOTrainer:
         retries = [self._retries_of(each) for each in (self._sampler, self._scorer)]
 
         # 1. Sample completions; each micro-batch goes to the scorer as soon as it exists.
-        pending = self._roll_out(state.iteration)
+        prompts = [self._prompts[index] for index in self._prompts_of(state.iteration)]
+        sent = self._sending.send_all(prompts, self._batches.sampled(state.iteration))
         generate_s = self._sampler.generate_s
         self._batches.go_on(state.iteration)
 
         # 2. While the scorer works: logprobs of policy and reference, values of the critic.
-        rollouts = concatenate([part.rollouts for part in pending], self._pad_id)
+        rollouts = concatenate([part.rollouts for part in sent], self._pad_id)
         logprobs, ref_logprobs, values = self._evaluate_rollouts(rollouts, self._as_sampled())
         sampling_error = largest(
             self._accelerator, sampling_ratio_error(rollouts.sampled_logprobs, logprobs, rollouts.completion_mask)
@@ -406,7 +399,7 @@ class PPOTrainer:
             guards.check_sampling(sampling_error, tolerance=tolerance)
 
         # 3. Await the scores; a rollout without one is masked from here on.
-        scored = gather([part.scores for part in pending])
+        scored = gather([part.scores for part in sent])
 
         # 4. Rewards, advantages, returns.
         scores = scored.scores.to(self._device)
@@ -439,12 +432,12 @@ class PPOTrainer:
             "time/publish_s": self._batches.publish_s,
             "time/generate_s": generate_s,
             "time/generate_wait_s": self._batches.wait_s,
-            "time/tokens_per_second": self._sampled_tokens(pending) / largest(self._accelerator, generate_s),
+            "time/tokens_per_second": self._sampled_tokens(sent) / largest(self._accelerator, generate_s),
             "scoring/call_s": all_scored.call_s,
             "scoring/retries": self._retries_since(retries[1], self._scorer),
         }
         next_state = self._next_state(metrics, all_scored)
-        gained = _Gained(pending, experience, scores, all_scored, metrics, next_state)
+        gained = _Gained(sent, experience, scores, all_scored, metrics, next_state)
         try:
             self._check(metrics, next_state, all_scored)
         except GuardError:
@@ -453,19 +446,6 @@ class PPOTrainer:
         if metrics["val/eos_share"] == 0:
             self._say_that_nothing_ended()
         return gained
-
-    def _roll_out(self, iteration: int) -> list[_Pending]:
-        indices, size = self._prompts_of(iteration), self._config.rollout_micro_batch_size
-        failure: DivergenceError | EngineError | None = None
-        pending: list[_Pending] = []
-        try:
-            with self._batches.sampled(iteration) as sampled:
-                for first, rollouts in zip(range(0, len(indices), size), sampled, strict=True):
-                    pending.append(self._send(indices[first : first + size], rollouts))
-        except (DivergenceError, EngineError) as error:
-            failure = error
-        raise_any(self._accelerator, failure)
-        return pending
 
     def _prompts_of(self, iteration: int) -> list[int]:
         """The prompt of each rollout of this process in an iteration."""
@@ -505,22 +485,14 @@ class PPOTrainer:
             return dealt_prompts(len(self._prompts), start=start, count=count, seed=config.seed)
         return mixed_prompts(self._source_sizes, config.prompt_weights, start=start, count=count, seed=config.seed)
 
-    def _send(self, indices: Sequence[int], rollouts: Rollouts) -> _Pending:
-        """Sends one rollout micro-batch to the scorer."""
-        config, prompts = self._config, [self._prompts[index] for index in indices]
-        items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text, stop=config.stop)
-        extra = [prompt.columns for prompt in prompts]
-        eval_scores = self._eval_pool.submit(items, extra) if self._eval_pool else None
-        return _Pending(indices, items, rollouts, self._pool.submit(items, extra), eval_scores)
-
     def _say_that_nothing_ended(self) -> None:
         if not self._said_that_nothing_ended:
             _log.warning(no_ending(self._config, self._eos_ids, self._tokenizer))
         self._said_that_nothing_ended = True
 
-    def _sampled_tokens(self, pending: Sequence[_Pending]) -> int:
+    def _sampled_tokens(self, sent: Sequence[Sent]) -> int:
         """Of all processes."""
-        return gather_sum(self._accelerator, sum(int(part.rollouts.completion_mask.sum()) for part in pending)) or 0
+        return gather_sum(self._accelerator, sum(int(part.rollouts.completion_mask.sum()) for part in sent)) or 0
 
     @staticmethod
     def _retries_of(counted: object) -> int | None:
@@ -595,10 +567,10 @@ class PPOTrainer:
     def _write_samples(self, samples: RunLog, gained: _Gained) -> None:
         if not self._config.sample_every:
             return
-        indices = [index for part in gained.pending for index in part.indices]
-        items = [item for part in gained.pending for item in part.items]
-        lengths = [length for part in gained.pending for length in part.rollouts.completion_mask.sum(1).tolist()]
-        columns = [self._prompts[index].columns for index in indices]
+        indices = self._prompts_of(self._state.iteration)
+        items = [item for part in gained.sent for item in part.items]
+        lengths = [length for part in gained.sent for length in part.rollouts.completion_mask.sum(1).tolist()]
+        columns = [prompt.columns for part in gained.sent for prompt in part.prompts]
         limit, group = self._config.num_samples, self._config.samples_per_prompt
         rows = sample_rows(indices, items, lengths, gained.experience, gained.raw_scores, limit=limit, columns=columns)
         for number, row in enumerate(rows):

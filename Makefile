@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub lint format bench bench-quick bench-vllm bench-rollouts load load-report soak soak-hour gpu-check human-preferences \
+.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub lint format bench bench-quick bench-vllm bench-rollouts bench-along load load-report soak soak-hour gpu-check human-preferences \
 	screenshots studies study-best-of-n study-beta study-trl study-draws study-engine sbom audit locks release release-check clean
 
 PYTHON ?= python3
@@ -199,6 +199,9 @@ bench-rollouts: $(READY) $(READY_VLLM) ## completion tokens per second of the lo
 
 bench-vllm: $(READY) $(READY_VLLM) ## beside vLLM's CPU build as a pooling server, on the same models and token ids
 	$(BIN)/python loadtests/bench_vllm.py --vllm-python $(VENV_VLLM)/bin/python
+
+bench-along: $(READY) ## what values at every token cost beside plain scoring
+	$(BIN)/python loadtests/along_cost.py
 
 load: $(READY) ## every locust scenario for a few seconds; fails where one breaks its SLO
 	$(BIN)/python loadtests/load.py

@@ -180,8 +180,8 @@ test-browser: $(READY) ## the console in a real browser, which is installed wher
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --with-deps chromium
 	$(BIN)/pytest -m '' tests/service/http/test_console.py
 
-test-vllm: $(READY) $(READY_VLLM) ## rollouts by vLLM's build for the CPU
-	PLAUDIT_VLLM=$(VENV_VLLM) $(BIN)/pytest -m '' tests/e2e/test_vllm_rollouts.py tests/demo/studies/test_cli.py -k 'vllm or engine'
+test-vllm: $(READY) $(READY_VLLM) ## rollouts and scores by vLLM's build for the CPU
+	PLAUDIT_VLLM=$(VENV_VLLM) $(BIN)/pytest -m '' tests/e2e/test_vllm_rollouts.py tests/e2e/test_vllm_scores.py tests/demo/studies/test_cli.py -k 'vllm or engine'
 
 test-cuda-stub: $(READY) $(if $(shell command -v g++),$(READY_CUDA_STUB)) ## CUDA without a GPU: placement, kernels, copies, memory; skipped without g++
 	PLAUDIT_CUDA_STUB=$(VENV_CUDA_STUB) $(BIN)/pytest -m '' tests/cuda_stub
@@ -211,6 +211,10 @@ bench-quick: $(READY) ## the same with smaller sizes
 
 bench-rollouts: $(READY) $(READY_VLLM) ## completion tokens per second of the local sampler and of vLLM
 	$(BIN)/python loadtests/rollouts.py --vllm $(VENV_VLLM)
+
+bench-engine: $(READY) $(READY_VLLM) ## what plaudit-serve before a vLLM server costs, on the same token ids
+	$(BIN)/python loadtests/bench_vllm.py --vllm-python $(VENV_VLLM)/bin/python --kinds decoder \
+		--servers 'vLLM eager float32,front of vLLM eager float32' --output runs/bench/bench-engine.json
 
 bench-vllm: $(READY) $(READY_VLLM) ## beside vLLM's CPU build as a pooling server, on the same models and token ids
 	$(BIN)/python loadtests/bench_vllm.py --vllm-python $(VENV_VLLM)/bin/python

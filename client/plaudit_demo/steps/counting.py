@@ -50,7 +50,8 @@ def judge(task: Task, steps: list[str]) -> list[bool]:
     A step behind a wrong one is wrong, as labels of process reward models mostly have it. If it could be right again,
     a policy would be paid for going back and counting once more.
     """
-    right, number = [], task.start
+    right: list[bool] = []
+    number = task.start
     for step in steps:
         number += task.stride
         right.append(all(right) and step.strip() == str(number) and number <= task.end)
@@ -59,7 +60,8 @@ def judge(task: Task, steps: list[str]) -> list[bool]:
 
 def write_steps(task: Task, rng: random.Random, *, error_rate: float) -> list[str]:
     """Steps as somebody writes them who miscounts now and then, and as often goes on where the end is reached."""
-    steps, number = [], task.start
+    steps: list[str] = []
+    number = task.start
     while len(steps) < _MAX_STEPS and (number < task.end or rng.random() < error_rate):
         wrong = rng.choice(_ERRORS) if rng.random() < error_rate else 0
         number = max(0, number + task.stride + wrong)

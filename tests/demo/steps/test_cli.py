@@ -26,7 +26,7 @@ def test_ppo_makes_fewer_wrong_steps_by_a_process_reward_model_that_trl_trained(
     table = capsys.readouterr().out
     summary = json.loads((tmp_path / "seed-1" / "summary.json").read_text())
     assert 0.3 < summary["before"]["step_errors"] < 0.6
-    assert summary["after"]["step_errors"] < 0.7 * summary["before"]["step_errors"]
+    assert summary["after"]["step_errors"] < 0.6 * summary["before"]["step_errors"]
     assert main(arguments) == 0
     again = capsys.readouterr()
     assert again.out == table

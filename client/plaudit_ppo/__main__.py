@@ -1,8 +1,6 @@
 """`python -m plaudit_ppo`, which is what `torchrun -m plaudit_ppo train ...` runs in every process."""
 
-import sys
-
-from plaudit_ppo.cli import main
+from plaudit_ppo.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from plaudit_client.command_line import Parser, interruptible, run, say, tell
 from plaudit_ppo.errors import ConfigError
@@ -24,9 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted by SIGINT or SIGTERM.
     """
-    exit_code = run("plaudit-ppo", lambda: _run_until_terminated(argv), extra="train", quiet=not _is_first_process())
-    leave(exit_code)
-    return exit_code
+    return run("plaudit-ppo", lambda: _run_until_terminated(argv), extra="train", quiet=not _is_first_process())
+
+
+def command() -> NoReturn:
+    """The process of the command: runs it, and ends with it."""
+    leave(main())
 
 
 def _run_until_terminated(argv: Sequence[str] | None) -> int:

@@ -126,6 +126,11 @@ class PPOConfig:
     """how the weighted scores of several reward models become one; mean_minus_std: mean - scorer_std_coef * std"""
     scorer_std_coef: NotNegative = 1.0
     """what disagreement costs under "mean_minus_std" """
+    reward_along: Literal["off", "steps"] = "off"
+    """"steps": each step of a completion is rewarded by its score, at the policy's token that ends it, in place of the
+    one score at the end; for a reward model of steps"""
+    step_separator: Annotated[str, Field(min_length=1)] = "\n\n"
+    """what separates two steps of a completion under reward_along = "steps" """
     scorer_timeout_s: Positive = 180.0
     """limit of one call to the scorer with its retries, in seconds"""
     scorer_concurrency: Count = 4
@@ -319,6 +324,11 @@ class PPOConfig:
             )
         self._check_critic_warmup()
         self._check_precision()
+        if self.reward_along == "steps" and (len(self.scorer_urls) > 1 or self.scorer_weights or self.send_eos_text):
+            raise ConfigError(
+                'reward_along = "steps" takes one reward model of steps as it is; leave out scorer_weights, '
+                "send_eos_text and further scorer_urls"
+            )
         for name in ("rollout_batch_size", "rollout_micro_batch_size"):
             if getattr(self, name) % self.samples_per_prompt:
                 raise ConfigError(

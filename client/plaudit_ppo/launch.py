@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from plaudit_client.protocol import AlongWhat
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.distributed.collectives import from_first_process
 from plaudit_ppo.distributed.processes import make_accelerator
@@ -47,20 +48,23 @@ def connected_scorers(config: PPOConfig) -> Iterator[Scorers]:
     """
     with ExitStack() as stack:
 
-        def connect(addresses: Sequence[str]) -> list[Scorer]:
-            return [_connect(address, config, stack) for address in addresses]
+        def connect(addresses: Sequence[str], along: AlongWhat = "none") -> list[Scorer]:
+            return [_connect(address, config, stack, along) for address in addresses]
 
-        scorers, eval_scorers = connect(config.scorer_urls), connect(config.eval_scorer_urls)
-        train = CombinedScorer(
+        along: AlongWhat = "steps" if config.reward_along == "steps" else "none"
+        scorers, eval_scorers = connect(config.scorer_urls, along), connect(config.eval_scorer_urls)
+        train: Scorer = CombinedScorer(
             scorers, config.scorer_weights, combination=config.scorer_combination, std_coef=config.scorer_std_coef
         )
+        if along == "steps" and len(scorers) == 1:  # scores of steps are not combined
+            (train,) = scorers
         yield Scorers(train, CombinedScorer(eval_scorers, combination="mean") if eval_scorers else None)
 
 
-def _connect(address: str, config: PPOConfig, stack: ExitStack) -> Scorer:
+def _connect(address: str, config: PPOConfig, stack: ExitStack, along: AlongWhat) -> Scorer:
     if address.startswith(PREFIX):
         return OpenRLHFScorer(address, timeout_s=config.scorer_timeout_s, label_column=config.label_column)
-    return stack.enter_context(RemoteScorer(address, timeout_s=config.scorer_timeout_s))
+    return stack.enter_context(RemoteScorer(address, timeout_s=config.scorer_timeout_s, along=along))
 
 
 def load_trainer(config: PPOConfig, scorers: Scorers) -> PPOTrainer:

@@ -1,4 +1,4 @@
-"""How a process of a run ends: by SIGTERM where nothing is lost, and beside others at once when all is done."""
+"""How a process of a run ends: by SIGTERM where nothing is lost, and at once when all is done."""
 
 import os
 import signal
@@ -6,20 +6,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 
-def leave(exit_code: int) -> None:
-    """Ends this process if it is one of several, without the end of the interpreter; call it last.
+def leave(exit_code: int) -> NoReturn:
+    """Ends this process without the end of the interpreter; call it last.
 
-    Threads that the processes spoke over may still run: PyTorch keeps the process group in caches (of sharded tensors)
-    and in defaults of functions, also once it is destroyed. Such a thread may ask for Python's lock to free a tensor,
+    Threads in PyTorch's code may still run: of the process group, which PyTorch keeps in caches (of sharded tensors)
+    and in defaults of functions, or of a computation that Ctrl-C cut short. Such a thread may ask for Python's lock,
     and where the interpreter is no more, that aborts a process that went well.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
-                stream.flush()
-        os._exit(exit_code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(exit_code)
 
 
 class Terminated(BaseException):

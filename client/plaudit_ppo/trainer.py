@@ -412,6 +412,7 @@ class PPOTrainer:
             kl_coef=state.kl_coef,
             config=config,
             total=self._accelerator.reduce,
+            step_scores=self._sending.step_scores(sent, scored, rollouts),
         )
         everyone = gather_experience(self._accelerator, experience)
         all_scored = gather_scored(self._accelerator, scored)

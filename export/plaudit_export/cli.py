@@ -171,6 +171,9 @@ def _scoring_options(parsed: argparse.Namespace) -> dict[str, Any]:
         **_rule_options(parsed),
         "pad_token": parsed.pad_token,
         "token_logits": tuple(Head(name=name, weight=weight) for name, weight in parsed.token_logits or ()),
+        "step_token": parsed.step_token,
+        "step_end": parsed.step_end,
+        "link": parsed.link,
     }
 
 
@@ -391,6 +394,20 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
         help="SOURCE is a language model, whose score is the weighted sum of the logits of these tokens behind the "
         "text; id:N for the token of id N",
     )
+    add("--step-token", metavar="TOKEN", help="SOURCE scores steps, and this token ends each; id:N for the one of id N")
+    add(
+        "--step-end",
+        type=_step_end,
+        metavar="TEXT",
+        help=r"what stands behind each step (\n: a new line); alone: steps were made by TRL, and this is its "
+        "step_separator (default: the text of --step-token)",
+    )
+    add(
+        "--link",
+        choices=["identity", "sigmoid"],
+        help="what makes a score of the weighted heads; sigmoid: a probability (default: sigmoid where two heads score "
+        "steps, else identity)",
+    )
     add(
         "--pad-token",
         metavar="TOKEN",
@@ -513,6 +530,13 @@ def _token_logits(text: str) -> list[tuple[str, float]]:
         if name.startswith("id:") and not _is_count(name.removeprefix("id:")):
             raise argparse.ArgumentTypeError(f"{name!r}: {name.removeprefix('id:')!r} is not a token id")
     return heads
+
+
+def _step_end(text: str) -> str:
+    text = text.replace(r"\n", "\n")
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, and nothing would end a step")
+    return text
 
 
 def _heads(text: str) -> list[tuple[str, float]]:

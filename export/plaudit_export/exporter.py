@@ -2,13 +2,13 @@
 
 import ctypes
 import gc
-import math
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +177,9 @@ def _build(
         note(line)
     golden = sequences(rules, cases)
     with computing_on(checkpoint.model, options.device):
-        records = _references(checkpoint, rules, cases, options.device, step)
+        # A reduced precision states what it does to scores, and no test holds its values along a text.
+        along = rules.trained_at != "end" and options.precision == "fp32"
+        records = _references(checkpoint, rules, cases, options.device, step, along=along)
         float_scores = _float_scores(checkpoint, rules, records, measured, options)
         normal_scores = _reference_scores(checkpoint, rules, normalized, options)
     write_golden(records, directory)
@@ -396,12 +398,16 @@ def _window_notes(checkpoint: Checkpoint, rules: Rules, options: Options) -> lis
     return [f"no built-in golden text is longer than the sliding window of {window} tokens (--golden-max-tokens)"]
 
 
-def _references(checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], device: str, step: Say) -> list[Golden]:
+def _references(
+    checkpoint: Checkpoint, rules: Rules, cases: Sequence[Case], device: str, step: Say, *, along: bool = False
+) -> list[Golden]:
     step(f"scoring {len(cases)} golden texts with transformers")
     reference = Reference(checkpoint, rules, device)
     bar = tqdm(cases, unit="text", leave=False, disable=None)
-    records = [reference.score(item, tokens) for item, tokens in bar]
-    if lost := sum(not math.isfinite(record.score) for record in records):
+    records = [reference.score(item, tokens, along=along) for item, tokens in bar]
+    if lost := sum(
+        not np.isfinite([record.score, *chain.from_iterable(record.along or ())]).all() for record in records
+    ):
         raise SourceError(
             f"{checkpoint.id}: {lost} of {len(records)} golden texts get a score from transformers that is not finite "
             "(NaN or infinite); are the weights whole?"

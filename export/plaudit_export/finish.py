@@ -130,6 +130,7 @@ def _manifest(
         name=draft.rules.name,
         scoring=scoring,
         recipe=draft.rules.recipe,
+        trained_at=draft.rules.trained_at,
         tolerance=tolerance,
         opset=draft.opset,
         source=draft.source,

@@ -82,7 +82,8 @@ def write_golden(records: Iterable[Golden], directory: Path) -> None:
     """Write one reference text per line."""
     lines = [
         json.dumps(
-            {"item": record.item, "token_ids": record.token_ids, "heads": record.heads, "score": record.score},
+            {"item": record.item, "token_ids": record.token_ids, "heads": record.heads, "score": record.score}
+            | ({} if record.along is None else {"along": record.along}),
             ensure_ascii=False,
         )
         for record in records

@@ -1,4 +1,4 @@
-"""docs/faults.md names a test for each of its faults; every test that a page names is there."""
+"""docs/development/faults.md names a test for each of its faults; every test that a page names is there."""
 
 import ast
 import re
@@ -9,9 +9,9 @@ from pages import rows
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
-FAULTS = {int(row["#"]): row for row in rows((ROOT / "docs/faults.md").read_text(), "#", "fault", "promise", "tests")}
-
-TRAPS = rows((ROOT / "docs/faults.md").read_text(), "#", "trap", "what holds", "tests")
+FAULTS_PAGE = (ROOT / "docs/development/faults.md").read_text()
+FAULTS = {int(row["#"]): row for row in rows(FAULTS_PAGE, "#", "fault", "promise", "tests")}
+TRAPS = rows(FAULTS_PAGE, "#", "trap", "what holds", "tests")
 
 
 def named_tests(text):

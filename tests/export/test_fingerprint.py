@@ -14,6 +14,7 @@ from plaudit_service.bundles.bundle import (
     Scoring,
     Source,
     SpecialToken,
+    Steps,
     fingerprint,
 )
 
@@ -44,6 +45,8 @@ SCORING: dict[str, st.SearchStrategy[Any]] = {
     "pair": st.booleans(),
     "head": st.sampled_from(["linear", "mlp", "token_logits"]),
     "heads": heads.map(tuple),
+    "link": st.sampled_from(["identity", "sigmoid"]),
+    "steps": st.none() | st.builds(Steps, token=special, end=names, apart=st.booleans()),
     "normalization": st.none() | st.builds(Normalization, mean=numbers, std=st.floats(1e-6, 1e6)),
     "precision": st.sampled_from(["fp32", "fp16", "bf16", "int8"]),
     "engine": st.sampled_from(["onnx", "vllm"]),
@@ -53,6 +56,7 @@ SCORING: dict[str, st.SearchStrategy[Any]] = {
 OUTSIDE: dict[str, st.SearchStrategy[Any]] = {
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),
     "recipe": st.none() | names,
+    "trained_at": st.sampled_from(["end", "tokens"]),
     "tolerance": st.floats(1e-9, 1.0),
     "opset": st.none() | st.integers(1, 99),
     "source": st.builds(Source, id=names, revision=st.none() | names, architecture=names, attention=names),
@@ -76,11 +80,25 @@ def consistent(fields: dict[str, Any]) -> Scoring:
         fields["chat_end"] = "as_text"
     if fields["pad_token_id"] is not None:
         fields["pooled_before"] = None
+    others = fields["append_eos"], fields["strip_newlines"], fields["class_token"], fields["pooled_before"]
+    if (
+        fields["kind"] != "causal"
+        or fields["pad_token_id"] is not None
+        or any(each not in (None, False) for each in others)
+    ):
+        fields["steps"] = None
     return Scoring(**fields)
 
 
 scorings = st.fixed_dictionaries(SCORING).map(consistent)
-manifests = st.builds(Manifest, format=st.just(1), scoring=scorings, **OUTSIDE)
+
+
+def manifest(scoring: Scoring, fields: dict[str, Any]) -> Manifest:
+    """A manifest whose head was trained where its scoring reads it."""
+    return Manifest(scoring=scoring, **fields | ({"trained_at": "steps"} if scoring.steps else {}))
+
+
+manifests = st.builds(manifest, scorings, st.fixed_dictionaries(OUTSIDE))
 
 
 def test_the_properties_below_draw_every_field():

@@ -9,7 +9,7 @@ import torch
 from tiny_trainer import weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from plaudit_client import Score
+from plaudit_client import Along, Score
 from plaudit_ppo import PPOConfig, Prompt, load_config, load_policy
 from plaudit_ppo.algorithm.kl import next_kl_coef
 from plaudit_ppo.errors import ConfigError, MaskedShareError, PromptError, RatioError
@@ -557,3 +557,50 @@ def test_the_defaults_are_those_of_the_sources():
     assert (config.kl_coef, config.gamma, config.gae_lambda) == (0.05, 1.0, 0.95)
     assert (config.clip_range, config.value_clip_range, config.value_coef, config.epochs) == (0.2, 0.2, 0.1, 4)
     assert (config.learning_rate, config.lr_schedule, config.adam_epsilon) == (3e-6, "linear", 1e-5)
+
+
+def score_of_steps(items):
+    """A scorer of steps: the share of the word w3 in each; of the first step of a few completions none."""
+    results = []
+    for item in items:
+        shares = [step.split().count("w3") / max(1, len(step.split())) for step in item["steps"]]
+        numbers = range("w9" in item["steps"][0], len(shares))
+        along = Along(
+            tokens=tuple(numbers), scores=tuple(shares[at] for at in numbers), trained=True, steps=tuple(numbers)
+        )
+        results.append(Score("ok", shares[-1], along=along))
+    return results
+
+
+def test_steps_are_rewarded_where_they_end_and_a_rollout_with_a_step_without_a_score_is_masked(make_trainer):
+    seen = []
+
+    def scorer(items):
+        seen.extend(items)
+        return score_of_steps(items)
+
+    trainer = make_trainer(
+        scorer,
+        eval_scorer=lambda items: [Score("ok", float(len(each))) for item in items for each in item["completions"]],
+        reward_along="steps",
+        step_separator=" w5 ",
+        samples_per_prompt=2,
+        max_completion_tokens=24,
+        max_masked_share=1.0,
+        missing_eos="off",
+    )
+    trainer.train()
+    first = trainer.log()[0]
+    of_first = seen[:8]
+    assert any(len(item["steps"]) > 1 for item in of_first)
+    masked = ["w9" in item["steps"][0] for item in of_first]
+    assert first["scoring/masked_share"] == sum(masked) / 8
+    sums = [sum(result.along.scores) for result, out in zip(score_of_steps(of_first), masked, strict=True) if not out]
+    assert first["objective/scores"] == pytest.approx(sum(sums) / len(sums), abs=1e-6)
+    assert first["eval/scores"] > 0
+
+
+@pytest.mark.parametrize("further", [{"scorer_urls": ("http://a", "http://b")}, {"send_eos_text": True}])
+def test_steps_are_rewarded_by_one_reward_model_as_it_is(further):
+    with pytest.raises(ConfigError, match='reward_along = "steps" takes one reward model'):
+        PPOConfig(reward_along="steps", **further)

@@ -44,6 +44,7 @@ class ScoredBatch:
         wait_s: seconds that somebody stood still for them.
         failure: what the first failed rollout says, if one failed.
         fingerprint: of the reward model, where the scorer's answer has one.
+        steps: the scores of the steps of each rollout, by number, where rollouts were sent in steps.
     """
 
     scores: Tensor
@@ -51,6 +52,7 @@ class ScoredBatch:
     wait_s: float = 0.0
     failure: str | None = None
     fingerprint: str | None = None
+    steps: tuple[Mapping[int, float], ...] = ()
 
     @property
     def scored(self) -> Tensor:
@@ -90,6 +92,7 @@ def call_scorer(
     """
     start = clock()
     fingerprint = None
+    steps: list[Mapping[int, float]] = [{} for item in items if isinstance(item, Mapping) and "steps" in item]
     try:
         sent, places, firsts = grouped(items, size=group_size)
         answer = ask(scorer, sent, [extra[row] for row in firsts] if extra else ())
@@ -100,8 +103,15 @@ def call_scorer(
         results = [results[place] for place in places]
         numbers = [_number(result) for result in results]
         reasons = [_reason(result) for result in results]
+        if steps:
+            steps = [_step_scores(result) for result in results]
+            for row, (item, own) in enumerate(zip(items, steps, strict=True)):
+                if not math.isnan(numbers[row]) and not own.keys() >= set(range(len(item["steps"]))):
+                    numbers[row] = math.nan
+                    reasons[row] = f"{len(own)} of its {len(item['steps'])} steps have a score"
     except Exception as error:  # noqa: BLE001  # a scorer is anybody's code, and its failure is its rollouts' failure
         numbers = [math.nan] * len(items)
+        steps = [{} for _ in steps]
         reasons = [f"{type(error).__name__}: {error}"] * len(items)
     scores = torch.tensor(numbers, dtype=torch.float32)
     scores = scores.where(scores.isfinite(), math.nan)
@@ -111,7 +121,16 @@ def call_scorer(
         call_s=clock() - start,
         failure=next((reason for reason, without in zip(reasons, failed, strict=True) if without), None),
         fingerprint=fingerprint,
+        steps=tuple(steps),
     )
+
+
+def _step_scores(result: Scored) -> dict[int, float]:
+    """The finite scores of a result's steps, by number; RewardClient's results have them in `along`."""
+    along = getattr(result, "along", None)
+    if result.status != "ok" or along is None or along.steps is None:
+        return {}
+    return {number: score for number, score in zip(along.steps, along.scores, strict=True) if math.isfinite(score)}
 
 
 def _number(result: Scored) -> float:
@@ -188,4 +207,5 @@ def join(batches: Sequence[ScoredBatch], *, wait_s: float) -> ScoredBatch:
         wait_s=wait_s,
         failure=next((batch.failure for batch in batches if batch.failure), None),
         fingerprint=" / ".join(fingerprints) or None,  # more than one only where the reward model has changed
+        steps=tuple(step for batch in batches for step in batch.steps),
     )

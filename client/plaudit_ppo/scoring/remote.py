@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from plaudit_client import InvalidArgument, RewardClient, Scores
+from plaudit_client.protocol import AlongWhat
 from plaudit_client.retry import Timing
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.scoring.items import Item
@@ -17,6 +18,7 @@ class RemoteScorer:
     Args:
         address: as in `scorer_urls`: `URL[,URL...][#MODEL]`.
         timeout_s: limit of one call with its retries.
+        along: what is asked for along the texts, as in `RewardClient.score`.
 
     Attributes:
         retries: requests repeated so far.
@@ -25,10 +27,11 @@ class RemoteScorer:
         ConfigError: the address cannot be used.
     """
 
-    def __init__(self, address: str, *, timeout_s: float) -> None:
+    def __init__(self, address: str, *, timeout_s: float, along: AlongWhat = "none") -> None:
         urls, _, model = address.partition("#")
         self.retries = 0
         self._model = model or None
+        self._along = along
         try:
             self._client = RewardClient(urls, timeout_s=timeout_s, timing=Timing(sleep=self._wait_and_retry))
         except InvalidArgument as error:
@@ -36,7 +39,7 @@ class RemoteScorer:
 
     def __call__(self, items: Sequence[Item]) -> Scores:
         """Scores items, as `RewardClient.score` does."""
-        return self._client.score(items, model=self._model)
+        return self._client.score(items, model=self._model, along=self._along)
 
     def close(self) -> None:
         """Closes the connections."""

@@ -3,15 +3,30 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from plaudit_ppo.algorithm.advantages import compute_gae, whiten
 from plaudit_ppo.algorithm.correction import sampling_weights
 from plaudit_ppo.algorithm.kl import kl_k1, kl_k3
 from plaudit_ppo.algorithm.rewards import apply_missing_eos, clip_scores, compute_rewards, overlong_penalties
+from plaudit_ppo.algorithm.step_rewards import add_step_rewards, rule_step_scores
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.rollout.forward import PAD_LOGPROB
 from plaudit_ppo.rollout.rollouts import Rollouts
+
+
+@dataclass(frozen=True)
+class StepScores:
+    """The scores of the steps of B rollouts, at the tokens that end them.
+
+    Attributes:
+        scores: shape (B, T), float32, 0 where no step ends; NaN where a step has no score.
+        mask: shape (B, T), bool, True where a step ends.
+    """
+
+    scores: Tensor
+    mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -82,11 +97,14 @@ def make_experience(
     kl_coef: float,
     config: PPOConfig,
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    step_scores: StepScores | None = None,
 ) -> Experience:
     """From what the models and the scorer said to what the update needs.
 
     Order: failed scores masked → missing-EOS rule → clip → penalty for length → rewards → their whitening → advantages
-    → returns → their whitening. The bundle's normalization has happened where the scores come from.
+    → returns → their whitening. The bundle's normalization has happened where the scores come from. Of scores of steps,
+    rule and clip are of each step, a step without a score masks the rollout, and `scores` is what a rollout's steps got
+    together.
 
     Args:
         rollouts: B rollouts.
@@ -97,7 +115,10 @@ def make_experience(
         kl_coef: beta of this iteration.
         config: the settings of every step.
         total: sums a tensor over all processes.
+        step_scores: of steps, in place of `scores`, where the scorer gives them.
     """
+    if step_scores is not None:
+        scores = scores.where(~step_scores.scores.isnan().any(1), torch.nan)
     mask = rollouts.completion_mask & ~scores.isnan()[:, None]
     rollouts = replace(rollouts, completion_mask=mask)
     logprobs = logprobs.where(mask, PAD_LOGPROB)
@@ -110,14 +131,27 @@ def make_experience(
         correction=config.sampling_correction,
         limit=config.sampling_correction_max,
     )
-    scores = apply_missing_eos(
-        scores,
-        rollouts.finished,
-        rule=config.missing_eos,
-        score=config.missing_eos_score,
-        penalty=config.missing_eos_penalty,
-    )
-    scores = clip_scores(scores, config.score_clip)
+    ruled = None
+    if step_scores is None:
+        scores = apply_missing_eos(
+            scores,
+            rollouts.finished,
+            rule=config.missing_eos,
+            score=config.missing_eos_score,
+            penalty=config.missing_eos_penalty,
+        )
+        scores = clip_scores(scores, config.score_clip)
+    else:
+        ruled = rule_step_scores(
+            step_scores.scores,
+            step_scores.mask,
+            rollouts.finished,
+            rule=config.missing_eos,
+            score=config.missing_eos_score,
+            penalty=config.missing_eos_penalty,
+            limit=config.score_clip,
+        )
+        scores = scores.where(scores.isnan(), 0.0)
     if config.overlong_buffer_tokens:
         scores = scores + overlong_penalties(
             mask.sum(1),
@@ -128,6 +162,9 @@ def make_experience(
     kl = kl_k1(logprobs, ref_logprobs)
     kl_penalty = kl_coef * (kl if config.kl_estimator == "k1" else kl_k3(kl))
     rewards = compute_rewards(kl_penalty, scores, mask)
+    if ruled is not None:
+        rewards = add_step_rewards(rewards, ruled, mask)
+        scores = scores + ruled.sum(1)
     anything = int(total(mask.sum())) > 0
     if config.whiten_rewards and anything:
         rewards = whiten(rewards, mask, shift_mean=False, total=total)

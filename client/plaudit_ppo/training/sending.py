@@ -15,6 +15,8 @@ from plaudit_ppo.rollout.prompts import Prompt
 from plaudit_ppo.rollout.rollouts import Rollouts
 from plaudit_ppo.scoring.items import Item, to_items
 from plaudit_ppo.scoring.pool import ScoredBatch, Scorer, ScoringPool, gather
+from plaudit_ppo.scoring.steps import Steps, place_step_scores, step_ends, to_step_items, to_steps
+from plaudit_ppo.training.experience import StepScores
 from plaudit_ppo.training.gathering import gather_scored
 
 
@@ -27,6 +29,7 @@ class Sent:
     rollouts: Rollouts
     scores: "Future[ScoredBatch]"
     eval_scores: "Future[ScoredBatch] | None"
+    steps: Sequence[Steps] = ()
 
 
 class Sending:
@@ -55,7 +58,8 @@ class Sending:
         self._tokenizer = tokenizer
         self._accelerator = accelerator
         calls = config.scorer_concurrency
-        self._pool = ScoringPool(scorer, calls, group_size=group_size)
+        self._in_steps = config.reward_along == "steps"  # an item has one completion in steps
+        self._pool = ScoringPool(scorer, calls, group_size=1 if self._in_steps else group_size)
         self._eval_pool = ScoringPool(eval_scorer, calls, group_size=group_size) if eval_scorer else None
 
     def send_all(self, prompts: Sequence[Prompt], sampling: AbstractContextManager[Iterator[Rollouts]]) -> list[Sent]:
@@ -87,9 +91,21 @@ class Sending:
             return None
         return gather_scored(self._accelerator, gather([part.eval_scores for part in sent if part.eval_scores]))
 
+    def step_scores(self, sent: Sequence[Sent], scored: ScoredBatch, rollouts: Rollouts) -> StepScores | None:
+        """The scores of the steps of this process's rollouts, where they are what is rewarded."""
+        if not self._in_steps:
+            return None
+        steps = [each for part in sent for each in part.steps]
+        shape = rollouts.completion_ids.shape[1], self._accelerator.device
+        return StepScores(place_step_scores(scored.steps, steps, *shape), step_ends(steps, *shape))
+
     def _send(self, prompts: Sequence[Prompt], rollouts: Rollouts) -> Sent:
         config = self._config
         items = to_items(rollouts, prompts, self._tokenizer, send_eos_text=config.send_eos_text, stop=config.stop)
         extra = [prompt.columns for prompt in prompts]
         eval_scores = self._eval_pool.submit(items, extra) if self._eval_pool else None
-        return Sent(prompts, items, rollouts, self._pool.submit(items, extra), eval_scores)
+        if not self._in_steps:
+            return Sent(prompts, items, rollouts, self._pool.submit(items, extra), eval_scores)
+        steps = to_steps(rollouts, self._tokenizer, config.step_separator, stop=config.stop)
+        scores = self._pool.submit(to_step_items(prompts, steps), extra)
+        return Sent(prompts, items, rollouts, scores, eval_scores, steps)

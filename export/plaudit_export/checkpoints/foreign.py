@@ -35,6 +35,7 @@ from plaudit_export.checkpoints.weights import (
     weights_of,
 )
 from plaudit_export.errors import SourceError
+from plaudit_service.bundles.bundle import TrainedAt
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Foreign:
         model: of `heads`.
         architecture: transformers' class below the head.
         format: the row; None for a language model whose logits are heads.
+        trained_at: where its head was trained to mean something.
         pooled_before: the head reads the token before the first one of this id; None: the last.
         normalization: that the trainer kept.
         notes: what was decided by loading it, for the user.
@@ -53,6 +55,7 @@ class Foreign:
     model: HeadedModel | TokenLogitsModel
     architecture: str
     format: Format | None = None
+    trained_at: TrainedAt = "end"
     pooled_before: int | None = None
     normalization: SavedNormalization | None = None
     notes: tuple[str, ...] = ()
@@ -180,10 +183,12 @@ def _headed(
     if unknown:
         raise SourceError(f"{source}: {unknown[0]} of {row.file} is not a weight of the head {found.head}")
     score = build_head(source, found.head, named, text_config.hidden_size)
-    if row.num_outputs not in {None, num_outputs(score)}:
+    trained_at = dict(row.num_outputs or {}).get(num_outputs(score), None if row.num_outputs else "end")
+    if trained_at is None:
+        known = " or ".join(str(number) for number, _ in row.num_outputs or ())
         raise SourceError(
-            f"{source}: the head {found.head} has {num_outputs(score)} labels: it scores tokens, or steps, and not the "
-            "text"
+            f"{source}: the head {found.head} has {num_outputs(score)} labels, known are {known}: nothing says what "
+            "they are of a token or a step"
         )
     pooled_before = found.pooled_before(text_config)
     numbers = {name.removeprefix(WRAPPER): float(value) for name, value in beside.items() if value.numel() == 1}
@@ -191,6 +196,7 @@ def _headed(
         model=HeadedModel(backbone, score, pooled_before),
         architecture=type(backbone).__name__,
         format=row,
+        trained_at=trained_at,
         pooled_before=pooled_before,
         normalization=saved_normalization(source, row, raw, numbers),
         notes=(*notes, *heed_soft_cap(backbone)),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from plaudit_export.errors import SourceError
 from plaudit_export.recipes.table import LLAMAFACTORY, OPENRLHF, SAFE_RLHF, Recipe
+from plaudit_service.bundles.bundle import TrainedAt
 
 # LLaMA-Factory's head, in a file of its own beside a language model or an adapter.
 VALUE_HEAD = "value_head.safetensors"
@@ -39,7 +40,9 @@ class Format:
         file: that the head's weights are in, None for the model's own.
         layers: of the head: one, or several with ReLU between them, numbered in steps of two.
         backbone: prefix that the backbone's weights have, None for that of transformers' class.
-        num_outputs: of the head, None for any.
+        num_outputs: of the head, by where it was trained: at the end of a text, the ends of its steps, every token;
+            None for any number at the end.
+        step_token: that ends each step, None where the user says it.
         beside: weights that belong to the format and not to the backbone or the head.
         model_types: of transformers for model types of the format's own.
         pooled: which token the head reads.
@@ -55,7 +58,8 @@ class Format:
     file: str | None = None
     layers: Literal["one", "several"] = "one"
     backbone: str | None = None
-    num_outputs: int | None = None
+    num_outputs: tuple[tuple[int, TrainedAt], ...] | None = None
+    step_token: str | None = None
     beside: tuple[str, ...] = ()
     model_types: tuple[tuple[str, str], ...] = ()
     pooled: Pooled = "last"
@@ -124,10 +128,19 @@ FORMATS = (
         requires=(("pooling", ("last",), "the token that its head reads"),),
     ),
     Format(
-        "token classification, as verl's",
+        "token classification, as verl's and TRL's",
         heads=("score",),
         architectures=("*ForTokenClassification",),
-        num_outputs=1,  # several are of a process reward model
+        num_outputs=((1, "tokens"), (2, "steps")),  # a critic; a process reward model, as TRL's
+    ),
+    Format(
+        "Qwen2.5-Math-PRM",
+        heads=("score",),
+        layers="several",
+        architectures=("Qwen2ForProcessRewardModel",),
+        own_classes=("Qwen2ForProcessRewardModel",),
+        num_outputs=((2, "steps"),),
+        step_token="<extra_0>",  # noqa: S106  no password
     ),
     Format(
         "Qwen2.5-Math-RM, INF-ORM",
@@ -187,11 +200,6 @@ REFUSED = (
         weight=r"^rwtransformer\.",
     ),
     Refused("critic of OpenRLHF", "a critic has a value for each token, and no score", ("CriticModel",)),
-    Refused(
-        "process reward model",
-        "it scores steps of a text, and not the text",
-        ("Qwen2ForProcessRewardModel",),
-    ),
 )
 
 # What TRL's wrapper puts before the names of the model that it wraps.
@@ -260,6 +268,9 @@ def recognize(source: str, config: Mapping[str, Any], stored: Collection[str], f
         for head in _heads(row, config)
         if _has_head(row, head, names, files)
     ]
+    # Of rows with the same head, the one that names the class states what it computes.
+    named = {each.head for each in found if each.format.architectures}
+    found = [each for each in found if each.format.architectures or each.head not in named]
     if len(found) > 1:
         one, other = (f"{each.head} ({each.format.name})" for each in found[:2])
         raise SourceError(

@@ -47,6 +47,12 @@ class HeadedModel(torch.nn.Module):
         hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return SimpleNamespace(logits=self.score(hidden[:, self._pooled(input_ids[0])]))
 
+    def along(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The heads at every token of one text, shape (1, T): shape (1, T, heads)."""
+        hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        heads: torch.Tensor = self.score(hidden)
+        return heads
+
     def _pooled(self, ids: torch.Tensor) -> int:
         places = [] if self._pooled_before is None else (ids == self._pooled_before).nonzero().flatten().tolist()
         return places[0] - 1 if places else -1  # before the very first: -1 again, as in the trainer's own class
@@ -81,8 +87,13 @@ class TokenLogitsModel(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
         """`logits`, shape (1, tokens), of one text, by the language model's own forward pass."""
+        return SimpleNamespace(logits=self.along(input_ids, attention_mask)[:, -1])
+
+    def along(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The heads at every token of one text, shape (1, T): shape (1, T, tokens)."""
         logits = self.language_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        return SimpleNamespace(logits=logits[:, -1, self.token_ids])
+        heads: torch.Tensor = logits[..., self.token_ids]
+        return heads
 
 
 class TokenLogits(torch.nn.Module):

@@ -15,14 +15,18 @@ from plaudit_export.checkpoints.positions import usable_positions
 from plaudit_export.errors import SourceError
 from plaudit_export.recipes.on_disk import Named
 from plaudit_export.recipes.settling import Said, ends_with_eos, notes_on, refuse_contradiction, settle
+from plaudit_export.recipes.step_ends import settle_steps
 from plaudit_export.recipes.table import RECIPES, TEMPLATE, Recipe, TextRule
 from plaudit_service.bundles.bundle import (
     ChatEnd,
     Head,
+    Link,
     Normalization,
     Scoring,
     ScoringFile,
     SpecialToken,
+    Steps,
+    TrainedAt,
     WeightsFile,
 )
 
@@ -76,6 +80,9 @@ class Options:
         strip_newlines: it was trained on texts without newlines at their end.
         space_before_eos: it was trained on texts with a space before the EOS that was appended.
         token_logits: it is a language model, and these tokens' logits are its heads.
+        step_token: it scores steps, and this token ends each.
+        step_end: what stood behind each step in its training.
+        link: what makes a score of the weighted heads; None: a probability of two heads that score steps.
         builtin_class: the class of transformers is right, also where the checkpoint has code of its own.
         pad_token: what the trainer padded with; "" for nothing.
         device: where the reference scores are computed: `cpu`, `cuda` or `cuda:N`.
@@ -103,6 +110,9 @@ class Options:
     strip_newlines: bool | None = None
     space_before_eos: bool | None = None
     token_logits: Sequence[Head] = ()
+    step_token: str | None = None
+    step_end: str | None = None
+    link: Link | None = None
     builtin_class: bool = False
     pad_token: str | None = None
     device: str = "cpu"
@@ -146,11 +156,19 @@ class Rules:
     pair: bool
     head: HeadKind
     heads: tuple[Head, ...]
+    link: Link
+    steps: Steps | None
+    trained_at: TrainedAt
     normalization: Normalization | None
     name: str
     recipe: str | None
     chat_template: str | None
     notes: tuple[str, ...]
+
+    @property
+    def step_token_id(self) -> int | None:
+        """Of the token that ends a step; None: it scores texts."""
+        return None if self.steps is None else self.steps.token.id
 
     def scoring(
         self,
@@ -178,6 +196,8 @@ class Rules:
             pair=self.pair,
             head=self.head,
             heads=self.heads,
+            link=self.link,
+            steps=self.steps,
             precision=precision,
             normalization=self.normalization,
             engine="vllm" if weights else "onnx",
@@ -200,8 +220,15 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
     pad_token_id = getattr(checkpoint.config, "pad_token_id", None) if foreign is None else None
     if checkpoint.kind == "causal" and foreign is None:
         notes += _pooling_notes(pad_token_id, eos)
-    template = _chat_template(checkpoint, options, notes)
+    steps = _steps(checkpoint, options, notes)
+    is_apart = steps is not None and steps.apart
+    template = None if is_apart else _chat_template(checkpoint, options, notes)
     recipe, text = _text_rule(checkpoint, options, eos, template, notes)
+    if steps is not None and (text.append_eos or text.strip_newlines):
+        raise SourceError(
+            "--append-eos, --strip-newlines, --recipe: the score of a process reward model is read at the end of the "
+            "last step, and texts end there; leave them out"
+        )
     return Rules(
         kind=checkpoint.kind,
         max_tokens=_max_tokens(checkpoint, options, notes),
@@ -220,13 +247,46 @@ def derive_rules(checkpoint: Checkpoint, options: Options) -> Rules:
         pooled_before=None if foreign is None else foreign.pooled_before,
         pair=_pair(checkpoint, options, notes),
         head="linear" if foreign is None else foreign.head,
-        heads=_heads(checkpoint, options, notes),
+        heads=_heads(checkpoint, options, notes, knows_steps=steps is not None),
+        link=options.link or ("sigmoid" if steps is not None and len(checkpoint.labels) == 2 else "identity"),
+        steps=steps,
+        trained_at=_trained_at(checkpoint, steps, notes),
         normalization=_saved_normalization(checkpoint, options, notes),
         name=_name(checkpoint, options, notes),
-        recipe=recipe,
+        recipe=None if is_apart else recipe,
         chat_template=template,
         notes=tuple(notes),
     )
+
+
+def _steps(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Steps | None:
+    foreign, said = checkpoint.foreign, options.step_token is not None or options.step_end is not None
+    row = None if foreign is None else foreign.format
+    if foreign is None or not (said or foreign.trained_at == "steps"):
+        if said:
+            raise SourceError(
+                f"--step-token, --step-end: {checkpoint.architecture} scores whole texts; steps are of token "
+                "classifiers, and of language models with --token-logits"
+            )
+        return None
+    token = options.step_token or (row.step_token if row is not None and options.step_end is None else None)
+    steps = settle_steps(checkpoint.id, checkpoint.tokenizer, token, options.step_end)
+    how = "steps and what ends them are encoded one by one, as TRL does" if steps.apart else "texts are encoded whole"
+    notes.append(f"each step ends with {steps.end!r} (token {steps.token.id}), and is scored there; {how}")
+    if steps.apart:
+        if options.chat_template is not None:
+            raise SourceError("--chat-template: TRL trains on prompts and steps, and renders no chats; leave it out")
+        notes.append("chats are not scored: TRL trains on prompts and steps (render them, and send prompt and steps)")
+    return steps
+
+
+def _trained_at(checkpoint: Checkpoint, steps: Steps | None, notes: list[str]) -> TrainedAt:
+    if steps is not None:
+        return "steps"
+    if checkpoint.foreign is None or checkpoint.foreign.trained_at == "end":
+        return "end"
+    notes.append("the head has one label for each token, as a critic: its value at every token is taken as trained")
+    return "tokens"
 
 
 def _special(checkpoint: Checkpoint, which: str) -> SpecialToken | None:
@@ -366,7 +426,7 @@ def _pair(checkpoint: Checkpoint, options: Options, notes: list[str]) -> bool:
     return options.pair
 
 
-def _heads(checkpoint: Checkpoint, options: Options, notes: list[str]) -> tuple[Head, ...]:
+def _heads(checkpoint: Checkpoint, options: Options, notes: list[str], *, knows_steps: bool) -> tuple[Head, ...]:
     labels = checkpoint.labels
     if options.token_logits:
         if options.heads is not None:
@@ -383,6 +443,9 @@ def _heads(checkpoint: Checkpoint, options: Options, notes: list[str]) -> tuple[
         )
     if len(labels) == 1:
         return (Head(name="score" if labels[0] == "LABEL_0" else labels[0]),)
+    if knows_steps and len(labels) == 2:
+        notes.append(f"the score of a step is the probability of {labels[1]} against {labels[0]} (--heads, --link)")
+        return Head(name=labels[0], weight=-1.0), Head(name=labels[1])
     _check_sum(checkpoint, labels)
     notes.append(
         f"{len(labels)} heads ({', '.join(labels)}): the score is their plain sum; "

@@ -79,6 +79,15 @@ def prompt_items() -> list[Item]:
     return [*items, {"prompt": "What is un", "completion": "believable?", "finished": False}]
 
 
+def step_items() -> list[Item]:
+    """Completions in steps, one of them empty, with white space, and with characters of several tokens."""
+    return [
+        {"prompt": PROMPT, "steps": [" Tea came to Europe in 1610.", " So begin with a ship.", " Then tell who paid."]},
+        {"prompt": "2 + 2 = ?", "steps": ["Grüße 👍🏽 ", "", "  2 + 2 = 4", "So it is 4."], "finished": True},
+        {"prompt": "", "steps": ["今天天气很好。", "Nothing follows"]},
+    ]
+
+
 def chat_items() -> list[Item]:
     """Chats, also with a system turn and with empty turns, which some templates refuse."""
     return [{"messages": chat} for chat in CHATS]

@@ -64,8 +64,13 @@ def ask_pairs(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair]) -> An
         pairs: preference pairs.
 
     Raises:
-        SourceError: fewer than two pairs are left that every rule makes a text of, or a score is not finite.
+        SourceError: the model scores steps, fewer than two pairs are left that every rule makes a text of, or a score
+            is not finite.
     """
+    if rules.steps is not None:
+        raise SourceError(
+            "--pairs: they tell by which rule texts are scored, and this model scores steps; leave it out"
+        )
     num_given, pairs = len(pairs), _independent(pairs)
     num_repeating = num_given - len(pairs)
     if len(pairs) < 2:

@@ -1,5 +1,6 @@
 """What transformers itself makes of a text: token ids and raw scores, in float32, one text at a time, never batched."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,9 @@ from plaudit_export.checkpoints.rules import Rules
 from plaudit_export.checks import golden
 from plaudit_export.errors import SourceError, first_line
 from plaudit_export.quiet import quiet
-from plaudit_service.bundles.bundle import Golden
+from plaudit_service.bundles.bundle import Golden, Steps
 from plaudit_service.text.chat_template import compile_chat_template
+from plaudit_service.text.token_ids import Ids
 from plaudit_service.text.tokenization import TokenizedText, pooled_index
 
 # Undefines the clock: a score is a function of the text alone, so templates fall back to the date that they name.
@@ -59,6 +61,8 @@ class Reference:
         """
         if "token_ids" in item:
             return Tokens(list(item["token_ids"]))
+        if self._rules.steps is not None:
+            return self._tokenize_steps(item, self._rules.steps)
         finished, chat_end = item.get("finished", True), self._rules.chat_end
         if "messages" in item and not self._rules.pair:
             finished = finished and chat_end != "template"
@@ -73,13 +77,26 @@ class Reference:
         ending = [self._rules.eos if self._rules.append_eos and finished else None, self._rules.class_token]
         return self._with_ending(tokens, [token.id for token in ending if token is not None])
 
-    def score(self, item: Mapping[str, Any], tokens: Tokens) -> Golden:
-        """Raw score of one text by transformers' own forward pass."""
-        heads = self.heads(tokens.token_ids, tokens.type_ids)
-        return Golden(item=item, token_ids=tuple(tokens.token_ids), heads=tuple(heads), score=self.weigh(heads))
+    def score(self, item: Mapping[str, Any], tokens: Tokens, *, along: bool = False) -> Golden:
+        """Raw score of one text by transformers' own forward pass; the heads along it where they are asked for."""
+        ids = tokens.token_ids
+        rows = self.along(ids) if along else None
+        heads = rows[-1] if rows is not None and self._rules.steps is not None else self.heads(ids, tokens.type_ids)
+        kept = None if rows is None else tuple(map(tuple, rows))
+        return Golden(item=item, token_ids=tuple(ids), heads=tuple(heads), score=self.weigh(heads), along=kept)
+
+    def along(self, token_ids: Sequence[int]) -> list[list[float]]:
+        """Raw head values at every token of one text, up to the one that is scored."""
+        ids = torch.tensor([list(token_ids)], device=self._device)
+        model: Any = self._checkpoint.model
+        with quiet(), torch.no_grad():
+            heads: list[list[float]] = model.along(ids, torch.ones_like(ids))[0].double().tolist()
+        return heads[: _pooled(token_ids, self._rules) + 1]
 
     def heads(self, token_ids: Sequence[int], type_ids: Sequence[int] | None) -> list[float]:
         """Raw head values of one text."""
+        if self._rules.steps is not None:
+            return self.along(token_ids)[-1]
         inputs = {"input_ids": torch.tensor([list(token_ids)], device=self._device)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if type_ids is not None:
@@ -90,7 +107,35 @@ class Reference:
 
     def weigh(self, heads: Sequence[float]) -> float:
         """The raw score of head values."""
-        return sum(head.weight * value for head, value in zip(self._rules.heads, heads, strict=True))
+        total = sum(head.weight * value for head, value in zip(self._rules.heads, heads, strict=True))
+        if self._rules.link == "identity":
+            return total
+        return float(torch.sigmoid(torch.tensor(total, dtype=torch.float64)))
+
+    def _tokenize_steps(self, item: Mapping[str, Any], rule: Steps) -> Tokens:
+        """As trainers of process reward models make their texts: each step, and behind it what ends one."""
+        chat = [dict(message) for message in item.get("messages", ())]
+        if "steps" in item:
+            steps = list(item["steps"])
+            chat += [{"role": "assistant", "content": ""}] if chat else []
+        else:
+            steps = [chat[-1]["content"] if chat else item["text"] if "text" in item else item["completion"]]
+        written = ""
+        for left, step in zip(reversed(range(len(steps))), steps, strict=True):
+            is_cut = left == 0 and not item.get("finished", True)
+            bare = rule.end.strip()
+            has_end = step[-len(rule.end) :] == rule.end or (bare != "" and step.rstrip()[-len(bare) :] == bare)
+            written += step if is_cut or has_end else step + rule.end
+        if chat:
+            chat[-1]["content"] = written
+            return self._encode(self._render(chat), add_special_tokens=self._rules.chat_special_tokens)
+        prompt = item.get("prompt", "")
+        if not rule.apart:
+            return self._encode(prompt + written, add_special_tokens=self._rules.add_special_tokens)
+        pieces = [prompt, *re.split(f"({re.escape(rule.end)})", written)]
+        ids = [one for piece in pieces if piece for one in self._encode(piece, add_special_tokens=False).token_ids]
+        bos = self._rules.bos
+        return Tokens(ids if bos is None or ids[:1] == [bos.id] else [bos.id, *ids])
 
     def _texts(self, item: Mapping[str, Any]) -> tuple[str, ...]:
         if "text" in item:
@@ -206,10 +251,14 @@ def users_sequences(
 def _sequence(rules: Rules, tokens: Tokens) -> TokenizedText:
     ids = np.array(tokens.token_ids, dtype=np.int64)
     if rules.kind == "causal":
-        end = pooled_index(ids, rules.pad_token_id, rules.pooled_before) + 1
-        return TokenizedText(ids[:end], None, len(ids), truncated=False)
+        return TokenizedText(ids[: _pooled(ids, rules) + 1], None, len(ids), truncated=False)
     type_ids = np.array(tokens.type_ids, dtype=np.int64) if any(tokens.type_ids or ()) else None
     return TokenizedText(ids, type_ids, len(ids), truncated=False)
+
+
+def _pooled(token_ids: Sequence[int] | Ids, rules: Rules) -> int:
+    ids = np.array(token_ids, dtype=np.int64)
+    return pooled_index(ids, rules.pad_token_id, rules.pooled_before, rules.step_token_id)
 
 
 def _built_in_cases(
@@ -223,7 +272,7 @@ def _built_in_cases(
     else:
         ids = reference.tokenize(prompts[0]).token_ids
         pad_token_id = rules.pad_token_id if checkpoint.kind == "causal" else None
-        items = golden.text_items(special_texts) + prompts
+        items = golden.text_items(special_texts) + prompts + (golden.step_items() if rules.steps else [])
         items += golden.token_items(ids, longest, pad_token_id if rules.pooled_before is None else rules.pooled_before)
     cases: list[Case] = [(item, reference.tokenize(item)) for item in items]
     cases += _chat_cases(reference, rules, notes)
@@ -231,7 +280,9 @@ def _built_in_cases(
     return [
         (item, tokens)
         for item, tokens in cases
-        if fits(tokens, rules) and ("token_ids" in item or not special_ids.issuperset(tokens.token_ids))
+        if fits(tokens, rules)
+        and ("token_ids" in item or not special_ids.issuperset(tokens.token_ids))
+        and (rules.step_token_id is None or rules.step_token_id in tokens.token_ids)
     ]
 
 

@@ -134,6 +134,7 @@ def describe_bundle(bundle: Bundle) -> str:
         "chat_end": scoring.chat_end,
         "pair": scoring.pair,
         "heads": ", ".join(f"{head.name} x {head.weight:g}" for head in scoring.heads),
+        **_steps(bundle),
         "normalization": _normalization(bundle),
         "chat template": "yes" if bundle.chat_template else "no",
         "golden texts": (
@@ -174,6 +175,16 @@ def _normalization(bundle: Bundle) -> str:
         return "none"
     on = f", measured on {source.num_texts} texts" if source else ""
     return f"(raw - {normalization.mean:g}) / {normalization.std:g}{on}"
+
+
+def _steps(bundle: Bundle) -> dict[str, str]:
+    """What a step is, and which number it gets; nothing of a model that scores texts."""
+    steps = bundle.scoring.steps
+    if steps is None:
+        return {}
+    how = "steps and ends encoded one by one" if steps.apart else "texts encoded whole"
+    number = {"identity": "the weighted heads", "sigmoid": "a probability"}[bundle.scoring.link]
+    return {"steps": f"end with {steps.end!r}, scored at {_special(steps.token)}: {number}; {how}"}
 
 
 def _special(token: Any) -> str:

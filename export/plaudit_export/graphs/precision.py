@@ -16,6 +16,7 @@ from plaudit_export.graphs.tracing import OPSET
 from plaudit_service.bundles.bundle import GOLDEN, GRAPH, Bundle, Manifest, Scoring, Source
 from plaudit_service.engine.calls import graph_bytes
 from plaudit_service.engine.engines import GraphEngine, open_engine
+from plaudit_service.engine.links import linked
 from plaudit_service.engine.runtime import Runtime
 from plaudit_service.errors import BundleError
 from plaudit_service.queueing.batching import cut
@@ -53,12 +54,14 @@ class GraphScorer:
             name="draft",
             scoring=scoring,
             tolerance=1,
+            trained_at="end" if scoring.steps is None else "steps",
             opset=OPSET,
             source=source,
             versions={},
             sha256={GOLDEN: "0" * 64},
         )
         self._weights = np.array([head.weight for head in scoring.heads])
+        self._link = scoring.link
         bundle = Bundle(directory, manifest, None, ())
         try:
             self.engine = open_engine(bundle) if runtime is None else GraphEngine(bundle, runtime)
@@ -93,7 +96,7 @@ class GraphScorer:
 
     def weigh(self, heads: Scores) -> Scores:
         """Raw scores of head values."""
-        scores: Scores = heads @ self._weights
+        scores: Scores = linked(heads @ self._weights, self._link)
         return scores
 
     def batches(self, texts: Texts) -> list[list[int]]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -84,9 +85,32 @@ LATER_FIELDS = (
     "pooled_before",
     "head",
     "chat_end",
+    "link",
+    "steps",
     "engine",
     "weights",
 )
+
+# What makes a score of the weighted sum of the heads: nothing, or 1 / (1 + exp(-sum)), a probability.
+Link = Literal["identity", "sigmoid"]
+# Where a head was trained to mean something: at the end of a text, at the ends of its steps, at every token.
+TrainedAt = Literal["end", "steps", "tokens"]
+
+
+class Steps(_Frozen):
+    """What a step is to a process reward model (docs/scoring.md).
+
+    Attributes:
+        token: Ends each step; the head is read at it.
+        end: Text with that token, which stands behind each step.
+        apart: Prompt, steps and ends are encoded one by one behind BOS, as TRL does, and a prompt has no steps; else
+            a text is encoded whole, and every token of this id ends a step.
+    """
+
+    token: SpecialToken
+    end: str = Field(min_length=1)
+    apart: bool = False
+
 
 # How a finished chat ends where EOS is appended to texts: as they do; as the template ends it; with EOS in place of its
 # last newlines.
@@ -103,7 +127,8 @@ class Scoring(_Frozen):
     What a causal model's score is read from (docs/scoring.md): the rightmost token that is not `pad_token_id`; where
     `pooled_before` is set, the one before the first token of that id; where both are None, the last. How a text ends:
     a finished one without the newlines at its end (`strip_newlines`), with EOS (`append_eos`), behind a space
-    (`space_before_eos`); every one with `class_token`. A chat ends so too unless `chat_end` says otherwise.
+    (`space_before_eos`); every one with `class_token`. A chat ends so too unless `chat_end` says otherwise. With
+    `steps` the score is read at the end of the last step, and a finished text ends with a step's end.
     """
 
     kind: Literal["causal", "encoder", "plain"]
@@ -124,6 +149,8 @@ class Scoring(_Frozen):
     pair: bool = False
     head: Literal["linear", "mlp", "token_logits"] = "linear"
     heads: tuple[Head, ...] = Field(min_length=1)
+    link: Link = "identity"
+    steps: Steps | None = None
     normalization: Normalization | None = None
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     engine: Literal["onnx", "vllm"] = "onnx"
@@ -154,9 +181,23 @@ class Scoring(_Frozen):
             raise ValueError("scoring.pooled_before and scoring.pad_token_id say two things of what is pooled")
         if self.pair and (self.strip_newlines or self.space_before_eos or self.class_token):
             raise ValueError("scoring.pair is true, and rules of how one text ends are set")
+        if self.steps is not None:
+            self._check_steps()
         if len({head.name for head in self.heads}) != len(self.heads):
             raise ValueError("scoring.heads has two heads of one name")
         return self
+
+    @property
+    def step_token_id(self) -> int | None:
+        """Of the token that ends a step; None: the model knows no steps."""
+        return None if self.steps is None else self.steps.token.id
+
+    def _check_steps(self) -> None:
+        if self.kind != "causal":
+            raise ValueError(f"scoring.steps is set, and kind {self.kind} has no values at tokens")
+        others = self.append_eos, self.strip_newlines, self.class_token, self.pad_token_id, self.pooled_before
+        if any(other not in (None, False) for other in others):
+            raise ValueError("scoring.steps says how a text ends and what is scored, and other rules say it, too")
 
 
 class Source(_Frozen):
@@ -180,13 +221,15 @@ class Manifest(_Frozen):
     """The content of `bundle.json`.
 
     `recipe` names whose text rules those of `scoring` are; None: of nobody that the exporter knows, or of a bundle from
-    before recipes had names. What changes a score stands in `scoring`.
+    before recipes had names. `trained_at`: at which tokens its values mean something. What changes a score stands in
+    `scoring`.
     """
 
     format: Literal[1] = 1
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     scoring: Scoring
     recipe: str | None = None
+    trained_at: TrainedAt = "end"
     tolerance: float = Field(gt=0)
     opset: int | None = Field(default=None, ge=1)
     source: Source
@@ -198,17 +241,23 @@ class Manifest(_Frozen):
     def _has_golden_texts(self) -> Self:
         if GOLDEN not in self.sha256:
             raise ValueError(f"sha256 has no entry for {GOLDEN}")
+        if (self.trained_at == "steps") != (self.scoring.steps is not None):
+            raise ValueError(f"trained_at is {self.trained_at}, and scoring.steps says otherwise")
         return self
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A reference text: the wire item, its token ids, the raw head values and the raw score in float32."""
+    """A reference text: the wire item, its token ids, the raw head values and the raw score in float32.
+
+    `along` has the raw head values at every token up to the one that is scored; None where they mean nothing.
+    """
 
     item: Mapping[str, Any]
     token_ids: tuple[int, ...]
     heads: tuple[float, ...]
     score: float
+    along: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -361,8 +410,9 @@ def _read_golden(path: Path, num_heads: int) -> tuple[Golden, ...]:
                 token_ids=tuple(map(int, record["token_ids"])),
                 heads=tuple(map(float, record["heads"])),
                 score=float(record["score"]),
+                along=_read_along(record.get("along")),
             )
-            if not all(map(math.isfinite, (*text.heads, text.score))):
+            if not all(map(math.isfinite, (*text.heads, text.score, *chain.from_iterable(text.along or ())))):
                 raise ValueError("a score is not finite")
             if not all(0 <= token_id <= _MAX_TOKEN_ID for token_id in text.token_ids):
                 raise ValueError(f"a token id is not between 0 and {_MAX_TOKEN_ID}")
@@ -371,9 +421,13 @@ def _read_golden(path: Path, num_heads: int) -> tuple[Golden, ...]:
             raise BundleError(
                 f"bundle {path}: {GOLDEN} line {number} cannot be read ({error}); export again"
             ) from error
-        if len(text.heads) != num_heads:
-            raise BundleError(f"bundle {path}: {GOLDEN} line {number} has {len(text.heads)} heads, not {num_heads}")
+        if wrong := [heads for heads in (text.heads, *(text.along or ())) if len(heads) != num_heads]:
+            raise BundleError(f"bundle {path}: {GOLDEN} line {number} has {len(wrong[0])} heads, not {num_heads}")
         golden.append(text)
     if not golden:
         raise BundleError(f"bundle {path}: {GOLDEN} is empty, so nothing shows that the scores are right; export again")
     return tuple(golden)
+
+
+def _read_along(rows: Any) -> tuple[tuple[float, ...], ...] | None:
+    return None if rows is None else tuple(tuple(map(float, row)) for row in rows)

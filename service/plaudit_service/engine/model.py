@@ -14,6 +14,7 @@ import numpy.typing as npt
 from plaudit_service.bundles.bundle import Bundle
 from plaudit_service.engine.engine_threads import WHOLE
 from plaudit_service.engine.engines import Engine, Prefix, padded_tokens
+from plaudit_service.engine.links import linked
 from plaudit_service.engine.prefixes import PrefixCache
 from plaudit_service.errors import InvalidRequest
 from plaudit_service.items import ScoreRequest
@@ -178,7 +179,7 @@ class Model:
         return outcome
 
     def result(self, text: TokenizedText, outcome: Outcome, *, raw: bool) -> Result:
-        """Weigh the heads and normalize: score = (sum of weight x head - mean) / std, in float64; at tokens, too."""
+        """Weigh, link and normalize: score = (link(sum of weight x head) - mean) / std, in float64; at tokens, too."""
         if isinstance(outcome, Failure):
             return self._failed(text, outcome)
         values = outcome.heads if isinstance(outcome, HeadsAlong) else outcome
@@ -192,7 +193,7 @@ class Model:
                 scores = self._score(outcome.tokens[text.places.rows].astype(np.float64).T, raw=raw)
             if not np.isfinite(scores).all():
                 return self._failed(text, Failure(Status.NON_FINITE, "the score of a token is not finite"))
-            along = _along(text.places, scores)
+            along = _along(text.places, scores, trained=self._is_trained_at(text.places))
         names = [head.name for head in self.bundle.scoring.heads]
         heads = dict(zip(names, values, strict=True)) if len(values) > 1 else None
         return Result(
@@ -200,14 +201,20 @@ class Model:
         )
 
     def _score(self, heads: Iterable[Any], *, raw: bool) -> Any:
-        """The weighted and normalized heads, each a number or an array of them."""
+        """The weighted, linked and normalized heads, each a number or an array of them."""
         scoring = self.bundle.scoring
         score = 0.0
         for head, value in zip(scoring.heads, heads, strict=True):  # `sum` rounds otherwise from Python 3.12 on
             score += head.weight * value
+        score = linked(score, scoring.link)
         if scoring.normalization is not None and not raw:
             score = (score - scoring.normalization.mean) / scoring.normalization.std
         return score
+
+    def _is_trained_at(self, places: Places) -> bool:
+        """Whether the model was trained to give a number at these tokens."""
+        trained_at = self.bundle.manifest.trained_at
+        return trained_at == "tokens" or (trained_at == "steps" and places.steps is not None)
 
     def _failed(self, text: TokenizedText, failure: Failure) -> Result:
         return Result(failure.status, None, text.num_tokens, text.truncated, failure.detail, text=text.text)
@@ -238,12 +245,12 @@ def _engine_failure(error: Exception) -> Failure:
     return Failure(Status.FAILED, f"the engine failed: {type(error).__name__}")
 
 
-def _along(places: Places, scores: npt.NDArray[np.float64]) -> Along:
+def _along(places: Places, scores: npt.NDArray[np.float64], *, trained: bool) -> Along:
     ends, messages, steps = places.ends, places.messages, places.steps
     return Along(
         places.tokens.tolist(),
         scores.tolist(),
-        trained=False,
+        trained=trained,
         ends=None if ends is None else ends.tolist(),
         messages=None if messages is None else [None if number < 0 else number for number in messages.tolist()],
         steps=None if steps is None else steps.tolist(),

@@ -39,7 +39,7 @@ class Costs:
 
 
 # On two cores: 2 tokens took 4.9 ms and 512 took 142 ms; batches of 512 to 2,048 padded tokens were the fastest
-# (docs/decisions.md).
+# (docs/development/decisions/serving.md).
 CPU_COSTS = Costs(call_tokens=16, prefix_token=1 / 16, batch_tokens=1024)
 CPU_PREFIX_CACHE_BYTES = 256 << 20
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from plaudit_service.errors import AllExpired, InvalidRequest, TooLarge
@@ -17,6 +17,9 @@ from plaudit_service.settings import Settings
 
 # A body up to this size is parsed on the event loop: handing it to a thread would cost more than parsing it.
 _INLINE_BODY_BYTES = 16_384
+
+# Of what a model that knows steps writes behind each: many empty steps must not make a long text.
+_STEP_END_CHARS = 16
 
 _JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
@@ -119,9 +122,13 @@ def _num_chars(item: Item) -> list[int]:
         case TokenItem():
             return [len(item.token_ids)]
         case PromptItem():
-            completions = item.completions or ["".join(item.steps or [item.completion or ""])]
-            return [len(item.prompt) + len(completion) for completion in completions]
+            completions = [item.completion or ""] if item.completions is None else item.completions
+            return [len(item.prompt) + size for size in _sizes(completions, item.steps)]
         case ChatItem():
             head = sum(num_chars(value) for message in item.messages for value in message.to_template().values())
-            completions = item.completions or ["".join(item.steps or [])]
-            return [head + len(completion) for completion in completions]
+            return [head + size for size in _sizes(item.completions or [""], item.steps)]
+
+
+def _sizes(completions: Sequence[str], steps: Sequence[str] | None) -> list[int]:
+    """Characters of each completion, or of the one in steps."""
+    return list(map(len, completions)) if steps is None else [sum(len(step) + _STEP_END_CHARS for step in steps)]

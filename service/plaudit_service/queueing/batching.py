@@ -17,7 +17,7 @@ from plaudit_service.engine.runtime import Costs
 from plaudit_service.text.token_ids import Ids, token_key
 
 # Sharing pays from here on, in tokens that need not be computed: the prefix is a call of its own, and batches become
-# smaller (docs/decisions.md has the figures).
+# smaller (docs/development/decisions/serving.md has the figures).
 _MIN_SAVED_TOKENS = 64
 _MIN_SAVED_SHARE = 0.1
 # Shorter common beginnings are chance: BOS, a role, the first word.

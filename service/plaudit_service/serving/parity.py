@@ -5,17 +5,18 @@ The comparison is pure. `check` calls an in-process scorer; the service makes th
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from plaudit_service.bundles.bundle import Bundle, Golden
+from plaudit_service.bundles.bundle import Bundle, Golden, Scoring
 from plaudit_service.engine.engine_threads import WHOLE
-from plaudit_service.engine.model import Model
+from plaudit_service.engine.model import HeadsAlong, Model, Outcome
 from plaudit_service.items import Item, check_request
 from plaudit_service.results import Result
 from plaudit_service.serving.scorer import Scorer
-from plaudit_service.text.tokenization import TokenizedText, pooled_index
+from plaudit_service.text.token_ids import Ids
+from plaudit_service.text.tokenization import Asked, TokenizedText, pooled_index
 
 # Padded tokens of a call that mixes lengths: large ones show what small ones do not.
 MIXED_TOKENS = 4096
@@ -32,6 +33,7 @@ class ParityRow:
         mixed: the same in one call with texts of quite other lengths, so that it is padded.
         shared: the same as the continuation of its own first half; None where a sequence cannot be continued.
         allowed: the bundle's tolerance · max(1, |reference|), or the engine's · standard deviation of the references.
+        along: the largest |served - reference| of a head at a token; None where references are of the text alone.
         problem: what is wrong besides the distance, such as other token ids; None where nothing is.
     """
 
@@ -43,6 +45,7 @@ class ParityRow:
     mixed: float | None
     shared: float | None
     allowed: float
+    along: float | None = None
     problem: str | None = None
 
     @property
@@ -142,6 +145,20 @@ def score_shared(model: Model, texts: Sequence[TokenizedText | Result], lane: in
     ]
 
 
+def score_along(model: Model, item: Item, lane: int = WHOLE) -> Outcome | None:
+    """What the heads give at each token of one text; None where the engine has no values there."""
+    if model.engine.lacks_along is not None:
+        return None
+    (text,) = model.tokenization.tokenize([item], Asked(along="tokens"))
+    return model.compute([text], lane=lane)[0] if isinstance(text, TokenizedText) else None
+
+
+def with_references_along(bundle: Bundle) -> list[tuple[int, Item]]:
+    """Place and item of each golden text that has references at its tokens."""
+    items = golden_items(bundle)
+    return [(place, items[place]) for place, golden in enumerate(bundle.golden) if golden.along is not None]
+
+
 def mixed_batches(texts: Sequence[TokenizedText | Result], *, max_padded_tokens: int = MIXED_TOKENS) -> list[list[int]]:
     """Places of texts for calls that mix the longest with the shortest, which no scheduler would choose."""
     places = [place for place, text in enumerate(texts) if isinstance(text, TokenizedText)]
@@ -182,8 +199,12 @@ def compare(
     batched: Sequence[Result],
     mixed: Mapping[int, Result],
     shared: Sequence[Result | None],
+    along: Mapping[int, Outcome | None],
 ) -> ParityReport:
-    """Hold the golden texts' sequences and raw results, one per text and in order, against their references."""
+    """Hold the golden texts' sequences and raw results, one per text and in order, against their references.
+
+    `along` has what the heads gave at the tokens, by place, of the texts that have references there.
+    """
     bundle = model.bundle
     scores = _Allowed(bundle.manifest.tolerance, model.engine.tolerance, [golden.score for golden in bundle.golden])
     heads = [
@@ -193,7 +214,10 @@ def compare(
     cases = zip(
         bundle.golden, texts, alone, batched, [mixed[place] for place in range(len(texts))], shared, strict=True
     )
-    rows = tuple(_row(bundle, scores, heads, index, *case) for index, case in enumerate(cases))
+    rows = tuple(
+        _with_along(_row(bundle, scores, heads, index, *case), bundle, heads, along.get(index))
+        for index, case in enumerate(cases)
+    )
     return ParityReport(rows, engine_failures, model.engine.promises_bits)
 
 
@@ -212,6 +236,7 @@ def check(scorer: Scorer) -> ParityReport:
         batched=batched,
         mixed=score_mixed(model, texts, mixed_batches(texts)),
         shared=score_shared(model, texts),
+        along={place: score_along(model, item) for place, item in with_references_along(scorer.bundle)},
         engine_failures=model.num_engine_failures - failures_before,
     )
 
@@ -247,6 +272,24 @@ def _row(
     )
 
 
+def _with_along(row: ParityRow, bundle: Bundle, heads: Sequence["_Allowed"], served: Outcome | None) -> ParityRow:
+    """The row with the distance of the heads at the tokens, and what is wrong there."""
+    reference = bundle.golden[row.index].along
+    if reference is None or served is None or row.problem is not None:
+        return row
+    if not isinstance(served, HeadsAlong) or len(served.tokens) != len(reference):
+        return replace(row, problem="there is no value for each of its tokens")
+    differences = np.abs(served.tokens.astype(np.float64) - np.array(reference))
+    allowed = np.array([[head.around(value) for head, value in zip(heads, token, strict=True)] for token in reference])
+    token, head = np.unravel_index((differences / allowed).argmax(), differences.shape)
+    worst = differences[token, head]
+    problem = None
+    if not worst <= allowed[token, head]:
+        name = bundle.scoring.heads[head].name
+        problem = f"head {name} at token {token}: |served - reference| = {worst:.3g}, limit {allowed[token, head]:.3g}"
+    return replace(row, along=float(differences.max()), problem=problem)
+
+
 def _head_problem(heads: Sequence["_Allowed"], golden: Golden, alone: Result) -> str | None:
     """Several heads are answered one by one, so each of them has to be right."""
     for head, (name, served), reference in zip(heads, (alone.heads or {}).items(), golden.heads, strict=False):
@@ -268,6 +311,10 @@ class _Allowed:
         return max(self._relative * max(1.0, abs(reference)), self._absolute)
 
 
+def _pooled(ids: Ids, scoring: Scoring) -> int:
+    return pooled_index(ids, scoring.pad_token_id, scoring.pooled_before, scoring.step_token_id)
+
+
 def token_problem(bundle: Bundle, golden: Golden, text: TokenizedText | Result) -> str | None:
     """What is wrong with the tokens that the serving path made of a golden text; None: nothing."""
     if isinstance(text, Result):
@@ -275,7 +322,7 @@ def token_problem(bundle: Bundle, golden: Golden, text: TokenizedText | Result) 
     reference = np.array(golden.token_ids, dtype=np.int64)
     scoring = bundle.scoring
     if scoring.kind == "causal":
-        reference = reference[: pooled_index(reference, scoring.pad_token_id, scoring.pooled_before) + 1]
+        reference = reference[: _pooled(reference, scoring) + 1]
     if text.num_tokens == len(golden.token_ids) and np.array_equal(text.token_ids, reference):
         return None
     return f"{text.num_tokens} tokens, the reference has {len(golden.token_ids)}, or other ids; the tokenizer differs"

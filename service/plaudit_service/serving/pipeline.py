@@ -18,7 +18,16 @@ from plaudit_service.items import Item
 from plaudit_service.metrics import Metrics
 from plaudit_service.queueing.scheduler import Scheduler, Ticket
 from plaudit_service.results import Result
-from plaudit_service.serving.parity import ParityReport, compare, golden_items, mixed_batches, score_mixed, score_shared
+from plaudit_service.serving.parity import (
+    ParityReport,
+    compare,
+    golden_items,
+    mixed_batches,
+    score_along,
+    score_mixed,
+    score_shared,
+    with_references_along,
+)
 from plaudit_service.text.tokenization import Asked, TokenizedText
 
 # How long a request may keep a tokenizer thread before it goes to the back of the line.
@@ -123,10 +132,14 @@ class Pipeline:
         # so that several are computed at once where the engine does that.
         mixing = [submit(partial(score_mixed, model, texts, [batch])) for batch in mixed_batches(texts)]
         sharing = [submit(partial(score_shared, model, [text])) for text in texts]
+        checking = {
+            place: submit(partial(score_along, model, item)) for place, item in with_references_along(model.bundle)
+        }
         mixed = score_mixed(model, texts, [])
         for results in await asyncio.gather(*map(asyncio.wrap_future, mixing)):
             mixed |= results
         shared = list(chain.from_iterable(await asyncio.gather(*map(asyncio.wrap_future, sharing))))
+        along = {place: await asyncio.wrap_future(future) for place, future in checking.items()}
         return compare(
             self.model,
             tokenized.texts,
@@ -134,6 +147,7 @@ class Pipeline:
             batched=batched,
             mixed=mixed,
             shared=shared,
+            along=along,
             engine_failures=self.model.num_engine_failures,
         )
 

@@ -114,6 +114,8 @@ class ServedModel:
         if self.combination is not None:
             return self.combination.terms(result.heads)
         scoring = self.parts[0].model.bundle.scoring
+        if scoring.link != "identity":
+            return None
         terms = {head.name: head.weight * result.heads[head.name] for head in scoring.heads}
         if scoring.normalization is None or raw:
             return terms

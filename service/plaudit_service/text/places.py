@@ -120,6 +120,36 @@ def step_ends(start: int, steps: Sequence[str]) -> list[int]:
     return ends
 
 
+def end_steps(steps: Sequence[str], end: str, *, finished: bool) -> list[str]:
+    """Steps as a model that knows steps reads them: behind each what ends one, unless it is there already.
+
+    Args:
+        steps: of a completion; a completion that nobody split is one.
+        end: what ends a step.
+        finished: False: the last step was cut, and nothing ends it.
+    """
+    last = len(steps) - 1
+    return [
+        step if is_ended(step, end) or (number == last and not finished) else step + end
+        for number, step in enumerate(steps)
+    ]
+
+
+def is_ended(step: str, end: str) -> bool:
+    """Whether a step has at its end what ends one, white space around that aside."""
+    bare = end.strip()
+    return step.endswith(end) or (bool(bare) and step.rstrip().endswith(bare))
+
+
+def step_pieces(completion: str, end: str) -> list[str]:
+    """A completion as its steps and their ends in turn; what stands behind the last end comes last."""
+    first, *others = completion.split(end)
+    pieces = [first]
+    for step in others:
+        pieces += [end, step]
+    return pieces
+
+
 def with_marks(
     messages: Sequence[Mapping[str, JsonValue]], step_ends: Sequence[int] = ()
 ) -> list[Mapping[str, JsonValue]]:

@@ -8,11 +8,20 @@ from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
-from plaudit_service.bundles.bundle import Bundle, Scoring
+from plaudit_service.bundles.bundle import Bundle, Scoring, Steps
 from plaudit_service.errors import BundleError, InvalidRequest
 from plaudit_service.items import Along, ChatItem, Item, PromptItem, TextItem, TokenItem
 from plaudit_service.text.chat_template import ChatTemplateError, compile_chat_template
-from plaudit_service.text.places import NO_MARKS, Marks, read_marks, step_ends, with_marks
+from plaudit_service.text.places import (
+    NO_MARKS,
+    Marks,
+    end_steps,
+    is_ended,
+    read_marks,
+    step_ends,
+    step_pieces,
+    with_marks,
+)
 
 # What a sequence costs besides its text, in characters.
 _SOURCE_CHARS = 64
@@ -20,10 +29,16 @@ _SOURCE_CHARS = 64
 
 @dataclass(frozen=True)
 class Source:
-    """What one sequence is made from: text (or a pair of texts) to encode, or ids, or an error already."""
+    """What one sequence is made from: text (or a pair of texts) to encode, or ids, or an error already.
+
+    `pieces` are what the text is made of, where they are encoded one by one: what comes before the steps, then a step
+    and an end in turn. `num_steps` counts the steps that the caller gave to a model that knows steps.
+    """
 
     where: str
     text: str | tuple[str, str] | None = None
+    pieces: tuple[str, ...] | None = None
+    num_steps: int | None = None
     token_ids: list[int] | None = None
     error: str | None = None
     add_special_tokens: bool = False
@@ -65,7 +80,8 @@ class Sources:
         Raises:
             InvalidRequest: it has a form that this bundle cannot score.
         """
-        if along == "steps" and (isinstance(item, TextItem | TokenItem) or item.steps is None):
+        knows_steps = self._scoring.steps is not None
+        if along == "steps" and not knows_steps and (isinstance(item, TextItem | TokenItem) or item.steps is None):
             raise InvalidRequest(
                 f'{where}: along is "steps", and neither the item nor model "{self._name}" says what a step is; give '
                 'steps: [str] in place of the completion, or ask for "tokens"'
@@ -76,10 +92,17 @@ class Sources:
                 yield Source(where, token_ids=item.token_ids)
             case TextItem():
                 self._refuse_if_pair(where)
-                yield self._source(where, item.text, item.finished)
+                if self._scoring.steps is not None:
+                    yield self._in_steps(where, "", item.text, item.finished)
+                else:
+                    yield self._source(where, item.text, item.finished)
             case PromptItem():
                 completions = [item.completion or ""] if item.completions is None else item.completions
                 marks = NO_MARKS
+                if self._scoring.steps is not None:
+                    for completion in [item.steps] if item.steps is not None else completions:
+                        yield self._in_steps(where, item.prompt, completion, item.finished)
+                    return
                 if item.steps is not None:
                     completions, marks = ["".join(item.steps)], Marks(None, step_ends(len(item.prompt), item.steps))
                 for completion in completions:
@@ -103,6 +126,15 @@ class Sources:
             append_eos=self._scoring.append_eos and finished,
         )
 
+    def _in_steps(self, where: str, prompt: str, steps: Sequence[str] | str, finished: bool) -> Source:
+        """A text of a model that knows steps, whose completion is given in steps or whole."""
+        rule = self._scoring.steps
+        assert rule is not None
+        written, num_steps = _written(steps, rule, finished=finished)
+        if not rule.apart:
+            return replace(self._source(where, prompt + written, finished), num_steps=num_steps)
+        return Source(where, prompt + written, pieces=(prompt, *step_pieces(written, rule.end)), num_steps=num_steps)
+
     def _ended(self, text: str, strip_newlines: bool) -> str:
         """A finished text as its ending begins; EOS itself is appended to the ids where the text has none yet."""
         scoring = self._scoring
@@ -119,6 +151,15 @@ class Sources:
         head = [message.to_template() for message in item.messages]
         tails: list[list[dict[str, JsonValue]]] = [[]]
         completions = ["".join(item.steps)] if item.steps is not None else item.completions
+        num_steps = None
+        rule = self._scoring.steps
+        if rule is not None and item.steps is not None:
+            written, num_steps = _written(item.steps, rule, finished=item.finished)
+            completions = [written]
+        elif rule is not None and completions is not None:
+            completions = [_written(each, rule, finished=item.finished)[0] for each in completions]
+        elif rule is not None and isinstance(content := head[-1].get("content"), str):
+            head[-1] |= {"content": _written(content, rule, finished=item.finished)[0]}
         if completions is not None:
             tails = [[{"role": "assistant", "content": completion}] for completion in completions]
         for tail in tails:
@@ -136,8 +177,8 @@ class Sources:
             except ChatTemplateError as error:
                 yield Source(where, error=str(error))
                 continue
-            marks = NO_MARKS if along == "none" else self._marks(messages, text, item.steps)
-            if along == "steps" and marks.step_ends is None:
+            marks = NO_MARKS if along == "none" else self._marks(messages, text, None if rule else item.steps)
+            if along == "steps" and marks.step_ends is None and rule is None:
                 yield Source(where, error="the chat template does not write the steps as they are; send a prompt")
             else:
                 yield Source(
@@ -146,6 +187,7 @@ class Sources:
                     add_special_tokens=self._scoring.chat_special_tokens,
                     append_eos=self._scoring.append_eos and ended,
                     marks=marks,
+                    num_steps=num_steps,
                 )
 
     def _marks(self, messages: Sequence[Mapping[str, JsonValue]], text: str, steps: Sequence[str] | None) -> Marks:
@@ -173,6 +215,13 @@ class Sources:
         assert isinstance(prompt, str)
         assert isinstance(completion, str)
         return prompt, completion
+
+
+def _written(steps: Sequence[str] | str, rule: Steps, *, finished: bool) -> tuple[str, int | None]:
+    """A completion as a model that knows steps reads it, and how many steps end in it where that is known."""
+    whole = isinstance(steps, str)
+    ended = end_steps([steps] if isinstance(steps, str) else steps, rule.end, finished=finished)
+    return "".join(ended), None if whole else sum(is_ended(step, rule.end) for step in ended)
 
 
 def _template_tokens(scoring: Scoring) -> dict[str, str | list[str]]:

@@ -62,12 +62,14 @@ class _Encoded:
         type_ids: one for each.
         num_trailing: special tokens that it added at the end.
         spans: (start, end) of each token in the text, in code points; None where there is no text, or nobody asks.
+        num_before: first tokens in which no step ends.
     """
 
     ids: list[int]
     type_ids: list[int]
     num_trailing: int
     spans: Ids | None = None
+    num_before: int = 0
 
 
 class TokenizerPanic(Exception):  # noqa: N818  named as what Rust calls it
@@ -142,11 +144,14 @@ class Tokenization:
         encoded: list[_Encoded | str] = [
             _Encoded(source.token_ids or [], [], 0) if source.error is None else source.error for source in sources
         ]
+        for at, source in enumerate(sources):
+            if source.pieces is not None:
+                encoded[at] = self._encode_pieces(source.pieces)
         for add_special_tokens in (False, True):
             places = [
                 at
                 for at, source in enumerate(sources)
-                if source.text is not None and source.add_special_tokens is add_special_tokens
+                if source.text is not None and source.pieces is None and source.add_special_tokens is add_special_tokens
             ]
             texts = [sources[at].text for at in places]
             try:
@@ -158,6 +163,27 @@ class Tokenization:
                 for at, encoding in zip(places, encodings, strict=True):
                     encoded[at] = _as_encoded(encoding, with_spans=with_spans)
         return encoded
+
+    def _encode_pieces(self, pieces: Sequence[str]) -> _Encoded | str:
+        """Each piece by itself, behind BOS where the tokenizer has one and the text does not begin with it."""
+        try:
+            different = list(dict.fromkeys(pieces))
+            made = _call(self._tokenizer.encode_batch, different, add_special_tokens=False)
+        except Exception as error:  # noqa: BLE001  the Rust library raises plain Exception
+            return f"the tokenizer failed: {type(error).__name__}"
+        bos = self._scoring.bos
+        by_piece = dict(zip(different, made, strict=True))
+        encodings = [by_piece[piece] for piece in pieces]
+        first = next((encoding.ids[0] for encoding in encodings if encoding.ids), None)
+        ids: list[int] = [] if bos is None or first == bos.id else [bos.id]
+        offsets = [(0, 0)] * len(ids)
+        num_before = len(ids) + len(encodings[0].ids)
+        start = 0
+        for piece, encoding in zip(pieces, encodings, strict=True):
+            ids += encoding.ids
+            offsets += [(start + begin, start + stop) for begin, stop in encoding.offsets]
+            start += len(piece)
+        return _Encoded(ids, [], 0, as_spans(offsets) if ids else None, num_before)
 
     def _encode_alone(self, source: Source, *, with_spans: bool) -> _Encoded | str:
         try:
@@ -189,7 +215,14 @@ class Tokenization:
                 spans = None if spans is None else np.append(spans, [spans[-1, [1, 1]]], axis=0)
                 num_trailing += 1
             num_trailing = max(num_trailing, 1)
-        return self._fit(source, ids, type_ids, spans, num_trailing, asked)
+        if self._scoring.steps is None:
+            return self._fit(source, ids, type_ids, spans, num_trailing, asked)
+        ends = np.flatnonzero(ids == self._scoring.steps.token.id)
+        ends = ends[ends >= encoded.num_before]
+        if source.num_steps not in {None, len(ends)}:
+            detail = f"{source.where}: {len(ends)} steps end in the text, and {source.num_steps} were given"
+            return Result(Status.FAILED, None, len(ids), detail=detail)
+        return self._fit(source, ids, type_ids, spans, num_trailing, asked, ends)
 
     def _ending(self, source: Source) -> list[SpecialToken]:
         """The tokens that a text ends with by the model's rules; ids of the caller's are scored as they are."""
@@ -209,9 +242,19 @@ class Tokenization:
         return Result(Status.FAILED, None, len(ids), detail=f"{detail}; its tokenizer has more than it knows")
 
     def _fit(
-        self, source: Source, ids: Ids, type_ids: Ids | None, spans: Ids | None, num_trailing: int, asked: Asked
+        self,
+        source: Source,
+        ids: Ids,
+        type_ids: Ids | None,
+        spans: Ids | None,
+        num_trailing: int,
+        asked: Asked,
+        ends: Ids | None = None,
     ) -> TokenizedText | Result:
-        """Bring a sequence to the model's positions, and a causal one to its pooled token."""
+        """Bring a sequence to the model's positions, and a causal one to its pooled token.
+
+        `ends` are the tokens that end a step, where the model knows steps.
+        """
         scoring, num_tokens = self._scoring, len(ids)
         truncated = num_tokens > scoring.max_tokens
         if truncated and asked.truncation == "error":
@@ -223,12 +266,19 @@ class Tokenization:
         kept = self._kept(ids, num_trailing, asked.truncation) if truncated else np.arange(num_tokens)
         if truncated:
             ids, type_ids = ids[kept], None if type_ids is None else type_ids[kept]
-        if scoring.kind == "causal":
+        if ends is not None:
+            there = np.flatnonzero(np.isin(kept, ends))
+            if len(there) == 0:
+                return Result(Status.EMPTY, None, num_tokens, truncated, f"{source.where}: no step ends in the text")
+            ids, type_ids = ids[: there[-1] + 1], None
+        elif scoring.kind == "causal":
             ids, type_ids = ids[: pooled_index(ids, scoring.pad_token_id, scoring.pooled_before) + 1], None
         places = None
         if asked.along != "none":
-            steps = None
-            if asked.along == "steps":
+            steps = ends
+            if asked.along == "tokens":
+                steps = None
+            elif steps is None:
                 assert spans is not None
                 assert source.marks.step_ends is not None
                 steps = step_tokens(spans, source.marks.step_ends)
@@ -293,7 +343,9 @@ def _as_encoded(encoding: Encoding, *, with_spans: bool) -> _Encoded:
     return _Encoded(encoding.ids, encoding.type_ids, added.index(0) if 0 in added else 0, spans)
 
 
-def pooled_index(token_ids: Ids, pad_token_id: int | None, pooled_before: int | None = None) -> int:
+def pooled_index(
+    token_ids: Ids, pad_token_id: int | None, pooled_before: int | None = None, step_token_id: int | None = None
+) -> int:
     """Which token of a causal model's sequence is scored: the rightmost that is no padding.
 
     transformers, `GenericForSequenceClassification.forward`: by id, whatever the mask, so that with pad == EOS a final
@@ -301,7 +353,12 @@ def pooled_index(token_ids: Ids, pad_token_id: int | None, pooled_before: int | 
 
     Where `pooled_before` is an id: the token before the first one of that id, as classes of other trainers count; none
     of that id, or it is the very first: the last token.
+
+    Where `step_token_id` is one: the rightmost token of that id; none: the last token.
     """
+    if step_token_id is not None:
+        ends = np.flatnonzero(token_ids == step_token_id)
+        return int(ends[-1]) if len(ends) else len(token_ids) - 1
     if pooled_before is not None:
         found = np.flatnonzero(token_ids == pooled_before)
         return (int(found[0]) - 1 if len(found) else -1) % len(token_ids)

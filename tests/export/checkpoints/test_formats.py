@@ -677,7 +677,6 @@ REFUSED = {
     "InternLM2": ({"model_type": "internlm2"}, {}, "InternLM2-reward.*no class for its backbone"),
     "DeepSpeed-Chat": ({}, {"rwtransformer__x": torch.zeros(2)}, "DeepSpeed-Chat"),
     "critic": ({"architectures": ["CriticModel"]}, {}, "a critic has a value for each token"),
-    "process": ({"architectures": ["Qwen2ForProcessRewardModel"]}, {}, "scores steps of a text"),
     "a second head": (
         {},
         {"v_head__summary__weight": torch.zeros(1, 32)},
@@ -759,9 +758,9 @@ def test_a_format_that_pools_or_scores_otherwise_is_refused(name, config, messag
 
 
 def test_a_token_classifier_of_several_labels_is_refused(decoders, tmp_path):
-    head = lambda head: {"weight": head["score.weight"].repeat(2, 1), "bias": torch.zeros(2)}  # noqa: E731
+    head = lambda head: {"weight": head["score.weight"].repeat(3, 1), "bias": torch.zeros(3)}  # noqa: E731
     path = write(replace(CASES["token classification"], head=head), decoders("llama"), tmp_path / "it")
-    with pytest.raises(SourceError, match="2 labels: it scores tokens, or steps, and not the text"):
+    with pytest.raises(SourceError, match="3 labels, known are 1 or 2: nothing says what they are"):
         load_checkpoint(str(path))
 
 

@@ -6,7 +6,7 @@ import torch
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.rollout.forward import PAD_LOGPROB
 from plaudit_ppo.rollout.rollouts import Rollouts
-from plaudit_ppo.training.experience import make_experience
+from plaudit_ppo.training.experience import StepScores, make_experience
 
 
 @pytest.fixture
@@ -122,3 +122,24 @@ def test_whitened_rewards_keep_their_mean_and_have_variance_1(make):
     assert after.var(unbiased=False).item() == pytest.approx(1.0, abs=1e-4)
     assert before.var(unbiased=False).item() < 0.99 or before.var(unbiased=False).item() > 1.01
     assert not whitened.rewards[~whitened.mask].any()
+
+
+def test_steps_are_rewarded_at_their_tokens_and_a_rollout_is_worth_their_sum(rollouts):
+    """Detail 39, by hand: without KL, row 0 has two scores, row 1 the missing EOS at its last step, row 2 lacks one."""
+    scores = torch.tensor([[0.5, 0.25, 0.0], [0.75, 0.0, 0.5], [math.nan, 0.5, 0.0]])
+    ends = torch.tensor([[True, True, False], [True, False, True], [True, True, False]])
+    experience = make_experience(
+        rollouts,
+        torch.tensor([0.25, 0.5, 0.5]),
+        logprobs=torch.zeros(3, 3),
+        ref_logprobs=torch.zeros(3, 3),
+        values=torch.zeros(3, 3),
+        kl_coef=0.1,
+        config=PPOConfig(reward_along="steps", gamma=1.0, gae_lambda=1.0, missing_eos_score=-2.0),
+        step_scores=StepScores(scores, ends),
+    )
+    assert experience.rewards.tolist() == [[0.5, 0.25, 0.0], [0.75, 0.0, -2.0], [0.0, 0.0, 0.0]]
+    assert experience.returns.tolist() == [[0.75, 0.25, 0.0], [-1.25, -2.0, -2.0], [0.0, 0.0, 0.0]]
+    assert experience.scores[:2].tolist() == [0.75, -1.25]
+    assert experience.scores[2].isnan()
+    assert not experience.mask[2].any()

@@ -292,6 +292,7 @@ def test_a_compressed_body_is_415_and_says_why_also_for_dialects(serve, tiny_bun
     dialects = "openrlhf,llamafactory,vllm,slime,sglang,nemo-gym"
     with serve(tiny_bundle(), flags=["--dialects", dialects]) as service:
         scoring = ("/score", "/get_reward", "/v1/score/evaluation", "/classify", "/slime", "/v1/embeddings", "/verify")
+        scoring += ("/pooling",)
         for path in (*scoring, "/seed_session", "/close_session", "/aggregate_metrics"):
             for encoding in ("gzip", "x-deflate", "identity, gzip"):
                 answer = post(service, body, headers={"Content-Encoding": encoding}, path=path)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from plaudit_service.errors import InvalidRequest, NotJson
 from plaudit_service.http.asgi import ErrorWriter
 from plaudit_service.http.dialects.special_tokens import SpecialTokens
-from plaudit_service.items import Item, Truncation, as_request_error
+from plaudit_service.items import Along, Item, Truncation, as_request_error
 
 _Shape = TypeVar("_Shape", bound="Shape")
 
@@ -32,11 +32,15 @@ class Chosen:
         name: Its name.
         labels: The names of its outputs; of a combination, which has one, its own name.
         pair: Whether it scores pairs of texts.
+        steps: Whether it scores steps.
+        good: Of a model whose score is a probability, which of its outputs speak for it; None: it is none.
     """
 
     name: str
     labels: tuple[str, ...] = ("score",)
     pair: bool = False
+    steps: bool = False
+    good: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Answered:
     Attributes:
         heads: The raw outputs of a model that has several, by label; None: it has one.
         terms: What adds up to the score; None: it is no sum.
+        along: What the model gives along each text, where that was asked for.
     """
 
     model: Chosen
@@ -55,6 +60,7 @@ class Answered:
     created_s: int
     heads: Sequence[Mapping[str, float] | None] = ()
     terms: Sequence[Mapping[str, float] | None] = ()
+    along: Sequence[Sequence[float]] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Asked:
         raw: Whether raw scores are asked for; None: as the operator set it.
         truncation: What the request makes of the operator's choice.
         check: Refuses what the chosen model cannot answer (RequestError).
+        along: What is asked for along the texts of the chosen model.
     """
 
     items: list[Item]
@@ -76,6 +83,7 @@ class Asked:
     raw: bool | None = None
     truncation: Callable[[Truncation], Truncation] = lambda setting: setting
     check: Callable[[Chosen], None] = lambda model: None
+    along: Callable[[Chosen], Along] = lambda model: "none"
 
 
 @dataclass(frozen=True)

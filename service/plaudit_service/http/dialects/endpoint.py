@@ -125,6 +125,7 @@ class DialectEndpoint:
                     items=asked.items,
                     truncation=asked.truncation(settings.dialect_truncation),
                     raw=settings.dialect_raw if asked.raw is None else asked.raw,
+                    along=asked.along(_chosen(model)),
                 )
                 scope["state"]["log"].update(model=model.name, sequences=request.num_sequences)
                 share.grow(check_sizes(request, settings))
@@ -143,6 +144,7 @@ class DialectEndpoint:
             created_s=int(time.time()),
             heads=[result.heads for result in scored.results],
             terms=[model.terms(result, raw=request.raw) for result in scored.results],
+            along=[result.along.scores for result in scored.results if result.along is not None],
         )
         return asked.write(answered)
 
@@ -231,10 +233,13 @@ class _WaitingRoom:
 
 def _chosen(model: ServedModel) -> Chosen:
     """What a dialect may know of a model."""
-    labels = (
-        (model.name,) if model.combination else tuple(head.name for head in model.parts[0].model.bundle.scoring.heads)
-    )
-    return Chosen(model.name, labels, all(part.model.bundle.scoring.pair for part in model.parts))
+    pair = all(part.model.bundle.scoring.pair for part in model.parts)
+    if model.combination:
+        return Chosen(model.name, (model.name,), pair)
+    scoring = model.parts[0].model.bundle.scoring
+    labels = tuple(head.name for head in scoring.heads)
+    good = tuple(head.weight > 0 for head in scoring.heads) if scoring.link == "sigmoid" else None
+    return Chosen(model.name, labels, pair, scoring.steps is not None, good)
 
 
 def _refuse_foreign_tokens(asked: Asked, model: ServedModel, tokens: SpecialTokens) -> None:

@@ -69,6 +69,28 @@ def causal_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def process_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random process reward model as TRL saves one, two labels for each token, exported."""
+    import transformers
+
+    from plaudit_export.checkpoints.rules import Options
+    from plaudit_export.exporter import export_checkpoint
+    from plaudit_export.quiet import quiet
+    from plaudit_export.testing import tiny_causal_checkpoint
+
+    folder = tmp_path_factory.mktemp("process")
+    decoder = tiny_causal_checkpoint(folder / "decoder", max_position_embeddings=256)
+    with quiet():
+        model = transformers.AutoModelForTokenClassification.from_pretrained(
+            decoder, num_labels=2, ignore_mismatched_sizes=True
+        )
+        model.score.weight.data.normal_(std=0.3)
+        model.save_pretrained(folder / "prm")
+        transformers.AutoTokenizer.from_pretrained(decoder).save_pretrained(folder / "prm")
+    return export_checkpoint(str(folder / "prm"), folder / "bundle", Options(name="prm", step_end="\n")).bundle.path
+
+
+@pytest.fixture(scope="session")
 def encoder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT reward model, exported."""
     from plaudit_export.exporter import export_checkpoint

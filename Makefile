@@ -1,6 +1,6 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-docs docs lint format bench bench-quick bench-vllm bench-rollouts bench-along load load-report soak soak-hour gpu-check human-preferences \
+.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-docs test-tutorial docs lint format bench bench-quick bench-vllm bench-rollouts bench-along load load-report soak soak-hour gpu-check human-preferences \
 	screenshots studies study-best-of-n study-beta study-trl study-draws study-engine sbom audit locks release release-check clean
 
 PYTHON ?= python3
@@ -188,6 +188,9 @@ test-cuda-stub: $(READY) $(if $(shell command -v g++),$(READY_CUDA_STUB)) ## CUD
 
 test-docs: docs ## the site builds without a warning, and asks no other host
 	$(BIN)/pytest -m '' tests/test_site.py
+
+test-tutorial: $(READY) ## the tutorial word by word, with smaller sizes and a model of random weights; a part of test-slow
+	$(BIN)/pytest -m '' tests/e2e/test_tutorial.py
 
 docs: $(READY) $(READY_DOCS) ## the documentation as a site, made offline: site/README.html
 	PYTHONPATH="client:service:export:$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" PATH="$(abspath $(BIN)):$$PATH" \

@@ -101,7 +101,7 @@ def export_checkpoint(
         tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch,
     ):
         float_directory = Path(scratch) if options.precision in {"int8", "bf16"} else directory
-        draft = _build(source, directory, float_directory, options, pairs, step, note)
+        draft = _build(source, directory, float_directory, options, pairs, step, note, Path(scratch))
         run_directory = _runs_in(directory, Path(scratch), options.precision)
         _collect()
         comparison, tolerance = None, options.tolerance or options.default_tolerance
@@ -146,6 +146,7 @@ def _build(
     pairs: Sequence[Pair],
     step: Say,
     note: Say,
+    scratch: Path,
 ) -> Draft:
     """Write the graph (for int8 and bfloat16 that of float32, too), the tokenizer, the template and the golden texts.
 
@@ -157,6 +158,7 @@ def _build(
         builtin_class=options.builtin_class,
         pad_token=options.pad_token,
         token_logits=[head.name for head in options.token_logits],
+        copies_in=scratch if options.engine == "vllm" else None,
     )
     if options.engine == "vllm":
         check_loadable(checkpoint)

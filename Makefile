@@ -286,7 +286,7 @@ study-trl: $(READY) $(READY_TRL_PPO) ## against the PPO of TRL 1.11: score at eq
 	$(BIN)/python -m plaudit_demo.studies trl --trl-python $(VENV_TRL_PPO)/bin/python
 
 study-engine: $(READY) $(READY_VLLM) ## rollouts by vLLM in bfloat16, in turn and one step ahead, against the local sampler: gold reward, time of an iteration
-	$(BIN)/python -m plaudit_demo.studies engine --ground 1 --iterations 12 --evaluate-every 12 --output runs/studies-engine \
+	$(BIN)/python -m plaudit_demo.studies engine --ground 1 --iterations 12 --evaluate-every 2 --output runs/studies-engine \
 		--vllm-python $(VENV_VLLM)/bin/python
 
 study-prm: $(READY) $(READY_TRL_PPO) ## PPO by the steps of a process reward model that TRL 1.11 trained: share of wrong steps before and after

@@ -146,11 +146,11 @@ class FakePooling:
                     return 200, bytes(64 << 20)
             if any(CRASH in ids or not 0 < len(ids) <= self.max_model_len for ids in sequences):
                 return 400, b'{"error": {"message": "it is too long"}}'
-            return 200, self._answer_bytes(sequences)
+            return 200, self._answer_bytes(sequences, asked.get("cache_salt"))
         finally:
             self.in_flight -= 1
 
-    def _answer_bytes(self, sequences):
+    def _answer_bytes(self, sequences, salt):
         rows = [[self._sum(ids) * (head + 1) for head in range(self._num_heads)] for ids in sequences]
         values = np.array(rows, dtype=np.float64)
         match self.fault:
@@ -164,9 +164,8 @@ class FakePooling:
                 values = values * 0
             case "nan":
                 values[0] = math.nan
-            case "poisoned":  # by another list: once
+            case "poisoned" if salt is None:  # by another list, and kept with the prefixes
                 values[:] = math.nan
-                self.fault = None
         content = values.astype("<f4").tobytes()
         return content[:-4] if self.fault == "short answer" else content
 

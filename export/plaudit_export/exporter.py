@@ -39,7 +39,7 @@ from plaudit_export.graphs.precision import (
     write_int8,
 )
 from plaudit_export.graphs.torch_runtime import TorchRuntime
-from plaudit_export.graphs.tracing import OPSET, check_types, export_graph, lower, needs_mask, release
+from plaudit_export.graphs.tracing import OPSET, export_graph, lower, needs_mask, release
 from plaudit_export.progress import elapsed
 from plaudit_export.writer import (
     staged,
@@ -250,8 +250,7 @@ def _write_graphs(
         step(f"tracing {checkpoint.architecture} in bf16")
         lower(checkpoint.model, torch.bfloat16)
         with elapsed("tracing"):
-            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
-        check_types(directory / GRAPH)
+            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask, check=True)
         emulated = _emulate(checkpoint, rules, texts, step)
         write_tokenizer(checkpoint.tokenizer.backend_tokenizer, float_directory)
     return emulated, float_bytes - _weights_bytes(checkpoint)

@@ -229,7 +229,7 @@ def test_only_the_sequence_that_the_engine_refuses_fails(run):
     run(scenario)
 
 
-def test_nan_that_a_neighbour_left_behind_is_asked_for_once_more_alone(run):
+def test_nan_that_a_neighbour_left_behind_is_asked_for_alone_and_without_kept_prefixes(run):
     async def scenario(front):
         front.engines[0].fault = "poisoned"
         assert await front.scores("good", "bad") == [1.0, -1.0]

@@ -5,6 +5,7 @@ All of it runs in the event loop. Who checks a server, and when, is not known he
 
 import asyncio
 import math
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -153,19 +154,19 @@ class Member:
         return outcomes
 
     async def _outcome_alone(self, text: TokenizedText) -> Outcome:
-        """Twice where need be: with NaN in a sequence, vLLM gives NaN to the next innocent ones, too."""
+        """Twice where need be: vLLM gives the NaN of a sequence to the next ones, and keeps it with their prefixes."""
         for _ in range(2):
-            heads = await self._heads([text])
+            heads = await self._heads([text], salt=secrets.token_hex(8))
             outcome = _REFUSED if heads is None else outcome_of(heads[0])
             if not isinstance(outcome, Failure):
                 break
         return outcome
 
-    async def _heads(self, texts: Sequence[TokenizedText]) -> npt.NDArray[np.float64] | None:
+    async def _heads(self, texts: Sequence[TokenizedText], salt: str | None = None) -> npt.NDArray[np.float64] | None:
         """Raw values of sequences, from the process that was checked; None: it refuses the list."""
         assert self.served is not None
         num_heads = len(self._model.bundle.scoring.heads)
-        asked = self.server.heads(self.served.model, [text.token_ids for text in texts], num_heads)
+        asked = self.server.heads(self.served.model, [text.token_ids for text in texts], num_heads, salt)
         heads = await self._unless_lost(asked)
         if (count := self.server.num_connections) != self._num_connections:
             await self._unless_lost(self.require_same_process())

@@ -41,12 +41,17 @@ class Served:
     started: float | None
 
 
-def pooling_request(model: str, sequences: Sequence[Ids]) -> bytes:
+def pooling_request(model: str, sequences: Sequence[Ids], salt: str | None = None) -> bytes:
     """The JSON that asks for the raw values of a classifier's head: float32, little endian, one row a sequence.
 
     Never with `truncate_prompt_tokens`, which cuts ids.
+
+    Args:
+        model: The name that it is served under.
+        sequences: Of ids.
+        salt: Only prefixes that were kept for requests with the same one are used; None: for those without.
     """
-    asked = {
+    asked: dict[str, object] = {
         "model": model,
         "input": [ids.tolist() for ids in sequences],
         "task": "classify",
@@ -55,6 +60,8 @@ def pooling_request(model: str, sequences: Sequence[Ids]) -> bytes:
         "embed_dtype": "float32",
         "endianness": "little",
     }
+    if salt is not None:
+        asked["cache_salt"] = salt
     return json.dumps(asked, separators=(",", ":")).encode()
 
 

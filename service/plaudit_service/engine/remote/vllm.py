@@ -111,7 +111,9 @@ class Vllm:
         """
         return parse_start(await self._get("/metrics"))
 
-    async def heads(self, model: str, sequences: Sequence[Ids], num_heads: int) -> npt.NDArray[np.float32] | None:
+    async def heads(
+        self, model: str, sequences: Sequence[Ids], num_heads: int, salt: str | None = None
+    ) -> npt.NDArray[np.float32] | None:
         """Raw head values of sequences, shape (B, heads), which need not be finite. Cancelled, the server is told.
 
         None: it refuses the list for one of its sequences.
@@ -122,7 +124,7 @@ class Vllm:
         status, body = await self._call(
             "POST",
             "/pooling",
-            pooling_request(model, sequences),
+            pooling_request(model, sequences, salt),
             timeout_s=self._connection.timeout_s,
             max_bytes=answer_bytes(len(sequences), num_heads),
         )

@@ -189,6 +189,9 @@ test-cuda-stub: $(READY) $(if $(shell command -v g++),$(READY_CUDA_STUB)) ## CUD
 test-docs: docs ## the site builds without a warning, and asks no other host
 	$(BIN)/pytest -m '' tests/test_site.py
 
+test-tutorial: $(READY) ## the tutorial word by word, with smaller sizes and a model of random weights; a part of test-slow
+	$(BIN)/pytest -m '' tests/e2e/test_tutorial.py
+
 docs: $(READY) $(READY_DOCS) ## the documentation as a site, made offline: site/README.html
 	PYTHONPATH="client:service:export:$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" PATH="$(abspath $(BIN)):$$PATH" \
 		$(VENV_DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -c docs/site -d site/.doctrees . site

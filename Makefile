@@ -150,8 +150,9 @@ $(READY_GPU): pyproject.toml constraints.txt
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
 	$(BIN)/plaudit-demo
 
+# As many test files at once as CI has cores; the tests of a file share what it has exported.
 test: $(READY) lint ## what CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-docs ## everything, also what takes long or needs an environment of its own: the targets below
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,15 @@ from plaudit_service.testing import RunningService, running_service, write_tiny_
 
 
 def pytest_configure() -> None:
-    """A shell starts background jobs with SIGINT ignored, and the processes of the tests would inherit that."""
+    """Sets what all tests and their processes start from."""
+    # A shell starts background jobs with SIGINT ignored, and the processes of the tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    with suppress(ModuleNotFoundError):  # some environments of single tests have no hypothesis
+        from hypothesis import HealthCheck, settings
+
+        # What is slow on a busy machine is not wrong.
+        settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ Policy (which sequences make a batch) is in `batching`; computation is in `model
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,13 +37,14 @@ class Ticket:
     """The sequences of one request, on their way. Times are of the scheduler's clock, in seconds.
 
     Await `done`; who cancels it takes what is not computed yet out of the queue. Unavailable: the engine hangs.
+    `outcomes` and `jobs` go by the sequences' indexes in the request.
     """
 
     client: str
     arrival: int
     deadline: float
     arrived: float
-    outcomes: list[Outcome]
+    outcomes: dict[int, Outcome]
     done: asyncio.Future[None]
     jobs: dict[int, "_Job"] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
@@ -63,7 +64,7 @@ class Ticket:
 
 @dataclass(eq=False)
 class _Job:
-    """One sequence to compute, and all who wait for it: (ticket, place in its outcomes).
+    """One sequence to compute, and all who wait for it: (ticket, index of the sequence in its request).
 
     It is on the account of `client`, whose turn for it came first.
     """
@@ -96,7 +97,7 @@ class _HandedOver:
 class _Computed:
     """What a thread of the engine made of a batch, on which lane, and when, on the scheduler's clock."""
 
-    outcomes: Sequence[Outcome]
+    outcomes: "Mapping[_Job, Outcome]"
     lane: int
     started: float
     finished: float
@@ -247,10 +248,11 @@ class Scheduler:
         """
         loop = asyncio.get_running_loop()
         now, done = self._clock(), loop.create_future()
-        ticket = Ticket(client, self._arrivals, deadline, now, [_EXPIRED] * len(texts), done)
+        ticket = Ticket(client, self._arrivals, deadline, now, {text.index: _EXPIRED for text in texts}, done)
+        assert len(ticket.outcomes) == len(texts), "two sequences of a request have one index"
         self._arrivals += 1
-        for place in sorted(range(len(texts)), key=lambda place: -len(texts[place].token_ids)):
-            self._enqueue(ticket, place, texts[place], may_be_known=may_be_known)
+        for text in sorted(texts, key=lambda text: -len(text.token_ids)):
+            self._enqueue(ticket, text, may_be_known=may_be_known)
         ticket.done.add_done_callback(lambda _: self._leave(ticket))
         if not ticket.jobs:
             self._end(ticket)
@@ -268,14 +270,14 @@ class Scheduler:
             self._metrics.cancelled.inc(len(ticket.jobs))
             self._release(ticket)
 
-    def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText, *, may_be_known: bool) -> None:
+    def _enqueue(self, ticket: Ticket, text: TokenizedText, *, may_be_known: bool) -> None:
         """Wait for the computation of a sequence, which may be on its way for someone else, or known already."""
         content = text.token_ids.tobytes(), b"" if text.type_ids is None else text.type_ids.tobytes()
         along = text.places is not None
         key = content, along
         if may_be_known and not along and (known := self._cache.get(content)) is not None:
             self._metrics.score_cache_hits.inc()
-            ticket.outcomes[place] = known
+            ticket.outcomes[text.index] = known
             return
         job = self._jobs.get(key)
         if job is None and not along:  # who asks for less may wait for more
@@ -291,13 +293,13 @@ class Scheduler:
             job.client, job.turn = ticket.client, turn
             self._clients.add(job.client, turn, num_tokens)
             self._backlog.add(job)
-        job.waiters.add((ticket, place))
-        ticket.jobs[place] = job
+        job.waiters.add((ticket, text.index))
+        ticket.jobs[text.index] = job
 
     def _release(self, ticket: Ticket) -> None:
         """Wait for nothing more; a sequence that nobody waits for is dropped."""
-        for place, job in ticket.jobs.items():
-            job.waiters.discard((ticket, place))
+        for index, job in ticket.jobs.items():
+            job.waiters.discard((ticket, index))
             if not job.waiters:
                 self._drop(job)
         ticket.jobs.clear()
@@ -388,9 +390,8 @@ class Scheduler:
         # Who waited may have left since the batch was handed over.
         wanted = [job for job in batch.sequences if job.waiters]
         computed = model.compute([job.text for job in wanted], batch.num_prefix_tokens, lane=lane)
-        outcomes = dict(zip(wanted, computed, strict=True))
         return _Computed(
-            [outcomes.get(job, _EXPIRED) for job in batch.sequences],
+            dict(zip(wanted, computed, strict=True)),
             lane,
             started,
             self._clock(),
@@ -408,18 +409,19 @@ class Scheduler:
         self._metrics.running_sequences.dec(len(batch.sequences))
         self._hand_over()
         self._observe(batch, computed)
-        for job, outcome in zip(batch.sequences, computed.outcomes, strict=True):
+        for job in batch.sequences:
+            outcome = computed.outcomes.get(job, _EXPIRED)
             self._drop(job)
             self._cache.put(job.key[0], outcome)
-            for ticket, place in job.waiters:
-                self._deliver(ticket, place, outcome, computed)
+            for ticket, index in job.waiters:
+                self._deliver(ticket, index, outcome, computed)
 
-    def _deliver(self, ticket: Ticket, place: int, outcome: Outcome, computed: _Computed) -> None:
+    def _deliver(self, ticket: Ticket, index: int, outcome: Outcome, computed: _Computed) -> None:
         self._metrics.queue_seconds.observe(max(0.0, computed.started - ticket.arrived))
         if ticket.started is None:
             ticket.started = max(ticket.arrived, computed.started)
-        ticket.outcomes[place] = outcome
-        del ticket.jobs[place]
+        ticket.outcomes[index] = outcome
+        del ticket.jobs[index]
         if not ticket.jobs:
             self._end(ticket)
 

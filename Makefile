@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-chaos lint format bench bench-quick bench-vllm bench-rollouts bench-along load load-report soak soak-hour chaos scale gpu-check human-preferences \
-	screenshots studies study-best-of-n study-beta study-trl study-draws study-engine sbom audit locks release release-check clean
+# Every target with a description, as `make help` lists it, is a command and no file.
+.PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*\#\# .*/\1/p' Makefile)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,6 +18,9 @@ VENV_SERVICE ?= .venv-service
 READY_SERVICE := $(VENV_SERVICE)/.ready
 VENV_TOOLS ?= .venv-tools
 READY_TOOLS := $(VENV_TOOLS)/.ready
+# What makes the documentation's site; the packages that its reference describes are those of .venv.
+VENV_DOCS ?= .venv-docs
+READY_DOCS := $(VENV_DOCS)/.ready
 # What releases and locks are made with.
 VENV_RELEASE ?= .venv-release
 READY_RELEASE := $(VENV_RELEASE)/.ready
@@ -93,6 +96,11 @@ $(READY_TOOLS): Makefile
 	$(VENV_TOOLS)/bin/pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
 	touch $@
 
+$(READY_DOCS): docs/site/requirements.txt
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(VENV_DOCS)/bin/pip install --quiet --requirement docs/site/requirements.txt
+	touch $@
+
 $(READY_TRL_PPO): pyproject.toml constraints-trl-ppo.txt
 	$(call make_bare_venv,$(VENV_TRL_PPO),constraints-trl-ppo.txt)
 	$(VENV_TRL_PPO)/bin/pip install --quiet --constraint constraints-trl-ppo.txt --editable '.[demo]'
@@ -145,7 +153,7 @@ demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest
 
-test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-chaos ## everything, also what takes long or needs an environment of its own: the targets below
+test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-chaos test-docs ## everything, also what takes long or needs an environment of its own: the targets below
 
 test-slow: $(READY) $(READY_TRL_PPO) ## all tests of .venv, also what takes long, and a study against TRL 1.11
 	$(BIN)/pytest -m ''
@@ -172,14 +180,21 @@ test-browser: $(READY) ## the console in a real browser, which is installed wher
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null || $(BIN)/playwright install --with-deps chromium
 	$(BIN)/pytest -m '' tests/service/http/test_console.py
 
-test-vllm: $(READY) $(READY_VLLM) ## rollouts by vLLM's build for the CPU
-	PLAUDIT_VLLM=$(VENV_VLLM) $(BIN)/pytest -m '' tests/e2e/test_vllm_rollouts.py tests/demo/studies/test_cli.py -k 'vllm or engine'
+test-vllm: $(READY) $(READY_VLLM) ## rollouts and scores by vLLM's build for the CPU
+	PLAUDIT_VLLM=$(VENV_VLLM) $(BIN)/pytest -m '' tests/e2e/test_vllm_rollouts.py tests/e2e/test_vllm_scores.py tests/demo/studies/test_cli.py -k 'vllm or engine'
 
 test-cuda-stub: $(READY) $(if $(shell command -v g++),$(READY_CUDA_STUB)) ## CUDA without a GPU: placement, kernels, copies, memory; skipped without g++
 	PLAUDIT_CUDA_STUB=$(VENV_CUDA_STUB) $(BIN)/pytest -m '' tests/cuda_stub
 
 test-chaos: $(READY) ## a minute under a nemesis
 	$(BIN)/python loadtests/chaos.py --minutes 1 --seed 1
+
+test-docs: docs ## the site builds without a warning, and asks no other host
+	$(BIN)/pytest -m '' tests/test_site.py
+
+docs: $(READY) $(READY_DOCS) ## the documentation as a site, made offline: site/README.html
+	PYTHONPATH="client:service:export:$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" PATH="$(abspath $(BIN)):$$PATH" \
+		$(VENV_DOCS)/bin/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -c docs/site -d site/.doctrees . site
 
 lint: $(READY) ## format check, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -199,6 +214,10 @@ bench-quick: $(READY) ## the same with smaller sizes
 
 bench-rollouts: $(READY) $(READY_VLLM) ## completion tokens per second of the local sampler and of vLLM
 	$(BIN)/python loadtests/rollouts.py --vllm $(VENV_VLLM)
+
+bench-engine: $(READY) $(READY_VLLM) ## what plaudit-serve before a vLLM server costs, on the same token ids
+	$(BIN)/python loadtests/bench_vllm.py --vllm-python $(VENV_VLLM)/bin/python --kinds decoder \
+		--servers 'vLLM eager float32,front of vLLM eager float32' --output runs/bench/bench-engine.json
 
 bench-vllm: $(READY) $(READY_VLLM) ## beside vLLM's CPU build as a pooling server, on the same models and token ids
 	$(BIN)/python loadtests/bench_vllm.py --vllm-python $(VENV_VLLM)/bin/python
@@ -276,13 +295,16 @@ study-trl: $(READY) $(READY_TRL_PPO) ## against the PPO of TRL 1.11: score at eq
 	$(BIN)/python -m plaudit_demo.studies trl --trl-python $(VENV_TRL_PPO)/bin/python
 
 study-engine: $(READY) $(READY_VLLM) ## rollouts by vLLM in bfloat16, in turn and one step ahead, against the local sampler: gold reward, time of an iteration
-	$(BIN)/python -m plaudit_demo.studies engine --ground 1 --iterations 12 --evaluate-every 12 --output runs/studies-engine \
+	$(BIN)/python -m plaudit_demo.studies engine --ground 1 --iterations 12 --evaluate-every 2 --output runs/studies-engine \
 		--vllm-python $(VENV_VLLM)/bin/python
+
+study-prm: $(READY) $(READY_TRL_PPO) ## PPO by the steps of a process reward model that TRL 1.11 trained: share of wrong steps before and after
+	$(BIN)/python -m plaudit_demo.steps --trl-python $(VENV_TRL_PPO)/bin/python
 
 study-draws: $(READY) $(READY_TRL_PPO) ## how high the KL of PPO rises at first, and how much of that is luck of the random draws
 	$(BIN)/python -m plaudit_demo.studies draws --ground 1 --seeds 1 2 3 4 --iterations 20 --evaluate-every 20 \
 		--output runs/studies-draws --trl-python $(VENV_TRL_PPO)/bin/python
 
 clean: ## remove environments, caches and runs
-	rm -rf .venv* runs dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv* runs dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

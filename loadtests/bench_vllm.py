@@ -2,7 +2,8 @@
 
 Both get token ids. vLLM is asked as it answers fastest: raw float32 as bytes, lists of 32 with four in flight, prefix
 caching on. It runs in bfloat16 both eager and compiled, beside OpenVINO's bfloat16, and in float32 beside ONNX Runtime.
-Ends with an assertion where vLLM in float32 scores something else than we do.
+Ends with an assertion where vLLM in float32 scores something else than we do. `front of vLLM` is `plaudit-serve`
+before a vLLM server of its own: what the front costs (`make bench-engine`).
 
     make bench-vllm        or        .venv/bin/python loadtests/bench_vllm.py --help
 """
@@ -35,6 +36,7 @@ from tokenizers import Tokenizer
 KINDS: tuple[Kind, ...] = ("encoder", "decoder")
 EAGER, COMPILED = "vLLM bfloat16 eager", "vLLM bfloat16 compiled"
 FLOAT32 = "vLLM eager float32"  # its scores are compared with ours
+FRONT = "front of vLLM eager float32"
 SERVERS = ("service onnxruntime", FLOAT32, "service openvino", EAGER, COMPILED)  # the first gives the reference scores
 START_TIMEOUT_S = 300.0
 # vLLM is fastest so.
@@ -60,7 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vllm-python", type=Path, default=ROOT / ".venv-vllm" / "bin" / "python", metavar="FILE")
     parser.add_argument("--rounds", type=int, default=5, help="of each load (default: %(default)s)")
     parser.add_argument("--kinds", type=_names, default=list(KINDS), help="encoder, decoder")
-    parser.add_argument("--servers", type=_names, default=list(SERVERS), help=", ".join(SERVERS))
+    parser.add_argument("--servers", type=_names, default=list(SERVERS), help=", ".join((*SERVERS, FRONT)))
     parser.add_argument("--output", type=Path, default=WORK / "bench-vllm.json", metavar="FILE")
     return parser.parse_args()
 
@@ -101,14 +103,31 @@ def running(model: Subject, names: Sequence[str], vllm_python: Path) -> Iterator
         servers = {}
         for name in names:
             runtime = name.removeprefix("service ")
-            if not name.startswith("vLLM") and (reason := missing_runtime(runtime)):
+            if name in SERVERS and not name.startswith("vLLM") and (reason := missing_runtime(runtime)):
                 print(f"skipped: {name}: {reason}", file=sys.stderr)
                 continue
-            opened = (
-                vllm(model, name, vllm_python) if name.startswith("vLLM") else service(model.bundle, runtime=runtime)
-            )
+            if name.startswith("vLLM"):
+                opened = vllm(model, name, vllm_python)
+            elif name == FRONT:
+                opened = front(model, vllm_python)
+            else:
+                opened = service(model.bundle, runtime=runtime)
             servers[name] = stack.enter_context(opened)
         yield servers
+
+
+@contextmanager
+def front(model: Subject, python: Path) -> Iterator[Server]:
+    """Run the service before a vLLM server of its own: one that is asked by others, too, knows their prefixes."""
+    bundle = model.bundle.with_name(f"{model.kind}-bundle-vllm")
+    if not bundle.exists():
+        export = Path(sys.executable).with_name("plaudit-export")
+        command = [export, "checkpoint", model.checkpoint, bundle, "--engine", "vllm"]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    with vllm(model, FRONT, python) as engine:
+        flags = ["--engine-url", engine.url, "--engine-dtype", "float32"]
+        with service(bundle, runtime="vllm", flags=flags) as server:
+            yield server
 
 
 @contextmanager
@@ -158,7 +177,7 @@ def _ids(tokenizer: Tokenizer, items: Items) -> Items:
 
 
 def _way(name: str, url: str, connections: int | None) -> Way:
-    if not name.startswith("vLLM"):
+    if not name.startswith("vLLM"):  # also of the front, which makes lists by itself
         return one_request(url) if connections is None else singles(url, connections)
     return partial(_ask_vllm, url, *((LIST, IN_FLIGHT) if connections is None else (1, connections)))
 

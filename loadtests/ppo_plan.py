@@ -68,7 +68,7 @@ def measured(name: str) -> int:
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
     }
     command = [sys.executable, __file__, "--run", name]

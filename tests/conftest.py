@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -31,6 +32,18 @@ def tiny_bundle(tmp_path: Path) -> Callable[..., Path]:
         return write_tiny_bundle(tmp_path / f"bundle-{time.monotonic_ns()}", **options)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificate and key files for 127.0.0.1; and the same key under a passphrase."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "2", "-subj", "/CN=plaudit"]
+    files = ["-keyout", "key.pem", "-out", "certificate.pem", "-nodes", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(["openssl", "req", *made, *files], cwd=folder, check=True, capture_output=True)
+    locked = ["-in", "key.pem", "-aes256", "-passout", "pass:secret", "-out", "locked.pem"]
+    subprocess.run(["openssl", "ec", *locked], cwd=folder, check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

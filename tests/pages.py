@@ -35,9 +35,24 @@ def stated(value):
         return text
 
 
+def blocks(markdown, language):
+    """The blocks of code in a language, without their fences."""
+    return re.findall(rf"^```{language}\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
+
+
+def prose(markdown):
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", markdown, flags=re.DOTALL | re.MULTILINE)
+
+
+def links(markdown):
+    """Where the links and pictures of a page lead, as it is written there."""
+    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(markdown)))
+
+
 def anchors(markdown):
     """The anchors of a page's headings, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.*)$", markdown, re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", prose(markdown), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 

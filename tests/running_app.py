@@ -134,7 +134,7 @@ def run_app(scenario: Callable[[RunningApp], Awaitable[None]], *bundles: Path, *
 
     async def main():
         service.start()
-        await until(lambda: len(service.parity) == len(bundles))
+        await service.wait_until_checked()
         assert service.not_ready is None
         engines = {}
         for name, pipeline in service.pipelines.items():

@@ -1,7 +1,7 @@
 """How the tests read a page."""
 
 import pytest
-from pages import name_in, names_in, rows, stated
+from pages import anchors, blocks, links, name_in, names_in, rows, stated
 
 PAGE = """
 | flag | default | what |
@@ -47,3 +47,10 @@ def test_numbers_are_alike_however_they_are_written():
     assert stated("`false`") == "false"
     assert stated('`"sum"`') == '"sum"'
     assert stated("0") != stated("false")
+
+
+def test_links_and_anchors_are_not_those_of_code():
+    page = "# A `b`\n\n[one](x.md#a-b), `[two](y)`\n\n```bash\n# three\n[four](z)\n```\n"
+    assert links(page) == ["x.md#a-b"]
+    assert anchors(page) == {"a-b"}
+    assert blocks(page, "bash") == ["# three\n[four](z)\n"]

@@ -1,5 +1,7 @@
 """Every error that the client raises on purpose. A failure never becomes a number.
 
+The tree::
+
     PlauditError
     ├── InvalidArgument          what the caller gave cannot be sent (also a ValueError)
     ├── ConnectionFailed         no answer came: refused, reset, silent                 retried

@@ -1,12 +1,14 @@
 """Fakes for the tests of code that scores: no network, no model, the same checks of every answer.
 
-service = FakeService(lambda item: float(len(item["text"])))
-with RewardClient("http://fake", transport=service) as client:
-    client.score(["abc"]).floats  # [3.0]
+Examples::
 
-scorer = FakeScorer(lambda item: "too_long")  # may stand wherever `client.score` does
+    service = FakeService(lambda item: float(len(item["text"])))
+    with RewardClient("http://fake", transport=service) as client:
+        client.score(["abc"]).floats  # [3.0]
 
-transport = FakeTransport(lambda request: json_response({"detail": "busy"}, 429))  # failures, as you need them
+    scorer = FakeScorer(lambda item: "too_long")  # may stand wherever `client.score` does
+
+    transport = FakeTransport(lambda request: json_response({"detail": "busy"}, 429))  # failures, as you need them
 """
 
 import json

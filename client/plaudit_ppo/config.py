@@ -223,7 +223,8 @@ class PPOConfig:
     frozen_precision: Literal["float32", "bfloat16"] = "float32"
     """what the weights that are not trained are kept in: the reference's and, with lora_rank, the policy's"""
     gathered_precision: Literal["float32", "bfloat16"] = "float32"
-    """what sharding = "fsdp" gathers the weights that are trained in, and computes with; the shards stay in float32"""
+    """what weights that are trained are gathered in under sharding, and computed with; what the optimizer changes stays
+    in float32"""
     gradient_checkpointing: bool = False
     """activations inside a layer are computed again, not kept: less memory, more time, the same numbers"""
     logits_chunk_tokens: CountOrZero = 0
@@ -393,9 +394,9 @@ class PPOConfig:
                 'frozen_precision = "bfloat16" with lora_rank: the policy then computes in bfloat16; set precision = '
                 '"bfloat16" too, which says how exact its numbers have to be'
             )
-        if self.gathered_precision == "bfloat16" and (self.precision, self.sharding) != ("bfloat16", "fsdp"):
+        if self.gathered_precision == "bfloat16" and (self.precision == "float32" or self.sharding == "none"):
             raise ConfigError(
-                'gathered_precision = "bfloat16" is for precision = "bfloat16" and sharding = "fsdp"; '
+                'gathered_precision = "bfloat16" is for precision = "bfloat16" and sharding = "fsdp" or "deepspeed"; '
                 "set both, or leave it out"
             )
 

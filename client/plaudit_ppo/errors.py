@@ -10,19 +10,21 @@ def one_line(error: Exception) -> str:
 class PPOError(Exception):
     """Base of everything that the trainer raises on purpose; its message is one line for the user.
 
-    PPOError
-    ├── ConfigError              a setting is unknown, of the wrong type, or out of its limits; the output is taken
-    ├── PromptError              the prompt file is missing, malformed, or holds a prompt that does not fit
-    ├── CheckpointError          a model directory or a checkpoint is missing, or not what it has to be
-    ├── OutputError              a checkpoint or the result cannot be written
-    ├── EngineError              an engine that samples is dead, hangs, or has other weights than the policy's
-    └── GuardError               a guard stopped the run, and left a checkpoint
-        ├── MaskedShareError     too many rollouts got no score
-        ├── ConstantScoresError  the scorer tells no rollout from another
-        ├── RewardModelError     another reward model than at the start gives the scores
-        ├── KLBudgetError        the policy is farther from the reference than allowed
-        ├── RatioError           the policy that samples is not the policy that trains
-        └── DivergenceError      a loss, a gradient or the policy's probabilities are not finite
+    The tree::
+
+        PPOError
+        ├── ConfigError              a setting is unknown, of a wrong type, or out of its limits; the output is taken
+        ├── PromptError              the prompt file is missing, malformed, or holds a prompt that does not fit
+        ├── CheckpointError          a model directory or a checkpoint is missing, or not what it has to be
+        ├── OutputError              a checkpoint or the result cannot be written
+        ├── EngineError              an engine that samples is dead, hangs, or has other weights than the policy's
+        └── GuardError               a guard stopped the run, and left a checkpoint
+            ├── MaskedShareError     too many rollouts got no score
+            ├── ConstantScoresError  the scorer tells no rollout from another
+            ├── RewardModelError     another reward model than at the start gives the scores
+            ├── KLBudgetError        the policy is farther from the reference than allowed
+            ├── RatioError           the policy that samples is not the policy that trains
+            └── DivergenceError      a loss, a gradient or the policy's probabilities are not finite
     """
 
     exit_code = 1

@@ -39,7 +39,7 @@ from plaudit_export.graphs.precision import (
     write_int8,
 )
 from plaudit_export.graphs.torch_runtime import TorchRuntime
-from plaudit_export.graphs.tracing import OPSET, check_types, export_graph, lower, needs_mask, release
+from plaudit_export.graphs.tracing import OPSET, export_graph, lower, needs_mask, release
 from plaudit_export.progress import elapsed
 from plaudit_export.writer import (
     staged,
@@ -101,7 +101,7 @@ def export_checkpoint(
         tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch,
     ):
         float_directory = Path(scratch) if options.precision in {"int8", "bf16"} else directory
-        draft = _build(source, directory, float_directory, options, pairs, step, note)
+        draft = _build(source, directory, float_directory, options, pairs, step, note, Path(scratch))
         run_directory = _runs_in(directory, Path(scratch), options.precision)
         _collect()
         comparison, tolerance = None, options.tolerance or options.default_tolerance
@@ -146,6 +146,7 @@ def _build(
     pairs: Sequence[Pair],
     step: Say,
     note: Say,
+    scratch: Path,
 ) -> Draft:
     """Write the graph (for int8 and bfloat16 that of float32, too), the tokenizer, the template and the golden texts.
 
@@ -157,6 +158,7 @@ def _build(
         builtin_class=options.builtin_class,
         pad_token=options.pad_token,
         token_logits=[head.name for head in options.token_logits],
+        copies_in=scratch if options.engine == "vllm" else None,
     )
     if options.engine == "vllm":
         check_loadable(checkpoint)
@@ -248,8 +250,7 @@ def _write_graphs(
         step(f"tracing {checkpoint.architecture} in bf16")
         lower(checkpoint.model, torch.bfloat16)
         with elapsed("tracing"):
-            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask)
-        check_types(directory / GRAPH)
+            export_graph(checkpoint, directory / GRAPH, has_mask=has_mask, check=True)
         emulated = _emulate(checkpoint, rules, texts, step)
         write_tokenizer(checkpoint.tokenizer.backend_tokenizer, float_directory)
     return emulated, float_bytes - _weights_bytes(checkpoint)

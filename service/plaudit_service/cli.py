@@ -67,6 +67,7 @@ def _serve(paths: Sequence[str], settings: "Settings") -> int:
 
     api_keys = settings.api_keys()
     settings.check_binding(api_keys)
+    settings.check_engine()
     tls = settings.tls()
     listener = server.bind(settings.host, settings.port)
     with interruptible():

@@ -73,6 +73,16 @@ class Metrics:
         self.model_info = self._gauge(
             "model_info", "1 for each loaded model", "model", "fingerprint", "precision", "runtime"
         )
+        self.remote_ready = self._gauge(
+            "remote_ready", "1: this engine behind HTTP gave the reference scores, and is asked", "model", "engine"
+        )
+        self.remote_losses = self._counter(
+            "remote_losses",
+            "Times that an engine behind HTTP was lost: down, hangs, overloaded, restarted, wrong",
+            "model",
+            "engine",
+            "reason",
+        )
         self.ready = self._gauge("ready", "1: the service answers /score")
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:

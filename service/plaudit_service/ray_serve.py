@@ -102,6 +102,7 @@ class Replica:
     """
 
     def __init__(self, bundles: Sequence[str], settings: Settings) -> None:
+        settings.check_engine()
         self._api_keys = settings.api_keys()
         if not self._api_keys and not settings.allow_unauthenticated:
             raise SettingsError(
@@ -124,10 +125,12 @@ class Replica:
         """Serve asks before it sends the first request, and every `health_check_period_s` then.
 
         Raises:
-            RuntimeError: the scores are wrong, or the engine hangs: Serve replaces the replica.
+            RuntimeError: the scores are wrong, or the engine hangs: Serve replaces the replica. Not where servers of
+                their own compute: no other replica would cure them.
         """
         await self._service.wait_until_checked()
-        if self._service.not_ready is not None:
+        waits_for_servers = self._service.alive and self._service.settings.runtime == "vllm"
+        if self._service.not_ready is not None and not waits_for_servers:
             raise RuntimeError(self._service.not_ready)
         self._show_metrics()
 

@@ -52,8 +52,19 @@ class Settings:
     export_cache: str = ""
     """directory of the bundles that checkpoints were exported to; none: plaudit/bundles in $XDG_CACHE_HOME, or in
     ~/.cache"""
-    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    """inference runtime: onnxruntime or openvino"""
+    runtime: Literal["onnxruntime", "openvino", "vllm"] = "onnxruntime"
+    """inference runtime: onnxruntime or openvino; vllm: servers of their own (--engine-url)"""
+    engine_url: Annotated[tuple[str, ...], _separated_by(",")] = ()
+    """with --runtime vllm, the addresses of vLLM servers, separated by commas; NAME=URL where several bundles are
+    served; the flag may be repeated"""
+    engine_dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    """what the vLLM servers compute in (their --dtype): how far a score may be from its reference"""
+    engine_key_file: str = ""
+    """file with the key of the vLLM servers (their --api-key)"""
+    engine_ca_file: str = ""
+    """PEM file of the certificates to trust for https:// engines; none: those of the system"""
+    engine_canary_s: Seconds = 60.0
+    """seconds from one golden text that a vLLM server is asked to the next"""
     device: Annotated[str, Field(pattern=r"^(|cpu|cuda(:\d{1,3})?)$", examples=["cpu", "cuda", "cuda:1"])] = ""
     """what computes: cpu, cuda (the first device) or cuda:N; not set: what the older --provider says"""
     provider: Literal["cpu", "cuda"] = "cpu"
@@ -61,10 +72,11 @@ class Settings:
     num_threads: Annotated[int, Field(ge=0, le=4096)] = 0
     """threads of the engine; 0: one per core that affinity and CPU quota leave"""
     engine_calls: Annotated[int, Field(ge=0, le=64)] = 0
-    """calls of the engine at once, each with its share of the threads; 0: by device, threads and memory"""
+    """calls of the engine at once, each with its share of the threads; 0: by device, threads and memory; with --runtime
+    vllm lists in flight to each server, 0: 4"""
     max_batch_tokens: Count | None = None
     """padded tokens of one engine call (rows x longest); not set: 1024 on the CPU, divided by the calls at once, 16384
-    on a CUDA device"""
+    on a CUDA device, 131072 of a list to vLLM"""
     combine: Annotated[tuple[str, ...], _separated_by(";")] = ()
     """NAME=FORMULA, a model that combines the scores of others: safe=0.7*helpful+0.3*harmless, careful=min(a,b),
     careful=mean-std(a,b); the flag may be repeated, the variable separates by semicolons"""
@@ -76,7 +88,8 @@ class Settings:
     score_cache_size: CountOrZero = 0
     """sequences per model whose exact scores are kept; 0: none"""
     engine_timeout_s: Annotated[float, Field(ge=0.1)] = 300.0
-    """seconds after which a call of the engine counts as hung: open requests get 503, /healthz fails"""
+    """seconds after which a call of the engine counts as hung: open requests get 503, /healthz fails; of a vLLM server
+    /readyz alone"""
     max_queued_sequences: Count = 8192
     """sequences that may wait; beyond: 429"""
     max_queued_tokens: Count = 16_777_216
@@ -148,15 +161,38 @@ class Settings:
         keys = _keys("PLAUDIT_API_KEYS", environ.get("PLAUDIT_API_KEYS", "").split(","))
         if self.api_key_file:
             place = f"--api-key-file {self.api_key_file}"
-            try:
-                lines = Path(self.api_key_file).read_text(encoding="utf-8-sig").splitlines()
-            except (OSError, ValueError) as error:
-                raise SettingsError(f"{place}: cannot be read ({error})") from error
-            in_file = _keys(place, lines)
+            in_file = _keys_in(place, self.api_key_file)
             if not in_file:
                 raise SettingsError(f"{place}: holds no key; put one key on a line")
             keys += in_file
         return tuple(keys)
+
+    def engine_key(self) -> str:
+        """The key of the engines; "": none.
+
+        Raises:
+            SettingsError: the file cannot be read, or does not hold exactly one key.
+        """
+        if not self.engine_key_file:
+            return ""
+        place = f"--engine-key-file {self.engine_key_file}"
+        keys = _keys_in(place, self.engine_key_file)
+        if len(keys) != 1:
+            raise SettingsError(f"{place}: holds {len(keys)} keys; put one on a line of its own")
+        return keys[0]
+
+    def check_engine(self) -> None:
+        """Refuse settings of engines that would do nothing, or are missing.
+
+        Raises:
+            SettingsError: they do not fit together.
+        """
+        if self.runtime == "vllm" and not self.engine_url:
+            raise SettingsError("--runtime vllm: asks servers; give --engine-url http://HOST:PORT")
+        if self.runtime == "vllm" and self.computes_on != "cpu":
+            raise SettingsError(f"--runtime vllm: the servers compute; leave --device {self.computes_on} out")
+        if self.runtime != "vllm" and self.engine_url:
+            raise SettingsError(f"--engine-url: --runtime {self.runtime} computes by itself; give --runtime vllm, too")
 
     def tls(self) -> ssl.SSLContext | None:
         """The context of HTTPS; None: plain HTTP.
@@ -208,6 +244,15 @@ def _keys(place: str, texts: Sequence[str]) -> list[str]:
                 f"{place}: key {number} has characters that cannot stand in a header; give printable ASCII"
             )
     return list(keys.values())
+
+
+def _keys_in(place: str, file: str) -> list[str]:
+    """The keys of a file, one a line."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{place}: cannot be read ({error})") from error
+    return _keys(place, lines)
 
 
 def environment_variable(name: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -68,6 +68,7 @@ def write_tiny_bundle(
     chat_template: str | None = CHAT,
     golden_offset: float = 0.0,
     more_words: Sequence[str] = (),
+    engine: Literal["onnx", "vllm"] = "onnx",
 ) -> Path:
     """Write an encoder bundle that adds up the values of words.
 
@@ -82,15 +83,17 @@ def write_tiny_bundle(
         chat_template: A Jinja template, or None.
         golden_offset: Added to the reference scores, to make a bundle that is wrong.
         more_words: Further words of its tokenizer, which the graph has no value for; it is another tokenizer then.
+        engine: `vllm`: without a graph, for a server that adds up the values of the words by itself.
 
     Returns:
         The path.
     """
     path.mkdir(parents=True)
     head_list = tuple(Head(name=head, weight=weight) for head, weight in (heads or {"score": 1.0}).items())
-    onnx.save(_graph(len(head_list)), path / GRAPH)
+    if engine == "onnx":
+        onnx.save(_graph(len(head_list)), path / GRAPH)
     _tokenizer(more_words).save(str(path / TOKENIZER))
-    files = [GRAPH, TOKENIZER]
+    files = [GRAPH, TOKENIZER] if engine == "onnx" else [TOKENIZER]
     if chat_template is not None:
         (path / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
         files.append(CHAT_TEMPLATE)
@@ -111,10 +114,12 @@ def write_tiny_bundle(
             pair=pair,
             heads=head_list,
             normalization=normalization,
+            engine=engine,
+            weights={} if engine == "onnx" else {"config.json": "0" * 64, "model.safetensors": "1" * 64},
             sha256={file: sha256_of(path / file) for file in files},
         ),
-        tolerance=1e-5,
-        opset=23,
+        tolerance=1e-5 if engine == "onnx" else 1e-4,
+        opset=23 if engine == "onnx" else None,
         source=Source(id="made by hand", architecture="SumOfWords", attention="none"),
         versions={"onnx": onnx.__version__},
         sha256={GOLDEN: sha256_of(path / GOLDEN)},

@@ -446,7 +446,7 @@ def test_a_wrong_environment_variable_is_one_line_and_exit_2(variable, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"plain text", "Not a gzipped file"), (gzip.compress(b'"a"\n' * 99)[:-9], "cannot be read: ")],
+    [(b"plain text", "Not a gzipped file"), (gzip.compress(b'"a"\n' * 99, mtime=0)[:-9], "cannot be read: ")],
 )
 def test_a_damaged_compressed_file_is_one_line_and_exit_2(tmp_path, content, message):
     source = tmp_path / "in.jsonl.gz"

@@ -94,7 +94,7 @@ def test_a_message_that_the_service_refuses_is_one_that_the_client_does_not_send
         normalize_items([{"messages": [message]}])
 
 
-@pytest.mark.parametrize("form", FORMS, ids="+".join)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "+".join(sorted(form)))
 def test_the_service_takes_every_item_form_that_the_client_sends(form):
     items = normalize_items([{**{key: VALUES[key] for key in form}, "finished": False}])
     options = Options("m", "left", raw=True, fingerprint="f", engine="e", along="steps", explain=True)

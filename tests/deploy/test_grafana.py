@@ -27,7 +27,8 @@ def test_the_file_is_written_as_grafana_exports_it_so_that_a_change_is_a_small_d
 
 def test_the_rows_are_those_of_the_service_and_of_the_trainer():
     assert [row["title"] for row in ROWS] == [
-        "Requests, errors, latency", "Queue, batches, padding, sharing", "Scores", "Process", "Trainer"
+        "Requests, errors, latency", "Queue, batches, padding, sharing", "Scores", "Process",
+        "Engines behind HTTP", "Trainer",
     ]  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def test_a_release_sets_the_version_wherever_it_stands(copy):
     release.prepare(copy, "99.1.0", TODAY)
     assert release.check_texts(copy) == "99.1.0"
     assert tomllib.loads((copy / "pyproject.toml").read_text())["project"]["version"] == "99.1.0"
-    assert len(release.overlays(copy)) == 3
+    assert len(release.overlays(copy)) == 4
     with pytest.raises(release.ReleaseError, match="nothing to release"):
         release.prepare(copy, "99.1.0", TODAY)
 

@@ -210,10 +210,11 @@ def test_a_run_with_fsdp_goes_on_in_the_same_bits_and_its_checkpoint_is_one_as_a
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
-def test_weights_that_travel_in_bfloat16_have_masters_in_float32(train, tmp_path, lora_rank):
+@pytest.mark.parametrize("name", ["fsdp", *deepspeed("2", "3", "3-offload")])
+def test_weights_that_travel_in_bfloat16_have_masters_in_float32(train, tmp_path, name, lora_rank):
     """Gathered in bfloat16, frozen ones kept in it; checkpoints hold float32 and go on in the same bits."""
     halved = {"precision": "bfloat16", "gathered_precision": "bfloat16", "frozen_precision": "bfloat16"}
-    sharded_run(train, tmp_path, sharding="fsdp", lora_rank=lora_rank, logits_chunk_tokens=16, **halved)
+    sharded_run(train, tmp_path, **sharding(tmp_path, name), lora_rank=lora_rank, logits_chunk_tokens=16, **halved)
     policy = load_file(tmp_path / "whole" / "policy" / "model.safetensors")
     assert {tensor.dtype for tensor in policy.values()} == {torch.float32}
     rounded = [torch.equal(tensor, tensor.bfloat16().float()) for tensor in policy.values()]

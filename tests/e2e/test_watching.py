@@ -1,4 +1,4 @@
-"""A real Prometheus watches a service under load, one with a wrong reward model, and a trainer."""
+"""A real Prometheus watches a service under load, wrong and sick ones, and a trainer."""
 
 import json
 import math
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from fake_pooling import fake_pooling
 from ppo_runs import free_port, training, write_config, write_policy
 from prometheus_process import Prometheus, faster, running_prometheus, wait_until
 
@@ -50,9 +51,17 @@ def watched(tmp_path_factory):
         flags = ["--max-queued-sequences", "48", "--num-threads", "1", "--dialects", "vllm"]
         service = stack.enter_context(running_service(right, flags=flags))
         wrong = stack.enter_context(running_service(write_tiny_bundle(folder / "wrong", golden_offset=1.0)))
+        sick = stack.enter_context(fake_pooling([0.0]))
+        sick.fault = "sick"
+        behind = stack.enter_context(
+            running_service(
+                write_tiny_bundle(folder / "engine", engine="vllm"),
+                flags=["--runtime", "vllm", "--engine-url", sick.url],
+            )
+        )
         process = stack.enter_context(training("--config", trainer_config(folder, service.url, trainer_port)))
         targets = {
-            "plaudit_serve": [instance(service), instance(wrong)],
+            "plaudit_serve": [instance(service), instance(wrong), instance(behind)],
             "plaudit_ppo": [f"127.0.0.1:{trainer_port}"],
         }
         prometheus = stack.enter_context(running_prometheus(folder / "prometheus", free_port(), **targets))

@@ -13,11 +13,12 @@ import pytest
 from ppo_runs import free_port
 
 START_S = 300
-_FLAGS = [
+ROLLOUTS = (
     "--served-model-name", "policy", "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--seed", "0",
     "--max-model-len", "32", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
     "--no-enable-chunked-prefill", "--max-num-batched-tokens", "16384",
-]  # fmt: skip
+)  # fmt: skip
+SCORES = ("--runner", "pooling", "--served-model-name", "rm", "--host", "127.0.0.1", "--enforce-eager")
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
@@ -42,14 +43,14 @@ def python_of_vllm():
 class VLLMServer:
     """A server that is there when this returns."""
 
-    def __init__(self, model, log, *flags, port=None):
+    def __init__(self, model, log, *flags, port=None, purpose=ROLLOUTS):
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [python_of_vllm(), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", self.port]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | _ENVIRONMENT
         with open(log, "ab") as output:  # noqa: PTH123
             self.process = subprocess.Popen(
-                [*map(str, command), *_FLAGS, *flags], env=environment, stdout=output, stderr=output,
+                [*map(str, command), *purpose, *map(str, flags)], env=environment, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
         end = time.monotonic() + START_S
@@ -65,9 +66,13 @@ class VLLMServer:
         except (urllib.error.URLError, OSError):
             return False
 
+    def send(self, number):
+        """Send a signal to the server and all processes of it."""
+        os.killpg(self.process.pid, number)
+
     def kill(self):
         """Ends the server and all processes of it."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        self.send(signal.SIGKILL)
         self.process.wait()
 
     def kill_core(self):

@@ -1,8 +1,14 @@
+import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from plaudit_export import cli
+from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.checkpoints.rules import Options, TextFile
 from plaudit_export.engine_checkpoint import check_loadable, label_notes, weights_hashes
 from plaudit_export.errors import SourceError
@@ -71,6 +77,30 @@ def test_what_no_engine_loads_as_it_is_is_refused(adapter, foreign, told):
 def test_what_an_engine_cannot_compute_is_refused_before_anything_is_loaded(flags, told, tmp_path, capsys):
     assert cli.main(["checkpoint", "nowhere", str(tmp_path / "bundle"), "--engine", "vllm", *flags]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux where memory comes from")
+def test_weights_in_bfloat16_are_mapped_from_a_copy_in_float32_and_are_the_same_numbers(causal_checkpoint, tmp_path):
+    checkpoint, copies = Path(shutil.copytree(causal_checkpoint, tmp_path / "checkpoint")), tmp_path / "copies"
+    copies.mkdir()
+    weights = {name: weight.bfloat16() for name, weight in load_file(checkpoint / "model.safetensors").items()}
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    read = load_checkpoint(str(checkpoint)).model.state_dict()
+    mapped = load_checkpoint(str(checkpoint), copies_in=copies).model.state_dict()
+    assert read.keys() == mapped.keys()
+    for name, weight in mapped.items():
+        assert (weight.dtype, torch.equal(weight, read[name])) == (torch.float32, True)
+        assert (mapped_file(weight), mapped_file(read[name])) == (str(copies / "model.safetensors"), None)
+
+
+def mapped_file(weight):
+    """The file that the memory of a tensor is mapped from; None: it is none's."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *_, file = f"{line} ".split(" ", 5)
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        if start <= weight.data_ptr() < end:
+            return file.strip() if "/" in file else None
+    return None
 
 
 def test_the_command_says_that_no_score_was_checked(encoder_checkpoint, tmp_path, capsys):

@@ -225,9 +225,9 @@ def test_settings_of_engines_that_do_not_go_together_are_refused(settings, says)
     ("settings", "says"),
     [
         ({"lora_rank": 4, "frozen_precision": "bfloat16"}, 'with lora_rank: .* set precision = "bfloat16" too'),
-        ({"gathered_precision": "bfloat16"}, 'is for precision = "bfloat16" and sharding = "fsdp"; set both'),
+        ({"gathered_precision": "bfloat16"}, 'is for precision = "bfloat16" and sharding = "fsdp" or "deepspeed"; set'),
         ({"gathered_precision": "bfloat16", "sharding": "fsdp"}, "set both, or leave it out"),
-        ({"gathered_precision": "bfloat16", "precision": "bfloat16", "sharding": "deepspeed"}, "set both"),
+        ({"gathered_precision": "bfloat16", "precision": "bfloat16"}, "set both, or leave it out"),
     ],
 )
 def test_precisions_that_do_not_go_together_are_refused(settings, says):

@@ -226,6 +226,18 @@ def test_engines_complete_held_out_prompts_with_weights_that_they_are_given_once
         assert [body["temperature"] for _, path, body in engine.calls if path == "/v1/completions"].count(0.0) == 2 * 3
 
 
+def test_the_model_card_has_the_first_and_the_last_evaluation(make_trainer, tmp_path):
+    trainer = make_trainer(scorer=scripted([1.0, 4.0, 3.0, 2.5]), **SETTINGS)
+    trainer.train()
+    card = (tmp_path / "run" / "policy" / "README.md").read_text()
+    assert "| mean over prompts that the policy was not trained on | iteration 0 | iteration 5 |" in card
+    assert "| score of the reward model | 1 | 2.5 |" in card
+    assert "| share of prompts won against the start policy | 0.5 | 1 |" in card
+    assert "Completions are of the likeliest tokens." in card
+    assert "None was made" not in card
+    assert "| score of the evaluation scorer |" not in card  # there is none
+
+
 def test_evaluations_are_in_the_report_and_in_prometheus(make_trainer):
     run = make_trainer(scripted([1.0, 2.0, 4.0, 3.0]), **SETTINGS)
     run.train()

@@ -87,7 +87,7 @@ WRONG = [
     ("body_timeout_s", "soon", "'soon' is not a number (float)"),
     ("body_timeout_s", "nan", "'nan' is not a finite number"),
     ("drain_timeout_s", "inf", "'inf' is not a finite number"),
-    ("runtime", "torch", "'torch' is none of onnxruntime, openvino"),
+    ("runtime", "torch", "'torch' is none of onnxruntime, openvino, vllm"),
     ("provider", "tensorrt", "'tensorrt' is none of cpu, cuda"),
     ("device", "cuda:first", "'cuda:first' is nothing like cpu, cuda, cuda:1"),
     ("device", "tensorrt", "'tensorrt' is nothing like cpu, cuda, cuda:1"),

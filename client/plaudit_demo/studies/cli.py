@@ -114,6 +114,7 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
     from plaudit_demo.studies.settings import (
         BY_ENGINE,
         BY_ENGINE_AHEAD,
+        BY_ENGINE_AHEAD_WIDE,
         DEFAULT,
         LIKE_TRL,
         PPO_BY_KL,
@@ -130,7 +131,7 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
         "beta": (studies.study_beta, [[DEFAULT], [WITHOUT_KL]]),
         "trl": (studies.study_trl, [[LIKE_TRL, TRL]]),
         "draws": (studies.study_draws, [[LIKE_TRL], [TRL_SAME_DRAWS], [TRL]]),
-        "engine": (studies.study_engine, [[DEFAULT], [BY_ENGINE], [BY_ENGINE_AHEAD]]),
+        "engine": (studies.study_engine, [[DEFAULT], [BY_ENGINE], [BY_ENGINE_AHEAD], [BY_ENGINE_AHEAD_WIDE]]),
     }[options.study]
     if options.study == "engine":
         sizes = replace(sizes, policy_hidden_size=max(sizes.policy_hidden_size, _MIN_ENGINE_WIDTH))

@@ -60,6 +60,7 @@ class Variant:
             not clipped.
         by_engine: a vLLM server in bfloat16 samples, with importance weights.
         max_staleness: 1: it samples ahead.
+        clip_range: of the policy's ratio.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Variant:
     like_trl: bool = False
     by_engine: bool = False
     max_staleness: int = 0
+    clip_range: float = 0.2
 
 
 DEFAULT = Variant("plaudit")
@@ -83,6 +85,7 @@ PPO_BY_KL = (
 )
 BY_ENGINE = Variant("engine", by_engine=True)
 BY_ENGINE_AHEAD = Variant("engine-ahead", by_engine=True, max_staleness=1)
+BY_ENGINE_AHEAD_WIDE = replace(BY_ENGINE_AHEAD, name="engine-ahead-clip-0.4", clip_range=0.4)
 TRL = Variant("trl", trainer="trl", like_trl=True)
 TRL_SAME_DRAWS = Variant("trl-same-draws", trainer="trl-same-draws", like_trl=True)
 
@@ -116,4 +119,5 @@ def run_spec(settings: StudySettings, variant: Variant, seed: int, url: str, eng
         warm_up_iterations=demo.ppo_warm_up_iterations,
         engine_url=engine_url,
         max_staleness=variant.max_staleness,
+        clip_range=variant.clip_range,
     )

@@ -33,6 +33,7 @@ class RunSpec:
         warm_up_iterations: over which it rises; then it falls linearly to 0.
         engine_url: of the vLLM server in bfloat16 that samples; empty: the policy in the trainer's process does.
         max_staleness: of the trainer: 1 where the server samples ahead.
+        clip_range: of the policy's ratio; 0.2 is what TRL has too.
     """
 
     trainer: Literal["plaudit", "trl", "trl-same-draws"]
@@ -55,6 +56,7 @@ class RunSpec:
     warm_up_iterations: int
     engine_url: str = ""
     max_staleness: int = 0
+    clip_range: float = 0.2
 
     @property
     def policy(self) -> Path:

@@ -17,6 +17,7 @@ from plaudit_demo.studies.sampling import NUM_COMPLETIONS, samples_path
 from plaudit_demo.studies.settings import (
     BY_ENGINE,
     BY_ENGINE_AHEAD,
+    BY_ENGINE_AHEAD_WIDE,
     DEFAULT,
     LIKE_TRL,
     PPO_BY_KL,
@@ -182,31 +183,39 @@ def study_draws(settings: StudySettings) -> Result:
 
 def study_engine(settings: StudySettings) -> Result:
     """Rollouts by a vLLM server in bfloat16, in turn and one step ahead, against the local sampler's."""
-    variants = {"local sampler": DEFAULT, "engine": BY_ENGINE, "engine, one step ahead": BY_ENGINE_AHEAD}
+    variants = {
+        "local sampler": DEFAULT,
+        "engine": BY_ENGINE,
+        "engine, one step ahead": BY_ENGINE_AHEAD,
+        "engine, one step ahead, clip 0.4": BY_ENGINE_AHEAD_WIDE,
+    }
     curves = {name: [_curve(settings, each, seed) for seed in settings.seeds] for name, each in variants.items()}
-    local = [curve[-1]["gold"] for curve in curves["local sampler"]]
+    local = curves["local sampler"]
     rows = []
     for name, variant in variants.items():
         ends = [curve[-1] for curve in curves[name]]
-        more = [end["gold"] - gold for end, gold in zip(ends, local, strict=True)]
+        at_the_end = [end["gold"] - curve[-1]["gold"] for end, curve in zip(ends, local, strict=True)]
+        within = [end["gold"] - best_within(curve, end["kl"])["gold"] for end, curve in zip(ends, local, strict=True)]
         lines = [_lines(settings, variant, seed) for seed in settings.seeds]
         walls = [_median(each, "wall_s") for each in lines]
         parts = [[_median([line["metrics"] for line in each], f"time/{part}") for each in lines] for part in _PARTS]
         off = [max(float(line["metrics"]["val/sampling_log_ratio_max"]) for line in each) for each in lines]
-        rewards = [*_cells(ends, "gold"), *_spread(more), *_cells(ends, "score", "kl")]
+        rewards = [*_cells(ends, "gold"), *_spread(at_the_end, within), *_cells(ends, "score", "kl")]
         rows.append([name, *rewards, *_spread(walls, *parts, off)])
     return Result(
         name="engine",
         title="Rollouts by a vLLM server in bfloat16",
         method=f"{_of(settings)}, {settings.iterations} iterations, at their end. The trainer computes in float32, the "
         'server in bfloat16, each on one thread, with sampling_correction = "token_truncate"; ahead: max_staleness = '
-        "1. Times are medians over a run's iterations, in seconds; waiting is the part of the generation for which "
-        "training stood still. Logprobs are off by: the largest difference between a token's logprobs of sampler and "
-        "training forward in a run, in nats.",
+        "1. Local within that KL: of the local sampler's evaluations whose KL is at most that of the run at its end, "
+        "the one of the highest RM score. Times are medians over a run's iterations, in seconds; waiting is the part "
+        "of the generation for which training stood still. Logprobs are off by: the largest difference in a run "
+        "between a token's logprobs of sampler and training forward, in nats.",
         header=[
             "",
             "gold",
             "gold - local",
+            "gold - local within that KL",
             "RM score",
             "KL",
             "wall s per iteration",

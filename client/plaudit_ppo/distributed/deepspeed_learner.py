@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from plaudit_ppo.distributed.learner import Learner, ParameterState, trained
 from plaudit_ppo.errors import ConfigError
-from plaudit_ppo.models.sharding import whole
+from plaudit_ppo.models.sharding import load_whole_state, shard_like, whole
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -34,6 +34,7 @@ def zero_engine(
     from deepspeed.runtime.zero.utils import ZeRORuntimeException
     from deepspeed.utils import set_log_level_from_string
 
+    exact = {name: weights.detach() for name, weights in model.named_parameters() if weights.requires_grad}
     set_log_level_from_string("error")
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # its own calls
     try:
@@ -41,6 +42,8 @@ def zero_engine(
     except (DeepSpeedConfigError, ZeRORuntimeException, ValueError, TypeError, AssertionError) as error:
         raise ConfigError(f"deepspeed_config: refused by DeepSpeed ({error})") from error
     engine.eval()
+    if engine.bfloat16_enabled() and optimizer is not None:
+        load_whole_state(model, exact, partial=True)  # DeepSpeed's masters are of weights that it has rounded
     return engine
 
 
@@ -75,7 +78,7 @@ class ZeroLearner(Learner):
             return
         try:
             for own, spread in zip(self.sampler.parameters(), self.policy.module.parameters(), strict=True):
-                own.data = whole(spread)
+                own.data = whole(spread).to(spread.dtype)
             yield self.sampler
         finally:
             for own in self.sampler.parameters():
@@ -114,7 +117,7 @@ class ZeroLearner(Learner):
             }
 
     def restore_optimizer(self, state: Mapping[int, ParameterState]) -> None:
-        """As `Learner.restore_optimizer`, after the networks have their weights, of which ZeRO keeps a second copy."""
+        """As `Learner.restore_optimizer`."""
         numbered = list(enumerate(self._trained_by_engine()))
         for engine in (self.policy, self.critic):  # the policy's has none while the critic warms up
             kept = [state[number] for number, (owner, _) in numbered if owner is engine and number in state]
@@ -142,18 +145,11 @@ def _make_room(optimizer: Any, like: ParameterState) -> None:
 
 
 def _restore(parameter: Any, kept: ParameterState, engine: "DeepSpeedEngine") -> None:
-    """Writes this process's part of a parameter's state, and of ZeRO's copy of its weights."""
-    from deepspeed import utils
+    """Writes this process's part of a parameter's state."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    moments = {key: tensor.to(engine.device) for key, tensor in kept.items() if tensor.ndim}
-    if not hasattr(parameter, "ds_id"):
-        utils.safe_set_full_fp32_param(parameter, parameter.detach())
-        for key, tensor in moments.items():
-            utils.safe_set_full_optimizer_state(parameter, tensor, key)
-        return
-    size = parameter.ds_tensor.numel()  # the last part is padded
-    first = size * torch.distributed.get_rank()
-    utils.safe_set_local_fp32_param(parameter, parameter.ds_tensor)
-    for key, tensor in moments.items():
-        part = tensor.flatten()[first : first + size]
-        utils.safe_set_local_optimizer_state(parameter, nn.functional.pad(part, (0, size - part.numel())), key)
+    is_spread = hasattr(parameter, "ds_id")
+    write = safe_set_local_optimizer_state if is_spread else safe_set_full_optimizer_state
+    for key, tensor in kept.items():
+        if tensor.ndim:
+            write(parameter, shard_like(tensor.to(engine.device), parameter), key)

@@ -10,6 +10,12 @@ from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.errors import ConfigError
 
 _DEFAULT = {"zero_optimization": {"stage": 2}}
+# Losses are computed in float32, and so gradients are added up, over micro-batches and over processes.
+_MIXED = {
+    "bf16": {"enabled": True},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "communication_data_type": "fp32",
+}
 _TAKEN = ("zero_optimization", "aio", "comms_logger", "flops_profiler", "memory_breakdown", "wall_clock_breakdown")
 _INSTEAD = {
     "optimizer": "learning_rate, adam_epsilon and weight_decay",
@@ -21,6 +27,8 @@ _INSTEAD = {
     "bf16": "precision",
     "fp16": "precision",
     "torch_autocast": "precision",
+    "data_types": "gathered_precision",
+    "communication_data_type": "gathered_precision",
 }
 
 
@@ -51,15 +59,36 @@ def zero_settings(config: PPOConfig) -> dict[str, Any]:
             )
             raise ConfigError(f'deepspeed_config: {file} sets "{name}"; leave it out, {instead}')
     zero = given.get("zero_optimization")
-    _check_zero_optimization(zero if isinstance(zero, dict) else {}, f"deepspeed_config: {file}: zero_optimization")
+    zero = zero if isinstance(zero, dict) else {}
+    _check_zero_optimization(zero, f"deepspeed_config: {file}: zero_optimization")
+    if config.gathered_precision == "bfloat16" and zero["stage"] == 1:
+        raise ConfigError(
+            f'gathered_precision = "bfloat16": {file} has stage 1, which DeepSpeed has another optimizer for; take '
+            'stage 2 or 3, or gathered_precision = "float32"'
+        )
     return {
         **given,
+        **(_MIXED if config.gathered_precision == "bfloat16" else {}),
         "train_micro_batch_size_per_gpu": 1,  # demanded, and used for DeepSpeed's own statistics alone
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # AdamW is torch's, also where its state lies in the memory of the CPU
     }
+
+
+def check_one_precision(config: PPOConfig) -> None:
+    """DeepSpeed wants all weights of a network in one type, and all networks that it spreads.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    what = "lora_rank" if config.lora_rank else "stage 3" if is_stage_3(zero_settings(config)) else ""
+    if what and config.frozen_precision != config.gathered_precision:
+        raise ConfigError(
+            f'frozen_precision = "{config.frozen_precision}" and gathered_precision = "{config.gathered_precision}": '
+            f'they have to be the same with sharding = "deepspeed" and {what}'
+        )
 
 
 def is_stage_3(settings: Mapping[str, Any]) -> bool:

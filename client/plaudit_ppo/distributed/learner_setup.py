@@ -1,5 +1,6 @@
 """Networks as they are trained: in which precision, and how they are spread over the processes."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.distributed.collectives import largest
 from plaudit_ppo.distributed.deepspeed_learner import ZeroLearner, weightless_copy, zero_engine
-from plaudit_ppo.distributed.deepspeed_settings import is_stage_3, zero_settings
+from plaudit_ppo.distributed.deepspeed_settings import check_one_precision, is_stage_3, zero_settings
 from plaudit_ppo.distributed.learner import Learner, trained
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.models.critic import Critic, TrunkCritic
@@ -34,13 +36,13 @@ def make_learner(
     networks: list[nn.Module] = [policy, critic]
     if is_lora(policy):
         check_adapter(policy)
-        if sharding == "deepspeed" and config.frozen_precision != config.gathered_precision:
-            raise _one_precision(config, "lora_rank")
+    if sharding == "deepspeed":
+        check_one_precision(config)
     for network in networks:
         disable_dropout(network)
     settings = zero_settings(config) if sharding == "deepspeed" else None
     sampler = _sampler(policy, config, accelerator.device) if settings and is_stage_3(settings) else None
-    prepare_logits(policy, config)
+    prepare_logits(policy, config, agree=_agreement(config, accelerator))
     for network in networks:
         set_precision(network, config.precision, accelerator.device)
         if config.gradient_checkpointing:
@@ -62,31 +64,28 @@ def make_learner(
 
 def prepare_reference(reference: PreTrainedModel, config: PPOConfig, accelerator: Accelerator) -> PreTrainedModel:
     """The reference, computing as the policy does, with no gradients."""
-    prepare_logits(reference, config)
+    prepare_logits(reference, config, agree=_agreement(config, accelerator))
     set_precision(disable_dropout(reference).requires_grad_(False), config.precision, accelerator.device)
     sharding = _sharding(config, accelerator)
     if sharding == "fsdp":
         _shard(reference, accelerator, "float32")  # frozen: gathered as it is kept
         return reference
     if sharding == "deepspeed" and is_stage_3(settings := zero_settings(config)):
-        if config.frozen_precision != config.gathered_precision:
-            raise _one_precision(config, "stage 3")
         return zero_engine(reference, settings)
     moved: PreTrainedModel = reference.to(accelerator.device)
     return moved
 
 
-def _one_precision(config: PPOConfig, what: str) -> ConfigError:
-    """DeepSpeed wants all weights of a network in one type, and all networks that it spreads."""
-    return ConfigError(
-        f'frozen_precision = "{config.frozen_precision}" and gathered_precision = "{config.gathered_precision}": they '
-        f'have to be the same with sharding = "deepspeed" and {what}'
-    )
-
-
 def _sharding(config: PPOConfig, accelerator: Accelerator) -> str:
     """The setting; one process has nobody to share with."""
     return config.sharding if accelerator.num_processes > 1 else "none"
+
+
+def _agreement(config: PPOConfig, accelerator: Accelerator) -> Callable[[int], int]:
+    """From this process's number of passes through the head to that of all: ZeRO's stage 3 gathers for each pass."""
+    if _sharding(config, accelerator) == "deepspeed" and is_stage_3(zero_settings(config)):
+        return lambda count: int(largest(accelerator, count))
+    return lambda count: count
 
 
 def _shard(network: nn.Module, accelerator: Accelerator, gathered: str) -> None:
@@ -107,19 +106,27 @@ def make_optimizer(model: nn.Module, config: PPOConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(trained(model), lr=0.0, eps=config.adam_epsilon, weight_decay=config.weight_decay)
 
 
-def prepare_logits(model: PreTrainedModel, config: PPOConfig, *, is_checked: bool = True) -> None:
+def prepare_logits(
+    model: PreTrainedModel,
+    config: PPOConfig,
+    *,
+    is_checked: bool = True,
+    agree: Callable[[int], int] = lambda count: count,
+) -> None:
     """Before anything else is done to a causal LM: whether it may be asked for the logits of a chunk at a time.
 
     Args:
         model: changed in place.
         config: for logits_chunk_tokens.
         is_checked: whether it is tried at once.
+        agree: as of `answer_in_chunks`.
 
     Raises:
         ConfigError: it is not built that way.
     """
     if config.logits_chunk_tokens:
-        answer_in_chunks(model.get_base_model() if is_lora(model) else model, is_checked=is_checked)
+        causal_lm = model.get_base_model() if is_lora(model) else model
+        answer_in_chunks(causal_lm, is_checked=is_checked, agree=agree)
 
 
 def set_precision(model: nn.Module, precision: str, device: torch.device) -> None:

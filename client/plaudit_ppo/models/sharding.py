@@ -70,9 +70,17 @@ def gathered(parameters: Iterable[nn.Parameter], *, are_changed: bool = False) -
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor of which each process has a shard; all processes have to ask for it."""
+    """The whole of a tensor of which each process has a shard; all processes have to ask for it.
+
+    Of a weight that DeepSpeed trains in bfloat16, its master in float32.
+    """
     if isinstance(tensor, DTensor):
         return tensor.full_tensor()
+    if tensor.dtype == torch.bfloat16 and _is_trained_by_zero(tensor):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        master: Tensor = safe_get_full_fp32_param(tensor)
+        return master
     if isinstance(tensor, nn.Parameter) and hasattr(tensor, "ds_id"):
         with gathered([tensor]):
             return tensor.detach().clone()
@@ -87,9 +95,13 @@ def whole_shape(tensor: Tensor) -> torch.Size:
 
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     """This process's shard of a whole tensor that all processes have, spread as another one is."""
-    if not isinstance(other, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    if isinstance(other, DTensor):
+        return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    if hasattr(other, "ds_tensor"):
+        size = other.ds_tensor.numel()  # the last part is padded
+        part = tensor.flatten()[size * torch.distributed.get_rank() :][:size]
+        return nn.functional.pad(part, (0, size - part.numel()))
+    return tensor
 
 
 def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
@@ -107,7 +119,7 @@ def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 
 def load_whole_state(model: nn.Module, state: Mapping[str, Tensor], *, partial: bool = False) -> None:
-    """Gives a network the state that `whole_state` returned, or a part of it.
+    """Gives a network the state that `whole_state` returned, or a part of it; also ZeRO's copy of what it trains.
 
     Raises:
         RuntimeError: it is of another network.
@@ -117,3 +129,18 @@ def load_whole_state(model: nn.Module, state: Mapping[str, Tensor], *, partial: 
         own = model.state_dict()
         shards = {name: shard_like(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
         model.load_state_dict(shards, strict=not partial)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in state and _is_trained_by_zero(parameter):
+            _set_master(parameter, state[name])
+
+
+def _is_trained_by_zero(tensor: Tensor) -> bool:
+    return tensor.requires_grad and (hasattr(tensor, "ds_id") or hasattr(tensor, "_hp_mapping"))
+
+
+def _set_master(parameter: Tensor, value: Tensor) -> None:
+    """What ZeRO's optimizer steps from, of which the network's weights are a copy."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    part = shard_like(value, parameter)
+    (safe_set_full_fp32_param if part is value else safe_set_local_fp32_param)(parameter, part)

@@ -108,9 +108,9 @@ def make_plan(config: PPOConfig, networks: NetworkConfigs, *, processes: int, de
         ) from error
     shared = _shared(config, processes)
     held = {
-        "policy": simulated.policy.weights // shared["weights"],
+        "policy": _weights(config, simulated.policy, processes) // shared["weights"],
         "reference": _reference(config, simulated) // shared["weights"],
-        "critic": simulated.critic.weights // shared["weights"],
+        "critic": _weights(config, simulated.critic, processes) // shared["weights"],
         "former policy": _former_policy(config, simulated, device) // shared["weights"],
         "optimizer": _optimizer(config, simulated, shared["optimizer"]),
     }
@@ -132,6 +132,12 @@ def _step(simulated: Simulation, shared: Mapping[str, int], device: str) -> dict
         temporary = 2 * max(network.largest for network in networks) // shared["weights"]
     trained = sum(network.trained for network in networks)
     return {"gradients": trained // shared["gradients"], "temporary": temporary}
+
+
+def _weights(config: PPOConfig, network: NetworkSize, processes: int) -> int:
+    """What a network computes with: in bfloat16 under ZeRO's mixed precision, whose optimizer has the masters."""
+    is_mixed = config.sharding == "deepspeed" and config.gathered_precision == "bfloat16" and processes > 1
+    return network.weights - (network.trained // 2 if is_mixed else 0)
 
 
 def _reference(config: PPOConfig, simulated: Simulation) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plaudit_ppo.config import PPOConfig
+from plaudit_ppo.distributed.deepspeed_settings import check_one_precision
 from plaudit_ppo.errors import ConfigError
 from plaudit_ppo.planning.plan import NetworkConfigs, Plan, make_plan
 
@@ -51,6 +52,8 @@ def _planned(config: PPOConfig, networks: NetworkConfigs, plan: Plan, settings: 
         other = replace(config, **settings)
         if other.critic_trunk == "policy" and other.sharding != "none" and plan.processes > 1:
             return None  # a learner refuses a head on a network that is spread
+        if other.sharding == "deepspeed" and plan.processes > 1:
+            check_one_precision(other)
         return Remedy(settings, make_plan(other, networks, processes=plan.processes, device=plan.device))
     except ConfigError:  # two settings that do not go together, or a network that cannot take one
         return None
@@ -73,4 +76,8 @@ def _candidates(config: PPOConfig, processes: int) -> Sequence[Mapping[str, Any]
         ("critic_trunk", "policy", config.critic is None),
         ("lora_rank", _LORA_RANK, not config.lora_rank),
     ]
-    return [{name: value} for name, value, fits in wanted if fits and getattr(config, name) != value]
+    found = [{name: value} for name, value, fits in wanted if fits and getattr(config, name) != value]
+    of_deepspeed = ({"frozen_precision": "bfloat16"}, {"gathered_precision": "bfloat16"})
+    if config.sharding == "deepspeed" and all(settings in found for settings in of_deepspeed):
+        found.append({**of_deepspeed[0], **of_deepspeed[1]})  # each by itself is refused with stage 3 or LoRA
+    return found

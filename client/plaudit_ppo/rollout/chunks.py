@@ -35,7 +35,9 @@ class Chunked:
     statistics: _Statistics
 
 
-def answer_in_chunks(model: PreTrainedModel, *, is_checked: bool = True) -> None:
+def answer_in_chunks(
+    model: PreTrainedModel, *, is_checked: bool = True, agree: Callable[[int], int] = lambda count: count
+) -> None:
     """Lets a causal LM be called with `chunked=Chunked(...)`, which returns two tensors of shape (B, T) and no logits.
 
     The head runs inside the network's forward, so that whatever wraps it (DDP, FSDP, DeepSpeed, PEFT, autocast) sees
@@ -45,6 +47,8 @@ def answer_in_chunks(model: PreTrainedModel, *, is_checked: bool = True) -> None
     Args:
         model: changed in place, whole and before it is wrapped.
         is_checked: whether it is tried at once; False: its tensors have no data.
+        agree: from the chunks that this process has to the most that any has. So many are computed, the last of them
+            empty, where each one gathers the head's weights from all processes (ZeRO's stage 3).
 
     Raises:
         ConfigError: its logits are not made of its backbone's last hidden states alone.
@@ -63,10 +67,9 @@ def answer_in_chunks(model: PreTrainedModel, *, is_checked: bool = True) -> None
         def compute(hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
             return chunked.statistics(_head(backbone, whole, hidden), ids)
 
-        parts = [
-            checkpoint(compute, *part, use_reentrant=False, preserve_rng_state=False)
-            for part in zip(hidden.split(chunked.size), chunked.ids.flatten().split(chunked.size), strict=True)
-        ]
+        chunks = list(zip(hidden.split(chunked.size), chunked.ids.flatten().split(chunked.size), strict=True))
+        chunks += [(hidden[:0], chunked.ids.flatten()[:0])] * (agree(len(chunks)) - len(chunks))
+        parts = [checkpoint(compute, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         return tuple(torch.cat(figures).view_as(chunked.ids) for figures in zip(*parts, strict=True))
 
     model.forward = forward

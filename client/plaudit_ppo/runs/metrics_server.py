@@ -97,7 +97,10 @@ def serving_figures(config: PPOConfig, *, is_first_process: bool) -> Iterator[Ca
 
 
 class _Server(ThreadingTCPServer):
-    """What `prometheus_client.start_http_server` lacks: deadlines, and silence about clients (docs/decisions.md)."""
+    """What `prometheus_client.start_http_server` lacks: deadlines, and silence about clients.
+
+    Why it is ours: docs/development/decisions/packaging.md.
+    """
 
     allow_reuse_address = True  # at once after a run that was killed
     daemon_threads = True

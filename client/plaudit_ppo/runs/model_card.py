@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from plaudit_ppo.config import PLACES, PPOConfig
 from plaudit_ppo.models.places import hub_commit
@@ -18,6 +20,15 @@ _FIGURES = {
     "completions that end with EOS": "val/eos_share",
 }
 
+_HELD_OUT_FIGURES = {
+    "score of the reward model": "heldout/scores",
+    "score of the evaluation scorer": "heldout/eval_scores",
+    "share of prompts won against the start policy": "heldout/win_rate",
+    "KL from the start, nats per completion": "heldout/kl",
+    "tokens per completion": "heldout/tokens_mean",
+    "completions that end with EOS": "heldout/eos_share",
+}
+
 
 def model_card(config: PPOConfig, summary: TrainSummary, *, fingerprint: str | None) -> str:
     """The README.md of a trained policy, in the Hugging Face hub's form.
@@ -31,11 +42,7 @@ def model_card(config: PPOConfig, summary: TrainSummary, *, fingerprint: str | N
     base_model = f"base_model: {base[0]}\n" if base else ""
     start = _named(config.policy) if config.policy else "a causal language model"
     critic = f"- critic: from {_named(config.critic)}\n" if config.critic else ""
-    rows = [
-        f"| {label} | {_number(summary.first[name])} | {_number(summary.final[name])} |"
-        for label, name in _FIGURES.items()
-        if name in summary.final
-    ]
+    rows = _rows(_FIGURES, summary.first, summary.final)
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -48,7 +55,7 @@ tags: [ppo, rlhf, plaudit]
 
 | mean over rollouts | first iteration | last iteration |
 |---|---|---|
-{chr(10).join(rows)}
+{rows}
 
 - {summary.extent}; sampled at temperature
   {config.temperature:g}, which these figures are for
@@ -58,12 +65,41 @@ tags: [ppo, rlhf, plaudit]
 
 The score is what the policy was trained on, so it says nothing about quality by itself.
 
+## Held-out evaluation
+
+{_held_out(config, summary)}
+
 ## Settings
 
 ```toml
 {_settings(config)}
 ```
 """
+
+
+def _held_out(config: PPOConfig, summary: TrainSummary) -> str:
+    if not summary.held_out:
+        return (
+            "None was made: the run had no `eval_prompts`. The figures above are of prompts that the policy was\n"
+            "trained on. How it does on others, nobody has measured here."
+        )
+    first, last = summary.held_out[0], summary.held_out[-1]
+    decoding = "the likeliest tokens" if config.eval_decoding == "greedy" else "tokens sampled as in training"
+    iterations = f"iteration {first['iteration']} | iteration {last['iteration']}"
+    return f"""| mean over prompts that the policy was not trained on | {iterations} |
+|---|---|---|
+{_rows(_HELD_OUT_FIGURES, first, last)}
+
+Completions are of {decoding}. Iteration 0 is the start policy."""
+
+
+def _rows(figures: Mapping[str, str], first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """Lines of a table, for the figures that there are."""
+    return "\n".join(
+        f"| {label} | {_number(first.get(name))} | {_number(last.get(name))} |"
+        for label, name in figures.items()
+        if {first.get(name), last.get(name)} != {None}
+    )
 
 
 def _named(source: str) -> str:

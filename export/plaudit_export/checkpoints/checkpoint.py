@@ -162,6 +162,7 @@ def load_checkpoint(
     builtin_class: bool = False,
     pad_token: str | None = None,
     token_logits: Sequence[str] = (),
+    copies_in: Path | None = None,
 ) -> Checkpoint:
     """Load a directory or a hub id in float32; of an adapter's directory, the base model with the adapter on it.
 
@@ -170,6 +171,7 @@ def load_checkpoint(
         builtin_class: transformers' class is right, also where the config names code of the checkpoint's own.
         pad_token: what the trainer padded with, "" for nothing; None: as the checkpoint tells.
         token_logits: tokens of a language model whose logits are the heads, `id:N` for the one of id N.
+        copies_in: as in `load_model`, of a classifier that is saved whole.
 
     Raises:
         SourceError: one line that says what is wrong with it.
@@ -188,7 +190,7 @@ def load_checkpoint(
         if token_logits:
             checkpoint = _load_token_logits(place, adapter, base_directory, token_logits, builtin_class=builtin_class)
         elif adapter is None:
-            checkpoint = _load_whole(place, builtin_class=builtin_class)
+            checkpoint = _load_whole(place, builtin_class=builtin_class, copies_in=copies_in)
         elif adapter.num_labels is None:
             checkpoint = _load_adapted(place, adapter, base_directory, builtin_class=builtin_class)
         else:
@@ -214,7 +216,7 @@ def _unseen_pickles(place: Place) -> list[str]:
     ]
 
 
-def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
+def _load_whole(place: Place, *, builtin_class: bool, copies_in: Path | None) -> Checkpoint:
     source = str(place.directory)
     check_pickled_head(place.directory)
     files = [path.name for path in place.directory.iterdir()]
@@ -230,7 +232,7 @@ def _load_whole(place: Place, *, builtin_class: bool) -> Checkpoint:
     notes += behind_the_head(source, config, architecture, builtin_class=builtin_class)
     notes += tokenizer_notes(place.directory, builtin_class=builtin_class)
     tokenizer = load_tokenizer(source)
-    model, info = load_model(transformers.AutoModelForSequenceClassification, source, config)
+    model, info = load_model(transformers.AutoModelForSequenceClassification, source, config, copies_in=copies_in)
     check_complete(source, info, model.config.num_labels)
     if (taken := type(model).__name__) != architecture:
         notes.append(

@@ -1,6 +1,8 @@
 """What transformers loads from a directory, with its errors in one line. Knows nothing of what makes a reward model."""
 
 import importlib.metadata
+import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import modeling_utils
 
 from plaudit_export.checkpoints.config_files import CONFIG, read_fields
-from plaudit_export.checkpoints.weights import check_types
+from plaudit_export.checkpoints.weights import FRACTIONS, check_types
 from plaudit_export.errors import SourceError, first_line
 
 T = TypeVar("T")
@@ -29,6 +31,7 @@ LOADING_ERRORS = (
     SafetensorError,
 )
 
+_FLOAT_BYTES = 4
 # Fields that count the experts of a mixture.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -49,16 +52,26 @@ def loading(source: str, what: str, load: Callable[[], T]) -> T:
         raise SourceError(f"{source}: its {what} cannot be loaded: {first_line(error)}") from error
 
 
-def load_model(auto_class: Any, source: str, config: Any, **options: Any) -> tuple[Any, Any]:
+def load_model(
+    auto_class: Any, source: str, config: Any, *, copies_in: Path | None = None, **options: Any
+) -> tuple[Any, Any]:
     """The model of one of transformers' Auto classes in float32, and what transformers says of its weights.
 
     Missing weights and other shapes are for the caller to refuse.
+
+    Args:
+        auto_class: of transformers.
+        source: a directory.
+        config: of the model.
+        copies_in: a directory for copies in float32 of files of other types, which the weights are mapped from: the
+            system keeps as much of them in memory as there is room for. None: they are read into memory.
+        options: further ones of `from_pretrained`.
 
     Raises:
         SourceError: it cannot be loaded, or is stored as whole numbers.
     """
     check_types(Path(source))
-    with _files_read_in_parts():
+    with _files_read_in_parts(copies_in):
         model, info = loading(
             source,
             "model",
@@ -94,24 +107,46 @@ def _with_shapes(source: str, model: Any, mismatched: Any) -> list[tuple[str, An
 
 
 @contextmanager
-def _files_read_in_parts() -> Iterator[None]:
+def _files_read_in_parts(copies_in: Path | None) -> Iterator[None]:
     """Inside, transformers reads files of other types tensor by tensor: mapped, they would lie beside the new weights.
 
-    A file in float32 stays mapped, and its weights are what is mapped.
+    A file in float32 stays mapped, and its weights are what is mapped; so is a copy in float32.
     """
     opened = modeling_utils.safe_open
 
-    def read(*arguments: Any, **options: Any) -> Any:
-        file = opened(*arguments, **options)
-        if all(file.get_slice(name).get_dtype() == "F32" for name in file.keys()):  # noqa: SIM118  it is no mapping
+    def read(path: Any, *arguments: Any, **options: Any) -> Any:
+        file = opened(path, *arguments, **options)
+        types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  it is no mapping
+        if types == {"F32"}:
             return file
-        return opened(*arguments, **options | {"backend": "pread"})
+        if copies_in is not None and all(map(FRACTIONS.match, types)):
+            return opened(str(_copy_in_float32(Path(path), copies_in)), *arguments, **options)
+        return opened(path, *arguments, **options | {"backend": "pread"})
 
     modeling_utils.safe_open = read
     try:
         yield
     finally:
         modeling_utils.safe_open = opened
+
+
+def _copy_in_float32(path: Path, directory: Path) -> Path:
+    """Write a file of weights again, tensor by tensor, in float32."""
+    copy = directory / path.name
+    with safe_open(str(path), "pt") as weights, copy.open("wb") as output:
+        names = list(weights.keys())
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in names:
+            shape = weights.get_slice(name).get_shape()
+            start, end = end, end + _FLOAT_BYTES * math.prod(shape)
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        output.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in names:
+            output.write(weights.get_tensor(name).float().numpy().tobytes())
+    return copy
 
 
 def load_config(source: str) -> Any:

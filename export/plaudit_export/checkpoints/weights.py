@@ -40,7 +40,7 @@ _OF_A_SCORE = re.compile(
     r"|regression_layer|gating|normalizer)(\.|$)"
 )
 # Types of safetensors that trained weights can have.
-_FRACTIONS = re.compile("B?F")
+FRACTIONS = re.compile("B?F")
 
 
 def check_directory(directory: Path) -> None:
@@ -248,7 +248,7 @@ def _refuse_whole_numbers(path: Path) -> None:
     names = [name for name in _names(path) if name.endswith(".weight")]
     with safe_open(path, "pt") as file:
         types = {name: file.get_slice(name).get_dtype() for name in names}
-    if whole := sorted(name for name, type_ in types.items() if not _FRACTIONS.match(type_)):
+    if whole := sorted(name for name, type_ in types.items() if not FRACTIONS.match(type_)):
         raise SourceError(
             f"{path.parent}: {whole[0]} of {path.name} is stored as {types[whole[0]]}, whole numbers that somebody "
             "made of the trained ones; give the checkpoint before quantization"

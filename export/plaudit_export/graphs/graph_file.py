@@ -40,12 +40,15 @@ def put_weights_beside(graph: Path, path: Path) -> None:
 def hold_in_bfloat16(graph: ir.Graph) -> None:
     """Hold the float32 weights in bfloat16 that are the same numbers there, each with a Cast to float32 behind it.
 
-    Those of most checkpoints are. ONNX Runtime casts once, when it loads the graph.
+    Those of most checkpoints are. ONNX Runtime casts once, when it loads the graph. Tables that rows are only taken
+    from, such as embeddings, stay as they are: of these it reads the rows alone that a call needs.
     """
     first = graph[0]
     for name, value in list(graph.initializers.items()):
         weight = value.const_value
-        if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) < 2 or not _is_bfloat16(weight):
+        if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) < 2:
+            continue
+        if all(node.op_type == "Gather" and index == 0 for node, index in value.uses()) or not _is_bfloat16(weight):
             continue
         held = ir.Value(
             name=f"{name}.bfloat16",
@@ -59,6 +62,22 @@ def hold_in_bfloat16(graph: ir.Graph) -> None:
         value.const_value = None  # the tracer keeps it
         graph.initializers.pop(name)
         graph.register_initializer(held)
+
+
+def without_numbers(model: ir.Model) -> onnx.ModelProto:
+    """The graph as a message in which weights of two axes and more are inputs: their types and shapes alone."""
+    proto = _without_weights(model)
+    for name, value in model.graph.initializers.items():
+        weight = value.const_value
+        if weight is None:
+            continue
+        weight.name = name
+        if len(weight.shape) < 2:  # shapes and axes are among these
+            proto.graph.initializer.append(ir.to_proto(weight))
+        else:
+            shape = _shape(weight).numpy()
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, weight.dtype, shape))
+    return proto
 
 
 def _is_bfloat16(weight: ir.TensorProtocol) -> bool:

@@ -18,7 +18,7 @@ from plaudit_export.checkpoints.loading import network
 from plaudit_export.errors import ExportError, first_line
 from plaudit_export.graphs.causal_attention import KeyValues, NewKeyValues, is_maskless, maskless
 from plaudit_export.graphs.experts import take_experts_apart
-from plaudit_export.graphs.graph_file import hold_in_bfloat16, save_graph
+from plaudit_export.graphs.graph_file import hold_in_bfloat16, save_graph, without_numbers
 from plaudit_export.graphs.sinks import sinks_first
 from plaudit_export.quiet import quiet
 
@@ -148,7 +148,9 @@ def needs_mask(checkpoint: Checkpoint, max_tokens: int) -> bool:
         return not is_maskless(network(checkpoint.model), key_value_shapes(checkpoint), max_tokens)
 
 
-def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True, to_run_only: bool = False) -> None:
+def export_graph(
+    checkpoint: Checkpoint, path: Path, *, has_mask: bool = True, to_run_only: bool = False, check: bool = False
+) -> None:
     """Trace the model and write its graph to `path`.
 
     Args:
@@ -156,9 +158,10 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True, t
         path: the file to write.
         has_mask: what `needs_mask` says.
         to_run_only: it becomes part of no bundle: the smallest files that ONNX Runtime makes the same computation of.
+        check: `check_types` of it, for a graph that nothing here can run.
 
     Raises:
-        ExportError: this architecture cannot be traced.
+        ExportError: this architecture cannot be traced, or the check fails.
     """
     try:
         with quiet(), torch.no_grad(), sinks_first(network(checkpoint.model)):
@@ -173,6 +176,8 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True, t
     except Exception as error:  # the tracer runs a foreign model: it can raise anything
         raise ExportError(f"{checkpoint.architecture} cannot be traced into a graph: {first_line(error)}") from error
     strip(model)
+    if check:
+        check_types(model)
     if to_run_only:
         hold_in_bfloat16(model.graph)
         save_graph(model, path, max_inline_bytes=0)
@@ -182,16 +187,16 @@ def export_graph(checkpoint: Checkpoint, path: Path, *, has_mask: bool = True, t
         value.const_value = None  # a view of the model's weights; the tracer keeps the graph (`release`)
 
 
-def check_types(graph: Path) -> None:
-    """Hold every node of a graph that nothing here can run against ONNX's definitions, types included.
+def check_types(model: ir.Model) -> None:
+    """Hold every node of a graph against ONNX's definitions, types included.
 
     Raises:
         ExportError: a node is none of ONNX, or takes or gives other types than it is defined for.
     """
     try:
-        onnx.checker.check_model(str(graph), full_check=True)
+        onnx.checker.check_model(without_numbers(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{graph.name} is no valid graph: {first_line(error)}; export it in fp32") from error
+        raise ExportError(f"what was traced is no valid graph: {first_line(error)}; export it in fp32") from error
 
 
 def _trace_causal(checkpoint: Checkpoint, *, has_mask: bool) -> ir.Model:

@@ -19,7 +19,7 @@ def default_calls(bundles: Sequence[Bundle], device: str, num_threads: int) -> i
 def calls_for(device: str, num_threads: int, *, weights_bytes: int, memory_bytes: int) -> int:
     """Two on two threads of a CPU, where twice the weights fit a quarter of the memory; else one.
 
-    More threads were not measured yet (docs/decisions.md).
+    More threads were not measured yet (docs/development/decisions/serving.md).
     """
     fits = 2 * weights_bytes <= _MAX_MEMORY_SHARE * memory_bytes
     return 2 if device == "cpu" and num_threads == 2 and fits else 1

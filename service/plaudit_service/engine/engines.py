@@ -63,8 +63,8 @@ class Prefix:
     along: Heads | None = None
 
 
-class Engine(Protocol):
-    """What a model needs of an engine. Its methods are called by one thread at a time.
+class Traits(Protocol):
+    """What is known of what computes the scores.
 
     Attributes:
         name: What computes the scores: runtime, device, precision.
@@ -79,6 +79,10 @@ class Engine(Protocol):
     promises_bits: bool
     costs: Costs
     lacks_along: str | None
+
+
+class Engine(Traits, Protocol):
+    """What a model needs of an engine in this process. Its methods are called by one thread at a time."""
 
     def run(self, batch: Sequence[TokenizedText], prefix: Prefix | None = None) -> Heads:
         """Raw head values of every sequence, shape (B, heads), float32; raises whatever the runtime raises.
@@ -113,6 +117,8 @@ def _is_past(tensor: Input) -> bool:
 
 def padded_tokens(lengths: Sequence[int], costs: Costs) -> int:
     """Tokens that one call on sequences of these lengths computes, padding included."""
+    if not costs.pads:
+        return sum(lengths)
     return len(lengths) * _row_tokens(max(lengths), costs)
 
 

@@ -19,7 +19,7 @@ from plaudit_service.errors import BundleError, ServiceError
 
 _PROVIDER = "CUDAExecutionProvider"
 # In standard deviations of the golden scores: some times what rounding each operator to the precision moves them by
-# (docs/decisions.md). Not held against a GPU yet.
+# (docs/development/decisions/export.md). Not held against a GPU yet.
 TOLERANCES = {"fp16": 0.05, "bf16": BF16_TOLERANCE}
 # Estimates: a call of some hundred kernels, and work for a chip that computes thousands of tokens in the same time.
 # Attention kernels choose other code where a total length is no multiple of 8.

@@ -30,16 +30,20 @@ class Costs:
             part of computing a token.
         batch_tokens: Padded tokens of one call, unless the operator says otherwise.
         row_multiple: Rows, with the prefix before them, are padded to a multiple of this many tokens.
+        pads: Whether rows are padded to one length; else who computes makes batches of its own, and calls are lists.
+        max_rows: Sequences of one call; None: as many as its tokens allow.
     """
 
     call_tokens: int
     prefix_token: float
     batch_tokens: int
     row_multiple: int = 1
+    pads: bool = True
+    max_rows: int | None = None
 
 
 # On two cores: 2 tokens took 4.9 ms and 512 took 142 ms; batches of 512 to 2,048 padded tokens were the fastest
-# (docs/decisions.md).
+# (docs/development/decisions/serving.md).
 CPU_COSTS = Costs(call_tokens=16, prefix_token=1 / 16, batch_tokens=1024)
 CPU_PREFIX_CACHE_BYTES = 256 << 20
 

@@ -68,7 +68,7 @@ def build_app(service: Service, api_keys: Sequence[str] = ()) -> Access:
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         if scope.get("method") == "HEAD":  # GET's answer; the server leaves the body out
             scope = {**scope, "method": "GET"}
-        # What is asked most goes past FastAPI's machinery (docs/decisions.md).
+        # What is asked most goes past FastAPI's machinery (docs/development/decisions/http.md).
         await endpoints.get((scope.get("method", ""), scope.get("path", "")), app)(scope, receive, send)
 
     routes = {route.path for route in app.routes if hasattr(route, "path")}

@@ -17,7 +17,7 @@ from plaudit_service.engine.runtime import Costs
 from plaudit_service.text.token_ids import Ids, token_key
 
 # Sharing pays from here on, in tokens that need not be computed: the prefix is a call of its own, and batches become
-# smaller (docs/decisions.md has the figures).
+# smaller (docs/development/decisions/serving.md has the figures).
 _MIN_SAVED_TOKENS = 64
 _MIN_SAVED_SHARE = 0.1
 # Shorter common beginnings are chance: BOS, a role, the first word.
@@ -49,7 +49,10 @@ T = TypeVar("T", bound=Waiting)
 
 @dataclass(frozen=True, eq=False)
 class Batch(Generic[T]):
-    """One engine call: sequences, longest first, and how many first tokens of all of them are computed only once."""
+    """One engine call: sequences, and how many first tokens of all of them are computed only once.
+
+    The longest come first, but in lists, which are in turn.
+    """
 
     sequences: Sequence[T]
     num_prefix_tokens: int = 0
@@ -124,7 +127,7 @@ class Backlog(Generic[T]):
         """Take the next batch out; None when nothing waits.
 
         The anchor is the next in turn. Its group shares a prefix, cut into batches that are taken one after the other;
-        without a group, it goes with the sequences closest in length.
+        without a group, it goes with the sequences closest in length. Where rows are not padded, with the next in turn.
 
         Args:
             max_padded_tokens: Limit of rows x longest row of one call; a sequence over it goes alone.
@@ -132,6 +135,8 @@ class Backlog(Generic[T]):
         anchor = self.next_in_turn()
         if anchor is None:
             return None
+        if not self._costs.pads:
+            return self._take_list(max_padded_tokens)
         batch = self._next_planned()
         if batch is None or batch.yields_to(anchor):
             self._plan = self._plan_group(anchor, max_padded_tokens)
@@ -145,6 +150,18 @@ class Backlog(Generic[T]):
         while self._by_turn and self._by_turn[0][-1] not in self._entries:
             heapq.heappop(self._by_turn)
         return self._entries[self._by_turn[0][-1]] if self._by_turn else None
+
+    def _take_list(self, max_tokens: int) -> Batch[T]:
+        """The next in turn, as many as one list holds."""
+        taken: list[T] = []
+        num_tokens = 0
+        while len(taken) != self._costs.max_rows and (entry := self.next_in_turn()) is not None:
+            num_tokens += len(entry.token_ids)
+            if taken and num_tokens > max_tokens:
+                break
+            taken.append(entry)
+            self.discard(entry)
+        return Batch(taken)
 
     def _next_planned(self) -> Batch[T] | None:
         while self._plan:

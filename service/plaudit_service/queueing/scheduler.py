@@ -1,20 +1,18 @@
-"""The queue of one model: admits, hands batches to the engine's threads, delivers.
+"""The queue of one model: admits, hands batches to what computes them, delivers.
 
-Policy (which sequences make a batch) is in `batching`; computation is in `model`. Knows nothing of HTTP.
+Policy (which sequences make a batch) is in `batching`; computation is in `engine/`. Knows nothing of HTTP.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from weakref import WeakValueDictionary
 
-from plaudit_service.engine.engine_threads import WHOLE, EngineThreads
+from plaudit_service.engine.device import Call, Computed, Device
 from plaudit_service.engine.engines import padded_tokens
-from plaudit_service.engine.model import Failure, Model, Outcome
+from plaudit_service.engine.model import Failure, Outcome, RewardModel
 from plaudit_service.errors import QueueFull, TooLarge, Unavailable
 from plaudit_service.metrics import Metrics
 from plaudit_service.queueing.batching import Backlog, Batch
@@ -23,7 +21,7 @@ from plaudit_service.queueing.pace import Pace
 from plaudit_service.queueing.score_cache import ScoreCache
 from plaudit_service.results import Status
 from plaudit_service.settings import Settings
-from plaudit_service.text.token_ids import Ids
+from plaudit_service.text.token_ids import Ids, token_key
 from plaudit_service.text.tokenization import TokenizedText
 
 # Bounds of Retry-After, in seconds; clients obey up to a minute.
@@ -87,21 +85,11 @@ _Key = tuple[tuple[bytes, bytes], bool]
 
 @dataclass(frozen=True, eq=False)
 class _HandedOver:
-    """A batch that computes, or lies ready."""
+    """A batch that computes, or lies ready; `wanted` are those of its sequences that somebody wanted as it began."""
 
     batch: Batch[_Job]
-    future: "Future[_Computed]"
-
-
-@dataclass(frozen=True)
-class _Computed:
-    """What a thread of the engine made of a batch, on which lane, and when, on the scheduler's clock."""
-
-    outcomes: "Mapping[_Job, Outcome]"
-    lane: int
-    started: float
-    finished: float
-    num_prefix_tokens: int
+    wanted: list[_Job]
+    call: Call
 
 
 class Scheduler:
@@ -113,23 +101,23 @@ class Scheduler:
     taken back where another client's turn comes first.
 
     Args:
-        model: What computes.
+        model: Whose sequences they are.
         settings: Limits of queue and batches.
         metrics: Where it counts.
-        engine_threads: The device's threads, shared by all its models in turn.
+        device: What computes.
         clock: Seconds that only grow; deadlines are on it.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: RewardModel,
         settings: Settings,
         metrics: Metrics,
-        engine_threads: EngineThreads,
+        device: Device,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
-        self.engine_threads = engine_threads
+        self.device = device
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
@@ -164,7 +152,7 @@ class Scheduler:
         Raises:
             QueueFull: there is no room now, or the deadline would pass first.
             TooLarge: there could never be room.
-            Unavailable: the engine hangs.
+            Unavailable: there is no engine that could compute it.
         """
         if self._failure is not None:
             raise Unavailable(self._failure.detail)
@@ -221,6 +209,15 @@ class Scheduler:
                 else:
                     return
 
+    def recover(self) -> None:
+        """Admit again, after `fail`."""
+        self._failure = None
+        self._queue_changed.set()
+
+    def forget(self) -> None:
+        """Answer with no score that is known: what computed it has turned out to be wrong."""
+        self._cache.clear()
+
     def fail(self, error: Unavailable) -> None:
         """Answer everything that waits or is computed with an error, and whatever may come."""
         self._failure = error
@@ -251,7 +248,7 @@ class Scheduler:
         ticket = Ticket(client, self._arrivals, deadline, now, {text.index: _EXPIRED for text in texts}, done)
         assert len(ticket.outcomes) == len(texts), "two sequences of a request have one index"
         self._arrivals += 1
-        for text in sorted(texts, key=lambda text: -len(text.token_ids)):
+        for text in self._order(texts):
             self._enqueue(ticket, text, may_be_known=may_be_known)
         ticket.done.add_done_callback(lambda _: self._leave(ticket))
         if not ticket.jobs:
@@ -261,6 +258,12 @@ class Scheduler:
         self._take_back()
         self._hand_over()
         return ticket
+
+    def _order(self, texts: Sequence[TokenizedText]) -> list[TokenizedText]:
+        """In the order of their turns: the longest first; in lists, what begins alike one behind the other."""
+        if self.model.engine.costs.pads:
+            return sorted(texts, key=lambda text: -len(text.token_ids))
+        return sorted(texts, key=lambda text: token_key(text.token_ids))
 
     def _leave(self, ticket: Ticket) -> None:
         """The wait has ended; where it was cancelled, sequences are left."""
@@ -303,6 +306,9 @@ class Scheduler:
             if not job.waiters:
                 self._drop(job)
         ticket.jobs.clear()
+        for handed_over in self._handed_over:
+            if not any(job.waiters for job in handed_over.batch.sequences):
+                self.device.abandon(handed_over.call)
         self._show_queue()
 
     def _drop(self, job: _Job) -> None:
@@ -325,12 +331,12 @@ class Scheduler:
 
     def _hand_over(self) -> None:
         """Give the engine its next batches: what can begin at once, and one full batch more, which lies ready."""
-        num_calls = self.engine_threads.num_calls
-        wanted = self._settings.max_batch_tokens or self.model.engine.costs.batch_tokens // num_calls
+        num_calls, costs = self.device.num_calls, self.model.engine.costs
+        wanted = self._settings.max_batch_tokens or costs.batch_tokens // (num_calls if costs.pads else 1)
         max_tokens = min(wanted, self.model.max_batch_tokens)
         while len(self._handed_over) <= num_calls:
-            is_full = self._backlog.num_tokens >= max_tokens
-            if self._handed_over and not is_full and not self.engine_threads.num_free:
+            is_full = self._backlog.num_tokens >= max_tokens or len(self._backlog) >= (costs.max_rows or math.inf)
+            if self._handed_over and not is_full and not self.device.num_free:
                 break
             batch = self._backlog.take(max_padded_tokens=int(max_tokens))
             if batch is None:
@@ -346,7 +352,7 @@ class Scheduler:
         next_in_turn = self._backlog.next_in_turn()
         while self._handed_over and next_in_turn is not None:
             last = self._handed_over[-1]
-            if not last.batch.yields_to(next_in_turn) or not last.future.cancel():
+            if not last.batch.yields_to(next_in_turn) or not last.call.cancel():
                 break
             self._handed_over.pop()
             self._metrics.running_sequences.dec(len(last.batch.sequences))
@@ -373,50 +379,56 @@ class Scheduler:
 
     def _start(self, batch: Batch[_Job]) -> None:
         loop, since = asyncio.get_running_loop(), self._clock()
+        wanted: list[_Job] = []
+
+        def texts() -> list[TokenizedText]:
+            # Who waited may have left since the batch was handed over.
+            wanted.extend(job for job in batch.sequences if job.waiters)
+            return [job.text for job in wanted]
+
         self._metrics.running_sequences.inc(len(batch.sequences))
-        handed_over = _HandedOver(batch, self.engine_threads.submit(partial(self._compute, batch)))
+        handed_over = _HandedOver(batch, wanted, self.device.start(texts, batch.num_prefix_tokens))
         self._handed_over.append(handed_over)
 
-        def finish(future: "Future[_Computed]") -> None:
-            if not future.cancelled():
-                loop.call_soon_threadsafe(self._finish, handed_over, future.result(), since)
+        def finish(call: Call) -> None:
+            if not call.cancelled():
+                loop.call_soon_threadsafe(self._finish, handed_over, since)
 
-        handed_over.future.add_done_callback(finish)
+        handed_over.call.add_done_callback(finish)
 
-    def _compute(self, batch: Batch[_Job], lane: int) -> _Computed:
-        """In a thread of the engine. Never raises: `Model.compute` makes failures of what the engine raises."""
-        model = self.model
-        started, before = self._clock(), model.num_computed_prefix_tokens(lane)
-        # Who waited may have left since the batch was handed over.
-        wanted = [job for job in batch.sequences if job.waiters]
-        computed = model.compute([job.text for job in wanted], batch.num_prefix_tokens, lane=lane)
-        return _Computed(
-            dict(zip(wanted, computed, strict=True)),
-            lane,
-            started,
-            self._clock(),
-            model.num_computed_prefix_tokens(lane) - before,
-        )
-
-    def _finish(self, handed_over: _HandedOver, computed: _Computed, since: float) -> None:
+    def _finish(self, handed_over: _HandedOver, since: float) -> None:
         """In the event loop again: deliver, and keep the engine busy."""
-        batch = handed_over.batch
+        batch, call = handed_over.batch, handed_over.call
+        self._handed_over.remove(handed_over)
+        self._metrics.running_sequences.dec(len(batch.sequences))
+        if (error := call.exception()) is not None:
+            self._refuse(batch, error)
+            return
+        computed = call.result()
         # Other models' batches, which the thread takes in turn, are part of what this queue waits for.
         began = max(since, self._last_finished)
         self._pace.observe(sum(len(job.token_ids) for job in batch.sequences), computed.finished - began)
         self._last_finished = computed.finished
-        self._handed_over.remove(handed_over)
-        self._metrics.running_sequences.dec(len(batch.sequences))
         self._hand_over()
         self._observe(batch, computed)
+        outcomes = dict(zip(handed_over.wanted, computed.outcomes, strict=True))
         for job in batch.sequences:
-            outcome = computed.outcomes.get(job, _EXPIRED)
+            outcome = outcomes.get(job, _EXPIRED)
             self._drop(job)
             self._cache.put(job.key[0], outcome)
             for ticket, index in job.waiters:
                 self._deliver(ticket, index, outcome, computed)
 
-    def _deliver(self, ticket: Ticket, index: int, outcome: Outcome, computed: _Computed) -> None:
+    def _refuse(self, batch: Batch[_Job], error: BaseException) -> None:
+        """Nothing could compute a batch: whoever waits for it may come again."""
+        detail = error.detail if isinstance(error, Unavailable) else f"the engine failed ({type(error).__name__})"
+        for ticket in {ticket for job in batch.sequences for ticket, _ in job.waiters}:
+            self._release(ticket)
+            if not ticket.done.done():
+                ticket.done.set_exception(Unavailable(detail))
+        self._hand_over()
+
+    def _deliver(self, ticket: Ticket, index: int, outcome: Outcome, computed: Computed) -> None:
         self._metrics.queue_seconds.observe(max(0.0, computed.started - ticket.arrived))
         if ticket.started is None:
             ticket.started = max(ticket.arrived, computed.started)
@@ -425,13 +437,13 @@ class Scheduler:
         if not ticket.jobs:
             self._end(ticket)
 
-    def _observe(self, batch: Batch[_Job], computed: _Computed) -> None:
+    def _observe(self, batch: Batch[_Job], computed: Computed) -> None:
         shared = batch.num_prefix_tokens
         lengths = [len(job.token_ids) - shared for job in batch.sequences]
         padded = padded_tokens(lengths, self.model.engine.costs)
         seconds = computed.finished - computed.started
         self._metrics.infer_seconds.observe(seconds)
-        self._metrics.engine_seconds.labels("alone" if computed.lane == WHOLE else "shared").inc(seconds)
+        self._metrics.engine_seconds.labels("alone" if computed.is_alone else "shared").inc(seconds)
         self._metrics.batch_sequences.observe(len(lengths))
         self._metrics.batch_tokens.observe(padded + computed.num_prefix_tokens)
         self._metrics.computed_tokens.inc(sum(lengths) + computed.num_prefix_tokens)

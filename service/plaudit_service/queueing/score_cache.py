@@ -36,6 +36,10 @@ class ScoreCache:
         if len(self._outcomes) > self._max_entries:
             self._outcomes.popitem(last=False)
 
+    def clear(self) -> None:
+        """Know nothing any more."""
+        self._outcomes.clear()
+
 
 def _digest(key: tuple[bytes, bytes]) -> bytes:
     ids, type_ids = key

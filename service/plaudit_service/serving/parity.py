@@ -11,7 +11,7 @@ import numpy as np
 
 from plaudit_service.bundles.bundle import Bundle, Golden, Scoring
 from plaudit_service.engine.engine_threads import WHOLE
-from plaudit_service.engine.model import HeadsAlong, Model, Outcome
+from plaudit_service.engine.model import HeadsAlong, Model, Outcome, RewardModel
 from plaudit_service.items import Item, check_request
 from plaudit_service.results import Result
 from plaudit_service.serving.scorer import Scorer
@@ -191,7 +191,7 @@ def _num_tokens(text: TokenizedText | Result) -> int:
 
 
 def compare(
-    model: Model,
+    model: RewardModel,
     texts: Sequence[TokenizedText | Result],
     *,
     engine_failures: int,
@@ -239,6 +239,37 @@ def check(scorer: Scorer) -> ParityReport:
         along={place: score_along(model, item) for place, item in with_references_along(scorer.bundle)},
         engine_failures=model.num_engine_failures - failures_before,
     )
+
+
+class GoldenCheck:
+    """One golden text after the other, for a service that has passed its check and is to be asked now and then.
+
+    Args:
+        model: Whose golden texts they are.
+    """
+
+    def __init__(self, model: RewardModel) -> None:
+        self._golden = model.bundle.golden
+        self._items = golden_items(model.bundle)
+        references = [golden.score for golden in self._golden]
+        self._allowed = _Allowed(model.bundle.manifest.tolerance, model.engine.tolerance, references)
+        self._place = -1
+
+    def next_item(self) -> Item:
+        """The next one, which `problem` is about from now on."""
+        self._place = (self._place + 1) % len(self._items)
+        return self._items[self._place]
+
+    def problem(self, result: Result) -> str | None:
+        """What is wrong with its raw result; None: nothing."""
+        reference = self._golden[self._place].score
+        allowed = self._allowed.around(reference)
+        if result.score is None:
+            return f"golden text {self._place}: {result.status}: {result.detail}"
+        if abs(result.score - reference) <= allowed:
+            return None
+        difference = abs(result.score - reference)
+        return f"golden text {self._place}: |served - reference| = {difference:.3g} now, limit {allowed:.3g}"
 
 
 def _row(

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 
-from plaudit_service.engine.model import Model
+from plaudit_service.engine.device import Call, Device
+from plaudit_service.engine.model import RewardModel
 from plaudit_service.errors import AllExpired, TooLarge
 from plaudit_service.items import Item
 from plaudit_service.metrics import Metrics
@@ -23,9 +23,6 @@ from plaudit_service.serving.parity import (
     compare,
     golden_items,
     mixed_batches,
-    score_along,
-    score_mixed,
-    score_shared,
     with_references_along,
 )
 from plaudit_service.text.tokenization import Asked, TokenizedText
@@ -71,7 +68,7 @@ class Pipeline:
 
     def __init__(
         self,
-        model: Model,
+        model: RewardModel,
         scheduler: Scheduler,
         metrics: Metrics,
         tokenizer_threads: Executor,
@@ -121,41 +118,90 @@ class Pipeline:
         results = self.model.results(tokenized.texts, ticket.outcomes, raw=raw)
         return Scored(results, ticket.queue_s, tokenized.seconds, ticket.infer_s)
 
-    async def check_parity(self) -> ParityReport:
-        """Score the golden texts through this very path, alone and all at once; then mixed in length, and continued."""
+    async def check_parity(self, device: Device | None = None) -> ParityReport:
+        """Score the golden texts through this very path, alone and all at once; then mixed in length, and continued.
+
+        Args:
+            device: What computes them, whatever waits; None: through the queue, what computes all that is in it.
+
+        Raises:
+            InvalidRequest: a golden text cannot be scored.
+            Unavailable: there is no engine that could compute them.
+        """
+        score = self._through_queue if device is None else partial(self._on, device)
+        device = device or self.scheduler.device
         items = golden_items(self.model.bundle)
-        alone = [(await self._check(await self.tokenize([item])))[0] for item in items]
+        alone = [(await score(await self.tokenize([item])))[0] for item in items]
         tokenized = await self.tokenize(items)
-        batched = await self._check(tokenized)
-        model, texts, submit = self.model, tokenized.texts, self.scheduler.engine_threads.submit
-        # A job for each call: the watchdog takes a long job for a hung one. All are given before the first is awaited,
-        # so that several are computed at once where the engine does that.
-        mixing = [submit(partial(score_mixed, model, texts, [batch])) for batch in mixed_batches(texts)]
-        sharing = [submit(partial(score_shared, model, [text])) for text in texts]
-        checking = {
-            place: submit(partial(score_along, model, item)) for place, item in with_references_along(model.bundle)
+        batched = await score(tokenized)
+        model, texts = self.model, tokenized.texts
+        # A call for each: the watchdog takes a long one for a hung one. All are begun before the first is awaited, so
+        # that several are computed at once where the engine does that.
+        mixing = [(batch, device.start(partial(_picked, texts, batch))) for batch in mixed_batches(texts)]
+        sharing = [_continued(device, text) for text in texts]
+        checking = [
+            (place, await self._start_along(device, item)) for place, item in with_references_along(model.bundle)
+        ]
+        mixed = {place: text for place, text in enumerate(texts) if isinstance(text, Result)}
+        for batch, call in mixing:
+            outcomes = (await asyncio.wrap_future(call)).outcomes
+            for place, sequence, outcome in zip(batch, _picked(texts, batch), outcomes, strict=True):
+                mixed[place] = model.result(sequence, outcome, raw=True)
+        shared: list[Result | None] = []
+        for text, continued in zip(texts, sharing, strict=True):
+            if continued is None or isinstance(text, Result):
+                shared.append(None)
+            else:
+                (outcome,) = (await asyncio.wrap_future(continued)).outcomes
+                shared.append(model.result(text, outcome, raw=True))
+        along = {
+            place: None if call is None else (await asyncio.wrap_future(call)).outcomes[0] for place, call in checking
         }
-        mixed = score_mixed(model, texts, [])
-        for results in await asyncio.gather(*map(asyncio.wrap_future, mixing)):
-            mixed |= results
-        shared = list(chain.from_iterable(await asyncio.gather(*map(asyncio.wrap_future, sharing))))
-        along = {place: await asyncio.wrap_future(future) for place, future in checking.items()}
         return compare(
-            self.model,
-            tokenized.texts,
+            model,
+            texts,
             alone=alone,
             batched=batched,
             mixed=mixed,
             shared=shared,
             along=along,
-            engine_failures=self.model.num_engine_failures,
+            engine_failures=model.num_engine_failures,
         )
 
-    async def _check(self, tokenized: Tokenized) -> Sequence[Result]:
+    async def _start_along(self, device: Device, item: Item) -> Call | None:
+        """A text on its way with values at each of its tokens; None where there are none for it."""
+        if self.model.engine.lacks_along is not None:
+            return None
+        tokenize = partial(self.model.tokenization.tokenize, [item], Asked(along="tokens"))
+        (text,) = await asyncio.get_running_loop().run_in_executor(self._tokenizer_threads, tokenize)
+        return device.start(lambda: [text]) if isinstance(text, TokenizedText) else None
+
+    async def scored_on(self, device: Device, items: Sequence[Item]) -> Sequence[Result]:
+        """Raw results of one call to one device, whatever waits."""
+        return await self._on(device, await self.tokenize(items))
+
+    async def _on(self, device: Device, tokenized: Tokenized) -> Sequence[Result]:
+        computed = await asyncio.wrap_future(device.start(lambda: tokenized.sequences))
+        indexes = [text.index for text in tokenized.sequences]
+        outcomes = dict(zip(indexes, computed.outcomes, strict=True))
+        return self.model.results(tokenized.texts, outcomes, raw=True)
+
+    async def _through_queue(self, tokenized: Tokenized) -> Sequence[Result]:
         """Raw results, whatever waits in the queue or is known already."""
         ticket = self.scheduler.submit(tokenized.sequences, may_be_known=False)
         await ticket.done
         return self.scored(tokenized, ticket, raw=True).results
+
+
+def _picked(texts: Sequence[TokenizedText | Result], places: Sequence[int]) -> list[TokenizedText]:
+    return [text for place in places if isinstance(text := texts[place], TokenizedText)]
+
+
+def _continued(device: Device, text: TokenizedText | Result) -> Call | None:
+    """A sequence on its way as the continuation of its own first half; None where that cannot be done."""
+    if not isinstance(text, TokenizedText) or len(text.token_ids) < 2:
+        return None
+    return device.start_continued(text, len(text.token_ids) // 2)
 
 
 def _num_along(text: TokenizedText | Result) -> int:

@@ -11,24 +11,27 @@ from typing import Any
 
 from plaudit_service.bundles.bundle import Bundle
 from plaudit_service.engine.calls import default_calls
+from plaudit_service.engine.device import Device, ThreadsDevice
 from plaudit_service.engine.engine_threads import EngineThreads
 from plaudit_service.engine.engines import open_engines
 from plaudit_service.engine.machine import num_cores
-from plaudit_service.engine.model import Model
+from plaudit_service.engine.model import Model, RewardModel
 from plaudit_service.engine.prefixes import PrefixCache
+from plaudit_service.engine.remote.fleet import Fleet
+from plaudit_service.engine.remote.opening import engine_urls, open_fleet
 from plaudit_service.errors import InvalidRequest, Unavailable, UnknownModel
 from plaudit_service.logs import log
 from plaudit_service.metrics import Metrics
 from plaudit_service.queueing.scheduler import Scheduler
+from plaudit_service.serving.checks import Checks, parity_info, worst_texts
 from plaudit_service.serving.combining import parse_combinations
-from plaudit_service.serving.parity import ParityReport
+from plaudit_service.serving.fleet_watch import FleetWatch
 from plaudit_service.serving.pipeline import Pipeline
 from plaudit_service.serving.served_model import ServedModel
+from plaudit_service.serving.watch import ThreadsWatch, Watch
 from plaudit_service.settings import Settings
 
 TOKENIZER_THREADS = 2
-
-_MAX_TEXTS_SHOWN = 100  # golden texts in /info: the worst
 
 _LIMITS = (
     "max_sequences_per_request",
@@ -52,7 +55,6 @@ class Service:
     Attributes:
         num_threads: Threads of the engine, of all its calls together.
         num_calls: Calls of the engine at once.
-        alive: False once the engine hangs: only a new process can help.
 
     Raises:
         BundleError: a graph or tokenizer cannot be loaded.
@@ -67,16 +69,17 @@ class Service:
         self.num_threads = settings.num_threads or num_cores()
         self.clock = clock
         self.metrics = Metrics()
-        self.parity: dict[str, ParityReport] = {}
-        self.alive = True
-        self._not_ready: str | None = "the golden texts are being checked"
-        self._draining = False
-        self.num_calls = settings.engine_calls or default_calls(bundles, settings.computes_on, self.num_threads)
-        # One device: its threads take the batches of all models in turn.
-        self._engine_threads = EngineThreads(self.num_calls)
-        self.metrics.engine_calls.set(self.num_calls)
+        self._checks = Checks(self.metrics)
+        self._failed: str | None = None
         self._tokenizer_threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        self.pipelines = {bundle.name: self._load(bundle) for bundle in bundles}
+        self.pipelines: dict[str, Pipeline] = {}
+        self._watches: list[Watch] = []
+        self._fleets: dict[str, Fleet] = {}
+        if settings.runtime == "vllm":
+            self._ask_engines(bundles)
+        else:
+            self._load_graphs(bundles)
+        self.metrics.engine_calls.set(self.num_calls)
         self.models = {name: ServedModel([pipeline], self.metrics) for name, pipeline in self.pipelines.items()}
         for combination in combinations:
             parts = [self.pipelines[part] for part in combination.parts]
@@ -86,9 +89,20 @@ class Service:
             labels = (model.name, model.identity.fingerprint, "+".join(precisions), settings.runtime)
             self.metrics.model_info.labels(*labels).set(1)
         self._tasks: list[asyncio.Task[None]] = []
-        self._checked: asyncio.Task[None] | None = None
 
-    def _load(self, bundle: Bundle) -> Pipeline:
+    def _load_graphs(self, bundles: Sequence[Bundle]) -> None:
+        """Have this process compute: the threads of one device take the batches of all models in turn."""
+        settings = self.settings
+        self.num_calls = settings.engine_calls or default_calls(bundles, settings.computes_on, self.num_threads)
+        threads = EngineThreads(self.num_calls)
+        for bundle in bundles:
+            model = self._open_model(bundle)
+            self.pipelines[bundle.name] = self._pipeline(model, ThreadsDevice(model, threads, self.clock))
+        pipelines = list(self.pipelines.values())
+        watch = ThreadsWatch(pipelines, threads, self._checks, settings.engine_timeout_s, self._show_ready)
+        self._watches.append(watch)
+
+    def _open_model(self, bundle: Bundle) -> Model:
         settings = self.settings
         engine, *shares = open_engines(
             bundle,
@@ -101,8 +115,22 @@ class Service:
         prefixes = (
             PrefixCache(engine.prefix_cache_bytes if given is None else given) if settings.share_prefixes else None
         )
-        model = Model(bundle, engine, prefixes, shares)
-        scheduler = Scheduler(model, self.settings, self.metrics, self._engine_threads, self.clock)
+        return Model(bundle, engine, prefixes, shares)
+
+    def _ask_engines(self, bundles: Sequence[Bundle]) -> None:
+        """Have servers compute: each model has its own."""
+        urls = engine_urls(self.settings, [bundle.name for bundle in bundles])
+        for bundle in bundles:
+            fleet = open_fleet(bundle, urls[bundle.name], self.settings, self.clock)
+            self._fleets[bundle.name] = fleet
+            pipeline = self.pipelines[bundle.name] = self._pipeline(fleet.model, fleet)
+            self._watches.append(
+                FleetWatch(pipeline, fleet, self._checks, self.settings, self.metrics, self._show_ready)
+            )
+        self.num_calls = sum(fleet.num_calls for fleet in self._fleets.values())
+
+    def _pipeline(self, model: RewardModel, device: Device) -> Pipeline:
+        scheduler = Scheduler(model, self.settings, self.metrics, device, self.clock)
         return Pipeline(
             model, scheduler, self.metrics, self._tokenizer_threads, self.clock, self.settings.max_along_tokens
         )
@@ -110,7 +138,12 @@ class Service:
     @property
     def not_ready(self) -> str | None:
         """Why `/score` is refused; None when it is answered."""
-        return self._not_ready
+        return self._failed or "; ".join(each.not_ready for each in self._watches if each.not_ready) or None
+
+    @property
+    def alive(self) -> bool:
+        """False once only a new process can help: a call of the engine in this one hangs."""
+        return all(watch.alive for watch in self._watches)
 
     def require_ready(self) -> None:
         """Refuse to score before the golden texts were right, and after draining began.
@@ -118,8 +151,8 @@ class Service:
         Raises:
             Unavailable: 503.
         """
-        if self._not_ready is not None:
-            raise Unavailable(f"{self._not_ready}; ask /readyz")
+        if (not_ready := self.not_ready) is not None:
+            raise Unavailable(f"{not_ready}; ask /readyz")
 
     def model(self, name: str | None) -> ServedModel:
         """What a request names, or the only one that there is.
@@ -147,18 +180,18 @@ class Service:
             num_threads=self.num_threads,
             num_calls=self.num_calls,
         )
-        self._checked = self._spawn(self._check_parity())
-        self._spawn(self._watch_engine())
+        for watch in self._watches:
+            self._spawn(watch.run())
 
     async def wait_until_checked(self) -> None:
         """Wait until the golden texts were scored; `not_ready` says what came of it. Call `start` before."""
-        assert self._checked is not None
-        await asyncio.wait([self._checked])
+        for watch in self._watches:
+            await watch.checked.wait()
 
     def drain(self) -> None:
         """Stop to be ready, for good; what was admitted is finished."""
-        self._set_not_ready("the service is shutting down")
-        self._draining = True
+        self._failed = "the service is shutting down"
+        self._show_ready()
 
     async def stop(self) -> None:
         """End the tasks and threads."""
@@ -166,13 +199,14 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._engine_threads.stop()
+        for watch in self._watches:
+            await watch.close()
         self._tokenizer_threads.shutdown(cancel_futures=True)
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing is computed any more; after `stop`, a call of the engine may still run to its end."""
-        return self._engine_threads.has_ended
+        return all(watch.has_ended for watch in self._watches)
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -182,61 +216,18 @@ class Service:
 
     def _on_task_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._set_not_ready(f"a background task failed ({type(error).__name__})")
+            self._failed = self._failed or f"a background task failed ({type(error).__name__})"
+            self._show_ready()
             log("task_failed", level=logging.ERROR, error=error)
 
-    def _set_not_ready(self, reason: str | None) -> None:
-        if self._draining:
-            return
-        self._not_ready = reason
-        self.metrics.ready.set(reason is None)
-
-    async def _watch_engine(self) -> None:
-        """Fail liveness when a call of the engine takes longer than any should."""
-        timeout_s = self.settings.engine_timeout_s
-        while (busy_s := self._engine_threads.busy_s) <= timeout_s:  # noqa: ASYNC110  a call that hangs tells nobody
-            await asyncio.sleep(min(1.0, timeout_s - busy_s + 0.01))
-        reason = f"the engine hangs: one call runs for more than {timeout_s:g} s"
-        self._set_not_ready(reason)
-        self.alive = False
-        log("engine_hangs", level=logging.ERROR, seconds=busy_s)
-        for pipeline in self.pipelines.values():
-            pipeline.scheduler.fail(Unavailable(f"{reason}; another replica may answer"))
-
-    async def _check_parity(self) -> None:
-        wrong = []
-        for name, pipeline in self.pipelines.items():
-            try:
-                report = self.parity[name] = await pipeline.check_parity()
-            except InvalidRequest as error:
-                self.metrics.parity_ok.labels(name).set(0)
-                wrong.append(f'model "{name}": its golden texts cannot be scored: {error}')
-                continue
-            self.metrics.parity_ok.labels(name).set(report.ok)
-            self.metrics.batch_invariant.labels(name).set(report.batch_invariant)
-            self.metrics.parity_max_abs_diff.labels(name).set(report.max_abs_diff)
-            log("parity", model=name, **self._parity_info(name))
-            if not report.ok:
-                wrong.append(f'model "{name}" does not give its reference scores: {report.describe_worst()}')
-        self._set_not_ready("; ".join(wrong) or None)
-        log("not_ready" if wrong else "ready", reason=self._not_ready)
-
-    def _parity_info(self, name: str) -> dict[str, Any]:
-        report = self.parity[name]
-        return {
-            "ok": report.ok,
-            "num_golden_texts": len(report.rows),
-            "max_abs_diff": _finite(report.max_abs_diff),
-            "batch_invariant": report.batch_invariant,
-            "batch_max_abs_diff": _finite(report.batch_max_abs_diff),
-            "worst": report.describe_worst(),
-        }
+    def _show_ready(self) -> None:
+        self.metrics.ready.set(self.not_ready is None)
 
     def info(self) -> dict[str, Any]:
         """The answer of `GET /info`."""
         return {
             "version": version("plaudit"),
-            "ready": self._not_ready is None,
+            "ready": self.not_ready is None,
             "num_threads": self.num_threads,
             "engine_calls": self.num_calls,
             "limits": {name: getattr(self.settings, name) for name in _LIMITS},
@@ -255,26 +246,9 @@ class Service:
             about["parts"] = {part.model.identity.name: part.model.identity.fingerprint for part in model.parts}
             return about
         about["manifest"] = model.parts[0].model.bundle.manifest.model_dump(mode="json")
-        report = self.parity.get(model.name)
-        about["parity"] = report and self._parity_info(model.name) | {"texts": _worst_texts(report)}
+        report = self._checks.reports.get(model.name)
+        about["parity"] = report and parity_info(report) | {"texts": worst_texts(report)}
+        if (fleet := self._fleets.get(model.name)) is not None:
+            about["engines"] = fleet.info()
+            about["device"] = None
         return about
-
-
-def _worst_texts(report: ParityReport) -> list[dict[str, Any]]:
-    """The golden texts as `GET /info` shows them, worst first, without the texts."""
-    return [
-        {
-            "index": row.index,
-            "num_tokens": row.num_tokens,
-            "reference": row.reference,
-            "served": row.alone,
-            "difference": _finite(row.difference),
-            "allowed": row.allowed,
-            "problem": row.problem,
-        }
-        for row in report.worst_first[:_MAX_TEXTS_SHOWN]
-    ]
-
-
-def _finite(value: float) -> float | None:
-    return value if value < float("inf") else None

@@ -738,7 +738,7 @@ def test_every_format_of_the_table_has_a_case(decoders, tmp_path):
     for index, case in enumerate(CASES.values()):
         path = write(case, decoders(case.architecture), tmp_path / str(index))
         names.add(load_checkpoint(str(path)).format_name)
-    assert names == {row.name for row in FORMATS}
+    assert names == {row.name for row in FORMATS if row.step_token is None}  # the others: test_step_formats.py
 
 
 @pytest.mark.parametrize(

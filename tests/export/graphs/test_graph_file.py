@@ -2,6 +2,7 @@
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -10,7 +11,7 @@ from plaudit_export.checkpoints.checkpoint import load_checkpoint
 from plaudit_export.checkpoints.rules import Options, derive_rules
 from plaudit_export.exporter import export_checkpoint
 from plaudit_export.graphs import quantization, tracing
-from plaudit_export.graphs.graph_file import hold_in_bfloat16, put_weights_beside, save_graph
+from plaudit_export.graphs.graph_file import hold_in_bfloat16, put_weights_beside, save_graph, without_numbers
 from plaudit_export.graphs.precision import GraphScorer
 from plaudit_export.graphs.tracing import export_graph, lower
 from plaudit_export.testing import tiny_causal_checkpoint, tiny_encoder_checkpoint
@@ -88,17 +89,37 @@ def test_weights_go_into_a_file_of_their_own(inline, tmp_path):
     assert any(isinstance(value.const_value, ir.ExternalTensor) for value in after.values())
 
 
+def test_a_graph_without_numbers_is_one_of_the_same_nodes_types_and_shapes(inline):
+    model = ir.load(inline)
+    proto = without_numbers(model)
+    assert proto.ByteSize() < inline.stat().st_size / 2
+    assert onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    named = {each.name: (each.type.tensor_type.elem_type, shape(each)) for each in proto.graph.input}
+    named |= {each.name: (each.data_type, tuple(each.dims)) for each in proto.graph.initializer}
+    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
+    assert {name: named[name] for name in weights} == {
+        name: (each.dtype, each.numpy().shape) for name, each in weights.items()
+    }
+    assert proto.graph.node == onnx.load(inline).graph.node
+
+
+def shape(value):
+    return tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
+
+
 def test_weights_that_are_the_same_numbers_in_bfloat16_are_held_there_and_no_others():
     exact, last_bit, negative = (np.full((2, 3), 1.5, np.float32) for _ in range(3))
     last_bit.view(np.uint32)[1, 2] |= 1
     negative[0, 0] = -(2.0**-126)
-    weights = {"exact": exact, "last_bit": last_bit, "negative": negative.T, "vector": exact[0]}
+    weights = {"exact": exact, "last_bit": last_bit, "negative": negative.T, "vector": exact[0], "table": exact.copy()}
     initializers = [ir.Value(name=name, const_value=ir.tensor(each, name=name)) for name, each in weights.items()]
-    node = ir.node("Sum", initializers)
-    graph = ir.Graph([], node.outputs, nodes=[node], initializers=initializers, opset_imports={"": 23})
+    *summed, table = initializers
+    node, rows = ir.node("Sum", summed), ir.node("Gather", [table, ir.val("index")])
+    outputs = [*node.outputs, *rows.outputs]
+    graph = ir.Graph([rows.inputs[1]], outputs, nodes=[node, rows], initializers=initializers, opset_imports={"": 23})
     hold_in_bfloat16(graph)
     held = {name: value.const_value for name, value in graph.initializers.items()}
-    assert sorted(held) == ["exact.bfloat16", "last_bit", "negative.bfloat16", "vector"]
+    assert sorted(held) == ["exact.bfloat16", "last_bit", "negative.bfloat16", "table", "vector"]
     for name in ("exact", "negative"):
         assert held[f"{name}.bfloat16"].dtype == ir.DataType.BFLOAT16
         np.testing.assert_array_equal(held[f"{name}.bfloat16"].numpy().astype(np.float32), weights[name], strict=True)

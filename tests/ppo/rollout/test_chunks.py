@@ -61,6 +61,22 @@ def test_chunks_give_the_logprobs_entropies_and_gradients_of_whole_logits(archit
         assert torch.equal(part, expected)  # asked for logits, it answers as before
 
 
+def test_chunks_that_only_other_processes_have_are_passes_forward_and_backward_and_change_no_bit():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**SIZES))
+    rollouts, own, passes, found = rollouts_of(policy), policy.forward, [], []
+    policy.lm_head.register_forward_hook(lambda *_: passes.append(1))
+    for more in (0, 2):
+        policy.forward = own
+        answer_in_chunks(policy, is_checked=False, agree=lambda count, more=more: count + more)
+        passes.clear()
+        found.append((*figures(policy, rollouts, 5), len(passes)))
+    (*alone, count), (*with_others, count_with_others) = found
+    assert all(torch.equal(*pair) for pair in zip(alone, with_others, strict=True))
+    assert count_with_others == count + 4
+
+
 @pytest.mark.parametrize("has_gradients", [False, True])
 def test_there_are_never_more_logits_than_those_of_a_chunk(has_gradients):
     """Measured by the tensors that are there at once: 3 rollouts of 8 tokens, whole and 4 tokens at a time."""

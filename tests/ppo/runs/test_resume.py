@@ -376,3 +376,5 @@ def test_the_model_card_and_the_summary_have_the_figures_of_the_run(make_trainer
     assert "3 iterations, 24 rollouts" in card
     assert "kl_coef = 0.125" in card
     assert str(tmp_path) not in card  # no path of the machine
+    assert "## Held-out evaluation\n\nNone was made: the run had no `eval_prompts`." in card
+    assert "none |" not in card  # figures that the run does not have are left out

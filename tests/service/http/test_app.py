@@ -225,7 +225,7 @@ def test_a_service_that_began_to_drain_during_the_check_does_not_become_ready(ti
         service = Service([load_bundle(tiny_bundle())], Settings())
         service.start()
         service.drain()
-        await until(lambda: service.parity)
+        await service.wait_until_checked()
         await service.stop()
         assert service.not_ready == "the service is shutting down"
 

@@ -23,6 +23,7 @@ from plaudit_service.settings import Settings
 from plaudit_service.testing import running_service, write_tiny_bundle
 
 PATIENCE_MS = 20_000
+expect.set_options(timeout=PATIENCE_MS)
 HOSTILE = 'bad <img src=x onerror="document.title=1"><script>document.title=2</script>'
 RIGHT_TO_LEFT = "good שלום عالم"
 
@@ -54,7 +55,7 @@ def open_console(chromium):
         page.on("request", lambda request: urls.append((url, request.url)))
         page.goto(f"{url}/{path}")
         if ready:
-            expect(page.locator("#state")).to_have_text("Ready.", timeout=PATIENCE_MS)
+            expect(page.locator("#state")).to_have_text("Ready.")
         pages.append(page)
         return page
 
@@ -95,8 +96,14 @@ def post_text(url, text):
     return httpx2.post(f"{url}/score", json={"items": [{"text": text}]}, timeout=60)
 
 
+def assert_accessible(page):
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+
+
 NONE = "\N{EN DASH}"
 SCORES = "#compare-results [aria-label=Scores]"
+PAIRS = "#sweep-results [aria-label='Pairs, worst first']"
 
 
 def test_completions_are_compared_by_score_difference_rank_tokens_and_status(serve, tiny_bundle, open_console):
@@ -135,14 +142,14 @@ def test_what_a_user_pastes_is_text_and_no_markup(tiny_url, open_console):
     page.click("#tab-sweep")
     page.fill("#rows", json.dumps({"prompt": HOSTILE, "chosen": RIGHT_TO_LEFT, "rejected": HOSTILE}))
     page.click("#sweep-start")
-    assert HOSTILE in rows_of(page, "#sweep-results [aria-label='Pairs, worst first']")[0][3]
+    assert HOSTILE in rows_of(page, PAIRS)[0][3]
     assert page.title() == "plaudit console"
     assert page.locator("main img, main script").count() == 0
 
 
 def test_a_chat_is_scored_as_the_template_renders_it_and_has_values_at_every_token(serve, causal_bundle, open_console):
     with serve(causal_bundle) as service:
-        page = open_console(service.url)
+        page = open_console(service.url, color_scheme="dark")
         page.select_option("#form", "chat")
         page.click("#add-turn")
         page.locator("#turns select").nth(0).select_option("system")
@@ -173,6 +180,7 @@ def test_a_chat_is_scored_as_the_template_renders_it_and_has_values_at_every_tok
         for _ in range(3):
             page.keyboard.press("ArrowRight")
         assert f"{along['scores'][2]:.4f}" in page.locator(".readout").nth(0).inner_text()
+        assert_accessible(page)  # letters on coloured ground, too
         page.select_option("#along", "lines")
         page.click("#score")
         expect(page.locator(".scored").nth(0).locator(".high, .low")).to_have_count(2)
@@ -199,11 +207,18 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(serve, tiny_bundle, open_con
     keys.write_text("the-key\n")
     with serve(tiny_bundle(), flags=["--api-key-file", str(keys)]) as service:
         page = open_console(service.url, ready=False)
-        for key in ("another", "the-key"):
+        told = page.locator("#key-problem")
+        for key, reason in (
+            ("", ""),
+            ("another", "at least one character"),
+            ("\u200bkey", "refuses"),
+            (" the-key\t", "ASCII"),
+        ):
             page.wait_for_selector("#key-dialog[open]")
+            expect(told).to_contain_text(reason)
             page.fill("#key", key)
             page.keyboard.press("Enter")
-        expect(page.locator("#state")).to_have_text("Ready.", timeout=PATIENCE_MS)
+        expect(page.locator("#state")).to_have_text("Ready.")
         write(page, "", "good", "bad")
         page.click("#score")
         assert rows_of(page, SCORES)[0][2] == "1.0000"
@@ -243,12 +258,57 @@ def test_a_full_service_says_so_and_the_request_is_tried_again_by_hand(tiny_bund
         expect(problem).to_have_count(0)
 
 
-def test_a_service_that_is_gone_is_said_to_be_gone(serve, tiny_bundle, open_console):
+def test_a_service_that_is_gone_is_said_to_be_gone_once(serve, tiny_bundle, open_console):
     with serve(tiny_bundle()) as service:
         page = open_console(service.url)
     write(page, "", "good", "bad")
     page.click("#score")
     expect(page.locator("#compare-problem")).to_contain_text("could not be reached")
+    expect(page.locator("#state")).to_contain_text("No answer")
+    page.click("#tab-watch")
+    problem = page.locator("#watch-problem .problem")
+    problem.evaluate("problem => window.first = problem")
+    for _ in range(2):
+        with page.expect_event("requestfailed", lambda request: request.url.endswith("/metrics")):
+            pass
+    assert problem.evaluate("problem => problem === window.first")  # what is said once more is read aloud once more
+
+
+def test_a_sweep_goes_on_when_the_service_is_back_and_not_when_it_is_another(serve, tiny_bundle, open_console):
+    bundle, other = tiny_bundle(), tiny_bundle(more_words=["hotel"])
+    scored = re.compile("[1-9].* of 5,000 lines scored")
+    with serve(bundle) as service:
+        page = open_console(service.url)
+        page.click("#tab-sweep")
+        page.set_input_files("#file", {"name": "it.jsonl", "mimeType": "text/plain", "buffer": pairs(5000).encode()})
+        page.click("#sweep-start")
+        expect(page.locator("#sweep-note")).to_have_text(scored)
+    problem = page.locator("#sweep-problem .problem")
+    gone = re.compile("shutting down|broke off")
+    expect(problem).to_contain_text(gone)
+    before = page.inner_text("#sweep-note")
+    same_port = ["--port", service.url.rpartition(":")[2]]
+    with serve(bundle, flags=same_port):
+        expect(page.locator("#state")).to_have_text("Ready.")
+        problem.locator("button").click()
+        expect(page.locator("#sweep-note")).not_to_have_text(before)
+    expect(problem).to_contain_text(gone)
+    with serve(other, flags=same_port):
+        expect(page.locator("#state")).to_have_text("Ready.")
+        problem.locator("button").click()
+        expect(problem).to_contain_text("Another fingerprint")
+        expect(problem.locator("button")).to_have_count(0)
+
+
+def test_an_answer_that_is_cut_short_is_asked_for_again_by_hand(tiny_url, open_console):
+    page = open_console(tiny_url)
+    page.route("**/score", lambda route: route.fulfill(content_type="application/json", body='{"results": ['))
+    write(page, "", "good", "bad")
+    page.click("#score")
+    expect(page.locator("#compare-problem")).to_contain_text("not all of it")
+    page.unroute("**/score")
+    page.click("#compare-problem button")
+    assert rows_of(page, SCORES)[0][2] == "1.0000"
 
 
 def pairs(count):
@@ -278,11 +338,12 @@ def test_a_thousand_pairs_are_swept_the_wrong_ones_first_and_saved(tiny_url, ope
     expect(page.locator("#sweep-note")).to_have_text("1,000 of 1,000 lines scored.")
     shown = page.inner_text("#sweep-results .cards")
     assert "75.0 %\nof 1,000 pairs right" in shown
+    assert "null" not in page.inner_text("#sweep-results")
     # Margins are 1, 2, 3 in turn; a quarter of each is negative: the mean is (333*2 + 333*3 + 334) / 1000 / 2.
-    worst = rows_of(page, "#sweep-results [aria-label='Pairs, worst first']")
+    worst = rows_of(page, PAIRS)
     assert [row[1] for row in worst] == ["-3.000"] * 50
     page.click("text=Show 50 more")
-    assert rows_of(page, "#sweep-results [aria-label='Pairs, worst first']")[-1][1] == "-2.000"
+    assert rows_of(page, PAIRS)[-1][1] == "-2.000"
     assert page.locator("#sweep-results svg").count() == 2
     # The page was drawn while it worked: nobody had to wait for the end.
     assert page.evaluate("[...window.seen].filter(value => value > 0 && value < 1000).length") > 5
@@ -324,7 +385,7 @@ def test_groups_are_compared_by_what_they_are_worth_and_otherwise_only_by_length
     page.click("#tab-sweep")
     page.fill("#rows", "\n".join(map(json.dumps, groups)))
     page.click("#sweep-start")
-    assert [row[1] for row in rows_of(page, "#sweep-results [aria-label='Pairs, worst first']")] == [
+    assert [row[1] for row in rows_of(page, PAIRS)] == [
         "2.000",
         "3.250",
     ]
@@ -332,6 +393,113 @@ def test_groups_are_compared_by_what_they_are_worth_and_otherwise_only_by_length
     assert "100.0 %\nof 2 pairs right" in shown
     assert "1\ntexts without a score" in shown
     assert "1.00\ncorrelation of score and length within a line" in shown
+
+
+def test_files_of_any_kind_are_swept_or_named(tiny_url, open_console):
+    """Of what is read: byte order marks, line ends of Windows, NUL, half a character, a key twice, a long text."""
+    lines = [
+        '{"chosen": "good", "rejected": "bad"}',
+        "",
+        '{"chosen": "bad", "chosen": "good \\u0000 good", "rejected": "good"}',
+        '{"chosen": "good \\ud800", "rejected": "bad"}',
+        json.dumps({"prompt": "fine " * 20_000, "chosen": "good", "rejected": "bad"}),
+    ]
+    text = "\r\n".join(lines)
+    page = open_console(tiny_url)
+    page.click("#tab-sweep")
+
+    def sweep(content):
+        page.set_input_files("#file", {"name": "it.jsonl", "mimeType": "text/plain", "buffer": content})
+        page.click("#sweep-start")
+
+    for encoding in ("latin-1", "utf-16"):
+        sweep('{"prompt": "é", "chosen": "good", "rejected": "bad"}'.encode(encoding))
+        expect(page.locator("#rows-note")).to_contain_text("Nothing was scored: the file is not in UTF-8")
+    sweep(text.encode("utf-8-sig"))
+    expect(page.locator("#sweep-note")).to_have_text("4 of 4 lines scored.")
+    assert [row[:2] for row in rows_of(page, PAIRS)] == [["3", "1.000"], ["1", "2.000"]]
+    shown = page.inner_text("#sweep-results")
+    assert "4\ntexts without a score" in shown
+    assert "refused: " in shown
+    assert "too_long: " in shown
+    assert "null" not in shown
+    page.fill("#rows", "\ufeff" + lines[0])  # what is written counts, and no more the file
+    page.click("#sweep-start")
+    expect(page.locator("#sweep-note")).to_have_text("1 of 1 lines scored.")
+
+
+def test_a_pair_is_looked_at_as_it_was_swept(tiny_url, open_console):
+    """Its carriage returns, roles and names included, which a form by itself would lose."""
+    turns = [{"role": "tool", "content": "fine\r\n", "name": "clock"}]
+    page = open_console(tiny_url)
+    page.click("#tab-sweep")
+    page.fill("#rows", json.dumps({"prompt": turns, "chosen": "good\r\n", "rejected": "bad"}))
+    page.click("#sweep-start")
+    with page.expect_request("**/score") as asked:
+        page.click(f"{PAIRS} button")
+    assert asked.value.post_data_json["items"] == [
+        {"messages": turns, "completions": [completion]} for completion in ("good\r\n", "bad")
+    ]
+    assert "\N{SYMBOL FOR CARRIAGE RETURN}" in page.locator(".scored").nth(0).inner_text()
+    page.locator("#completions textarea").nth(0).fill("fine")
+    with page.expect_request("**/score") as asked:
+        page.click("#score")
+    assert asked.value.post_data_json["items"][0] == {"messages": turns, "completions": ["fine"]}
+
+
+def test_of_too_many_pairs_some_lines_are_shown(tiny_url, open_console):
+    size = 700
+    group = {"prompt": "fine ", "completions": ["good"] * size, "scores": list(range(size))}
+    page = open_console(tiny_url)
+    page.click("#tab-sweep")
+    page.fill("#rows", "\n".join([json.dumps(group)] * 3))
+    page.click("#sweep-start")
+    expect(page.locator("#sweep-results")).to_contain_text("the pairs of one line in 4")
+    assert f"of {size * (size - 1) // 2:,} pairs right" in page.inner_text("#sweep-results")
+
+
+def test_the_focus_stays_near_what_was_pressed(tiny_url, open_console):
+    page = open_console(tiny_url)
+
+    def press(selector, key="Enter"):
+        page.locator(selector).focus()
+        page.keyboard.press(key)
+
+    def focused(selector):
+        expect(page.locator(selector)).to_be_focused()
+
+    press("#add-completion")
+    focused("#completions .completion:nth-child(3) textarea")
+    press("[aria-label='Remove completion A']")
+    focused("#completions .completion:nth-child(1) textarea")
+    page.select_option("#form", "chat")
+    press("#turns button")
+    focused("#add-turn")
+    press("#add-turn")
+    focused("#turns textarea")
+    page.select_option("#form", "prompt")
+    page.route("**/score", lambda _: None)  # it is never answered
+    write(page, "", "good", "bad")
+    press("#score")
+    focused("#score")
+    expect(page.locator("#score")).to_be_disabled()
+    press("#compare-cancel")
+    focused("#score")
+    page.unroute("**/score")
+    page.route("**/score", lambda route: route.abort())
+    press("#score")
+    press("#compare-problem button")
+    focused("#compare-problem")
+    page.unroute("**/score")
+    press("#score")
+    expect(page.locator("#compare-note")).to_have_text("Best: A, 1.0000.")
+    press("#tab-compare", "ArrowRight")
+    page.fill("#rows", pairs(80))
+    press("#sweep-start")
+    press("text=Show 50 more")
+    focused(f"{PAIRS} tr:nth-child(51) button")
+    press(f"{PAIRS} tr:nth-child(1) button")
+    focused("#tab-compare")
 
 
 @pytest.mark.parametrize(
@@ -379,11 +547,10 @@ def test_every_view_is_accessible_and_fits_wide_and_narrow_light_and_dark(tiny_u
     page.keyboard.press("ArrowRight")
     page.fill("#rows", pairs(9))
     page.locator("#sweep-start").press("Enter")
-    rows_of(page, "#sweep-results [aria-label='Pairs, worst first']")
+    rows_of(page, PAIRS)
     for view in ("compare", "sweep", "watch"):
         page.click(f"#tab-{view}")
-        results = Axe().run(page)
-        assert results.violations_count == 0, results.generate_report()
+        assert_accessible(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 

@@ -5,7 +5,6 @@ import hmac
 import json
 import re
 import ssl
-import subprocess
 import threading
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,18 +22,6 @@ from plaudit_service.settings import Settings
 
 BODY = json.dumps({"items": [{"text": "good"}]})
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """Certificate and key files for 127.0.0.1; and the same key under a passphrase."""
-    folder = tmp_path_factory.mktemp("tls")
-    made = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "2", "-subj", "/CN=plaudit"]
-    files = ["-keyout", "key.pem", "-out", "certificate.pem", "-nodes", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(["openssl", "req", *made, *files], cwd=folder, check=True, capture_output=True)
-    locked = ["-in", "key.pem", "-aes256", "-passout", "pass:secret", "-out", "locked.pem"]
-    subprocess.run(["openssl", "ec", *locked], cwd=folder, check=True, capture_output=True)
-    return folder
 
 
 def test_with_a_certificate_the_service_speaks_https_and_nothing_else(serve, tiny_bundle, certificate):

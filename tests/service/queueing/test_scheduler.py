@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit_service.bundles.bundle import load_bundle
+from plaudit_service.engine.device import ThreadsDevice
 from plaudit_service.engine.engine_threads import EngineThreads
 from plaudit_service.engine.model import Failure, Model
 from plaudit_service.engine.runtime import CPU_COSTS
@@ -101,7 +102,7 @@ class Queue:
     def another(self, **settings):
         """The queue of a second model on the same device."""
         metrics = Metrics()
-        scheduler = Scheduler(self.scheduler.model, Settings(**settings), metrics, self.scheduler.engine_threads)
+        scheduler = Scheduler(self.scheduler.model, Settings(**settings), metrics, self.scheduler.device)
         return replace(self, scheduler=scheduler, metrics=metrics)
 
     @property
@@ -157,7 +158,8 @@ def running(tiny_bundle):
     async def run(*, num_calls=1, **settings):
         clock, metrics, thread, engine = [100.0], Metrics(), EngineThreads(num_calls), FakeEngine()
         model = Model(bundle, engine, shares=[engine] * num_calls)
-        scheduler = Scheduler(model, Settings(**settings), metrics, thread, clock=lambda: clock[0])
+        device = ThreadsDevice(model, thread, lambda: clock[0])
+        scheduler = Scheduler(model, Settings(**settings), metrics, device, clock=lambda: clock[0])
         try:
             yield Queue(scheduler, engine, metrics, clock)
         finally:

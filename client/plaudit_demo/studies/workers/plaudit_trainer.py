@@ -37,6 +37,7 @@ def train(
         engine_urls=(spec.engine_url,) if spec.engine_url else (),
         sampling_correction="token_truncate" if spec.engine_url else "none",
         max_staleness=spec.max_staleness,
+        clip_range=spec.clip_range,
         checkpoint_every=0,
         sample_every=0,
         seed=spec.seed,

@@ -4,23 +4,44 @@ const LEAST_COMPLETIONS = 2, MOST_COMPLETIONS = 8;
 const letter = (index) => String.fromCharCode(65 + index);
 let comparing = null; // what cancels the request that is under way
 
-function addTurn(role = "user", content = "") {
+/** A textarea that gives back the text that it was filled with until somebody edits it: by itself it loses carriage returns. */
+function textArea(attributes, text) {
+  const area = make("textarea", { dir: "auto", ...attributes });
+  fillArea(area, text);
+  return area;
+}
+
+function fillArea(area, text) {
+  area.value = text;
+  area.filled = { text, shown: area.value };
+}
+
+const textOf = ({ value, filled }) => (filled && filled.shown === value ? filled.text : value);
+
+/** A turn of the chat; what a message has beside role and content is kept. */
+function addTurn(message = { role: "user", content: "" }) {
+  const roles = [...new Set(["system", "user", "assistant", message.role])];
   const turn = make("div", { class: "turn" },
-    make("select", { "aria-label": "Role" }, ["system", "user", "assistant"].map((name) =>
-      make("option", { selected: name === role }, name))),
-    make("textarea", { rows: 2, dir: "auto", "aria-label": "Content" }),
-    make("button", { type: "button", onclick: () => turn.remove() }, "Remove turn"));
-  turn.querySelector("textarea").value = content;
+    make("select", { "aria-label": "Role" }, roles.map((name) => make("option", { selected: name === message.role }, name))),
+    textArea({ rows: 2, "aria-label": "Content" }, message.content),
+    make("button", { type: "button", onclick: () => removed(turn, $("add-turn")) }, "Remove turn"));
+  turn.message = message;
   $("turns").append(turn);
 }
 
 function addCompletion(text = "") {
   const box = make("div", { class: "completion" },
-    make("label", {}, make("span", {}), make("textarea", { rows: 4, dir: "auto" })),
-    make("button", { type: "button", onclick: () => { box.remove(); nameCompletions(); } }, "Remove"));
-  box.querySelector("textarea").value = text;
+    make("label", {}, make("span", {}), textArea({ rows: 4 }, text)),
+    make("button", { type: "button", onclick: () => { removed(box, $("add-completion")); nameCompletions(); } }, "Remove"));
   $("completions").append(box);
   nameCompletions();
+}
+
+/** Take a box with a text out of its list; the focus goes to the next text, or the one before, or elsewhere. */
+function removed(box, elsewhere) {
+  const near = box.nextElementSibling || box.previousElementSibling;
+  box.remove();
+  (near ? near.querySelector("textarea") : elsewhere).focus();
 }
 
 function nameCompletions() {
@@ -34,18 +55,18 @@ function nameCompletions() {
   $("add-completion").hidden = boxes.length >= MOST_COMPLETIONS;
 }
 
-const completions = () => [...$("completions").querySelectorAll("textarea")].map((area) => area.value);
+const completions = () => [...$("completions").querySelectorAll("textarea")].map(textOf);
 
 const turns = () => [...$("turns").children].map((turn) => ({
-  role: turn.querySelector("select").value, content: turn.querySelector("textarea").value,
+  ...turn.message, role: turn.querySelector("select").value, content: textOf(turn.querySelector("textarea")),
 }));
 
 /** Show a prompt (a text, or messages) and completions in the form. */
 function fillCompare({ prompt, messages, texts }, given) {
   $("form").value = messages ? "chat" : texts ? "text" : "prompt";
-  $("prompt").value = prompt || "";
+  fillArea($("prompt"), prompt || "");
   $("turns").replaceChildren();
-  for (const { role, content } of messages || [{ role: "user", content: "" }]) addTurn(role, content);
+  for (const message of messages || [undefined]) addTurn(message);
   $("completions").replaceChildren();
   given.forEach((text) => addCompletion(text));
   showForm();
@@ -64,7 +85,7 @@ function compareRequest(model) {
   const along = canSayAlong(model) ? $("along").value : "none";
   const items = completions().map((text) => {
     if (form === "text") return { text };
-    const head = form === "chat" ? { messages: turns() } : { prompt: $("prompt").value };
+    const head = form === "chat" ? { messages: turns() } : { prompt: textOf($("prompt")) };
     const item = along === "lines" ? { ...head, steps: lines(text) }
       : form === "chat" ? { ...head, completions: [text] } : { ...head, completion: text };
     return $("unfinished").checked ? { ...item, finished: false } : item;
@@ -79,23 +100,23 @@ async function compare() {
   const model = chosenModel();
   if (comparing || !model) return;
   comparing = new AbortController();
-  $("score").disabled = true;
-  $("compare-cancel").hidden = false;
+  showBusy($("score"), $("compare-cancel"), true);
   $("compare-problem").replaceChildren();
+  $("compare-note").textContent = "";
   try {
     const started = performance.now();
-    const response = await ask("score", { body: compareRequest(model), signal: comparing.signal });
-    const answer = await response.json();
-    showComparison(answer, [...timings(response), ["in all", performance.now() - started]]);
+    const { content, headers } = await ask("score", { body: compareRequest(model), signal: comparing.signal });
+    showComparison(content, [...timings(headers), ["in all", performance.now() - started]]);
   } catch (error) {
     $("compare-results").replaceChildren();
     if (error.name !== "AbortError") showProblem($("compare-problem"), asProblem(error), compare);
   } finally {
     comparing = null;
-    $("score").disabled = false;
-    $("compare-cancel").hidden = true;
+    showBusy($("score"), $("compare-cancel"), false);
   }
 }
+
+const letters = (scores, score) => scores.flatMap((each, index) => (each === score ? [letter(index)] : [])).join(", ");
 
 function showComparison({ model, fingerprint, engine, results }, times) {
   const scores = results.map((result) => result.score);
@@ -112,6 +133,8 @@ function showComparison({ model, fingerprint, engine, results }, times) {
     { number: counted(result.num_tokens) },
     [result.status, result.truncated ? "truncated" : null, reason(result)].filter(Boolean).join("; "),
   ]);
+  const first = letters(scores, best);
+  $("compare-note").textContent = first ? `Best: ${first}, ${shown(best)}.` : "No completion has a score.";
   const values = results.flatMap((result) => (result.along ? result.along.scores : []));
   const [low, high] = values.length ? [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [0, 0];
   const some = results.find((result) => result.along);

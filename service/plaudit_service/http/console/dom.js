@@ -34,6 +34,13 @@ function table(headings, rows) {
 /** A text of a user's, whichever way its letters run. */
 const userText = (text) => make("bdi", { class: "user" }, text);
 
+/** While work runs, its button waits but keeps the focus, and a second one cancels. */
+function showBusy(start, cancel, isBusy) {
+  start.setAttribute("aria-disabled", String(isBusy));
+  if (!isBusy && document.activeElement === cancel) start.focus();
+  cancel.hidden = !isBusy;
+}
+
 function shown(number, digits = 4) {
   if (number === null || number === undefined || !Number.isFinite(number)) return "–";
   if (number !== 0 && (Math.abs(number) >= 1e6 || Math.abs(number) < 1e-4)) return number.toExponential(2);

@@ -6,14 +6,25 @@ const isMessages = (value) => Array.isArray(value) && value.length > 0
   && value.every((message) => message && typeof message.role === "string" && typeof message.content === "string");
 const areTexts = (values) => values.every((value) => typeof value === "string");
 
-/** The rows of a file: [{line, items, texts, head, worth}]. Throws an Error that names the first lines that are none. */
+/** The text of a file. Throws an Error where it is too large, or not in UTF-8, which would change what is scored. */
+async function textOfFile(file) {
+  if (file.size > 4 * MOST_CHARACTERS) throw new Error(`the file has ${counted(file.size)} bytes; sweep over a part`);
+  const bytes = await file.arrayBuffer();
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    throw new Error("the file is not in UTF-8; save it so");
+  }
+}
+
+/** The rows of a file: [{line, size, items, texts, head, worth}]. Throws an Error that names the first lines that are none. */
 function readRows(text) {
   if (text.length > MOST_CHARACTERS) throw new Error(`${counted(text.length)} characters, limit ${counted(MOST_CHARACTERS)}; sweep over a part`);
   const rows = [], mistakes = [];
   text.split("\n").forEach((line, index) => {
     if (!line.trim()) return;
     try {
-      rows.push({ line: index + 1, ...readRow(JSON.parse(line)) });
+      rows.push({ line: index + 1, size: line.length, ...readRow(JSON.parse(line.trim())) }); // trim: a BOM too
     } catch (error) {
       mistakes.push(`line ${index + 1}: ${error instanceof SyntaxError ? "no JSON" : error.message}`);
     }

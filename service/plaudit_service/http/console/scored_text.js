@@ -18,8 +18,9 @@ function pieces(text, along) {
   return found;
 }
 
-/** Line ends become visible, and a piece without letters can still be pointed at. */
-const visible = (text) => (text === "" ? "▪" : text.replace(/\r?\n/g, "↵\n"));
+/** Line ends and control characters become visible, and a piece without letters can still be pointed at. */
+const visible = (text) => (text === "" ? "▪" : text.replace(/\n/g, "↵\n").replace(/[\0-\x08\x0b-\x1f]/g, controlPicture));
+const controlPicture = (character) => String.fromCharCode(0x2400 + character.charCodeAt(0));
 
 /**
  * The text as a block. With values it can be walked through by the arrow keys, and a line below it says the value of the
@@ -37,7 +38,7 @@ function scoredText(label, text, along, range) {
     const { value } = parts[index];
     if (value === null) return;
     const place = range[1] > range[0] ? (2 * (value - range[0])) / (range[1] - range[0]) - 1 : 0; // -1 to 1
-    span.style.setProperty("--strength", `${Math.round(Math.abs(place) * 70)}%`);
+    span.style.setProperty("--strength", Math.abs(place).toFixed(2));
     span.classList.add(place < 0 ? "low" : "high");
   });
   let at = -1;
@@ -46,8 +47,8 @@ function scoredText(label, text, along, range) {
     at = index;
     spans[at].classList.add("current");
     const { value, name, piece, cut } = parts[at];
-    readout.textContent = `${name}: ${JSON.stringify(shortened(piece, 40))}  ${value === null ? "no value" : shown(value)}`
-      + (cut ? "  (what stands before this token was cut off)" : "");
+    readout.replaceChildren(`${name}: `, userText(JSON.stringify(shortened(piece, 40))),
+      `  ${value === null ? "no value" : shown(value)}`, cut ? "  (what stands before this token was cut off)" : "");
   };
   const block = make("pre", {
     class: "scored", dir: "auto", tabindex: 0, role: "application", "aria-label": `${label}; arrow keys walk through its values`,

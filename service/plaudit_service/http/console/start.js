@@ -1,24 +1,36 @@
 // The page's state, and what its buttons do.
 
 let service = null; // the answer of GET /info
+let nextConnect = null; // the timer of the next look at it
 
 const chosenModel = () => service && service.models.find((model) => model.name === $("model").value);
 const canExplain = (model) => Boolean(model.manifest) && !model.manifest.scoring.pair;
 const canSayAlong = (model) => canExplain(model) && model.manifest.scoring.kind === "causal";
 
+/** Say how the service is; what is said already is not said again. */
+function say(state) {
+  if ($("state").textContent !== state) $("state").textContent = state;
+}
+
+/** Look again in a while: the service is away or not ready, and may come back with another model. */
+function connectLater() {
+  if (nextConnect === null) nextConnect = setTimeout(connect, POLL_MS);
+}
+
 async function connect() {
+  nextConnect = null;
   try {
-    service = await (await ask("info")).json();
+    service = (await ask("info")).content;
   } catch (error) {
     const problem = asProblem(error);
-    $("state").textContent = `${problem.title}: ${problem.detail}`;
-    if (problem.isPassing) setTimeout(connect, POLL_MS);
+    say(`${problem.title}: ${problem.detail}`);
+    if (problem.isPassing) connectLater();
     return;
   }
   const chosen = $("model").value;
   $("model").replaceChildren(...service.models.map(({ name }) => make("option", { selected: name === chosen }, name)));
-  $("state").textContent = service.ready ? "Ready." : "Not ready: scores are refused until every golden text has its reference score.";
-  if (!service.ready) setTimeout(connect, POLL_MS);
+  say(service.ready ? "Ready." : "Not ready: scores are refused until every golden text has its reference score.");
+  if (!service.ready) connectLater();
   showModel();
   showService();
 }
@@ -45,6 +57,12 @@ function openView(name, focus = false) {
   watch();
 }
 
+/** Which file is scored: it counts, whatever stands in the field. */
+function sayChosen() {
+  const [file] = $("file").files;
+  $("rows-note").replaceChildren(...(file ? [userText(file.name), " will be scored."] : []));
+}
+
 VIEWS.forEach((view, index) => {
   const tab = $(`tab-${view}`);
   tab.addEventListener("click", () => openView(view));
@@ -58,27 +76,44 @@ VIEWS.forEach((view, index) => {
 
 $("model").addEventListener("change", () => { showModel(); watch(); });
 $("form").addEventListener("change", showForm);
-$("add-turn").addEventListener("click", () => addTurn($("turns").children.length % 2 ? "assistant" : "user"));
-$("add-completion").addEventListener("click", () => addCompletion());
+$("add-turn").addEventListener("click", () => {
+  addTurn({ role: $("turns").children.length % 2 ? "assistant" : "user", content: "" });
+  $("turns").lastElementChild.querySelector("textarea").focus();
+});
+$("add-completion").addEventListener("click", () => {
+  addCompletion();
+  $("completions").lastElementChild.querySelector("textarea").focus();
+});
 $("compare-form").addEventListener("submit", (event) => { event.preventDefault(); compare(); });
 $("compare-form").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); compare(); }
 });
 $("compare-cancel").addEventListener("click", () => comparing.abort());
-$("sweep-form").addEventListener("submit", (event) => { event.preventDefault(); startSweep(); });
+$("sweep-form").addEventListener("submit", (event) => { event.preventDefault(); alone(startSweep); });
 $("sweep-cancel").addEventListener("click", () => sweep.abort.abort());
 $("export").addEventListener("click", saveResults);
-$("drop").addEventListener("dragover", (event) => event.preventDefault());
+$("rows").addEventListener("input", () => { $("file").value = ""; sayChosen(); });
+$("file").addEventListener("change", sayChosen);
+// A file that falls beside the field would take the place of this page.
+for (const type of ["dragover", "drop"]) {
+  addEventListener(type, (event) => { if (event.dataTransfer.types.includes("Files")) event.preventDefault(); });
+}
 $("drop").addEventListener("drop", (event) => {
-  const files = event.dataTransfer.files;
-  if (!files.length) return; // a text falls into the field by itself
-  event.preventDefault();
-  $("file").files = files;
-  $("rows-note").textContent = `${files[0].name} chosen.`;
+  if (!event.dataTransfer.files.length) return; // a text falls into the field by itself
+  $("file").files = event.dataTransfer.files;
+  sayChosen();
 });
-$("key-button").addEventListener("click", askForKey);
-$("key-form").addEventListener("submit", () => {
-  apiKey = $("key").value.trim();
+$("key-button").addEventListener("click", () => askForKey(""));
+$("key-close").addEventListener("click", () => $("key-dialog").close());
+$("key-form").addEventListener("submit", (event) => {
+  const key = $("key").value.trim();
+  if (!/^[ -~]+$/.test(key)) {
+    event.preventDefault();
+    $("key-problem").textContent = "A key has at least one character, and all of them are printable ASCII.";
+    return;
+  }
+  apiKey = key;
+  isKeyWanted = false;
   $("key").value = "";
   connect();
 });

@@ -1,17 +1,29 @@
 // Sweep: score every line of a file, and show where the model and the file disagree.
 
 const SEQUENCES_PER_REQUEST = 32, CHARACTERS_PER_REQUEST = 262144, REQUESTS_AT_ONCE = 2, ROWS_SHOWN = 50;
+const MOST_PAIRS = 200000; // that are held and drawn; long groups make many
 let sweep = null; // {rows, results, next, abort}: what runs, or has run
+let isSweeping = false;
+
+/** Do this unless a sweep is under way. */
+async function alone(work) {
+  if (isSweeping) return;
+  isSweeping = true;
+  try {
+    await work();
+  } finally {
+    isSweeping = false;
+  }
+}
 
 /** Rows that are asked for together: never more than the service takes, and never many long texts. */
 function takeRows(rows, from, mostSequences) {
   let to = from, sequences = 0, characters = 0;
   while (to < rows.length) {
-    const more = rows[to].texts.length;
-    const longer = rows[to].texts.reduce((sum, text) => sum + text.length, 0);
-    if (to > from && (sequences + more > mostSequences || characters + longer > CHARACTERS_PER_REQUEST)) break;
-    sequences += more;
-    characters += longer;
+    const { texts, size } = rows[to];
+    if (to > from && (sequences + texts.length > mostSequences || characters + size > CHARACTERS_PER_REQUEST)) break;
+    sequences += texts.length;
+    characters += size;
     to += 1;
   }
   return to;
@@ -21,8 +33,7 @@ async function startSweep() {
   let rows;
   try {
     const file = $("file").files[0];
-    if (file && file.size > 4 * MOST_CHARACTERS) throw new Error(`the file has ${counted(file.size)} bytes; sweep over a part`);
-    rows = readRows(file ? await file.text() : $("rows").value);
+    rows = readRows(file ? await textOfFile(file) : $("rows").value);
   } catch (error) {
     $("rows-note").textContent = `Nothing was scored: ${error.message}.`;
     return;
@@ -32,7 +43,7 @@ async function startSweep() {
   $("rows-note").textContent = `${counted(rows.length)} lines read.`;
   sweep = {
     rows, results: new Array(rows.length).fill(null), waiting: [], next: 0, model,
-    options: { model: model.name, truncation: $("sweep-truncation").value, raw: $("sweep-raw").checked },
+    options: { model: model.name, fingerprint: model.fingerprint, truncation: $("sweep-truncation").value, raw: $("sweep-raw").checked },
     mostSequences: Math.min(SEQUENCES_PER_REQUEST, service.limits.max_sequences_per_request),
   };
   $("sweep-results").replaceChildren();
@@ -62,7 +73,7 @@ async function runSweep() {
   await Promise.all(Array.from({ length: REQUESTS_AT_ONCE }, worker));
   showRunning(false);
   showSweep();
-  if (problems.length) showProblem($("sweep-problem"), problems[0], runSweep);
+  if (problems.length) showProblem($("sweep-problem"), problems[0], () => alone(runSweep));
 }
 
 /** Indexes of the rows of the next request: first those whose request found no room. */
@@ -81,15 +92,15 @@ function nextRows() {
 async function scoreRows(indexes, signal) {
   const items = indexes.flatMap((index) => sweep.rows[index].items);
   try {
-    const answer = await (await ask("score", { body: { ...sweep.options, items }, signal })).json();
+    const { content } = await ask("score", { body: { ...sweep.options, items }, signal });
     let at = 0;
     for (const index of indexes) {
       const size = sweep.rows[index].texts.length;
-      sweep.results[index] = answer.results.slice(at, at + size);
+      sweep.results[index] = content.results.slice(at, at + size);
       at += size;
     }
   } catch (error) {
-    if (![413, 422].includes(error.status)) throw error;
+    if (![400, 413, 422].includes(error.status)) throw error;
     if (indexes.length > 1) {
       for (const index of indexes) await scoreRows([index], signal);
     } else {
@@ -100,8 +111,8 @@ async function scoreRows(indexes, signal) {
 }
 
 function showRunning(isRunning) {
-  $("sweep-start").disabled = isRunning;
-  $("sweep-cancel").hidden = !isRunning;
+  showBusy($("sweep-start"), $("sweep-cancel"), isRunning);
+  $("sweep-note").setAttribute("aria-busy", String(isRunning)); // it is read aloud once, at the end
   $("sweep-progress").hidden = !isRunning;
   $("export").hidden = isRunning;
   $("sweep-problem").replaceChildren();
@@ -115,22 +126,30 @@ function showProgress() {
   $("sweep-note").textContent = `${counted(done)} of ${counted(sweep.rows.length)} lines scored.`;
 }
 
-/** Every two texts of a line of which one is worth more: what the model makes of them. */
-function comparisons({ rows, results }) {
-  const found = [];
-  rows.forEach((row, index) => {
-    const scored = results[index];
-    if (!scored || !row.worth) return;
-    for (let better = 0; better < row.texts.length; better += 1) {
-      for (let worse = 0; worse < row.texts.length; worse += 1) {
-        if (row.worth[better] <= row.worth[worse] || scored[better].score === null || scored[worse].score === null) continue;
-        found.push({ row, better, worse, margin: scored[better].score - scored[worse].score,
-          longer: scored[better].num_tokens - scored[worse].num_tokens,
-          scores: [scored[better].score, scored[worse].score] });
-      }
+/** Call `visit` with every two scored texts of a line of which one is worth more. */
+function visitPairs(row, scored, visit) {
+  if (!scored || !row.worth) return;
+  for (let better = 0; better < row.texts.length; better += 1) {
+    for (let worse = 0; worse < row.texts.length; worse += 1) {
+      if (row.worth[better] > row.worth[worse] && scored[better].score !== null && scored[worse].score !== null) visit(better, worse);
     }
-  });
-  return found;
+  }
+}
+
+/** What the model makes of the pairs of every line, or of every `step`-th where there are too many: {step, compared}. */
+function comparisons({ rows, results }) {
+  let count = 0;
+  rows.forEach((row, index) => visitPairs(row, results[index], () => { count += 1; }));
+  const step = Math.max(1, Math.ceil(count / MOST_PAIRS));
+  const compared = [];
+  for (let index = 0; index < rows.length; index += step) {
+    const row = rows[index], scored = results[index];
+    visitPairs(row, scored, (better, worse) => compared.push({
+      row, better, worse, margin: scored[better].score - scored[worse].score,
+      longer: scored[better].num_tokens - scored[worse].num_tokens, scores: [scored[better].score, scored[worse].score],
+    }));
+  }
+  return { step, compared };
 }
 
 function showSweep() {
@@ -138,7 +157,8 @@ function showSweep() {
   const scored = results.filter((result) => result !== null);
   const sequences = scored.flat();
   const unscored = sequences.filter((result) => result.score === null);
-  const compared = comparisons(sweep).sort((a, b) => a.margin - b.margin);
+  const { step, compared } = comparisons(sweep);
+  compared.sort((a, b) => a.margin - b.margin);
   const cards = [[counted(scored.length), `of ${counted(rows.length)} lines`], [counted(unscored.length), "texts without a score"]];
   const figures = [];
   if (compared.length) {
@@ -164,7 +184,8 @@ function showSweep() {
   }
   $("sweep-results").replaceChildren(
     make("div", { class: "cards" }, cards.map(([value, label]) => make("div", { class: "card" }, make("b", {}, value), make("span", {}, label)))),
-    make("div", { class: "figures" }, figures), wrongFirst(compared), reasons(unscored));
+    step > 1 ? make("p", {}, `There are too many pairs: these figures are of the pairs of one line in ${step}.`) : "",
+    make("div", { class: "figures" }, figures), wrongFirst(compared) || "", reasons(unscored) || "");
 }
 
 /** [tokens, score] of the scored texts of a line without `worth`, less their means. */
@@ -186,13 +207,16 @@ function wrongFirst(compared) {
       make("div", {}, make("span", { class: "soft" }, shown(scores[1], 3), " "), userText(shortened(row.texts[worse], 300))),
       make("button", { type: "button", "aria-label": `Compare line ${row.line}`, onclick: () => {
         fillCompare(row.head, [row.texts[better], row.texts[worse]]);
-        openView("compare");
+        openView("compare", true);
         compare();
       } }, "Compare"),
     ]);
     place.replaceChildren(make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Pairs, worst first" },
       table([{ number: "line" }, { number: "margin" }, "better, by the file", "worse, by the file", "look closer"], rows)),
-      ...(count < compared.length ? [make("button", { type: "button", onclick: () => show(count + ROWS_SHOWN) }, `Show ${ROWS_SHOWN} more`)] : []));
+      ...(count < compared.length ? [make("button", { type: "button", onclick: () => {
+        show(count + ROWS_SHOWN);
+        place.querySelectorAll("tbody button")[count].focus();
+      } }, `Show ${ROWS_SHOWN} more`)] : []));
   };
   show(ROWS_SHOWN);
   return make("div", {}, make("h3", {}, "Pairs, worst first"), place);

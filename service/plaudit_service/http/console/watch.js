@@ -43,9 +43,9 @@ function quantile(share, before, now, name, label) {
 }
 
 async function watch() {
-  if ($("watch").hidden || document.hidden) return;
+  if ($("watch").hidden || document.hidden || isKeyWanted) return;
   try {
-    const metrics = parseMetrics(await (await ask("metrics")).text());
+    const metrics = parseMetrics((await ask("metrics", { as: "text" })).content);
     samples.push({ at: performance.now() / 1000, metrics });
     samples.splice(0, samples.length - WINDOW - 1);
     $("watch-problem").replaceChildren();

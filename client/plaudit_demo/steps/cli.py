@@ -1,0 +1,72 @@
+"""`python -m plaudit_demo.steps`: does PPO make fewer wrong steps by a process reward model that TRL trained?"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from plaudit_client.command_line import Parser, run
+from plaudit_demo.errors import UsageError
+from plaudit_demo.processes import ENVIRONMENT, interrupt_on_signals
+
+_COLUMNS = {"step_errors": "wrong steps", "solved": "solved", "steps": "steps"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0: done. 1: it failed. 2: what the user gave is wrong. 130: interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    os.environ.update(ENVIRONMENT)
+    return run("plaudit_demo.steps", lambda: _run(options), extra="demo,export")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m plaudit_demo.steps",
+        description="A policy that counts in steps, with errors; a process reward model that TRL trains to tell right "
+        "steps from wrong ones; export, service, and PPO with the reward of each step. Prints the share of wrong steps "
+        "on held-out tasks before and after. A seed that is there from an earlier call is not run again.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/steps"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="(default: 1 2 3)")
+    parser.add_argument(
+        "--trl-python",
+        type=Path,
+        default=Path(".venv-trl-ppo/bin/python"),
+        metavar="FILE",
+        help="interpreter of the environment with trl 1.11, which `make study-prm` makes (default: %(default)s)",
+    )
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.trl_python.is_file():
+        raise UsageError(f"--trl-python {options.trl_python}: there is no such file; `make study-prm` makes it")
+    print("loading torch and transformers", file=sys.stderr, flush=True)
+    import torch
+    from transformers.utils import logging
+
+    from plaudit_demo.progress import Progress
+    from plaudit_demo.steps.study import NUM_STAGES, StepSettings, read_summary, run_seed
+
+    interrupt_on_signals()
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    output, python = options.output.resolve(), options.trl_python.absolute()
+    for seed in options.seeds:
+        progress = Progress(sys.stderr, NUM_STAGES)
+        run_seed(StepSettings(), output / f"seed-{seed}", seed=seed, trl_python=python, progress=progress)
+    print(f"| seed | | {' | '.join(_COLUMNS.values())} |")
+    print(f"|---|---|{'---|' * len(_COLUMNS)}")
+    for seed in options.seeds:
+        summary = read_summary(output / f"seed-{seed}")
+        for moment in ("before", "after"):
+            figures = summary[moment]
+            assert isinstance(figures, dict)
+            print(f"| {seed} | {moment} PPO | {' | '.join(f'{figures[name]:.3f}' for name in _COLUMNS)} |")
+    return 0

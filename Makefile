@@ -150,8 +150,9 @@ $(READY_GPU): pyproject.toml constraints.txt
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
 	$(BIN)/plaudit-demo
 
+# As many test files at once as CI has cores; the tests of a file share what it has exported.
 test: $(READY) lint ## what CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-chaos test-docs ## everything, also what takes long or needs an environment of its own: the targets below
 
@@ -191,6 +192,9 @@ test-chaos: $(READY) ## a minute under a nemesis
 
 test-docs: docs ## the site builds without a warning, and asks no other host
 	$(BIN)/pytest -m '' tests/test_site.py
+
+test-tutorial: $(READY) ## the tutorial word by word, with smaller sizes and a model of random weights; a part of test-slow
+	$(BIN)/pytest -m '' tests/e2e/test_tutorial.py
 
 docs: $(READY) $(READY_DOCS) ## the documentation as a site, made offline: site/README.html
 	PYTHONPATH="client:service:export:$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" PATH="$(abspath $(BIN)):$$PATH" \
@@ -240,7 +244,7 @@ soak-hour: $(READY) ## an hour at moderate load: memory, p50, p99, errors
 # make chaos MINUTES=30 SEED=7
 MINUTES ?= 5
 SEED ?= 0
-chaos: $(READY) ## three replicas, a load with known scores and PPO under a nemesis that is drawn from a seed: docs/faults.md
+chaos: $(READY) ## three replicas, a load with known scores and PPO under a nemesis that is drawn from a seed: docs/development/faults.md
 	$(BIN)/python loadtests/chaos.py --minutes $(MINUTES) --seed $(SEED)
 
 scale: $(READY) ## throughput with 1 to 32 stand-in replicas behind 1 and 4 clients; the choice of 1,000 by simulation

@@ -1,6 +1,6 @@
 """Whether nothing is lost when faults come together: three replicas, a load with known scores and PPO under a nemesis.
 
-The faults are drawn from a seed; docs/faults.md says which there are. Every score has to have the bits that it has
+The faults are drawn from a seed; docs/development/faults.md says which. Every score has to have the bits that it has
 without faults, every call to end once, PPO to end in the bits of an undisturbed run, counters to add up, and processes
 to hold no more in the end than at the start.
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,15 @@ from plaudit_service.testing import RunningService, running_service, write_tiny_
 
 
 def pytest_configure() -> None:
-    """A shell starts background jobs with SIGINT ignored, and the processes of the tests would inherit that."""
+    """Sets what all tests and their processes start from."""
+    # A shell starts background jobs with SIGINT ignored, and the processes of the tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    with suppress(ModuleNotFoundError):  # some environments of single tests have no hypothesis
+        from hypothesis import HealthCheck, settings
+
+        # What is slow on a busy machine is not wrong.
+        settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("untimed")
 
 
 @pytest.fixture
@@ -66,6 +73,28 @@ def causal_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = tiny_causal_checkpoint(folder / "checkpoint")
     assert main(["checkpoint", str(checkpoint), str(folder / "bundle")]) == 0
     return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def process_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random process reward model as TRL saves one, two labels for each token, exported."""
+    import transformers
+
+    from plaudit_export.checkpoints.rules import Options
+    from plaudit_export.exporter import export_checkpoint
+    from plaudit_export.quiet import quiet
+    from plaudit_export.testing import tiny_causal_checkpoint
+
+    folder = tmp_path_factory.mktemp("process")
+    decoder = tiny_causal_checkpoint(folder / "decoder", max_position_embeddings=256)
+    with quiet():
+        model = transformers.AutoModelForTokenClassification.from_pretrained(
+            decoder, num_labels=2, ignore_mismatched_sizes=True
+        )
+        model.score.weight.data.normal_(std=0.3)
+        model.save_pretrained(folder / "prm")
+        transformers.AutoTokenizer.from_pretrained(decoder).save_pretrained(folder / "prm")
+    return export_checkpoint(str(folder / "prm"), folder / "bundle", Options(name="prm", step_end="\n")).bundle.path
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ PLACES = (
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PPOConfig:
-    """The settings of a run; docs/ppo.md names the source of each default.
+    """The settings of a run; docs/ppo-details.md names the source of each default.
 
     A setting is one declaration: type with limits, default, and the text that `--help` shows. An int may stand for a
     float, a list for a tuple, a Path for a string; nothing else is converted.

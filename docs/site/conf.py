@@ -24,6 +24,7 @@ include_patterns = [
     "README.md",
     "SECURITY.md",
     "deploy/ray/README.md",
+    "examples/README.md",
     "tests/cuda_stub/README.md",
 ]
 exclude_patterns = [".*", "docs/site", "site", "runs", "dist"]

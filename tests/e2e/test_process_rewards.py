@@ -1,36 +1,13 @@
 """A process reward model behind the real service, and its values on shared prefixes and in batches."""
 
-from pathlib import Path
-
 import httpx2
-import pytest
-import transformers
 
 from plaudit_client import RewardClient
-from plaudit_export.checkpoints.rules import Options
-from plaudit_export.exporter import export_checkpoint
-from plaudit_export.quiet import quiet
-from plaudit_export.testing import tiny_causal_checkpoint
 from plaudit_service import Scorer
 from plaudit_service.testing import running_service
 
 PROMPT = "How many legs have three cats and a bird?\nThink in steps. " * 3
 STEPS = (["Three cats have 12."], ["A bird has 2.", "So 14."], ["12", "and 2", "are 14 😀"])
-
-
-@pytest.fixture(scope="module")
-def process_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As TRL saves a process reward model: two labels for each token."""
-    folder = tmp_path_factory.mktemp("process")
-    decoder = tiny_causal_checkpoint(folder / "decoder", max_position_embeddings=256)
-    with quiet():
-        model = transformers.AutoModelForTokenClassification.from_pretrained(
-            decoder, num_labels=2, ignore_mismatched_sizes=True
-        )
-        model.score.weight.data.normal_(std=0.3)
-        model.save_pretrained(folder / "prm")
-        transformers.AutoTokenizer.from_pretrained(decoder).save_pretrained(folder / "prm")
-    return export_checkpoint(str(folder / "prm"), folder / "bundle", Options(name="prm", step_end="\n")).bundle.path
 
 
 def test_the_values_of_steps_have_the_same_bits_alone_batched_and_on_shared_prefixes(process_bundle):

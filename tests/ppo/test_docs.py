@@ -1,4 +1,4 @@
-"""docs/ppo.md against the code."""
+"""The pages of PPO against the code."""
 
 import dataclasses
 import re
@@ -14,12 +14,14 @@ from plaudit_ppo.training.held_out import HELD_OUT_METRICS
 from plaudit_ppo.training.metrics import METRICS
 
 TESTS = Path(__file__).parents[1]
-TEXT = (Path(__file__).parents[2] / "docs" / "ppo.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+REFERENCE = (DOCS / "ppo-reference.md").read_text()
+TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in ("ppo", "ppo-scale", "ppo-reference", "ppo-details"))
 DETAILS = rows(TEXT, "no.", "detail", "setting", "default", "test")
 
 
 def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path):
-    example = re.search(r"```toml\n(.*?)```", TEXT, re.DOTALL)[1]
+    example = re.search(r"```toml\n(.*?)```", REFERENCE, re.DOTALL)[1]
     (tmp_path / "run.toml").write_text(example)
     config = load_config(tmp_path / "run.toml")
     assert set(re.findall(r"^(\w+) = ", example, re.MULTILINE)) == {field.name for field in dataclasses.fields(config)}

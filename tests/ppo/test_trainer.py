@@ -16,7 +16,7 @@ from plaudit_ppo.errors import ConfigError, MaskedShareError, PromptError, Ratio
 from plaudit_ppo.rollout.prompts import dealt_prompts, mixed_prompts
 from plaudit_ppo.training.metrics import METRICS
 
-# What details 25 and 26 of docs/ppo.md name.
+# What details 25 and 26 of docs/ppo-details.md name.
 METRICS_OF_THE_FIELD = """
     objective/kl objective/kl_coef objective/entropy objective/non_score_reward objective/scores objective/rlhf_reward
     policy/approxkl_avg policy/clipfrac_avg policy/entropy_avg loss/policy_avg loss/value_avg

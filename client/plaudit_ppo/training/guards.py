@@ -5,7 +5,7 @@ Pure: the trainer, which calls them, writes the checkpoint.
 
 from plaudit_ppo.errors import ConstantScoresError, KLBudgetError, MaskedShareError, RatioError, RewardModelError
 
-# What rounding alone may make of a ratio of 1; measured: docs/ppo.md, "Precision and memory".
+# What rounding alone may make of a ratio of 1; measured: docs/ppo-scale.md, "Precision and memory".
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 SAMPLING_TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}
 

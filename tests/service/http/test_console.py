@@ -186,6 +186,28 @@ def test_a_chat_is_scored_as_the_template_renders_it_and_has_values_at_every_tok
         expect(page.locator(".scored").nth(0).locator(".high, .low")).to_have_count(2)
 
 
+def test_a_process_reward_model_shows_the_value_of_each_step(serve, tiny_bundle, process_bundle, open_console):
+    with serve(process_bundle, tiny_bundle(name="outcome")) as service:
+        page = open_console(service.url)
+        page.select_option("#model", "prm")
+        write(page, "How many legs have three cats?\n", "Four each.\nSo 12.\n", "Three.\n")
+        page.click("summary")
+        page.select_option("#along", "steps")
+        page.click("#score")
+        expect(page.locator(".scored").nth(0).locator(".high, .low")).to_have_count(2)
+        item = {"prompt": "How many legs have three cats?\n", "completion": "Four each.\nSo 12.\n"}
+        body = {"model": "prm", "items": [item], "along": "steps"}
+        (result,) = httpx2.post(f"{service.url}/score", json=body, timeout=60).json()["results"]
+        page.locator(".scored").nth(0).focus()
+        page.keyboard.press("ArrowRight")
+        shown = page.locator(".readout").nth(0)
+        expect(shown).to_contain_text("step 1")
+        expect(shown).to_contain_text(f"{result['along']['scores'][0]:.4f}")
+        page.select_option("#model", "outcome")
+        expect(page.locator("#along")).to_have_value("none")
+        expect(page.locator("#along [value=steps]")).to_be_disabled()
+
+
 def test_a_combination_shows_its_parts_and_says_what_it_has_not(serve, tiny_bundle, open_console):
     bundles = [tiny_bundle(name="a"), tiny_bundle(name="b")]
     with serve(*bundles, flags=["--combine", "both=a+0.5*b"]) as service:

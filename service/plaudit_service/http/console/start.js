@@ -5,6 +5,7 @@ let nextConnect = null; // the timer of the next look at it
 
 const chosenModel = () => service && service.models.find((model) => model.name === $("model").value);
 const canExplain = (model) => Boolean(model.manifest) && !model.manifest.scoring.pair;
+const findsSteps = (model) => canExplain(model) && Boolean(model.manifest.scoring.steps);
 const canSayAlong = (model) => canExplain(model) && model.manifest.scoring.kind === "causal";
 
 /** Say how the service is; what is said already is not said again. */
@@ -40,6 +41,9 @@ function showModel() {
   const model = chosenModel();
   if (!model) return;
   $("along").disabled = !canSayAlong(model);
+  const steps = $("along").querySelector("[value=steps]");
+  steps.disabled = steps.hidden = !findsSteps(model);
+  if (steps.disabled && steps.selected) $("along").value = "none";
   $("along-note").textContent = canSayAlong(model) ? ""
     : "Combinations, encoders and models of pairs give one score for a whole text, and no values along it.";
 }

@@ -44,6 +44,10 @@ ASKED = {
     "openrlhf": [{"query": ["ab", "c"], "prompts": ["a", "c"], "labels": [CHAT, json.dumps(CHAT)]}],
     "llamafactory": [{"model": "m", "messages": ["a", "b"]}],
     "vllm": [{"model": "m", "input": [[1, 2], [3]]}, {"messages": CHAT, "use_activation": False}],
+    "vllm_pooling": [
+        {"model": "m", "input": [[1, 2], [3]], "task": "token_classify"},
+        {"input": ["a"], "use_activation": False},
+    ],
     "slime": [{"prompt": CHAT, "response": "b"}, {"prompt": "a", "response": "b", "label": 1}],
     "tei_predict": [{"inputs": [["a"], ["b", "c"]], "raw_scores": True}, {"inputs": ["a", "b"], "truncate": None}],
     "tei_rerank": [{"query": "a", "texts": ["b", "c"], "return_text": True, "truncation_direction": "left"}],

@@ -154,7 +154,7 @@ demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle
 test: $(READY) lint ## what CI runs
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-docs ## everything, also what takes long or needs an environment of its own: the targets below
+test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-chaos test-docs ## everything, also what takes long or needs an environment of its own: the targets below
 
 test-slow: $(READY) $(READY_TRL_PPO) ## all tests of .venv, also what takes long, and a study against TRL 1.11
 	$(BIN)/pytest -m ''
@@ -186,6 +186,9 @@ test-vllm: $(READY) $(READY_VLLM) ## rollouts and scores by vLLM's build for the
 
 test-cuda-stub: $(READY) $(if $(shell command -v g++),$(READY_CUDA_STUB)) ## CUDA without a GPU: placement, kernels, copies, memory; skipped without g++
 	PLAUDIT_CUDA_STUB=$(VENV_CUDA_STUB) $(BIN)/pytest -m '' tests/cuda_stub
+
+test-chaos: $(READY) ## a minute under a nemesis
+	$(BIN)/python loadtests/chaos.py --minutes 1 --seed 1
 
 test-docs: docs ## the site builds without a warning, and asks no other host
 	$(BIN)/pytest -m '' tests/test_site.py
@@ -237,6 +240,15 @@ soak: $(READY) ## memory of the service over 100,000 requests
 
 soak-hour: $(READY) ## an hour at moderate load: memory, p50, p99, errors
 	$(BIN)/python loadtests/soak.py --minutes 60 --rate 40
+
+# make chaos MINUTES=30 SEED=7
+MINUTES ?= 5
+SEED ?= 0
+chaos: $(READY) ## three replicas, a load with known scores and PPO under a nemesis that is drawn from a seed: docs/development/faults.md
+	$(BIN)/python loadtests/chaos.py --minutes $(MINUTES) --seed $(SEED)
+
+scale: $(READY) ## throughput with 1 to 32 stand-in replicas behind 1 and 4 clients; the choice of 1,000 by simulation
+	$(BIN)/python loadtests/scale.py
 
 gpu-check: $(READY_GPU) ## on a machine with a GPU: parity, speed beside transformers, costs, memory, a service; JSON and a page
 	$(VENV_GPU)/bin/python loadtests/gpu_check.py $(GPU_CHECK)

@@ -245,7 +245,9 @@ class Fleet:
 
 
 async def cancel(task: "asyncio.Future[Any]") -> None:
-    """End a task and wait until it has cleaned up; nothing happens where it is done."""
+    """End a task and wait until it has cleaned up; one that has failed by itself has nobody to tell any more."""
     if not task.done():
         task.cancel()
         await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # asked for, so that the event loop does not complain that nobody did

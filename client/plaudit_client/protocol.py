@@ -208,7 +208,7 @@ def parse_answer(reply: Reply, expected_sequences: int, options: Options) -> Sco
         _refuse(reply, "results is not a list")
     if len(results) != expected_sequences:
         _refuse(reply, f"{len(results)} results for {expected_sequences} sequences")
-    scores = tuple(_parse_result(result, f"results[{index}]", reply, options) for index, result in enumerate(results))
+    scores = tuple(_parse_result(result, index, reply, options) for index, result in enumerate(results))
     return Scores(scores, model, fingerprint, engine)
 
 
@@ -292,9 +292,13 @@ def parse_object(reply: Reply) -> dict[str, Any]:
     return answer
 
 
-def _parse_result(result: object, at: str, reply: Reply, options: Options) -> Score:
+def _parse_result(result: object, index: int, reply: Reply, options: Options) -> Score:
+    at = f"results[{index}]"
     if not isinstance(result, dict):
         _refuse(reply, f"{at} is not an object")
+    told = result.get("index", index)  # older services tell none
+    if type(told) is not int or told != index:
+        _refuse(reply, f"{at}.index is not {index}: the results are not in the order of the request")
     status = result.get("status")
     if not (isinstance(status, str) and status in _STATUSES):
         _refuse(reply, f"{at}.status is unknown")

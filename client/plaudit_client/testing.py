@@ -159,7 +159,8 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 def _score_all(function: ScoreFunction, items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [_to_result(function(sequence), sequence) for item in items for sequence in _sequences(item)]
+    sequences = [sequence for item in items for sequence in _sequences(item)]
+    return [{"index": index} | _to_result(function(each), each) for index, each in enumerate(sequences)]
 
 
 def _sequences(item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

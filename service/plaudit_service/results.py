@@ -4,7 +4,7 @@ Knows nothing of HTTP, models or tokens.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from plaudit_service.errors import Mismatch
@@ -47,7 +47,8 @@ class Along:
 class Result:
     """The score of one sequence, or why there is none. `num_tokens` counts the whole text, before any truncation.
 
-    Where they were asked for: `along` has what the model gives along the text, `text` is what was scored.
+    Where they were asked for: `along` has what the model gives along the text, `text` is what was scored. `index` says
+    which of the request's sequences it is; it was given when the request was read, and is no part of what is compared.
     """
 
     status: Status
@@ -58,6 +59,7 @@ class Result:
     heads: Mapping[str, float] | None = None
     along: Along | None = None
     text: str | None = None
+    index: int = field(default=0, compare=False)
 
     @property
     def ok(self) -> bool:

@@ -24,6 +24,7 @@ from plaudit_client.errors import (
     ServiceUnavailable,
     Unauthorized,
 )
+from plaudit_client.fleet import cancel
 from plaudit_client.retry import Timing
 from plaudit_client.testing import FakeService, FakeTransport, json_response
 from plaudit_client.transport import HttpResponse
@@ -894,3 +895,21 @@ def test_a_closed_async_client_says_so():
             await client.score(["a"])
 
     asyncio.run(scenario())
+
+
+def test_a_request_that_fails_just_as_its_call_ends_leaves_no_complaint():
+    complaints = []
+
+    async def fail():
+        raise ServiceUnavailable("busy")
+
+    async def run():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        request = asyncio.ensure_future(fail())
+        await asyncio.wait({request})
+        await cancel(request)
+        del request
+        gc.collect()
+
+    asyncio.run(run())
+    assert complaints == []

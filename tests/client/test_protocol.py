@@ -127,6 +127,15 @@ def test_a_right_answer_becomes_scores():
     )
 
 
+def test_results_in_another_order_than_the_request_are_refused_where_the_service_says_their_indexes():
+    first, second = OK | {"index": 0}, OK | {"index": 1, "score": 2.0}
+    assert parse_answer(answer(first, second), 2, Options()).floats == [1.25, 2.0]
+    with pytest.raises(InvalidAnswer, match="results are not in the order of the request"):
+        parse_answer(answer(second, first), 2, Options())
+    with pytest.raises(InvalidAnswer, match=r"results\[1\]\.index is not 1"):
+        parse_answer(answer(first, first), 2, Options())
+
+
 @pytest.mark.parametrize(
     ("result", "what"),
     [
@@ -146,6 +155,9 @@ def test_a_right_answer_becomes_scores():
         (OK | {"truncated": "no"}, r"truncated is neither true nor false"),
         (TOO_LONG | {"detail": 3}, r"detail is no text"),
         (1.25, r"results\[0\] is not an object"),
+        (OK | {"index": 1}, r"results\[0\]\.index is not 0: the results are not in the order of the request"),
+        (OK | {"index": "0"}, r"results\[0\]\.index is not 0"),
+        (OK | {"index": False}, r"results\[0\]\.index is not 0"),
     ],
 )
 def test_a_wrong_result_is_refused_and_never_a_number(result, what):

@@ -119,7 +119,7 @@ def test_client_and_service_know_the_same_statuses():
 def test_the_client_reads_the_results_that_the_service_writes(asked):
     results = [
         Result(ServiceStatus.OK, 1.5, 3, truncated=True, heads={"a": 1.0, "b": 2.0}),
-        Result(ServiceStatus.TOO_LONG, None, 9000, detail="items[1]: too long"),
+        Result(ServiceStatus.TOO_LONG, None, 9000, detail="items[1]: too long", index=1),
     ]
     options = Options()
     if asked:

@@ -4,7 +4,7 @@ Knows nothing of queues or HTTP.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,14 @@ class RewardModel:
         names = [head.name for head in self.bundle.scoring.heads]
         heads = dict(zip(names, values, strict=True)) if len(values) > 1 else None
         return Result(
-            Status.OK, float(score), text.num_tokens, text.truncated, heads=heads, along=along, text=text.text
+            Status.OK,
+            float(score),
+            text.num_tokens,
+            text.truncated,
+            heads=heads,
+            along=along,
+            text=text.text,
+            index=text.index,
         )
 
     def _score(self, heads: Iterable[Any], *, raw: bool) -> Any:
@@ -120,7 +127,8 @@ class RewardModel:
         return trained_at == "tokens" or (trained_at == "steps" and places.steps is not None)
 
     def _failed(self, text: TokenizedText, failure: Failure) -> Result:
-        return Result(failure.status, None, text.num_tokens, text.truncated, failure.detail, text=text.text)
+        detail = failure.detail
+        return Result(failure.status, None, text.num_tokens, text.truncated, detail, text=text.text, index=text.index)
 
     def check_request(self, request: ScoreRequest) -> None:
         """Refuse a request that asks for what this model does not have.
@@ -137,11 +145,12 @@ class RewardModel:
             )
 
     def results(
-        self, texts: Sequence[TokenizedText | Result], outcomes: Iterable[Outcome], *, raw: bool
+        self, texts: Sequence[TokenizedText | Result], outcomes: Mapping[int, Outcome], *, raw: bool
     ) -> list[Result]:
-        """The results of a request: those that stand already, and one for each computed sequence, in order."""
-        computed = iter(outcomes)
-        return [text if isinstance(text, Result) else self.result(text, next(computed), raw=raw) for text in texts]
+        """The results of a request, in order: those that stand already, and those of the outcomes, by index."""
+        return [
+            text if isinstance(text, Result) else self.result(text, outcomes[text.index], raw=raw) for text in texts
+        ]
 
 
 class Model(RewardModel):

@@ -22,8 +22,9 @@ class ScoresAlong(BaseModel):
 
 
 class ScoreResult(BaseModel):
-    """One result, as the OpenAPI document shows it."""
+    """One result, as the OpenAPI document shows it. `index` counts the request's sequences from 0, in order."""
 
+    index: int
     status: Status
     score: float | None
     num_tokens: int
@@ -68,6 +69,7 @@ def parse_request(body: bytes | str) -> ScoreRequest:
 def to_wire(result: Result) -> dict[str, Any]:
     """The JSON object of a result: what comes behind `truncated` only where there is any."""
     wire: dict[str, Any] = {
+        "index": result.index,
         "status": str(result.status),
         "score": result.score,
         "num_tokens": result.num_tokens,

@@ -35,13 +35,14 @@ class Ticket:
     """The sequences of one request, on their way. Times are of the scheduler's clock, in seconds.
 
     Await `done`; who cancels it takes what is not computed yet out of the queue. Unavailable: the engine hangs.
+    `outcomes` and `jobs` go by the sequences' indexes in the request.
     """
 
     client: str
     arrival: int
     deadline: float
     arrived: float
-    outcomes: list[Outcome]
+    outcomes: dict[int, Outcome]
     done: asyncio.Future[None]
     jobs: dict[int, "_Job"] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
@@ -61,7 +62,7 @@ class Ticket:
 
 @dataclass(eq=False)
 class _Job:
-    """One sequence to compute, and all who wait for it: (ticket, place in its outcomes).
+    """One sequence to compute, and all who wait for it: (ticket, index of the sequence in its request).
 
     It is on the account of `client`, whose turn for it came first.
     """
@@ -244,10 +245,11 @@ class Scheduler:
         """
         loop = asyncio.get_running_loop()
         now, done = self._clock(), loop.create_future()
-        ticket = Ticket(client, self._arrivals, deadline, now, [_EXPIRED] * len(texts), done)
+        ticket = Ticket(client, self._arrivals, deadline, now, {text.index: _EXPIRED for text in texts}, done)
+        assert len(ticket.outcomes) == len(texts), "two sequences of a request have one index"
         self._arrivals += 1
-        for place in self._order(texts):
-            self._enqueue(ticket, place, texts[place], may_be_known=may_be_known)
+        for text in self._order(texts):
+            self._enqueue(ticket, text, may_be_known=may_be_known)
         ticket.done.add_done_callback(lambda _: self._leave(ticket))
         if not ticket.jobs:
             self._end(ticket)
@@ -257,11 +259,11 @@ class Scheduler:
         self._hand_over()
         return ticket
 
-    def _order(self, texts: Sequence[TokenizedText]) -> list[int]:
-        """Places in the order of their turns: the longest first; in lists, what begins alike one behind the other."""
+    def _order(self, texts: Sequence[TokenizedText]) -> list[TokenizedText]:
+        """In the order of their turns: the longest first; in lists, what begins alike one behind the other."""
         if self.model.engine.costs.pads:
-            return sorted(range(len(texts)), key=lambda place: -len(texts[place].token_ids))
-        return sorted(range(len(texts)), key=lambda place: token_key(texts[place].token_ids))
+            return sorted(texts, key=lambda text: -len(text.token_ids))
+        return sorted(texts, key=lambda text: token_key(text.token_ids))
 
     def _leave(self, ticket: Ticket) -> None:
         """The wait has ended; where it was cancelled, sequences are left."""
@@ -271,14 +273,14 @@ class Scheduler:
             self._metrics.cancelled.inc(len(ticket.jobs))
             self._release(ticket)
 
-    def _enqueue(self, ticket: Ticket, place: int, text: TokenizedText, *, may_be_known: bool) -> None:
+    def _enqueue(self, ticket: Ticket, text: TokenizedText, *, may_be_known: bool) -> None:
         """Wait for the computation of a sequence, which may be on its way for someone else, or known already."""
         content = text.token_ids.tobytes(), b"" if text.type_ids is None else text.type_ids.tobytes()
         along = text.places is not None
         key = content, along
         if may_be_known and not along and (known := self._cache.get(content)) is not None:
             self._metrics.score_cache_hits.inc()
-            ticket.outcomes[place] = known
+            ticket.outcomes[text.index] = known
             return
         job = self._jobs.get(key)
         if job is None and not along:  # who asks for less may wait for more
@@ -294,13 +296,13 @@ class Scheduler:
             job.client, job.turn = ticket.client, turn
             self._clients.add(job.client, turn, num_tokens)
             self._backlog.add(job)
-        job.waiters.add((ticket, place))
-        ticket.jobs[place] = job
+        job.waiters.add((ticket, text.index))
+        ticket.jobs[text.index] = job
 
     def _release(self, ticket: Ticket) -> None:
         """Wait for nothing more; a sequence that nobody waits for is dropped."""
-        for place, job in ticket.jobs.items():
-            job.waiters.discard((ticket, place))
+        for index, job in ticket.jobs.items():
+            job.waiters.discard((ticket, index))
             if not job.waiters:
                 self._drop(job)
         ticket.jobs.clear()
@@ -414,8 +416,8 @@ class Scheduler:
             outcome = outcomes.get(job, _EXPIRED)
             self._drop(job)
             self._cache.put(job.key[0], outcome)
-            for ticket, place in job.waiters:
-                self._deliver(ticket, place, outcome, computed)
+            for ticket, index in job.waiters:
+                self._deliver(ticket, index, outcome, computed)
 
     def _refuse(self, batch: Batch[_Job], error: BaseException) -> None:
         """Nothing could compute a batch: whoever waits for it may come again."""
@@ -426,12 +428,12 @@ class Scheduler:
                 ticket.done.set_exception(Unavailable(detail))
         self._hand_over()
 
-    def _deliver(self, ticket: Ticket, place: int, outcome: Outcome, computed: Computed) -> None:
+    def _deliver(self, ticket: Ticket, index: int, outcome: Outcome, computed: Computed) -> None:
         self._metrics.queue_seconds.observe(max(0.0, computed.started - ticket.arrived))
         if ticket.started is None:
             ticket.started = max(ticket.arrived, computed.started)
-        ticket.outcomes[place] = outcome
-        del ticket.jobs[place]
+        ticket.outcomes[index] = outcome
+        del ticket.jobs[index]
         if not ticket.jobs:
             self._end(ticket)
 

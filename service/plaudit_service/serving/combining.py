@@ -113,6 +113,7 @@ class Combination:
 
     def combine(self, results: Sequence[Result]) -> Result:
         """One sequence's result from that of each part; without a score unless all have one."""
+        (index,) = {result.index for result in results}
         num_tokens = max(result.num_tokens for result in results)
         truncated = any(result.truncated for result in results)
         heads = {
@@ -123,11 +124,13 @@ class Combination:
         if len(heads) < len(results):
             failed = [(part, result) for part, result in zip(self.parts, results, strict=True) if not result.ok]
             part, worst = min(failed, key=lambda named: WORST_FIRST.index(named[1].status))
-            return Result(worst.status, None, num_tokens, truncated, f'part "{part}": {worst.detail or worst.status}')
+            detail = f'part "{part}": {worst.detail or worst.status}'
+            return Result(worst.status, None, num_tokens, truncated, detail, index=index)
         score = self.compute(list(heads.values()))
         if not math.isfinite(score):
-            return Result(Status.NON_FINITE, None, num_tokens, truncated, "the combined score is not finite")
-        return Result(Status.OK, score, num_tokens, truncated, heads=heads)
+            detail = "the combined score is not finite"
+            return Result(Status.NON_FINITE, None, num_tokens, truncated, detail, index=index)
+        return Result(Status.OK, score, num_tokens, truncated, heads=heads, index=index)
 
 
 def parse_combination(text: str) -> Combination:

@@ -182,7 +182,9 @@ class Pipeline:
 
     async def _on(self, device: Device, tokenized: Tokenized) -> Sequence[Result]:
         computed = await asyncio.wrap_future(device.start(lambda: tokenized.sequences))
-        return self.model.results(tokenized.texts, computed.outcomes, raw=True)
+        indexes = [text.index for text in tokenized.sequences]
+        outcomes = dict(zip(indexes, computed.outcomes, strict=True))
+        return self.model.results(tokenized.texts, outcomes, raw=True)
 
     async def _through_queue(self, tokenized: Tokenized) -> Sequence[Result]:
         """Raw results, whatever waits in the queue or is known already."""

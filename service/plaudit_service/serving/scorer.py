@@ -150,16 +150,17 @@ class Scorer(_InProcess):
         outcomes = self._compute([text for text in texts if isinstance(text, TokenizedText)])
         return self.model.results(texts, outcomes, raw=request.raw)
 
-    def _compute(self, texts: Sequence[TokenizedText]) -> list[Outcome]:
+    def _compute(self, texts: Sequence[TokenizedText]) -> dict[int, Outcome]:
+        """The outcomes by the texts' indexes."""
         model = self.model
         backlog: Backlog[_Waiting] = Backlog(model.engine.costs, model.longest_kept)
-        for place, text in enumerate(texts):
-            backlog.add(_Waiting(place, text))
+        for text in texts:
+            backlog.add(_Waiting(text))
         outcomes: dict[int, Outcome] = {}
         for batch, computed in self._batches(backlog):
             for waiting, outcome in zip(batch.sequences, computed, strict=True):
-                outcomes[waiting.place] = outcome
-        return [outcomes[place] for place in range(len(texts))]
+                outcomes[waiting.text.index] = outcome
+        return outcomes
 
     def _batches(self, backlog: "Backlog[_Waiting]") -> Iterator[tuple["Batch[_Waiting]", list[Outcome]]]:
         """All batches of a backlog, computed."""
@@ -211,7 +212,6 @@ class CombinedScorer(_InProcess):
 class _Waiting:
     """A sequence of one call, which all arrived at once from one client."""
 
-    place: int
     text: TokenizedText
     client: str = ""
     turn: int = 0

@@ -31,6 +31,7 @@ _SOURCE_CHARS = 64
 class Source:
     """What one sequence is made from: text (or a pair of texts) to encode, or ids, or an error already.
 
+    `index` says which of the request's sequences it is, `where` which of its items.
     `pieces` are what the text is made of, where they are encoded one by one: what comes before the steps, then a step
     and an end in turn. `num_steps` counts the steps that the caller gave to a model that knows steps.
     """
@@ -44,6 +45,7 @@ class Source:
     add_special_tokens: bool = False
     append_eos: bool = False
     marks: Marks = NO_MARKS
+    index: int = 0
 
     @property
     def size(self) -> int:

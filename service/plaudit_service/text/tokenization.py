@@ -34,6 +34,7 @@ class TokenizedText:
         truncated: whether tokens were left out.
         places: of the tokens that a value is asked for; None: none is.
         text: what is scored, where that is asked for and there is a text.
+        index: which of the request's sequences it is; outcomes and results go by it.
     """
 
     token_ids: Ids
@@ -42,6 +43,7 @@ class TokenizedText:
     truncated: bool
     places: Places | None = None
     text: str | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,11 @@ class Tokenization:
             InvalidRequest: as there.
         """
         sources: list[Source] = []
-        size = 0
+        size = index = 0
         for number, item in enumerate(items):
             for source in self._sources.of(f"items[{number}]", item, asked.along):
-                sources.append(source)
+                sources.append(replace(source, index=index))
+                index += 1
                 size += source.size
                 if size >= _STEP_CHARS:
                     yield self._step(sources, asked)
@@ -131,12 +134,13 @@ class Tokenization:
 
     def _step(self, sources: Sequence[Source], asked: Asked) -> list[TokenizedText | Result]:
         encoded = self._encode(sources, with_spans=asked.along != "none")
-        texts = [self._finish(source, ids, asked) for source, ids in zip(sources, encoded, strict=True)]
-        if not asked.explain:
-            return texts
         return [
-            replace(text, text=source.text) if isinstance(source.text, str) else text
-            for text, source in zip(texts, sources, strict=True)
+            replace(
+                self._finish(source, ids, asked),
+                text=source.text if asked.explain and isinstance(source.text, str) else None,
+                index=source.index,
+            )
+            for source, ids in zip(sources, encoded, strict=True)
         ]
 
     def _encode(self, sources: Sequence[Source], *, with_spans: bool) -> list[_Encoded | str]:

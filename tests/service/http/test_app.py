@@ -59,7 +59,8 @@ def test_score_answers_every_item_form_and_names_what_computed_it(serve, tiny_bu
         }
         results = answer.json()["results"]
         assert [result["score"] for result in results] == [1.5, 0.0, -3.0, -3.25, 1.0, None]
-        assert results[0] == {"status": "ok", "score": 1.5, "num_tokens": 3, "truncated": False}
+        assert [result["index"] for result in results] == [0, 1, 2, 3, 4, 5]
+        assert results[0] == {"index": 0, "status": "ok", "score": 1.5, "num_tokens": 3, "truncated": False}
         assert results[-1]["status"] == "failed"
         assert {part.split(";")[0] for part in answer.headers["server-timing"].split(", ")} == {
             "queue",

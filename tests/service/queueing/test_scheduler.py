@@ -123,7 +123,7 @@ async def outcomes(*tickets):
     """What requests got, once all of them have ended."""
     async with asyncio.timeout(_PATIENCE_S):
         await asyncio.gather(*(ticket.done for ticket in tickets))
-    return [ticket.outcomes for ticket in tickets]
+    return [list(ticket.outcomes.values()) for ticket in tickets]
 
 
 async def leave(*tickets):
@@ -144,7 +144,9 @@ def asking(*first_ids, length=4):
 
 
 def texts(*first_ids, length=4):
-    return [TokenizedText(np.full(length, first), None, length, False) for first in first_ids]
+    return [
+        TokenizedText(np.full(length, first), None, length, False, index=index) for index, first in enumerate(first_ids)
+    ]
 
 
 @pytest.fixture
@@ -293,7 +295,8 @@ def test_padding_and_computed_tokens_are_counted(running):
     async def scenario():
         async with running() as queue:
             queue.engine.go_on()
-            await outcomes(queue.ask_for([*texts(1, length=10), *texts(2, length=7)]))
+            shorter = [replace(text, index=1) for text in texts(2, length=7)]
+            await outcomes(queue.ask_for([*texts(1, length=10), *shorter]))
             assert queue.value("computed_tokens_total") == 17
             assert queue.value("padding_tokens_total") == 3
             assert queue.value("batch_tokens_sum") == 20
@@ -349,7 +352,7 @@ def test_sequences_of_one_text_in_other_segments_are_not_identical(running):
         async with running() as queue:
             queue.engine.go_on()
             ids = np.full(4, 1)
-            pair = TokenizedText(ids, np.array([0, 0, 1, 1]), 4, False)
+            pair = TokenizedText(ids, np.array([0, 0, 1, 1]), 4, False, index=1)
             await outcomes(queue.ask_for([TokenizedText(ids, None, 4, False), pair]))
             assert queue.engine.batches == [[1, 1]]
 
@@ -498,11 +501,25 @@ def test_who_asks_for_a_score_waits_for_one_who_asks_for_values_too_but_not_the_
             queue.engine.go_on()
             await outcomes(first, *requests)
             assert sorted(chain.from_iterable(queue.engine.batches)) == [1, 1, 2, 9]
-            (_, second), (fourth,) = requests[1].outcomes, requests[3].outcomes
+            second, fourth = requests[1].outcomes[1], requests[3].outcomes[0]
             assert (second.heads, second.tokens[:, 0].tolist()) == ((2.0,), [2.0] * 4)
             assert fourth is second
-            assert requests[0].outcomes == [(1.0,)]
-            assert requests[2].outcomes == [second]
+            assert requests[0].outcomes == {0: (1.0,)}
+            assert requests[2].outcomes == {0: second}
+
+    asyncio.run(scenario())
+
+
+def test_an_outcome_goes_to_the_index_that_its_sequence_has_in_the_request(running):
+    async def scenario():
+        async with running() as queue:
+            first = await queue.occupy(9)
+            shuffled = [replace(text, index=index) for text, index in zip(texts(1, 2, 2, 3), (7, 4, 0, 2), strict=True)]
+            request, other = queue.ask_for(shuffled), queue.ask(3, 1)
+            queue.engine.go_on()
+            await outcomes(first, request, other)
+            assert request.outcomes == {7: (1.0,), 4: (2.0,), 0: (2.0,), 2: (3.0,)}
+            assert other.outcomes == {0: (3.0,), 1: (1.0,)}
 
     asyncio.run(scenario())
 

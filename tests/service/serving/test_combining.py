@@ -129,7 +129,9 @@ def test_a_combination_is_served_as_a_model_of_its_own(serve, tiny_bundle):
     with serve(helpful, harmless, env=env) as service:
         items = [{"text": "good fine"}, {"text": "good " * 30}, {"text": "crash"}, {"token_ids": [1, 4]}]
         answer = score(service, items=items, model="safe").json()
+        assert [result["index"] for result in answer["results"]] == [0, 1, 2, 3]
         assert answer["results"][0] == {
+            "index": 0,
             "status": "ok",
             "score": 0.75 * 3.0 + 0.5 * 0.25,
             "num_tokens": 3,

@@ -129,7 +129,9 @@ def module_scorer(tmp_path_factory):
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(texts, min_size=1, max_size=30))
 def test_scores_come_in_order_whatever_the_batches(module_scorer, batch):
-    assert module_scorer.score(batch).floats == [score_by_hand(text) for text in batch]
+    scores = module_scorer.score(batch)
+    assert scores.floats == [score_by_hand(text) for text in batch]
+    assert [result.index for result in scores] == list(range(len(batch)))
 
 
 def test_parity_holds_for_a_right_bundle_and_is_exact(tiny_bundle):

@@ -1,0 +1,1 @@
+"""The parts of `loadtests/chaos.py`: what is drawn, done, seen and judged in a run with faults."""

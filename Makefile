@@ -253,7 +253,7 @@ scale: $(READY) ## throughput with 1 to 32 stand-in replicas behind 1 and 4 clie
 gpu-check: $(READY_GPU) ## on a machine with a GPU: parity, speed beside transformers, costs, memory, a service; JSON and a page
 	$(VENV_GPU)/bin/python loadtests/gpu_check.py $(GPU_CHECK)
 
-screenshots: $(READY) ## pictures of the console and of the demo's page for the documentation; needs runs/demo of `make demo`
+screenshots: $(READY) ## pictures of the console, the demo's page and a report for the documentation; needs runs/demo of `make demo`
 	$(BIN)/python tests/e2e/screenshots.py
 
 human-preferences: $(READY) ## train, export, serve and check a reward model on real human preferences (PLAUDIT_DATA)

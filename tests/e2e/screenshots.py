@@ -1,4 +1,4 @@
-"""Pictures for the documentation, of real pages: the console on the demo's reward model, and the demo's own page.
+"""Pictures for the documentation, of real pages: the console on the demo's reward model, the demo's own page, a report.
 
 make demo screenshots        Needs runs/demo and a Chromium; writes docs/images.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from chromium import launch
 from playwright.sync_api import Page, sync_playwright
 
+from plaudit_ppo.runs.report import write_report
 from plaudit_service.testing import running_service
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -42,6 +43,8 @@ def main() -> int:
         page.screenshot(path=IMAGES / "console-service.png")
         page.goto((demo / "index.html").resolve().as_uri())
         page.screenshot(path=IMAGES / "demo.png")
+        page.goto(write_report(demo / "ppo").resolve().as_uri())
+        page.screenshot(path=IMAGES / "report.png")
         browser.close()
     return 0
 

@@ -19,19 +19,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemesis.disk import Disk
-from nemesis.night import Builds, Ground, Run, prepare, run
-from nemesis.replicas import SERVE
 from nemesis.schedule import NEEDS_ROOT, Fault, draw, from_json, to_json
 from nemesis.shrink import shrink
-from nemesis.training import TRAIN
 from servers import end_on_sigterm
 from tqdm import tqdm
+
+if TYPE_CHECKING:  # it imports torch, which who asks for --help need not wait for
+    from nemesis.night import Builds, Ground, Run
 
 # How much longer than until its first violation a run lasts that is to show it again.
 _LONGER = 2.0
 _SHORTEST_S = 20.0
+
+_LEFT = _SCHEDULE, _HISTORY, _SHORTEST = "schedule.jsonl", "history.json", "shortest.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="directory of what is left (default: runs/chaos/seed-SEED)")
     parser.add_argument("--attempts", type=int, default=8, help="runs to shorten a failure (default: %(default)s)")
     parser.add_argument("--no-ppo", action="store_true", help="leave the PPO run out")
-    parser.add_argument("--serve", nargs="+", default=SERVE, help="a build of plaudit-serve to test")
-    parser.add_argument("--train", nargs="+", default=TRAIN, help="a build of plaudit-ppo to test")
+    parser.add_argument("--serve", nargs="+", help="a build of plaudit-serve to test")
+    parser.add_argument("--train", nargs="+", help="a build of plaudit-ppo to test")
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
         parser.error("--minutes: must be more than 0")
@@ -56,23 +59,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(f"--schedule {options.schedule}: {error}")
     output = options.output or Path("runs/chaos") / f"seed-{options.seed}"
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
-    builds, seconds = Builds(options.serve, options.train), 60 * options.minutes
+    output.mkdir(parents=True, exist_ok=True)
+    for name in _LEFT:
+        (output / name).unlink(missing_ok=True)
+    from nemesis.night import Builds, prepare
+
+    given_builds = {"serve": options.serve, "train": options.train}
+    builds, seconds = Builds(**{name: build for name, build in given_builds.items() if build}), 60 * options.minutes
     with tempfile.TemporaryDirectory(prefix="plaudit-chaos-") as folder:
         ground = prepare(Path(folder), options.seed, _say, with_training=not options.no_ppo)
         faults, skipped = _faults(Path(folder), options.seed, seconds, given)
         for line in skipped:
             _say(line)
-        (output / "schedule.jsonl").write_text(to_json(faults), encoding="utf-8")
+        (output / _SCHEDULE).write_text(to_json(faults), encoding="utf-8")
         done = _run(ground, faults, seconds, builds)
-        (output / "history.json").write_text(_to_json(done), encoding="utf-8")
+        (output / _HISTORY).write_text(_to_json(done), encoding="utf-8")
         print(describe(done))
         if not done.violations:
             return 0
         for violation in done.violations[:20]:
             print(f"violation: {violation}")
-        _shorten(ground, faults, done, builds, options.attempts, output / "shortest.jsonl")
+        _shorten(ground, faults, done, builds, options.attempts, output / _SHORTEST)
     return 1
 
 
@@ -88,8 +95,10 @@ def _faults(
     return [fault for fault in given if (fault.target, fault.kind) not in missing], skipped
 
 
-def _run(ground: Ground, faults: Sequence[Fault], seconds: float, builds: Builds) -> Run:
+def _run(ground: "Ground", faults: Sequence[Fault], seconds: float, builds: "Builds") -> "Run":
     """One run under a bar of the seconds, on a disk of its own."""
+    from nemesis.night import run
+
     shutil.rmtree(ground.folder / "disk", ignore_errors=True)
     with (
         Disk(ground.folder / "disk") as disk,
@@ -107,7 +116,7 @@ def _run(ground: Ground, faults: Sequence[Fault], seconds: float, builds: Builds
 
 
 def _shorten(
-    ground: Ground, faults: Sequence[Fault], failed: Run, builds: Builds, max_attempts: int, file: Path
+    ground: "Ground", faults: Sequence[Fault], failed: "Run", builds: "Builds", max_attempts: int, file: Path
 ) -> None:
     """Look for the shortest schedule that still fails; print and keep it."""
     before = [fault for fault in faults if fault.at_s <= failed.lasted_s]
@@ -123,7 +132,7 @@ def _shorten(
         print(f"  {fault}")
 
 
-def describe(done: Run) -> str:
+def describe(done: "Run") -> str:
     """A few lines of figures."""
     history = done.history
     faults = Counter(f"{fault.target.split()[0]}: {fault.what}" for fault in history.faults)
@@ -147,7 +156,7 @@ def _list(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
 
-def _to_json(done: Run) -> str:
+def _to_json(done: "Run") -> str:
     history = done.history
     calls = [asdict(call) | {"results": None} for call in history.calls if call.outcome != "scores"]
     content = {

@@ -2,9 +2,10 @@
 
 import os
 import signal
+import sys
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -23,6 +24,22 @@ def pytest_configure() -> None:
         # What is slow on a busy machine is not wrong.
         settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
         settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_process() -> Iterator[None]:
+    """What a command sets for its whole process is as before when the next file begins: which one that is may vary."""
+    if "torch" not in sys.modules or "transformers" not in sys.modules:
+        yield  # some environments of single tests have neither
+        return
+    import torch
+    from transformers.utils import logging
+
+    num_threads, verbosity, bar = torch.get_num_threads(), logging.get_verbosity(), logging.is_progress_bar_enabled()
+    yield
+    torch.set_num_threads(num_threads)
+    logging.set_verbosity(verbosity)
+    (logging.enable_progress_bar if bar else logging.disable_progress_bar)()
 
 
 @pytest.fixture

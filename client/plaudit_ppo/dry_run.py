@@ -37,15 +37,26 @@ def try_run(config: PPOConfig, scorers: Scorers, *, termination: Termination) ->
     accelerator = make_accelerator(replace(config, trackers=()))
     refuse_a_held_run(Path(config.output))
     accelerator.wait_for_everyone()
-    # Short completions seldom end by themselves, which says nothing of the run.
-    logging.getLogger("plaudit_ppo.trainer").setLevel(logging.ERROR)
-    with _removed(Path(config.output) / ".dry-run", is_first_process=accelerator.is_main_process) as directory:
+    left = _removed(Path(config.output) / ".dry-run", is_first_process=accelerator.is_main_process)
+    with left as directory, _without_warnings():
         trainer = load_trainer(_tiny(config, directory, processes=accelerator.num_processes), scorers)
         trainer.check_context(config.max_completion_tokens)
         trainer.train(termination=termination)
         accelerator.wait_for_everyone()
     device = "cuda" if accelerator.device.type == "cuda" else "cpu"
     return [*trainer.prompt_lines, _planned(config, processes=accelerator.num_processes, device=device)]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Of the trainer: short completions seldom end by themselves, which says nothing of the run."""
+    log = logging.getLogger("plaudit_ppo.trainer")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _planned(config: PPOConfig, *, processes: int, device: str) -> str:

@@ -109,7 +109,7 @@ def test_golden_texts_go_beyond_a_sliding_window_up_to_the_cap_and_what_is_longe
 
 
 def test_golden_texts_that_do_not_pass_the_sliding_window_are_told(tmp_path, monkeypatch):
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise ExportError("far enough")
 
     monkeypatch.setattr(exporter, "_references", stop)

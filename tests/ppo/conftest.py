@@ -9,8 +9,8 @@ from plaudit_client import Score
 from plaudit_ppo import Critic, PPOConfig, PPOTrainer, Prompt, frozen_copy
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(own_process):
     torch.set_num_threads(1)
 
 

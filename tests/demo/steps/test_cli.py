@@ -9,7 +9,8 @@ from plaudit_demo.steps.cli import main
 TRL_PYTHON = Path(__file__).parents[3] / ".venv-trl-ppo" / "bin" / "python"
 
 
-def test_a_missing_environment_of_trl_is_one_line_that_names_the_remedy(tmp_path, capsys):
+def test_a_missing_environment_of_trl_is_one_line_that_names_the_remedy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
     assert main(["--output", str(tmp_path), "--trl-python", "/no/python"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("plaudit_demo.steps: error: --trl-python /no/python: there is no such file")

@@ -2,8 +2,8 @@
 
 import os
 import signal
-import sys
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress

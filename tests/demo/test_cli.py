@@ -170,7 +170,7 @@ def test_an_interruption_is_one_line_and_exit_130(capsys, tmp_path, monkeypatch)
     """What becomes of the processes is shown where they are run."""
 
     def interrupt(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr("plaudit_demo.run.run_demo", interrupt)
     assert main(["--output", str(tmp_path / "demo")]) == 130

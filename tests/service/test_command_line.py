@@ -88,14 +88,14 @@ from plaudit_service.command_line import interruptible, run
 
 def signalled(number):
     try:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
     except BaseException:  # as C code does, of a package that is imported
         return 0
 
 def raised(number):
     with interruptible():
         try:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         finally:
             print("cleared away")
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,15 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def own_process() -> Iterator[None]:
     """What a command sets for its whole process is as before when the next file begins: which one that is may vary."""
+    environment = dict(os.environ)
+    with _quiet_and_threads_given_back():
+        yield
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@contextmanager
+def _quiet_and_threads_given_back() -> Iterator[None]:
     if "torch" not in sys.modules or "transformers" not in sys.modules:
         yield  # some environments of single tests have neither
         return

@@ -28,14 +28,12 @@ from plaudit_demo.report.results import Results
 from plaudit_demo.service import fetch_metrics, read_latency, serving
 from plaudit_demo.settings import DemoSettings
 from plaudit_demo.training.models import (
-    make_causal_lm,
     make_sequence_classifier,
-    train_policy_tokenizer,
     train_reward_model_tokenizer,
 )
 from plaudit_demo.training.ppo import ppo_config, train_policy
 from plaudit_demo.training.reward_model import pair_accuracy, train_reward_model
-from plaudit_demo.training.warm_up import warm_up
+from plaudit_demo.training.warm_up import make_warmed_up_policy
 from plaudit_ppo import TrainSummary, load_policy
 from plaudit_ppo.runs.log import Metrics
 
@@ -146,28 +144,19 @@ def _warm_up(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     with progress.stage("warm up the policy", settings.warm_up_steps) as stage:
         examples = make_corpus(prompts, settings.corpus_examples, seed=seed)
-        texts = [example.prompt + example.completion for example in examples]
-        tokenizer = train_policy_tokenizer(texts, settings.policy_vocab_size)
-        policy = make_causal_lm(
-            tokenizer,
+        return make_warmed_up_policy(
+            output / WARMED_UP,
+            examples,
+            vocab_size=settings.policy_vocab_size,
             hidden_size=settings.policy_hidden_size,
             num_layers=settings.policy_layers,
             max_tokens=_MAX_TOKENS,
-            seed=seed,
-        )
-        warm_up(
-            policy,
-            tokenizer,
-            examples,
             num_steps=settings.warm_up_steps,
             batch_size=settings.warm_up_batch,
             learning_rate=settings.warm_up_learning_rate,
             seed=seed,
             on_step=lambda loss: stage.advance(note=f"loss {loss:.2f}"),
         )
-        policy.save_pretrained(output / WARMED_UP)
-        tokenizer.save_pretrained(output / WARMED_UP)
-    return policy, tokenizer
 
 
 def _sample_pairs(

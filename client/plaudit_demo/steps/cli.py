@@ -66,7 +66,6 @@ def _run(options: argparse.Namespace) -> int:
     for seed in options.seeds:
         summary = read_summary(output / f"seed-{seed}")
         for moment in ("before", "after"):
-            figures = summary[moment]
-            assert isinstance(figures, dict)
-            print(f"| {seed} | {moment} PPO | {' | '.join(f'{figures[name]:.3f}' for name in _COLUMNS)} |")
+            figures = [f"{summary[moment][name]:.3f}" for name in _COLUMNS]
+            print(f"| {seed} | {moment} PPO | {' | '.join(figures)} |")
     return 0

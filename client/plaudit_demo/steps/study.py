@@ -1,23 +1,22 @@
 """The study of process rewards, for one seed: SFT policy, reward model by TRL, bundle, service, PPO, figures."""
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from plaudit_demo.data.corpus import Example
 from plaudit_demo.data.sampling import sample_completions
-from plaudit_demo.output import prepare_output, write_json, write_jsonl
+from plaudit_demo.output import prepare_output, read_json, write_json, write_jsonl
 from plaudit_demo.processes import command, run_to_end
 from plaudit_demo.progress import Progress
 from plaudit_demo.service import serving
 from plaudit_demo.steps.counting import SEPARATOR, Task, judge, make_tasks, read_task, split_steps, write_steps
-from plaudit_demo.training.models import make_causal_lm, train_policy_tokenizer
-from plaudit_demo.training.warm_up import warm_up
+from plaudit_demo.training.warm_up import make_warmed_up_policy
 from plaudit_ppo import PPOConfig, load_policy
 from plaudit_ppo.settings_text import to_toml
 
@@ -99,11 +98,9 @@ def run_seed(settings: StepSettings, directory: Path, *, seed: int, trl_python: 
     )
 
 
-def read_summary(directory: Path) -> Mapping[str, object]:
+def read_summary(directory: Path) -> Mapping[str, Any]:
     """What a seed has left; empty where it has not come to its end."""
-    path = directory / _DONE
-    content: Mapping[str, object] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content
+    return read_json(directory / _DONE)
 
 
 def _examples(settings: StepSettings, tasks: Sequence[Task], rng: random.Random) -> list[tuple[Task, list[str]]]:
@@ -117,26 +114,19 @@ def _warm_up(
     """The SFT policy, in `policy`: it miscounts as often as its examples do."""
     with progress.stage(f"seed {seed}: warm up the policy", settings.warm_up_steps) as stage:
         examples = [Example(task.prompt, SEPARATOR.join(steps)) for task, steps in _examples(settings, tasks, rng)]
-        tokenizer = train_policy_tokenizer((each.prompt + each.completion for each in examples), vocab_size=400)
-        policy = make_causal_lm(
-            tokenizer,
+        make_warmed_up_policy(
+            output / "policy",
+            examples,
+            vocab_size=400,
             hidden_size=settings.hidden_size,
             num_layers=settings.layers,
             max_tokens=_MAX_TOKENS,
-            seed=seed,
-        )
-        warm_up(
-            policy,
-            tokenizer,
-            examples,
             num_steps=settings.warm_up_steps,
             batch_size=32,
             learning_rate=3e-3,
             seed=seed,
             on_step=lambda loss: stage.advance(note=f"loss {loss:.2f}"),
         )
-        policy.save_pretrained(output / "policy")
-        tokenizer.save_pretrained(output / "policy")
 
 
 def _train_reward_model(

@@ -1,15 +1,14 @@
 """What every study stands on: for each seed the demo's SFT policy, prompts, RM and bundle, made once and kept."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from plaudit_client import RewardClient
-from plaudit_demo.output import prepare_output, write_json
+from plaudit_demo.output import prepare_output, read_json, write_json
 from plaudit_demo.progress import Progress
 from plaudit_demo.run import BUNDLE, make_ground
 from plaudit_demo.service import serving
@@ -27,7 +26,7 @@ def ensure_ground(settings: DemoSettings, directory: Path, stream: TextIO) -> No
         DemoError: a stage failed.
     """
     wanted = asdict(settings)
-    if _read(directory / _DONE).get("settings") != wanted:
+    if read_json(directory / _DONE).get("settings") != wanted:
         progress = Progress(stream, _NUM_STAGES)
         ground = make_ground(settings, prepare_output(directory), progress, count(settings.seed * 1000))
         figures = {name: value for name, value in asdict(ground).items() if name != "held_out_prompts"}
@@ -45,8 +44,3 @@ def serving_ground(settings: DemoSettings, directory: Path) -> Iterator[tuple[st
         on_poll=lambda: None,
     ) as service:
         yield service
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content

@@ -1,13 +1,61 @@
 """Warm-up: supervised training of the policy on the corpus, on completion tokens only."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from plaudit_demo.data.corpus import Example
+from plaudit_demo.training.models import make_causal_lm, train_policy_tokenizer
 
 _IGNORED = -100
+
+
+def make_warmed_up_policy(
+    directory: Path,
+    examples: Sequence[Example],
+    *,
+    vocab_size: int,
+    hidden_size: int,
+    num_layers: int,
+    max_tokens: int,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    on_step: Callable[[float], None],
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Make a tokenizer and a policy of random weights, train it to write like the corpus, and save both.
+
+    Args:
+        directory: where they are saved.
+        examples: the corpus.
+        vocab_size: of the tokenizer.
+        hidden_size: of the policy.
+        num_layers: of the policy.
+        max_tokens: positions of the policy.
+        num_steps: as in `warm_up`.
+        batch_size: as in `warm_up`.
+        learning_rate: as in `warm_up`.
+        seed: of the weights and of the order of the examples.
+        on_step: as in `warm_up`.
+    """
+    tokenizer = train_policy_tokenizer([each.prompt + each.completion for each in examples], vocab_size)
+    policy = make_causal_lm(tokenizer, hidden_size=hidden_size, num_layers=num_layers, max_tokens=max_tokens, seed=seed)
+    warm_up(
+        policy,
+        tokenizer,
+        examples,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        on_step=on_step,
+    )
+    policy.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return policy, tokenizer
 
 
 def warm_up(

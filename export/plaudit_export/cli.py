@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plaudit_export.errors import ExportError, ParityError, RuleError, SourceError
+from plaudit_export.recipes.named_tokens import BY_ID
 from plaudit_service.command_line import Parser, interruptible, run, say, tell
 
 if TYPE_CHECKING:
@@ -394,7 +395,12 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
         help="SOURCE is a language model, whose score is the weighted sum of the logits of these tokens behind the "
         "text; id:N for the token of id N",
     )
-    add("--step-token", metavar="TOKEN", help="SOURCE scores steps, and this token ends each; id:N for the one of id N")
+    add(
+        "--step-token",
+        type=_token,
+        metavar="TOKEN",
+        help="SOURCE scores steps, and this token ends each; id:N for the one of id N",
+    )
     add(
         "--step-end",
         type=_step_end,
@@ -527,9 +533,15 @@ def _tolerance(text: str) -> float:
 def _token_logits(text: str) -> list[tuple[str, float]]:
     heads = _heads(text)
     for name, _ in heads:
-        if name.startswith("id:") and not _is_count(name.removeprefix("id:")):
-            raise argparse.ArgumentTypeError(f"{name!r}: {name.removeprefix('id:')!r} is not a token id")
+        _token(name)
     return heads
+
+
+def _token(text: str) -> str:
+    number = text.removeprefix(BY_ID)
+    if text.startswith(BY_ID) and not _is_count(number):
+        raise argparse.ArgumentTypeError(f"{text!r}: {number!r} is not a token id")
+    return text
 
 
 def _step_end(text: str) -> str:

@@ -197,6 +197,7 @@ def test_help_names_units_and_defaults(capsys):
     [
         (["--normalize", "mean"], "mean-std and mean need --normalize-on FILE; saved and none go without it"),
         (["--token-logits", "id:x=1"], "'x' is not a token id"),
+        (["--step-token", "id:x"], "'x' is not a token id"),
     ],
 )
 def test_options_of_formats_that_make_no_sense_end_in_one_line(given, message, tmp_path, capsys):

@@ -46,6 +46,7 @@ from plaudit_export.checkpoints.weights import (
 )
 from plaudit_export.errors import ExportError, SourceError, first_line
 from plaudit_export.quiet import quiet
+from plaudit_export.recipes.named_tokens import named_token
 from plaudit_export.recipes.on_disk import Named, recipe_on_disk
 
 Kind = Literal["causal", "encoder", "plain"]
@@ -318,7 +319,10 @@ def _load_token_logits(
         raise SourceError(f"--token-logits: {place.directory} is an adapter with a head of its own")
     notes = [] if adapter is None else check_adapter_files(place.directory, [WEIGHTS])
     tokenizer, notes_of_tokenizer = _tokenizer_of(place.directory, base_directory, builtin_class=builtin_class)
-    token_ids = [_token_id(str(place.directory), tokenizer.taken, token) for token in tokens]
+    source = str(place.directory)
+    token_ids = [
+        named_token(source, tokenizer.taken, token, flag="--token-logits", by_id="id:N=WEIGHT") for token in tokens
+    ]
     foreign, wrapped = load_token_logits(
         place.directory, token_ids, adapter, base_directory, builtin_class=builtin_class
     )
@@ -353,19 +357,6 @@ def _tokenizer_of(directory: Path, base_directory: Path, *, builtin_class: bool)
                 "(save the trainer's tokenizer whole beside the adapter to take that one)"
             )
         return load_tokenizer(str(base_directory if home == base_directory else directory), home), notes
-
-
-def _token_id(source: str, tokenizer: Any, token: str) -> int:
-    """The id of an entry of the vocabulary, as `convert_tokens_to_ids` knows it."""
-    if token.startswith("id:"):
-        return int(token.removeprefix("id:"))
-    token_id = tokenizer.get_vocab().get(token)
-    if token_id is None:
-        raise SourceError(
-            f"--token-logits: the tokenizer of {source} has no token {token!r}; give it as it stands in the "
-            "vocabulary, or by its id: id:N=WEIGHT"
-        )
-    return int(token_id)
 
 
 def load_tokenizer(source: str, home: Path | None = None) -> LoadedTokenizer:

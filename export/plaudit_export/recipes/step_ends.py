@@ -6,6 +6,7 @@ Trainers keep neither the separator of the steps nor how they were tokenized. Kn
 from typing import Any
 
 from plaudit_export.errors import SourceError
+from plaudit_export.recipes.named_tokens import named_token
 from plaudit_service.bundles.bundle import SpecialToken, Steps
 
 
@@ -42,15 +43,7 @@ def settle_steps(source: str, tokenizer: Any, token: str | None, end: str | None
 
 
 def _by_token(source: str, tokenizer: Any, token: str, end: str | None) -> Steps:
-    if token.startswith("id:"):
-        token_id = int(token.removeprefix("id:"))
-    elif (found := tokenizer.get_vocab().get(token)) is not None:
-        token_id = int(found)
-    else:
-        raise SourceError(
-            f"--step-token: the tokenizer of {source} has no token {token!r}; give it as it stands in the vocabulary, "
-            "or by its id: id:N"
-        )
+    token_id = named_token(source, tokenizer, token, flag="--step-token")
     if not 0 <= token_id < len(tokenizer):
         raise SourceError(f"--step-token {token}: the tokenizer of {source} has {len(tokenizer)} tokens")
     end = tokenizer.decode([token_id]) if end is None else end

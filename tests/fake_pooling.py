@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+from fake_http import FakeHandler, fake_server
 
 KEY = "engine-key"
 # What is wrong with the scores, which the check at the start has to notice.
@@ -55,8 +55,7 @@ class FakePooling:
         self._released = threading.Event()  # what hangs does so until then
         self._gate = threading.Event()
         self._gate.set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), lambda *arguments: _Handler(self, *arguments))
-        self._server.daemon_threads = True
+        self._server = fake_server(_Handler, self, port=port)
         self._server.handle_error = lambda *_: None  # clients leave
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -72,6 +71,11 @@ class FakePooling:
 
     def serve_forever(self):
         self._server.serve_forever(0.01)
+
+    @property
+    def is_released(self):
+        """Whether it was closed, so that what still comes is not answered."""
+        return self._released.is_set()
 
     def release(self):
         """Let go of what hangs, and hang no more."""
@@ -173,36 +177,20 @@ class FakePooling:
         return float(self._table[ids[:-1] if self.fault == "wrong pooling" else ids].sum())
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, fake, *arguments):
-        self._fake = fake
-        super().__init__(*arguments)
-
-    def do_GET(self):
-        self._answer()
-
-    def do_POST(self):
-        self._answer()
-
-    def _answer(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        status, content = self._fake.answer(self.path, body, self.headers.get("Authorization"))
-        if self._fake._released.is_set() or (self._fake.fault == "drops" and self.path == "/pooling"):
+class _Handler(FakeHandler):
+    def respond(self):
+        status, content = self.fake.answer(self.path, self.body(), self.headers.get("Authorization"))
+        if self.fake.is_released or (self.fake.fault == "drops" and self.path == "/pooling"):
             self.close_connection = True
             return
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
-        if self._fake.fault == "redirect":
+        if self.fake.fault == "redirect":
             self.send_header("Location", "/health")
         self.end_headers()
-        if self._fake.fault == "drip" and self.path == "/pooling":
-            self._fake.drip(self.wfile)
+        if self.fake.fault == "drip" and self.path == "/pooling":
+            self.fake.drip(self.wfile)
         self.wfile.write(content)
-
-    def log_message(self, *_arguments):
-        pass
 
 
 @contextmanager

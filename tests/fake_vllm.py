@@ -8,10 +8,10 @@ import json
 import threading
 import warnings
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
+from fake_http import FakeHandler, fake_server
 from transformers import AutoModelForCausalLM
 
 from plaudit_ppo.rollout.completion_text import StopStrings
@@ -49,8 +49,7 @@ class FakeVLLM:
         self.released = threading.Event()  # at the end; what hangs hangs until then
         self._base = None
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *arguments: _Handler(self, *arguments))
-        self._server.daemon_threads = True
+        self._server = fake_server(_Handler, self)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -145,23 +144,13 @@ class FakeVLLM:
         return 200, {"choices": [choice]}
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, fake, *arguments):
-        self._fake = fake
-        super().__init__(*arguments)
-
-    def do_GET(self):
-        self._answer()
-
-    def do_POST(self):
-        self._answer()
-
-    def _answer(self):
-        status, answer = self._fake.answer(self.command, self.path, self._body(), self.headers.get("Authorization"))
+class _Handler(FakeHandler):
+    def respond(self):
+        body = self.body()
+        asked = json.loads(body) if body else None
+        status, answer = self.fake.answer(self.command, self.path, asked, self.headers.get("Authorization"))
         content = b"" if answer is None else json.dumps(answer).encode()
-        if self._fake.released.is_set():
+        if self.fake.released.is_set():
             self.close_connection = True
             return
         self.send_response(status)
@@ -169,13 +158,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
-
-    def _body(self):
-        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        return json.loads(content) if content else None
-
-    def log_message(self, *_arguments):
-        pass
 
 
 @contextmanager

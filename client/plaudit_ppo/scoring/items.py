@@ -11,11 +11,15 @@ from plaudit_ppo.rollout.rollouts import Rollouts, completion_texts
 Item = Mapping[str, Any]
 
 
+def prompt_part(prompt: Prompt) -> Item:
+    """The prompt, as `/score` takes it in every form of an item: a text, or a chat's messages."""
+    return {"prompt": prompt.text} if prompt.messages is None else {"messages": list(prompt.messages)}
+
+
 def to_item(prompt: Prompt, completion: str, *, finished: bool) -> Item:
     """One rollout in the form that `/score` takes; `finished` False means cut by length, so that no EOS is appended."""
-    if prompt.messages is not None:
-        return {"messages": list(prompt.messages), "completions": [completion], "finished": finished}
-    return {"prompt": prompt.text, "completion": completion, "finished": finished}
+    answer: Item = {"completion": completion} if prompt.messages is None else {"completions": [completion]}
+    return {**prompt_part(prompt), **answer, "finished": finished}
 
 
 def to_items(

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from plaudit_ppo.rollout.completion_text import text_behind
 from plaudit_ppo.rollout.prompts import Prompt
 from plaudit_ppo.rollout.rollouts import Rollouts, completion_texts
-from plaudit_ppo.scoring.items import Item
+from plaudit_ppo.scoring.items import Item, prompt_part
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,7 @@ def to_step_items(prompts: Sequence[Prompt], steps: Sequence[Steps]) -> list[Ite
     is the rule for a missing EOS.
     """
     return [
-        {
-            **({"prompt": prompt.text} if prompt.messages is None else {"messages": list(prompt.messages)}),
-            "steps": list(each.texts),
-            "finished": True,
-        }
+        {**prompt_part(prompt), "steps": list(each.texts), "finished": True}
         for prompt, each in zip(prompts, steps, strict=True)
     ]
 

@@ -266,9 +266,9 @@ class GoldenCheck:
         allowed = self._allowed.around(reference)
         if result.score is None:
             return f"golden text {self._place}: {result.status}: {result.detail}"
-        if abs(result.score - reference) <= allowed:
-            return None
         difference = abs(result.score - reference)
+        if difference <= allowed:
+            return None
         return f"golden text {self._place}: |served - reference| = {difference:.3g} now, limit {allowed:.3g}"
 
 

@@ -16,7 +16,7 @@ from nemesis.schedule import COMBINED
 from plaudit_client import RewardClient
 from plaudit_client.errors import PlauditError
 from plaudit_client.retry import Timing
-from plaudit_client.scores import Scores
+from plaudit_client.scores import Score, Scores
 from plaudit_client.transport import HttpRequest, HttpResponse, Network
 
 NUM_THREADS = 4
@@ -71,6 +71,7 @@ class Load:
             for model, where in ((HELPFUL, list(urls)), (SAFE, [urls[COMBINED]]))
         }
         self._places = {question: askable(question, items) for question in QUESTIONS}
+        self._known: dict[Got, Got] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(NUM_THREADS)]
@@ -115,11 +116,16 @@ class Load:
         outcome, scores, detail = self._outcome(
             question, [self._items[place] for place in places], timeout_s, leaves_after_s
         )
-        results = None if scores is None else tuple(Got.of(one.status, one.score, one.heads) for one in scores)
+        results = None if scores is None else tuple(map(self._got, scores))
         call = Call(number, question, tuple(places), began_s, self._clock(), outcome, results, is_short, detail)
         with self._lock:
             self._history.calls.append(call)
         self._on_call(call)
+
+    def _got(self, score: Score) -> Got:
+        """One value for equal results: a night has millions of them."""
+        got = Got.of(score.status, score.score, score.heads)
+        return self._known.setdefault(got, got)
 
     def _outcome(
         self, question: Question, items: list[Any], timeout_s: float | None, leaves_after_s: float | None

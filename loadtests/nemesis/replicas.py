@@ -233,9 +233,10 @@ def usage(pid: int | None = None) -> Usage:
     """What a process holds now; None: this one."""
     proc = Path("/proc") / ("self" if pid is None else str(pid))
     status = dict(line.split(":\t", 1) for line in (proc / "status").read_text(encoding="utf-8").splitlines())
-    children = sum(
-        len((thread / "children").read_text(encoding="ascii").split()) for thread in (proc / "task").iterdir()
-    )
+    children = 0
+    for thread in (proc / "task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            children += len((thread / "children").read_text(encoding="ascii").split())
     return Usage(
         descriptors=len(list((proc / "fd").iterdir())),
         threads=int(status["Threads"]),

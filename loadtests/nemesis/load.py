@@ -1,6 +1,7 @@
 """The load: threads that ask one client for scores in all its ways, and write down what became of each call."""
 
 import concurrent.futures
+import json
 import random
 import threading
 import time
@@ -27,16 +28,32 @@ _SHORT_SHARE = 0.1
 
 
 class CountedNetwork(Network):
-    """The real network, which counts the score requests that it sends."""
+    """The real network, which counts the score requests that it sends and what the answers hold.
+
+    Attributes:
+        num_sent: Score requests.
+        answers: With scores, by URL and whole second of the monotonic clock.
+        results: In these answers, by URL, second and status.
+    """
 
     def __init__(self) -> None:
         super().__init__(max_age_s=Timing().max_connection_age_s)
         self.num_sent = 0
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.results: Counter[tuple[str, int, str]] = Counter()
 
     async def send(self, request: HttpRequest, address: str) -> HttpResponse:
         """Send a request, once."""
-        self.num_sent += request.method == "POST"
-        return await super().send(request, address)
+        if request.method != "POST":
+            return await super().send(request, address)
+        self.num_sent += 1
+        answer = await super().send(request, address)
+        if answer.status == 200:
+            url, second = request.url.rpartition("/")[0], int(time.monotonic())
+            self.answers[url, second] += 1
+            for result in json.loads(answer.body)["results"]:
+                self.results[url, second, result["status"]] += 1
+        return answer
 
 
 class Load:
@@ -94,6 +111,16 @@ class Load:
             for thread in self._threads:
                 thread.join()
         self._history.num_sent = sum(network.num_sent for network in self._networks.values())
+
+    def received(self, url: str, *, since: float) -> tuple[int, Counter[str]]:
+        """Answers of one replica after a moment of the monotonic clock, and their results by status."""
+        answers, results = 0, Counter[str]()
+        for network in self._networks.values():
+            answers += sum(n for (where, second), n in network.answers.items() if where == url and second > since)
+            for (where, second, status), n in network.results.items():
+                if where == url and second > since:
+                    results[status] += n
+        return answers, results
 
     def _ask(self, thread: int) -> None:
         chance = random.Random(f"{self._seed}/load/{thread}")

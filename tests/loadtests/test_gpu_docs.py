@@ -1,11 +1,14 @@
 """docs/gpu.md: its figures are computed again, its flags and messages exist, its links lead somewhere."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import gpu_check
 import pytest
 from pages import assert_leads_somewhere, name_in, names_in, rows
+
+from plaudit_service.settings import Settings, flag
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "gpu.md"
@@ -56,8 +59,7 @@ def test_both_models_in_every_precision_are_there():
 
 @pytest.mark.parametrize("row", rows(TEXT, "flag", "when"), ids=lambda row: name_in(row["flag"]))
 def test_every_flag_is_one_of_the_service(row):
-    flags = {name_in(each["flag"]) for each in rows((ROOT / "docs" / "service.md").read_text(), "flag", "default")}
-    assert name_in(row["flag"]).split()[0] in flags
+    assert name_in(row["flag"]).split()[0] in {flag(setting.name) for setting in fields(Settings)}
 
 
 def test_every_step_of_the_check_is_there_in_order():

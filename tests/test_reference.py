@@ -17,4 +17,4 @@ def test_a_page_of_the_reference_is_what_the_code_declares(name):
     text, page = PAGES[name](), DOCS / name
     if os.environ.get("PLAUDIT_UPDATE_CONTRACT"):
         page.write_text(text)
-    assert page.read_text() == text
+    assert page.read_text() == text, f"the code declares something else than {page}; see the first lines of this file"

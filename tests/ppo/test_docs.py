@@ -16,8 +16,9 @@ from plaudit_ppo.training.metrics import METRICS
 TESTS = Path(__file__).parents[1]
 DOCS = Path(__file__).parents[2] / "docs"
 REFERENCE = (DOCS / "ppo-reference.md").read_text()
-TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in ("ppo", "ppo-scale", "ppo-reference", "ppo-details"))
-DETAILS = rows(TEXT, "no.", "detail", "setting", "default", "test")
+TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in ("ppo", "ppo-reference", "ppo-details"))
+DETAILS = rows(TEXT, "no.", "detail", "setting", "default", "source")
+TESTED = rows((DOCS / "development" / "ppo-details.md").read_text(), "no.", "detail", "test")
 
 
 def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path):
@@ -44,7 +45,8 @@ def test_every_setting_stands_in_a_table_once_with_its_default_and_no_other_does
 
 
 def test_every_detail_names_a_test_that_exists():
-    for row in DETAILS:
+    assert [row["no."] for row in TESTED] == [row["no."] for row in DETAILS]
+    for row in TESTED:
         assert names_in(row["test"]), row["no."]
         for named in names_in(row["test"]):
             file, test = named.split("::")

@@ -52,13 +52,13 @@ def settings() -> str:
         rows.append(
             (
                 _code(flag(setting.name)),
-                _code(environment_variable(setting.name)),
                 "not set" if setting.default in ("", (), None) else _code(default),
-                _type(schema.get("items", schema)),
                 _prose(schema["description"]),
+                _type(schema.get("items", schema)),
+                _code(environment_variable(setting.name)),
             )
         )
-    header = ("flag", "variable", "default", "values", "what")
+    header = ("flag", "default", "what", "values", "variable")
     return _page(
         "Settings of plaudit-serve",
         "`plaudit_service.settings`",
@@ -211,13 +211,13 @@ def _fields(model: type[BaseModel]) -> str:
     rows = [
         (
             _code(name),
-            _type(field),
             _default(name, schema),
             _prose(field["description"]),
+            _type(field),
         )
         for name, field in schema["properties"].items()
     ]
-    return _table(("field", "value", "default", "what"), rows)
+    return _table(("field", "default", "what", "values"), rows)
 
 
 def _default(name: str, schema: Mapping[str, Any]) -> str:

@@ -38,14 +38,19 @@ def test_every_test_that_the_page_names_is_there(test):
 @pytest.mark.parametrize("table", TABLES)
 def test_every_row_has_a_test(table):
     tests = {row[table]: row["test"] for row in rows(EVIDENCE, table, "test")}
-    stated = [row[table] for row in rows(TEXT, table) if next(iter(row)) == table]
-    assert list(tests) == stated
+    stated = {row[table] for row in rows(TEXT, table)}
+    assert tests.keys() == stated
     assert all("::" in named for named in tests.values())
 
 
 def test_every_format_of_the_code_is_on_the_page_and_no_other():
-    documented = [row["format"] for row in rows(TEXT, "format") if not row["format"].startswith(OTHERS)]
+    documented = [row["format"] for row in rows(TEXT, "format", "what to pass") if not row["format"].startswith(OTHERS)]
     assert sorted(documented) == sorted(row.name for row in FORMATS)
+
+
+def test_the_text_rule_of_every_format_is_on_the_page():
+    formats = [row["format"] for row in rows(TEXT, "format", "what to pass")]
+    assert [row["format"] for row in rows(TEXT, "format", "text rule")] == formats
 
 
 def test_everything_that_is_refused_by_name_is_on_the_page_with_its_reason_and_no_other():

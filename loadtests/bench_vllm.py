@@ -137,9 +137,9 @@ def vllm(model: Subject, name: str, python: Path) -> Iterator[Server]:
         port = free.getsockname()[1]
     limit = json.loads((model.bundle / "bundle.json").read_text(encoding="utf-8"))["scoring"]["max_tokens"]
     dtype = "float32" if "float32" in name else "bfloat16"
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model.checkpoint, "--runner", "pooling"]
-    command += ["--served-model-name", "rm", "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
-    command += ["--max-model-len", str(limit), *(["--enforce-eager"] if "eager" in name else [])]
+    command = [python.absolute(), "-m", "vllm.entrypoints.openai.api_server", "--model", model.checkpoint]
+    command += ["--runner", "pooling", "--served-model-name", "rm", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", dtype, "--max-model-len", str(limit), *(["--enforce-eager"] if "eager" in name else [])]
     command += ["--enable-prefix-caching"] if model.kind == "decoder" else []
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}

@@ -16,8 +16,16 @@ from plaudit_ppo.training.metrics import METRICS
 TESTS = Path(__file__).parents[1]
 DOCS = Path(__file__).parents[2] / "docs"
 REFERENCE = (DOCS / "ppo-reference.md").read_text()
-TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in ("ppo", "ppo-scale", "ppo-reference", "ppo-details"))
-DETAILS = rows(TEXT, "no.", "detail", "setting", "default", "test")
+TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in ("ppo", "ppo-reference", "ppo-metrics"))
+DETAILS = rows((DOCS / "ppo-details.md").read_text(), "no.", "detail", "setting", "default", "source")
+TESTED = rows((DOCS / "development" / "ppo-details.md").read_text(), "no.", "detail", "test")
+
+
+def defaults():
+    """The default of each setting, as its help states it."""
+    settings = re.findall(r"^  (\w+) = (.*)$", settings_help(), re.MULTILINE)
+    assert len(settings) == len(dataclasses.fields(PPOConfig))
+    return {name: stated(default) for name, default in settings}
 
 
 def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path):
@@ -32,19 +40,21 @@ def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path
 
 
 def test_every_setting_stands_in_a_table_once_with_its_default_and_no_other_does():
-    documented = [
-        (setting, stated(default))
-        for row in rows(TEXT, "setting", "default")
-        if row["setting"] != "-"
-        for setting, default in zip(names_in(row["setting"]), row["default"].split(", "), strict=True)
-    ]
-    settings = re.findall(r"^  (\w+) = (.*)$", settings_help(), re.MULTILINE)
-    assert len(settings) == len(dataclasses.fields(PPOConfig))
-    assert sorted(documented, key=str) == sorted(((name, stated(default)) for name, default in settings), key=str)
+    table = rows(TEXT, "setting", "default", "meaning")
+    documented = [(name_in(row["setting"]), stated(row["default"])) for row in table]
+    assert sorted(documented, key=str) == sorted(defaults().items(), key=str)
+
+
+def test_every_detail_names_settings_with_their_defaults():
+    for row in DETAILS:
+        if row["setting"] != "-":
+            for setting, default in zip(names_in(row["setting"]), row["default"].split(", "), strict=True):
+                assert stated(default) == defaults()[setting]
 
 
 def test_every_detail_names_a_test_that_exists():
-    for row in DETAILS:
+    assert [row["no."] for row in TESTED] == [row["no."] for row in DETAILS]
+    for row in TESTED:
         assert names_in(row["test"]), row["no."]
         for named in names_in(row["test"]):
             file, test = named.split("::")

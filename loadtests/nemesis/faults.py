@@ -9,8 +9,11 @@ from nemesis.disk import Disk
 from nemesis.history import Happened, History
 from nemesis.proxy import Proxy
 from nemesis.replicas import Replica
-from nemesis.schedule import Fault
+from nemesis.schedule import ENGINE_LINK, Fault
 from nemesis.training import Trainer
+
+# Requests to the engine until a kill amid them: a run that has just begun samples its second iteration then.
+_AMID = 40
 
 
 class Nemesis:
@@ -92,6 +95,10 @@ class Nemesis:
             case "kill":
                 replica.kill()
                 self._last(fault)
+                replica.start()
+            case "kill-sampling":  # amid the requests of an iteration, or when the fault's time is over
+                self._links[ENGINE_LINK].wait_for_posts(_AMID, fault.lasts_s, self._over)
+                replica.kill()
                 replica.start()
             case "drain":
                 self._drain(replica)

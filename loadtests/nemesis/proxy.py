@@ -10,6 +10,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Coroutine
 from types import TracebackType
@@ -26,6 +27,7 @@ _BAD_GATEWAY = (
 ) + _HTML
 _DELAY_S = 0.7
 _TICK_S = 0.05
+_WATCH_S = 0.001
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -40,11 +42,13 @@ class Proxy:
     Attributes:
         fault: What goes wrong now; None: nothing.
         done: How often each fault was felt by a request.
+        num_posts: POST requests that were answered without a fault.
     """
 
     def __init__(self, port: int, seed: str) -> None:
         self.fault: str | None = None
         self.done: Counter[str] = Counter()
+        self.num_posts = 0
         self._target = port
         self._chance = random.Random(seed)
         self._loop = asyncio.new_event_loop()
@@ -64,6 +68,12 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def wait_for_posts(self, count: int, seconds: float, over: threading.Event) -> None:
+        """Return once so many POST requests more were answered, or the time is over."""
+        end, enough = time.monotonic() + seconds, self.num_posts + count
+        while self.num_posts < enough and time.monotonic() < end and not over.wait(_WATCH_S):
+            pass
 
     async def _listen(self) -> asyncio.Server:
         return await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_LIMIT)
@@ -125,6 +135,7 @@ class Proxy:
             answer = answer[half:]
         writer.write(answer + answer if fault == "duplicate" else answer)
         await writer.drain()
+        self.num_posts += fault is None and request.startswith(b"POST")
         return True
 
 

@@ -48,7 +48,8 @@ _TRAINER = {
     "stop": Kind(1, 0.5, 3.0),
 }
 _ENGINE = {
-    "kill": Kind(4, 0.0, 4.0),
+    "kill": Kind(2, 0.0, 4.0),
+    "kill-sampling": Kind(6, 10.0, 40.0),
     "stop": Kind(3, 0.5, 9.0),
     "drain": Kind(2, 0.0, 3.0),
 }

@@ -36,7 +36,9 @@ class _Strict(BaseModel):
 
 
 class _Item(_Strict):
-    finished: bool = Field(True, description="False: the completion was cut by length, so no EOS is appended.")
+    finished: bool = Field(
+        True, description="False: the completion was cut at its length limit, so no EOS is appended."
+    )
 
     @property
     def num_sequences(self) -> int:
@@ -109,7 +111,7 @@ def _refuse_unknown(value: Any) -> Any:
     if value is not None:
         raise PydanticCustomError(
             "unknown_field",
-            "no field of a message that chat templates read ({known})",
+            "not a field of a message that chat templates read ({known})",
             {"known": ", ".join(MESSAGE_FIELDS)},
         )
     return value
@@ -213,13 +215,15 @@ class ScoreRequest(_Strict):
     """The body of `POST /score`."""
 
     items: list[Item] = Field(max_length=MAX_ITEMS, fail_fast=True)
-    model: str | None = Field(None, description="Which loaded model; may be left out when there is only one.")
+    model: str | None = Field(None, description="Name of a loaded model; may be left out if only one is loaded.")
     truncation: Truncation = "error"
-    fingerprint: str | None = Field(None, description="Refuse (409) unless this fingerprint computes the scores.")
-    engine: str | None = Field(None, description="Refuse (409) unless this engine computes the scores.")
-    raw: bool = Field(False, description="Skip the bundle's normalization.")
-    along: Along = Field("none", description="Also what the model gives at the end of each step, or at each token.")
-    explain: bool = Field(False, description="Also the text that was scored.")
+    fingerprint: str | None = Field(
+        None, description="Refuse the request (409) unless the reward model with this fingerprint computes the scores."
+    )
+    engine: str | None = Field(None, description="Refuse the request (409) unless this engine computes the scores.")
+    raw: bool = Field(False, description="Return raw scores, without the bundle's normalization.")
+    along: Along = Field("none", description="Also return scores at the end of each step, or at each token.")
+    explain: bool = Field(False, description="Also return the text that was scored.")
 
     @property
     def num_sequences(self) -> int:

@@ -78,22 +78,22 @@ def test_the_dialects_that_can_be_named_are_those_that_are_answered():
 
 
 WRONG = [
-    ("port", "http", "'http' is not a number (int)"),
-    ("port", "80.5", "'80.5' is not a number (int)"),
-    ("port", "-1", "-1, but the least is 0"),
-    ("port", "65536", "65536, but the most is 65535"),
-    ("max_batch_tokens", "0", "0, but the least is 1"),
-    ("engine_timeout_s", "0.01", "0.01, but the least is 0.1"),
-    ("body_timeout_s", "soon", "'soon' is not a number (float)"),
+    ("port", "http", "'http' is not a whole number"),
+    ("port", "80.5", "'80.5' is not a whole number"),
+    ("port", "-1", "-1, but the minimum is 0"),
+    ("port", "65536", "65536, but the maximum is 65535"),
+    ("max_batch_tokens", "0", "0, but the minimum is 1"),
+    ("engine_timeout_s", "0.01", "0.01, but the minimum is 0.1"),
+    ("body_timeout_s", "soon", "'soon' is not a number"),
     ("body_timeout_s", "nan", "'nan' is not a finite number"),
     ("drain_timeout_s", "inf", "'inf' is not a finite number"),
-    ("runtime", "torch", "'torch' is none of onnxruntime, openvino, vllm"),
-    ("provider", "tensorrt", "'tensorrt' is none of cpu, cuda"),
-    ("device", "cuda:first", "'cuda:first' is nothing like cpu, cuda, cuda:1"),
-    ("device", "tensorrt", "'tensorrt' is nothing like cpu, cuda, cuda:1"),
-    ("prefix_cache_bytes", "-1", "-1, but the least is 0"),
-    ("dialects", "slime,nemo", "'nemo' is none of openrlhf, llamafactory, vllm, slime, tei, sglang, nemo-gym"),
-    ("dialect_truncation", "middle", "'middle' is none of error, left, right"),
+    ("runtime", "torch", "'torch' is not one of onnxruntime, openvino, vllm"),
+    ("provider", "tensorrt", "'tensorrt' is not one of cpu, cuda"),
+    ("device", "cuda:first", "'cuda:first' is not of a form like cpu, cuda, cuda:1"),
+    ("device", "tensorrt", "'tensorrt' is not of a form like cpu, cuda, cuda:1"),
+    ("prefix_cache_bytes", "-1", "-1, but the minimum is 0"),
+    ("dialects", "slime,nemo", "'nemo' is not one of openrlhf, llamafactory, vllm, slime, tei, sglang, nemo-gym"),
+    ("dialect_truncation", "middle", "'middle' is not one of error, left, right"),
 ]
 
 
@@ -115,8 +115,8 @@ def test_a_variable_that_is_neither_true_nor_false_is_refused():
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("max_batch_tokens", 1.5, "--max-batch-tokens: 1.5 is not a number (int)"),
-        ("max_batch_tokens", [1], "--max-batch-tokens: [1] is not a number (int)"),
+        ("max_batch_tokens", 1.5, "--max-batch-tokens: 1.5 is not a whole number"),
+        ("max_batch_tokens", [1], "--max-batch-tokens: [1] is not a whole number"),
         ("open_metrics", 2, "--open-metrics: 2 is neither true nor false"),
         ("host", 5, "--host: 5 cannot be used: Input should be a valid string"),
     ],
@@ -158,4 +158,7 @@ def test_a_key_that_cannot_stand_in_a_header_is_refused_and_not_repeated(tmp_pat
     ):
         with pytest.raises(SettingsError) as caught:
             settings.api_keys(environ)
-        assert str(caught.value) == f"{place} has characters that cannot stand in a header; give printable ASCII"
+        assert (
+            str(caught.value)
+            == f"{place} contains characters that are not allowed in an HTTP header; give printable ASCII"
+        )

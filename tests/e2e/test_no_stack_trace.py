@@ -426,4 +426,4 @@ def test_sigterm_while_packages_are_imported_raises_nothing(folder):
 def test_an_export_without_docstrings_says_why_it_cannot_be(folder, command):
     done = run(folder, "plaudit-export", command, "checkpoint", "new", **OPTIMIZED)
     assert is_one_line("plaudit-export", done.returncode, done.stderr)
-    assert "run without it (PYTHONOPTIMIZE=2)" in done.stderr
+    assert "run without -OO (PYTHONOPTIMIZE=2)" in done.stderr

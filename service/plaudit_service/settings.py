@@ -279,6 +279,13 @@ def environment_variable(name: str) -> str:
     return f"PLAUDIT_{name.upper()}"
 
 
+def shown_default(default: Any) -> str:
+    """A default as an operator would write it."""
+    if default in ("", (), None):
+        return "not set"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each setting; the help names default and variable."""
     group: argparse._ActionsContainer = parser
@@ -286,7 +293,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if setting.name in HEADINGS:
             group = parser.add_argument_group(HEADINGS[setting.name])
         description = " ".join(schemas()[setting.name]["description"].split())
-        shown = f"{description} (default: {setting.default!r}; {environment_variable(setting.name)})"
+        shown = f"{description} (default: {shown_default(setting.default)}; {environment_variable(setting.name)})"
         if isinstance(setting.default, bool):
             kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         elif isinstance(setting.default, tuple):

@@ -3,7 +3,7 @@
 Both get token ids. vLLM is asked as it answers fastest: raw float32 as bytes, lists of 32 with four in flight, prefix
 caching on. It runs in bfloat16 both eager and compiled, beside OpenVINO's bfloat16, and in float32 beside ONNX Runtime.
 Ends with an assertion where vLLM in float32 scores something else than we do. `front of vLLM` is `plaudit-serve`
-before a vLLM server of its own: what the front costs (`make bench-engine`).
+before that very server: what the front costs (`make bench-engine`).
 
     make bench-vllm        or        .venv/bin/python loadtests/bench_vllm.py --help
 """
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kinds", type=_names, default=list(KINDS), help="encoder, decoder")
     parser.add_argument("--servers", type=_names, default=list(SERVERS), help=", ".join((*SERVERS, FRONT)))
     parser.add_argument("--output", type=Path, default=WORK / "bench-vllm.json", metavar="FILE")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if FRONT in options.servers and FLOAT32 not in options.servers[: options.servers.index(FRONT)]:
+        parser.error(f"--servers: name {FLOAT32!r}, the server that is asked, before {FRONT!r}")
+    return options
 
 
 def _names(text: str) -> list[str]:
@@ -109,25 +112,21 @@ def running(model: Subject, names: Sequence[str], vllm_python: Path) -> Iterator
             if name.startswith("vLLM"):
                 opened = vllm(model, name, vllm_python)
             elif name == FRONT:
-                opened = front(model, vllm_python)
+                opened = front(model, servers[FLOAT32].url)
             else:
                 opened = service(model.bundle, runtime=runtime)
             servers[name] = stack.enter_context(opened)
         yield servers
 
 
-@contextmanager
-def front(model: Subject, python: Path) -> Iterator[Server]:
-    """Run the service before a vLLM server of its own: one that is asked by others, too, knows their prefixes."""
+def front(model: Subject, engine_url: str) -> AbstractContextManager[Server]:
+    """The service before a vLLM server, until the block ends."""
     bundle = model.bundle.with_name(f"{model.kind}-bundle-vllm")
     if not bundle.exists():
         export = Path(sys.executable).with_name("plaudit-export")
         command = [export, "checkpoint", model.checkpoint, bundle, "--engine", "vllm"]
         subprocess.run(command, check=True, stdout=sys.stderr)
-    with vllm(model, FRONT, python) as engine:
-        flags = ["--engine-url", engine.url, "--engine-dtype", "float32"]
-        with service(bundle, runtime="vllm", flags=flags) as server:
-            yield server
+    return service(bundle, runtime="vllm", flags=["--engine-url", engine_url, "--engine-dtype", "float32"])
 
 
 @contextmanager
@@ -137,9 +136,9 @@ def vllm(model: Subject, name: str, python: Path) -> Iterator[Server]:
         port = free.getsockname()[1]
     limit = json.loads((model.bundle / "bundle.json").read_text(encoding="utf-8"))["scoring"]["max_tokens"]
     dtype = "float32" if "float32" in name else "bfloat16"
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model.checkpoint, "--runner", "pooling"]
-    command += ["--served-model-name", "rm", "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
-    command += ["--max-model-len", str(limit), *(["--enforce-eager"] if "eager" in name else [])]
+    command = [python.absolute(), "-m", "vllm.entrypoints.openai.api_server", "--model", model.checkpoint]
+    command += ["--runner", "pooling", "--served-model-name", "rm", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", dtype, "--max-model-len", str(limit), *(["--enforce-eager"] if "eager" in name else [])]
     command += ["--enable-prefix-caching"] if model.kind == "decoder" else []
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -188,6 +187,7 @@ def _ask_vllm(url: str, num_in_list: int, num_in_flight: int, items: Items) -> l
     lists = [ids[at : at + num_in_list] for at in range(0, len(ids), num_in_list)]
     fields: dict[str, Any] = {"model": "rm", "task": "classify", "use_activation": False}
     fields |= {"encoding_format": "bytes_only", "embed_dtype": "float32", "endianness": "little"}
+    fields |= {"cache_salt": "asked without the front"}  # it continues no prefix that it computed for the front
     requests = [post(url, {**fields, "input": each}, path="/pooling") for each in lists]
     answers = asyncio.run(closed_loop(url, requests, connections=num_in_flight))
     for answer, each in zip(answers, lists, strict=True):

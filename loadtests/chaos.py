@@ -2,7 +2,7 @@
 
 The faults are drawn from a seed; docs/development/faults.md says which. Every score has to have the bits that it has
 without faults, every call to end once, PPO to end in the bits of an undisturbed run, counters to add up, and processes
-to hold no more in the end than at the start.
+to hold no more in the end than at the start. With `--engine`, what samples PPO's rollouts has faults, too.
 
 Exit code 0: nothing was wrong. 1: something was, and the shortest schedule that still fails is printed and kept. 2: the
 arguments are wrong.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemesis.disk import Disk
-from nemesis.schedule import NEEDS_ROOT, Fault, draw, from_json, to_json
+from nemesis.schedule import NEEDS_ENGINE, NEEDS_ROOT, Fault, draw, from_json, to_json
 from nemesis.shrink import shrink
 from servers import end_on_sigterm
 from tqdm import tqdm
@@ -49,11 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="directory of what is left (default: runs/chaos/seed-SEED)")
     parser.add_argument("--attempts", type=int, default=8, help="runs to shorten a failure (default: %(default)s)")
     parser.add_argument("--no-ppo", action="store_true", help="leave the PPO run out")
+    parser.add_argument(
+        "--engine", action="store_true", help="let a stand-in for vLLM sample PPO's rollouts, under faults of its own"
+    )
     parser.add_argument("--serve", nargs="+", help="a build of plaudit-serve to test")
     parser.add_argument("--train", nargs="+", help="a build of plaudit-ppo to test")
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
         parser.error("--minutes: must be more than 0")
+    if options.engine and options.no_ppo:
+        parser.error("--engine: samples for the PPO run, which --no-ppo leaves out; give one of the two")
     try:
         given = None if options.schedule is None else from_json(options.schedule.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -67,8 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given_builds = {"serve": options.serve, "train": options.train}
     builds, seconds = Builds(**{name: build for name, build in given_builds.items() if build}), 60 * options.minutes
     with tempfile.TemporaryDirectory(prefix="plaudit-chaos-") as folder:
-        ground = prepare(Path(folder), options.seed, _say, with_training=not options.no_ppo)
-        faults, skipped = _faults(Path(folder), options.seed, seconds, given)
+        has = {"with_training": not options.no_ppo, "with_engine": options.engine}
+        ground = prepare(Path(folder), options.seed, _say, **has)
+        faults, skipped = _faults(Path(folder), options.seed, seconds, given, with_engine=options.engine)
         for line in skipped:
             _say(line)
         (output / _SCHEDULE).write_text(to_json(faults), encoding="utf-8")
@@ -84,12 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _faults(
-    folder: Path, seed: int, seconds: float, given: Sequence[Fault] | None
+    folder: Path, seed: int, seconds: float, given: Sequence[Fault] | None, *, with_engine: bool
 ) -> tuple[Sequence[Fault], Sequence[str]]:
     """The schedule, without what cannot be done here, and a line for each of that."""
     with Disk(folder / "probe") as disk:
         missing = frozenset() if disk.can_be_full else NEEDS_ROOT
     skipped = [f"skipped: {target}: {kind} (a file system of its own needs root)" for target, kind in sorted(missing)]
+    missing |= frozenset() if with_engine else NEEDS_ENGINE
     if given is None:
         return draw(seed, seconds, without=missing), skipped
     return [fault for fault in given if (fault.target, fault.kind) not in missing], skipped
@@ -145,7 +152,10 @@ def describe(done: "Run") -> str:
             f"requests that felt a fault of a link: {_list(Counter(done.felt))}",
             f"calls: {_list(outcomes)}; {history.num_sent} requests sent",
             f"sequences with a result: {history.num_scored} ({_list(statuses)})",
-            f"restarts of replicas: {done.restarts}; PPO runs: {_list(history.training)}",
+            f"restarts of replicas and engine: {done.restarts}; PPO runs: {_list(history.training)}",
+            "counted by replicas since their last start, under faults: "
+            f"{sum(each.requests for each in history.answered)} requests; arrived at the load: "
+            f"{sum(each.requests_received for each in history.answered)}",
             "memory since the start: " + ", ".join(f"{name} {size / 1e6:+.0f} MB" for name, size in grown.items()),
             f"violations: {len(done.violations)}",
         ]
@@ -166,6 +176,7 @@ def _to_json(done: "Run") -> str:
         "calls_without_scores": calls,
         "before": {name: asdict(each) for name, each in history.before.items()},
         "after": {name: asdict(each) for name, each in history.after.items()},
+        "answered": [asdict(each) for each in history.answered],
         "counted": [asdict(each) for each in history.counted],
     }
     return json.dumps(content, indent=1) + "\n"

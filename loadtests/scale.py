@@ -1,70 +1,67 @@
-"""How throughput grows with replicas, and how many replicas one client's core feeds.
+"""How throughput grows with replicas, and what one client's core feeds.
 
 Replicas are the real service with an engine that takes a fixed time per token (`stand_in.py`), so that their number and
-not this machine's cores is what limits them. Past what fits on one machine, the client's choice of replica is
-simulated by its own code (`scale_choice.py`).
+not this machine's cores is what limits them. They are asked by clients, and by PPO runs. A client's core is full only
+where the service costs nothing: that is measured with servers that answer at once (`instant_server.py`). Past what fits
+on one machine, the client's choice of replica is simulated by its own code (`scale_choice.py`).
 
     .venv/bin/python loadtests/scale.py        or        ... --help
 """
 
 import argparse
-import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
+from client_cost import instant_server
 from nemesis.replicas import Replica
 from scale_choice import Spread, simulate
-from servers import cpu_seconds, end_on_sigterm
+from scale_client import SEQUENCES, TOKENS
+from servers import cpu_seconds, end_on_sigterm, num_cores, resident_bytes
 from tqdm import tqdm
 
-from plaudit_client import AsyncRewardClient
 from plaudit_service.testing import write_tiny_bundle
 
-WORDS = ("good", "fine", "bad", "awful")
-# Sequences of one request, and words of one sequence; with BOS it has one token more.
-SEQUENCES, TOKENS = 16, 64
+if TYPE_CHECKING:  # it imports torch, which who asks for --help need not wait for
+    from scale_ppo import PPORow
+
 # Requests in flight for each replica: one is computed while the next lies there.
 IN_FLIGHT = 3
-# What a row has to reach of linear.
+# Requests in flight to servers that answer at once, all together.
+IN_FLIGHT_AT_ONCE = 64
+# What a row has to reach of linear, and from where on a core, or the machine, is full.
 ENOUGH = 0.9
+_IDLE_S = 5.0
 
 
 def main() -> int:
-    """Measure and print; exit code 1: a row that no full core explains is below 0.9 of linear."""
+    """Measure and print; exit code 1: a row is below 0.9 of linear, and no core of a client was full, nor all cores."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="(default: %(default)s)")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4], help="(default: %(default)s)")
+
+    def numbers(name: str, default: Sequence[int], what: str) -> None:
+        parser.add_argument(name, type=int, nargs="*", default=default, help=f"{what} (default: %(default)s)")
+
+    numbers("--replicas", [1, 2, 4, 8, 16, 32], "stand-in replicas")
+    numbers("--clients", [1, 4], "clients of each number of replicas")
+    numbers("--ppo", [1, 2, 4], "PPO runs at once")
+    parser.add_argument("--ppo-replicas", type=int, default=2, help="replicas for each run (default: %(default)s)")
+    numbers("--instant", [1, 8, 32], "servers that answer at once, of one client")
     parser.add_argument("--token-s", type=float, default=0.001, help="seconds of a token (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each row (default: %(default)s)")
-    parser.add_argument(
-        "--simulated", type=int, nargs="*", default=[10, 32, 100, 316, 1000], help="(default: %(default)s)"
-    )
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each row (default: %(default)s)")
+    numbers("--simulated", [10, 32, 100, 316, 1000], "replicas of the simulation")
     options = parser.parse_args()
-    spreads = [
-        simulate(replicas, clients, in_flight=IN_FLIGHT, rounds=20)
-        for replicas in tqdm(options.simulated, desc="simulated", file=sys.stderr)
-        for clients in (1, 4, 16)
-    ]
-    rows = measure(options.replicas, options.clients, options.token_s, options.seconds)
-    print(describe(rows, spreads, options.token_s))
-    print(
-        json.dumps(
-            {
-                "benchmark": "scale",
-                "rows": [asdict(row) for row in rows],
-                "simulated": [asdict(each) for each in spreads],
-            }
-        )
-    )
-    return int(any(row.of_linear < ENOUGH and row.busiest_client < ENOUGH for row in rows))
+    figures = measure(options)
+    print(describe(figures, options.token_s))
+    print(json.dumps({"benchmark": "scale", **asdict(figures)}))
+    return int(not all(map(is_enough, [*figures.rows, *figures.ppo])))
 
 
 @dataclass(frozen=True)
@@ -75,123 +72,209 @@ class Row:
         replicas: How many there were.
         clients: Processes that asked.
         sequences_per_s: All clients together.
-        of_linear: Of what so many replicas do at most.
+        of_linear: Of what so many replicas do at most; None where they answer at once.
         busiest_client: CPU time of the busiest client's process over the time that passed.
+        machine: CPU time of all processes over that of all cores.
         client_cpu_ms: CPU milliseconds of the clients for a sequence.
-        service_cpu_ms: Likewise of the replicas.
+        service_cpu_ms: Likewise of the replicas; None where they answer at once.
     """
 
     replicas: int
     clients: int
     sequences_per_s: float
-    of_linear: float
+    of_linear: float | None
     busiest_client: float
+    machine: float
     client_cpu_ms: float
-    service_cpu_ms: float
+    service_cpu_ms: float | None
 
 
-def measure(replicas: Sequence[int], clients: Sequence[int], token_s: float, seconds: float) -> list[Row]:
-    """All rows; the replicas are started as they are needed."""
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        bundle = write_tiny_bundle(Path(folder) / "bundle", max_tokens=TOKENS)
-        bar = stack.enter_context(tqdm(total=len(replicas) * len(clients), unit="row", file=sys.stderr))
-        running: list[Replica] = []
-        for count in sorted(replicas):
-            while len(running) < count:
-                running.append(stack.enter_context(_stand_in(bundle, Path(folder), len(running), token_s)))
-            for num_clients in clients:
-                rows.append(_row(running, num_clients, token_s, seconds))
-                bar.update()
-    return rows
+@dataclass(frozen=True)
+class Idle:
+    """What replicas take that nobody asks: the largest one's memory, and CPU time of all over the time that passed."""
+
+    replicas: int
+    largest_mb: float
+    cores: float
 
 
-@contextmanager
-def _stand_in(bundle: Path, folder: Path, number: int, token_s: float) -> Iterator[Replica]:
-    place = folder / f"replica-{number}"
-    place.mkdir()
-    env = {"PLAUDIT_STAND_IN_S": str(token_s)}
-    command = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
-    replica = Replica(place.name, [bundle], ["--num-threads=1", "--no-console"], place, command, env)
-    replica.start()
-    try:
-        yield replica
-    finally:
-        replica.kill()
+@dataclass(frozen=True)
+class Figures:
+    """All that is measured.
+
+    Attributes:
+        rows: Clients and stand-in replicas.
+        ppo: PPO runs and stand-in replicas.
+        idle: None: no replica was started.
+        instant: One client, and servers that answer at once.
+        simulated: The client's choice of replica.
+    """
+
+    rows: Sequence[Row]
+    ppo: "Sequence[PPORow]"
+    idle: Idle | None
+    instant: Sequence[Row]
+    simulated: Sequence[Spread]
+
+
+def is_enough(row: "Row | PPORow") -> bool:
+    """Whether a row is near linear, or says nothing because a core or the machine was full."""
+    return row.of_linear is None or max(row.of_linear, row.busiest_client, row.machine) >= ENOUGH
+
+
+def measure(options: argparse.Namespace) -> Figures:
+    """All figures; replicas are started as they are needed."""
+    from scale_ppo import against_first, measure_ppo
+
+    instant = [_instant(count, options.seconds) for count in _bar(options.instant, "at once")]
+    simulated = [
+        simulate(replicas, clients, in_flight=IN_FLIGHT, rounds=20)
+        for replicas in _bar(options.simulated, "simulated")
+        for clients in (1, 4, 16)
+    ]
+    with tempfile.TemporaryDirectory() as folder, StandIns(Path(folder), options.token_s) as replicas:
+        ppo = [
+            measure_ppo(
+                replicas.first(runs * options.ppo_replicas), runs, options.seconds, Path(folder) / f"ppo-{runs}"
+            )
+            for runs in _bar(options.ppo, "PPO")
+        ]
+        rows = [
+            _row(replicas.first(count), clients, options.token_s, options.seconds)
+            for count in _bar(sorted(options.replicas), "replicas")
+            for clients in options.clients
+        ]
+        return Figures(rows, against_first(ppo), _idle(replicas.running), instant, simulated)
+
+
+def _bar(counts: Sequence[int], what: str) -> Iterable[int]:
+    return tqdm(counts, desc=what, file=sys.stderr)
+
+
+class StandIns:
+    """Stand-in replicas, which are killed at the end of the block.
+
+    Attributes:
+        running: Those that were started.
+    """
+
+    def __init__(self, folder: Path, token_s: float) -> None:
+        self.running: list[Replica] = []
+        self._folder = folder
+        self._bundle = write_tiny_bundle(folder / "bundle", max_tokens=TOKENS)
+        self._env = {"PLAUDIT_STAND_IN_S": str(token_s)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for replica in self.running:
+            replica.kill()
+
+    def first(self, count: int) -> Sequence[Replica]:
+        """So many, started where there are fewer."""
+        command = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
+        while len(self.running) < count:
+            place = self._folder / f"replica-{len(self.running)}"
+            place.mkdir()
+            flags = ["--num-threads=1", "--no-console"]
+            self.running.append(Replica(place.name, [self._bundle], flags, place, command, self._env))
+            self.running[-1].start()
+        return self.running[:count]
 
 
 def _row(running: Sequence[Replica], num_clients: int, token_s: float, seconds: float) -> Row:
-    urls = ",".join(replica.url for replica in running)
-    in_flight = max(1, round(IN_FLIGHT * len(running) / num_clients))
-    command = [sys.executable, __file__, "--as-client", urls, str(in_flight), str(seconds)]
     before_s = sum(cpu_seconds(replica.pid) for replica in running)
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(num_clients)]
-    told = [json.loads(process.communicate()[0]) for process in processes]
+    in_flight = max(1, round(IN_FLIGHT * len(running) / num_clients))
+    told = _ask([replica.url for replica in running], num_clients, in_flight, seconds)
     service_s = sum(cpu_seconds(replica.pid) for replica in running) - before_s
-    scored = sum(one["sequences"] for one in told)
-    rate = sum(one["sequences"] / one["seconds"] for one in told)
-    return Row(
-        len(running),
-        num_clients,
-        round(rate, 1),
-        round(rate * token_s * TOKENS / len(running), 3),
-        round(max(one["cpu_s"] / one["seconds"] for one in told), 3),
-        round(1000 * sum(one["cpu_s"] for one in told) / scored, 3),
-        round(1000 * service_s / sum(one["all"] for one in told), 3),
+    row = _of_clients(len(running), told)
+    return replace(
+        row,
+        of_linear=round(row.sequences_per_s * token_s * TOKENS / len(running), 3),
+        service_cpu_ms=round(1000 * service_s / sum(one["all"] for one in told), 3),
     )
 
 
-async def ask(urls: str, in_flight: int, seconds: float) -> dict[str, float]:
-    """Keep so many requests in flight; count those that end within `seconds` after a warm-up of a quarter of that."""
-    loop, number, scored, everything = asyncio.get_running_loop(), 0, 0, 0
-    async with AsyncRewardClient(
-        urls, max_concurrency=in_flight, max_items_per_request=SEQUENCES, timeout_s=600
-    ) as client:
-        await client.score([_text(0)])
-        begin = loop.time() + seconds / 4
-        end = begin + seconds
-        cpu: list[float] = []
-
-        async def work() -> None:
-            nonlocal number, scored, everything
-            while loop.time() < end:
-                items = [_text(number + place) for place in range(SEQUENCES)]
-                number += SEQUENCES
-                await client.score(items)
-                everything += SEQUENCES
-                scored += SEQUENCES * (begin <= loop.time() < end)
-
-        async def watch() -> None:
-            for at in (begin, end):
-                await asyncio.sleep(at - loop.time())
-                cpu.append(time.process_time())
-
-        await asyncio.gather(watch(), *(work() for _ in range(in_flight)))
-    return {"sequences": scored, "all": everything, "seconds": seconds, "cpu_s": cpu[1] - cpu[0]}
+def _instant(count: int, seconds: float) -> Row:
+    with ExitStack() as stack:
+        urls = [stack.enter_context(instant_server()) for _ in range(count)]
+        return _of_clients(count, _ask(urls, 1, IN_FLIGHT_AT_ONCE, seconds))
 
 
-def _text(number: int) -> str:
-    """Texts of one length, hardly any two of them the same."""
-    number += os.getpid() << 32
-    return " ".join(WORDS[number >> 2 * place & 3] for place in range(TOKENS - 1))
+def _ask(urls: Sequence[str], num_clients: int, in_flight: int, seconds: float) -> list[dict[str, float]]:
+    """What clients tell that ask at the same time."""
+    client = Path(__file__).with_name("scale_client.py")
+    command = [sys.executable, str(client), ",".join(urls), str(in_flight), str(seconds)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(num_clients)]
+    return [json.loads(process.communicate()[0]) for process in processes]
 
 
-def describe(rows: Sequence[Row], spreads: Sequence[Spread], token_s: float) -> str:
-    """Two tables."""
+def _of_clients(num_replicas: int, told: Sequence[Mapping[str, float]]) -> Row:
+    """What the clients know."""
+    return Row(
+        replicas=num_replicas,
+        clients=len(told),
+        sequences_per_s=round(sum(one["sequences"] / one["seconds"] for one in told), 1),
+        of_linear=None,
+        busiest_client=round(max(one["cpu_s"] / one["seconds"] for one in told), 3),
+        machine=round(max(one["machine_s"] / one["seconds"] for one in told) / num_cores(), 3),
+        client_cpu_ms=round(1000 * sum(one["cpu_s"] for one in told) / sum(one["sequences"] for one in told), 3),
+        service_cpu_ms=None,
+    )
+
+
+def _idle(running: Sequence[Replica]) -> Idle | None:
+    if not running:
+        return None
+    before_s = sum(cpu_seconds(replica.pid) for replica in running)
+    time.sleep(_IDLE_S)
+    passed_s = sum(cpu_seconds(replica.pid) for replica in running) - before_s
+    largest = max(resident_bytes(replica.pid) for replica in running)
+    return Idle(len(running), round(largest / 1e6), round(passed_s / _IDLE_S, 3))
+
+
+def describe(figures: Figures, token_s: float) -> str:
+    """Tables."""
+    request = f"{SEQUENCES} sequences of {TOKENS} tokens a request"
     lines = [
-        f"{SEQUENCES} sequences of {TOKENS} tokens a request, {1000 * token_s:g} ms a token, {os.cpu_count()} cores",
-        _line("replicas", "clients", "sequences/s", "of linear", "busiest client", "client ms", "service ms"),
+        f"{request}, {1000 * token_s:g} ms a token, {num_cores()} cores",
+        _line(
+            "replicas", "clients", "sequences/s", "of linear", "busiest client", "machine", "client ms", "service ms"
+        ),
     ]
-    for row in rows:
-        cells = (row.replicas, row.clients, row.sequences_per_s, row.of_linear, f"{row.busiest_client:.0%}")
-        lines.append(_line(*cells, row.client_cpu_ms, row.service_cpu_ms))
-    if rows:
-        rate = 1000 / min(row.client_cpu_ms for row in rows)
-        lines.append(f"one client's core feeds {rate:.0f} sequences/s: {rate * token_s * TOKENS:.0f} such replicas")
+    for row in figures.rows:
+        cells = (row.replicas, row.clients, row.sequences_per_s, row.of_linear)
+        shares = (f"{row.busiest_client:.0%}", f"{row.machine:.0%}")
+        lines.append(_line(*cells, *shares, row.client_cpu_ms, row.service_cpu_ms))
+    if figures.idle:
+        idle = figures.idle
+        lines.append(
+            f"{idle.replicas} idle replicas: {idle.largest_mb:.0f} MB at most, together {idle.cores} of a core"
+        )
+    lines.append(
+        _line("PPO runs", "replicas", "rollouts/s", "of linear", "busiest run", "machine", "s/iteration", "waiting")
+    )
+    for run in figures.ppo:
+        shares = (f"{run.busiest_client:.0%}", f"{run.machine:.0%}")
+        cells = (run.runs, run.replicas, run.rollouts_per_s, run.of_linear)
+        lines.append(_line(*cells, *shares, run.iteration_s, f"{run.waiting:.0%}"))
+    lines.append(_line("at once", "clients", "sequences/s", "busiest client", "machine", "client ms"))
+    for row in figures.instant:
+        shares = (f"{row.busiest_client:.0%}", f"{row.machine:.0%}")
+        lines.append(_line(row.replicas, row.clients, row.sequences_per_s, *shares, row.client_cpu_ms))
+    lines += [
+        f"one client's core, full, feeds {row.sequences_per_s:.0f} sequences/s over {row.replicas} servers: "
+        f"{row.sequences_per_s * TOKENS:.0f} tokens/s"
+        for row in figures.instant
+        if row.busiest_client >= ENOUGH
+    ]
     lines.append(_line("simulated", "clients", "of linear", "choice, ms"))
     lines += [
         _line(each.num_replicas, each.num_clients, f"{each.of_linear:.3f}", f"{1000 * each.pick_s:.3f}")
-        for each in spreads
+        for each in figures.simulated
     ]
     return "\n".join(lines)
 
@@ -202,7 +285,4 @@ def _line(*cells: object) -> str:
 
 if __name__ == "__main__":
     end_on_sigterm()
-    if sys.argv[1:2] == ["--as-client"]:
-        print(json.dumps(asyncio.run(ask(sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))))
-        sys.exit(0)
     sys.exit(main())

@@ -119,6 +119,17 @@ def cpu_seconds(pid: int) -> float:
     return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def machine_seconds() -> float:
+    """CPU time that all processes of this machine have used, of all cores together, from /proc."""
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, Path("/proc/stat").read_text("ascii").split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def num_cores() -> int:
+    """Of this machine."""
+    return os.cpu_count() or 1
+
+
 def sum_of_samples(exposition: str, name: str) -> float:
     """Add up the samples of a metric, whatever their labels."""
     lines = [line.rsplit(" ", 1) for line in exposition.splitlines() if not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""A server that speaks the routes of vLLM that the trainer asks, over a real socket, and samples by `sample_rollouts`.
+"""A server that speaks the routes of vLLM that the trainer asks, over a real socket; it completes as the stand-in.
 
 Its faults are those that vLLM was seen to have, or that a wrong flag gives it.
 """
@@ -10,12 +10,9 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from fake_http import FakeHandler, fake_server
+from stand_in_engine import complete, tokenize
 from transformers import AutoModelForCausalLM
-
-from plaudit_ppo.rollout.completion_text import StopStrings
-from plaudit_ppo.rollout.sampling import sample_rollouts
 
 KEY = "engine-key"
 # What a fault may be, and the trainer's remedy is tested by name.
@@ -108,11 +105,10 @@ class FakeVLLM:
             self.policy = PeftModel.from_pretrained(copy.deepcopy(self._base), directory).eval()
 
     def _tokenize(self, text):
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        tokens = self.tokenizer.convert_ids_to_tokens(ids)
+        answer = tokenize(self.tokenizer, text)
         if self.fault == "another tokenizer":
-            tokens = tokens[::-1]
-        return {"tokens": ids, "token_strs": tokens, "count": len(ids), "max_model_len": self.max_model_len}
+            answer["token_strs"].reverse()
+        return {**answer, "max_model_len": self.max_model_len}
 
     def _complete(self, body):
         fault = self.fault
@@ -121,26 +117,17 @@ class FakeVLLM:
             self.released.wait()
             return 500, None
         assert (body["top_p"], body["top_k"], body["ignore_eos"], body["n"]) == (1.0, 0, True, 1)
-        stop = StopStrings(body["stop"], self.tokenizer) if "stop" in body else None
-        ids = torch.tensor([body["prompt"]])
-        is_greedy = body["temperature"] == 0
-        temperature = 1.0 if is_greedy else body["temperature"] - 1e-7
-        with self._lock, torch.no_grad():
-            rollouts = sample_rollouts(
-                self.policy, ids, torch.ones_like(ids, dtype=torch.bool), max_tokens=body["max_tokens"],
-                temperature=1.5 * temperature if fault == "wrong temperature" else temperature,
-                eos_ids=body["stop_token_ids"], pad_id=1, generator=torch.Generator().manual_seed(body["seed"]),
-                stop=stop, greedy=is_greedy,
-            )  # fmt: skip
-        tokens = rollouts.completion_ids[0].tolist()
-        logprobs = rollouts.sampled_logprobs[0].tolist()
-        reason = "stop" if rollouts.finished[0] else "length"
+        with self._lock:
+            factor = 1.5 if fault == "wrong temperature" else 1.0
+            choice = complete(self.policy, self.tokenizer, body, temperature_factor=factor)
+        logprobs = choice["logprobs"]["token_logprobs"]
         if fault == "short answer":
-            tokens, logprobs, reason = tokens[:1], logprobs[:1], "length"
+            choice |= {"token_ids": choice["token_ids"][:1], "finish_reason": "length"}
+            choice["logprobs"] = {"token_logprobs": logprobs[:1]}
         if fault == "abort":
-            reason = "abort"
-        choice = {"token_ids": tokens, "finish_reason": reason, "prompt_token_ids": body["prompt"]}
-        choice["logprobs"] = None if fault == "no logprobs" else {"token_logprobs": logprobs}
+            choice["finish_reason"] = "abort"
+        if fault == "no logprobs":
+            choice["logprobs"] = None
         return 200, {"choices": [choice]}
 
 

@@ -62,7 +62,7 @@ class ConnectionFailed(PlauditError):
 
 
 class DeadlineExceeded(PlauditError):
-    """The total deadline of the call passed."""
+    """The total deadline of the call passed; the message has the last failure."""
 
 
 class ServiceUnavailable(PlauditError):
@@ -80,7 +80,7 @@ class ServiceUnavailable(PlauditError):
 
 
 class RequestRejected(PlauditError):
-    """The service refused the request, and would refuse it again.
+    """The service refused the request, and would refuse it again; 415: a proxy on the way has compressed the body.
 
     Attributes:
         status: The HTTP status.

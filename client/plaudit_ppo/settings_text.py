@@ -104,7 +104,7 @@ def to_toml(config: PPOConfig) -> str:
 def new_file(config: PPOConfig) -> str:
     """A file to begin with: every setting with its text and its default, as a comment unless `config` changes it."""
     lines = [
-        "# Settings of a run of plaudit-ppo. A setting in a comment has its default; docs/ppo-details.md names its source.",
+        "# Settings of a run of plaudit-ppo. A setting in a comment has its default; sources: docs/ppo-details.md.",
         "# Required: policy, prompts, scorer_urls. Relative paths start at the working directory.",
     ]
     for spec in fields(PPOConfig):

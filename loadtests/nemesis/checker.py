@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from nemesis.history import CANCELLED, SCORES, Call, Counted, Got, Happened, History, Truth, Usage
+from nemesis.history import CANCELLED, SCORES, Answered, Call, Counted, Got, Happened, History, Truth, Usage
 
 # What a call may end with instead of scores: each says what happened, and none is a number.
 TYPED = frozenset({"ConnectionFailed", "ServiceUnavailable", "DeadlineExceeded", "FingerprintMismatch"})
@@ -23,6 +23,7 @@ def check(history: History, truth: Truth) -> list[str]:
         *(sentence for call in history.calls for sentence in check_call(call, truth, history.faults)),
         *check_numbers(history),
         *check_usage(history.before, history.after),
+        *(sentence for answered in history.answered for sentence in check_answered(answered)),
         *(sentence for counted in history.counted for sentence in check_counted(counted)),
     ]
 
@@ -85,6 +86,23 @@ def check_usage(before: dict[str, Usage], after: dict[str, Usage]) -> list[str]:
             for what, now, then, slack in limits
             if now > then + slack
         ]
+    return wrong
+
+
+def check_answered(answered: Answered) -> list[str]:
+    """Whether a replica counted at least what arrived of it."""
+    wrong = []
+    if answered.requests < answered.requests_received:
+        wrong.append(
+            f"{answered.replica}: counted {answered.requests} requests under faults, and {answered.requests_received} "
+            "answers arrived"
+        )
+    for status, received in sorted(answered.sequences_received.items()):
+        counted = answered.sequences.get(status, 0)
+        if counted < received:
+            wrong.append(
+                f"{answered.replica}: counted {counted} sequences as {status} under faults, and {received} arrived"
+            )
     return wrong
 
 

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nemesis.disk import Disk
@@ -17,8 +17,8 @@ class Nemesis:
     """Applies faults.
 
     Args:
-        replicas: By number.
-        links: Their proxies.
+        replicas: By the name of the target; the engine, too, where there is one.
+        links: Proxies, likewise.
         trainer: None: there is none, and its faults are left out.
         disk: Of logs and checkpoints.
         other: Another reward model.
@@ -29,8 +29,8 @@ class Nemesis:
 
     def __init__(
         self,
-        replicas: Sequence[Replica],
-        links: Sequence[Proxy],
+        replicas: Mapping[str, Replica],
+        links: Mapping[str, Proxy],
         trainer: Trainer | None,
         disk: Disk,
         other: Path,
@@ -55,7 +55,7 @@ class Nemesis:
         self._over.set()
         for thread in threads:
             thread.join()
-        for replica in self._replicas:
+        for replica in self._replicas.values():
             self._mend(replica, "the end")
 
     def end(self) -> None:
@@ -66,21 +66,19 @@ class Nemesis:
         for fault in faults:
             if self._over.wait(max(0.0, fault.at_s - self._clock())):
                 return
-            name, _, number = fault.target.partition(" ")
             began_s = self._clock()
             with self._lock:
                 self._history.faults.append(Happened(began_s, began_s + fault.lasts_s, fault.target, fault.kind))
             try:
-                match name:
-                    case "replica":
-                        self._replica_fault(self._replicas[int(number)], fault)
-                    case "link":
-                        self._link_fault(self._links[int(number)], fault)
-                    case "trainer":
-                        self._trainer_fault(fault)
-                    case "disk":
-                        with self._disk.full():
-                            self._last(fault)
+                if fault.target in self._replicas:
+                    self._replica_fault(self._replicas[fault.target], fault)
+                elif fault.target in self._links:
+                    self._link_fault(self._links[fault.target], fault)
+                elif fault.target == "trainer":
+                    self._trainer_fault(fault)
+                elif fault.target == "disk":
+                    with self._disk.full():
+                        self._last(fault)
             except Exception as error:  # noqa: BLE001  a replica that does not start again, say: the run is to say so, and end
                 self._on_broken(f"{fault}: {type(error).__name__}: {error}")
                 return

@@ -103,6 +103,27 @@ class Counted:
     left_in_queue: int = 0
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What one replica counted under faults, since it was started the last time, and what arrived of it at the load.
+
+    It counted more: what PPO asked, and answers that were lost.
+
+    Attributes:
+        replica: Its name.
+        requests: To /score that it counted as answered.
+        requests_received: Whole answers with scores that arrived.
+        sequences: By status, as it counted them.
+        sequences_received: Results in these answers.
+    """
+
+    replica: str
+    requests: int
+    requests_received: int
+    sequences: Mapping[str, int]
+    sequences_received: Mapping[str, int]
+
+
 @dataclass
 class History:
     """All of it.
@@ -115,6 +136,7 @@ class History:
         broken: Sentences about what must not happen, by who saw it.
         before: What processes held before the load, by name.
         after: What they held after it.
+        answered: Of each replica, under faults.
         counted: Of each replica, at the end.
         num_sent: Requests that the client sent.
         training: How often a PPO run reached its end, was killed, terminated, and stopped by itself.
@@ -127,6 +149,7 @@ class History:
     broken: list[str] = field(default_factory=list)
     before: dict[str, Usage] = field(default_factory=dict)
     after: dict[str, Usage] = field(default_factory=dict)
+    answered: list[Answered] = field(default_factory=list)
     counted: list[Counted] = field(default_factory=list)
     num_sent: int = 0
     training: Counter[str] = field(default_factory=Counter)

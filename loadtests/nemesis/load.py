@@ -1,6 +1,7 @@
 """The load: threads that ask one client for scores in all its ways, and write down what became of each call."""
 
 import concurrent.futures
+import json
 import random
 import threading
 import time
@@ -16,7 +17,7 @@ from nemesis.schedule import COMBINED
 from plaudit_client import RewardClient
 from plaudit_client.errors import PlauditError
 from plaudit_client.retry import Timing
-from plaudit_client.scores import Scores
+from plaudit_client.scores import Score, Scores
 from plaudit_client.transport import HttpRequest, HttpResponse, Network
 
 NUM_THREADS = 4
@@ -27,16 +28,32 @@ _SHORT_SHARE = 0.1
 
 
 class CountedNetwork(Network):
-    """The real network, which counts the score requests that it sends."""
+    """The real network, which counts the score requests that it sends and what the answers hold.
+
+    Attributes:
+        num_sent: Score requests.
+        answers: With scores, by URL and whole second of the monotonic clock.
+        results: In these answers, by URL, second and status.
+    """
 
     def __init__(self) -> None:
         super().__init__(max_age_s=Timing().max_connection_age_s)
         self.num_sent = 0
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.results: Counter[tuple[str, int, str]] = Counter()
 
     async def send(self, request: HttpRequest, address: str) -> HttpResponse:
         """Send a request, once."""
-        self.num_sent += request.method == "POST"
-        return await super().send(request, address)
+        if request.method != "POST":
+            return await super().send(request, address)
+        self.num_sent += 1
+        answer = await super().send(request, address)
+        if answer.status == 200:
+            url, second = request.url.rpartition("/")[0], int(time.monotonic())
+            self.answers[url, second] += 1
+            for result in json.loads(answer.body)["results"]:
+                self.results[url, second, result["status"]] += 1
+        return answer
 
 
 class Load:
@@ -71,6 +88,7 @@ class Load:
             for model, where in ((HELPFUL, list(urls)), (SAFE, [urls[COMBINED]]))
         }
         self._places = {question: askable(question, items) for question in QUESTIONS}
+        self._known: dict[Got, Got] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(NUM_THREADS)]
@@ -94,6 +112,16 @@ class Load:
                 thread.join()
         self._history.num_sent = sum(network.num_sent for network in self._networks.values())
 
+    def received(self, url: str, *, since: float) -> tuple[int, Counter[str]]:
+        """Answers of one replica after a moment of the monotonic clock, and their results by status."""
+        answers, results = 0, Counter[str]()
+        for network in self._networks.values():
+            answers += sum(n for (where, second), n in network.answers.items() if where == url and second > since)
+            for (where, second, status), n in network.results.items():
+                if where == url and second > since:
+                    results[status] += n
+        return answers, results
+
     def _ask(self, thread: int) -> None:
         chance = random.Random(f"{self._seed}/load/{thread}")
         while not self._stopping.is_set():
@@ -115,11 +143,16 @@ class Load:
         outcome, scores, detail = self._outcome(
             question, [self._items[place] for place in places], timeout_s, leaves_after_s
         )
-        results = None if scores is None else tuple(Got.of(one.status, one.score, one.heads) for one in scores)
+        results = None if scores is None else tuple(map(self._got, scores))
         call = Call(number, question, tuple(places), began_s, self._clock(), outcome, results, is_short, detail)
         with self._lock:
             self._history.calls.append(call)
         self._on_call(call)
+
+    def _got(self, score: Score) -> Got:
+        """One value for equal results: a night has millions of them."""
+        got = Got.of(score.status, score.score, score.heads)
+        return self._known.setdefault(got, got)
 
     def _outcome(
         self, question: Question, items: list[Any], timeout_s: float | None, leaves_after_s: float | None

@@ -58,13 +58,14 @@ def make(folder: Path) -> Models:
     export_checkpoint(str(causal), models.helpful, Options(name=HELPFUL))
     export_checkpoint(str(encoder), models.harmless, Options(name=HARMLESS, pair=True))
     export_checkpoint(str(other), models.other, Options(name=HELPFUL))
-    _write_policy(models.policy)
+    write_policy(models.policy)
     prompts = ["so", "very very", "so very good", "bad", "fine so"]
     models.prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
     return models
 
 
-def _write_policy(path: Path) -> None:
+def write_policy(path: Path, *, max_tokens: int = 32) -> None:
+    """A random Llama whose context is so long, and its tokenizer of a few words."""
     core = Tokenizer(WordLevel({word: number for number, word in enumerate(_WORDS)}, unk_token="so"))  # noqa: S106  no password
     core.pre_tokenizer = WhitespaceSplit()
     special = {"eos_token": "<eos>", "pad_token": "<pad>"}
@@ -75,7 +76,7 @@ def _write_policy(path: Path) -> None:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=32,
+        max_position_embeddings=max_tokens,
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=1,

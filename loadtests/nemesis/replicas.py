@@ -1,4 +1,7 @@
-"""A replica: a real `plaudit-serve` process on a port of its own, what can be done to it, and what it holds."""
+"""A replica: a real `plaudit-serve` process on a port of its own, what can be done to it, and what it holds.
+
+The stand-in for an engine is started and ended in the same way.
+"""
 
 import contextlib
 import os
@@ -71,6 +74,7 @@ class Replica:
         port: The same over restarts.
         restarts: How often it was started again.
         base: What its process held once it was ready.
+        ready_at: Since when it is, by the monotonic clock.
     """
 
     def __init__(
@@ -130,7 +134,7 @@ class Replica:
                 said = Path(log.name).read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
                 raise RuntimeError(f"{self.name} did not start (exit code {self.exit_code}): {' '.join(said)[:1000]}")
             time.sleep(0.05)
-        self.base = usage(self.pid)
+        self.base, self.ready_at = usage(self.pid), time.monotonic()
 
     def _is_ready(self) -> bool:
         try:
@@ -233,9 +237,10 @@ def usage(pid: int | None = None) -> Usage:
     """What a process holds now; None: this one."""
     proc = Path("/proc") / ("self" if pid is None else str(pid))
     status = dict(line.split(":\t", 1) for line in (proc / "status").read_text(encoding="utf-8").splitlines())
-    children = sum(
-        len((thread / "children").read_text(encoding="ascii").split()) for thread in (proc / "task").iterdir()
-    )
+    children = 0
+    for thread in (proc / "task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            children += len((thread / "children").read_text(encoding="ascii").split())
     return Usage(
         descriptors=len(list((proc / "fd").iterdir())),
         threads=int(status["Threads"]),

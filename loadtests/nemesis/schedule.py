@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 NUM_REPLICAS = 3
 # The one that serves the combination, too.
 COMBINED = NUM_REPLICAS - 1
+# What samples PPO's rollouts, and the connection to it.
+ENGINE, ENGINE_LINK = "engine", "engine-link"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ _TRAINER = {
     "terminate": Kind(2, 0.0, 1.0),
     "stop": Kind(1, 0.5, 3.0),
 }
+_ENGINE = {
+    "kill": Kind(4, 0.0, 4.0),
+    "stop": Kind(3, 0.5, 9.0),
+    "drain": Kind(2, 0.0, 3.0),
+}
 _DISK = {"full": Kind(1, 1.0, 4.0)}
 
 # By target: what may happen to it, and the mean pause between two faults, in seconds. Replica 1 alone gets another
@@ -54,9 +61,12 @@ LANES: Mapping[str, tuple[Mapping[str, Kind], float]] = {
     **{f"link {number}": (_LINK, 6.0) for number in range(NUM_REPLICAS)},
     "trainer": (_TRAINER, 6.0),
     "disk": (_DISK, 25.0),
+    ENGINE: (_ENGINE, 12.0),
+    ENGINE_LINK: (_LINK, 9.0),
 }
-# What cannot be done everywhere.
+# What cannot be done everywhere, and what is done only where an engine samples PPO's rollouts.
 NEEDS_ROOT = frozenset({("disk", "full")})
+NEEDS_ENGINE = frozenset((target, kind) for target in (ENGINE, ENGINE_LINK) for kind in LANES[target][0])
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,7 @@ from plaudit_ppo.settings_text import to_toml
 TRAIN = (str(Path(sys.executable).with_name("plaudit-ppo")),)
 
 _ITERATIONS = 12
-_VARYING = ("time/", "scoring/call_s", "scoring/exposed_wait_s", "scoring/retries")
+_VARYING = ("time/", "scoring/call_s", "scoring/exposed_wait_s", "scoring/retries", "sampler/retries")
 _COMPARED = ("policy/model.safetensors", "critic/model.safetensors", "samples.jsonl")
 # What a run may end with by itself while scorers and disk are as they are: 1, with one line that says why.
 _STOPPED = 1
@@ -32,12 +33,30 @@ _PATIENCE_S = 240.0
 _TICK_S = 0.001
 
 
-def write_config(file: Path, models: Models, urls: Sequence[str], output: Path) -> Path:
+@dataclass(frozen=True)
+class Places:
+    """What a run needs.
+
+    Attributes:
+        models: Its policy and prompts.
+        urls: Of the scorers.
+        engine_url: Of what samples; None: the run itself.
+    """
+
+    models: Models
+    urls: Sequence[str]
+    engine_url: str | None
+
+
+def write_config(file: Path, places: Places, output: Path) -> Path:
     """The settings of a run; all runs differ in their places alone."""
+    models, engine = places.models, {}
+    if places.engine_url is not None:
+        engine = {"sampler": "vllm", "engine_urls": (places.engine_url,), "engine_timeout_s": 60.0}
     config = PPOConfig(
         policy=str(models.policy),
         prompts=(str(models.prompts),),
-        scorer_urls=(f"{','.join(urls)}#{HELPFUL}",),
+        scorer_urls=(f"{','.join(places.urls)}#{HELPFUL}",),
         output=str(output),
         iterations=_ITERATIONS,
         rollout_batch_size=16,
@@ -52,6 +71,7 @@ def write_config(file: Path, models: Models, urls: Sequence[str], output: Path) 
         sample_every=2,
         scorer_timeout_s=120.0,
         max_masked_share=0.0,
+        **engine,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(to_toml(config), encoding="utf-8")
@@ -76,14 +96,14 @@ def training(command: Sequence[str], arguments: Sequence[str]) -> "Iterator[subp
             process.kill()
 
 
-def train_undisturbed(models: Models, urls: Sequence[str], folder: Path) -> Path:
+def train_undisturbed(places: Places, folder: Path) -> Path:
     """The output of a run that nothing happens to.
 
     Raises:
         RuntimeError: it failed.
     """
     output = folder / "undisturbed"
-    config = write_config(folder / "undisturbed.toml", models, urls, output)
+    config = write_config(folder / "undisturbed.toml", places, output)
     with training(TRAIN, ["--config", str(config)]) as process:
         _, said = process.communicate(timeout=_PATIENCE_S)
     if process.returncode != 0:
@@ -96,8 +116,7 @@ class Trainer:
 
     Args:
         command: What trains.
-        models: Of the run.
-        urls: Of the scorers.
+        places: What each run needs.
         folder: Where runs are written, which may be a full disk.
         undisturbed: The output to compare with.
         history: What happens is counted there.
@@ -108,15 +127,14 @@ class Trainer:
     def __init__(
         self,
         command: Sequence[str],
-        models: Models,
-        urls: Sequence[str],
+        places: Places,
         folder: Path,
         undisturbed: Path,
         history: History,
         clock: Callable[[], float],
         on_broken: Callable[[str], None],
     ) -> None:
-        self._command, self._models, self._urls = command, models, urls
+        self._command, self._places = command, places
         self._folder, self._undisturbed = folder, undisturbed
         self._history, self._clock, self._on_broken = history, clock, on_broken
         self._process: subprocess.Popen[str] | None = None
@@ -189,7 +207,7 @@ class Trainer:
 
     def _train_to_the_end(self, output: Path) -> bool:
         """Begin and resume a run until it is done; False: the block ended first, or the run is lost."""
-        config = write_config(self._folder.parent / f"{output.name}.toml", self._models, self._urls, output)
+        config = write_config(self._folder.parent / f"{output.name}.toml", self._places, output)
         while True:
             self._may_start.wait()
             if self._ending.is_set() and not (output / "log.jsonl").exists():

@@ -19,6 +19,8 @@ from plaudit_service.errors import short_line
 
 # Set to anything, it shows the stack trace of an internal error too.
 _SHOW_TRACE = "PLAUDIT_TRACEBACK"
+# How long after an interrupt that Python dropped the next one comes.
+_AGAIN_S = 0.05
 
 _Handler = Callable[[int, FrameType | None], Any]
 
@@ -100,9 +102,23 @@ def interruptible() -> Iterator[None]:
     """Inside, SIGINT and SIGTERM raise KeyboardInterrupt, so that what was begun is cleared away.
 
     Not where packages are imported: an exception out of nowhere may meet their C code, which takes it for a bug.
+    Python drops an exception in a destructor or in the callback of a weak reference: the signal is then sent again.
     """
-    with _on_signals(signal.default_int_handler):
-        yield
+    hook = sys.unraisablehook
+
+    def on_dropped(dropped: Any) -> None:
+        if dropped.exc_type is not KeyboardInterrupt:
+            hook(dropped)
+            return
+        main = threading.main_thread().ident
+        threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGTERM)).start()  # this hook is over by then
+
+    sys.unraisablehook = on_dropped
+    try:
+        with _on_signals(signal.default_int_handler):
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def fail(command: str, message: str, exit_code: int) -> int:

@@ -1,5 +1,7 @@
 """Every error that the service raises on purpose; the class owns its HTTP status and problem type.
 
+The first paragraph of a problem's docstring is what docs/reference/errors.md says of it.
+
 ServiceError
 ├── SettingsError            what the user set is wrong                       exit 2
 ├── BundleError              a bundle is missing, damaged or not allowed      exit 2
@@ -96,7 +98,7 @@ class NotJson(RequestError):  # noqa: N818  named as the answer that the client 
 
 
 class EmptyBatch(RequestError):  # noqa: N818
-    """There is nothing to score, which the dialect's own server refuses."""
+    """Of the dialect tei: there is nothing to score."""
 
     status, slug, title = 400, "empty-batch", "There is nothing to score"
 
@@ -114,7 +116,7 @@ class UnknownModel(RequestError):  # noqa: N818
 
 
 class BodyTimeout(RequestError):  # noqa: N818
-    """The body did not arrive in time; the connection is closed after the answer."""
+    """The body did not arrive within --body-timeout-s; the connection is closed after the answer."""
 
     status, slug, title = 408, "body-timeout", "The body did not arrive in time"
 
@@ -126,25 +128,25 @@ class Mismatch(RequestError):  # noqa: N818
 
 
 class TooLarge(RequestError):  # noqa: N818
-    """The request is over a limit and could never be admitted."""
+    """The body, the number of sequences or a text is over a limit, or could never fit the queue."""
 
     status, slug, title = 413, "too-large", "The request is over a limit"
 
 
 class CompressedBody(RequestError):  # noqa: N818
-    """The body is compressed. Compressed bodies are not read, because a small one could expand to a huge one."""
+    """The body has a Content-Encoding, and a small one could expand to a huge one; send it as plain JSON."""
 
     status, slug, title = 415, "compressed-body", "The body is compressed"
 
 
 class InvalidRequest(RequestError):  # noqa: N818
-    """The body is JSON of a wrong shape."""
+    """The body is JSON of a wrong shape; the detail says where."""
 
     status, slug, title = 422, "invalid-request", "The request has a wrong shape"
 
 
 class ItemFailed(RequestError):  # noqa: N818
-    """A sequence has no score, and the dialect's answer has no place for a failure.
+    """Of a dialect: a sequence has no score, and the dialect's answer has no place for a failure.
 
     Args:
         detail: Why there is no score.
@@ -159,13 +161,13 @@ class ItemFailed(RequestError):  # noqa: N818
 
 
 class NotReranker(RequestError):  # noqa: N818
-    """The model scores no pairs of texts, or gives more than one number for each."""
+    """Of the dialect tei, `/rerank`: the model scores no pairs of texts, or has several labels."""
 
     status, slug, title = 424, "not-reranker", "The model ranks no texts"
 
 
 class QueueFull(RequestError):  # noqa: N818
-    """The queue has no room for the whole request now."""
+    """The queue, or the client's share, has no room now, or the wait would probably outlast X-Request-Timeout-S."""
 
     status, slug, title = 429, "queue-full", "The queue is full"
 

@@ -32,13 +32,13 @@ _CHARS_OF_NUMBER = 8
 
 class _Strict(BaseModel):
     # Lists fail fast: a body of wrong entries must not make an error for each.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # What stands below a field describes it in the OpenAPI document and in docs/reference/wire.md.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 class _Item(_Strict):
-    finished: bool = Field(
-        True, description="False: the completion was cut at its length limit, so no EOS is appended."
-    )
+    finished: bool = True
+    """False: the completion was cut at its length limit, so no EOS is appended."""
 
     @property
     def num_sequences(self) -> int:
@@ -50,6 +50,7 @@ class TextItem(_Item):
     """One text, scored as it is."""
 
     text: str
+    """The text."""
 
 
 class PromptItem(_Item):
@@ -66,9 +67,13 @@ class PromptItem(_Item):
     )
 
     prompt: str
+    """The text that every completion continues."""
     completion: str | None = None
+    """One completion."""
     completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
-    steps: list[str] | None = Field(None, min_length=1, fail_fast=True, description="The completion, step by step.")
+    """Several completions of the prompt; each has a result of its own."""
+    steps: list[str] | None = Field(None, min_length=1, fail_fast=True)
+    """The completion, step by step."""
 
     @model_validator(mode="after")
     def _has_one_kind_of_completion(self) -> Self:
@@ -86,7 +91,9 @@ class TextPart(_Strict):
     """A text, as one of the parts of a message's content."""
 
     type: Literal["text"]
+    """The only kind of part that is read."""
     text: str
+    """The text."""
 
 
 def _as_text(content: Any, info: ValidationInfo) -> Any:
@@ -128,19 +135,27 @@ class Message(BaseModel):
         extra="allow",
         strict=True,
         frozen=True,
+        use_attribute_docstrings=True,
         json_schema_extra={"anyOf": [{"required": ["content"]}, {"required": ["tool_calls"]}]},
     )
     __pydantic_extra__: dict[str, Annotated[None, BeforeValidator(_refuse_unknown)]]
 
     role: str
+    """Who speaks, by the names of the chat template: `user`, `assistant`, `system`, `tool`."""
     tool_calls: list[dict[str, JsonValue]] | None = None
+    """The calls of tools, as the chat template reads them."""
     content: Annotated[str | None, BeforeValidator(_as_text, json_schema_input_type=str | list[TextPart] | None)] = (
-        Field(None, validate_default=True, description="May be left out only where there are tool_calls.")
+        Field(None, validate_default=True)
     )
+    """What is said: a text, or a list of one text part. May be left out only where there are tool_calls."""
     reasoning_content: str | None = None
+    """The reasoning before the content, for templates that read it by this name."""
     thinking: str | None = None
+    """The same, for templates that read it by this name."""
     tool_call_id: str | None = None
+    """Which call a tool's message answers."""
     name: str | None = None
+    """The name of the tool or the speaker."""
 
     def to_template(self) -> dict[str, JsonValue]:
         """What a chat template gets: the fields that are there."""
@@ -168,8 +183,11 @@ class ChatItem(_Item):
     """
 
     messages: list[Message] = Field(min_length=1, fail_fast=True)
+    """The turns, in order."""
     completions: list[str] | None = Field(None, min_length=1, fail_fast=True)
-    steps: list[str] | None = Field(None, min_length=1, fail_fast=True, description="The completion, step by step.")
+    """Several next messages of the assistant; each has a result of its own."""
+    steps: list[str] | None = Field(None, min_length=1, fail_fast=True)
+    """The next message of the assistant, step by step."""
 
     @model_validator(mode="after")
     def _has_one_kind_of_completion(self) -> Self:
@@ -187,6 +205,7 @@ class TokenItem(_Item):
     """Token ids of the reward model's own tokenizer, used as they are."""
 
     token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(fail_fast=True)
+    """The ids."""
 
 
 _FORMS = ("text", "prompt", "messages", "token_ids")
@@ -215,15 +234,22 @@ class ScoreRequest(_Strict):
     """The body of `POST /score`."""
 
     items: list[Item] = Field(max_length=MAX_ITEMS, fail_fast=True)
-    model: str | None = Field(None, description="Name of a loaded model; may be left out if only one is loaded.")
+    """What to score. An item with n completions has n results."""
+    model: str | None = None
+    """Name of a loaded model; may be left out if only one is loaded."""
     truncation: Truncation = "error"
-    fingerprint: str | None = Field(
-        None, description="Refuse the request (409) unless the reward model with this fingerprint computes the scores."
-    )
-    engine: str | None = Field(None, description="Refuse the request (409) unless this engine computes the scores.")
-    raw: bool = Field(False, description="Return raw scores, without the bundle's normalization.")
-    along: Along = Field("none", description="Also return scores at the end of each step, or at each token.")
-    explain: bool = Field(False, description="Also return the text that was scored.")
+    """Of a sequence over the model's limit: `error` gives it the status `too_long`; `left` keeps the end and the
+    leading special tokens; `right` keeps the start and the trailing special tokens."""
+    fingerprint: str | None = None
+    """Refuse the request (409) unless the reward model with this fingerprint computes the scores."""
+    engine: str | None = None
+    """Refuse the request (409) unless this engine computes the scores."""
+    raw: bool = False
+    """Return raw scores, without the bundle's normalization."""
+    along: Along = "none"
+    """Also return scores at the end of each step, or at each token."""
+    explain: bool = False
+    """Also return the text that was scored. It is never logged."""
 
     @property
     def num_sequences(self) -> int:

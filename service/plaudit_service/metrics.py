@@ -52,11 +52,11 @@ class Metrics:
         self.expired = self._counter("expired", "Sequences that left the queue at their deadline")
         self.truncated = self._counter("truncated", "Sequences that were scored without some of their tokens")
         self.score = self._histogram("score", "Scores that were answered", SCORES, "model")
-        self.score_mean = self._gauge("score_mean", "Mean of the latest scores", "model")
-        self.score_std = self._gauge("score_std", "Standard deviation of the latest scores", "model")
+        self.score_mean = self._gauge("score_mean", "Mean of the latest 1,024 scores; NaN before the first", "model")
+        self.score_std = self._gauge("score_std", "Standard deviation of the latest 1,024 scores", "model")
         self.score_length_correlation = self._gauge(
             "score_length_correlation",
-            "Correlation of the latest scores with the lengths of their texts; near 1, the model rewards length",
+            "Correlation of the latest 1,024 scores with the lengths of their texts; near 1, the model rewards length",
             "model",
         )
         self.batch_invariant = self._gauge(

@@ -34,6 +34,20 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Dialect = Literal["openrlhf", "llamafactory", "vllm", "slime", "tei", "sglang", "nemo-gym"]
 
+# The parts of `--help` and of docs/reference/settings.md, by the first setting of each.
+HEADINGS = {
+    "host": "Address",
+    "export_options": "Checkpoints",
+    "runtime": "Runtime and vLLM servers",
+    "device": "Device, threads, batches",
+    "combine": "Combinations and caches",
+    "engine_timeout_s": "Queue, and time of an engine's call",
+    "max_sequences_per_request": "Limits of a request",
+    "dialects": "Dialects of other trainers",
+    "max_connections": "Connections",
+    "api_key_file": "Access",
+}
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True))
 class Settings:
@@ -263,23 +277,38 @@ def _keys_in(place: str, file: str) -> list[str]:
     return _keys(place, lines)
 
 
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
 def environment_variable(name: str) -> str:
     """The variable of a setting."""
     return f"PLAUDIT_{name.upper()}"
 
 
+def shown_default(default: Any) -> str:
+    """A default as an operator would write it."""
+    if default in ("", (), None):
+        return "not set"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each setting; the help names default and variable."""
+    group: argparse._ActionsContainer = parser
     for setting in fields(Settings):
-        description = " ".join(_schemas()[setting.name]["description"].split())
-        shown = f"{description} (default: {setting.default!r}; {environment_variable(setting.name)})"
+        if setting.name in HEADINGS:
+            group = parser.add_argument_group(HEADINGS[setting.name])
+        description = " ".join(schemas()[setting.name]["description"].split())
+        shown = f"{description} (default: {shown_default(setting.default)}; {environment_variable(setting.name)})"
         if isinstance(setting.default, bool):
             kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         elif isinstance(setting.default, tuple):
             kind = {"action": "append", "metavar": setting.name.upper()}
         else:
             kind = {"metavar": setting.name.rsplit("_", 1)[-1].upper()}
-        parser.add_argument(_flag(setting.name), default=None, help=shown, **kind)
+        group.add_argument(flag(setting.name), default=None, help=shown, **kind)
 
 
 def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -294,7 +323,7 @@ def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = o
         name, variable = setting.name, environment_variable(setting.name)
         given = getattr(arguments, name)
         if given is not None:
-            values[name], places[name] = given, _flag(name)
+            values[name], places[name] = given, flag(name)
         elif environ.get(variable):
             values[name], places[name] = environ[variable], variable
     try:
@@ -305,12 +334,8 @@ def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = o
         raise SettingsError(f"{places[name]}: {_refusal(name, first)}") from error
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 @cache
-def _schemas() -> dict[str, dict[str, Any]]:
+def schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schema of each setting: choices, and its text as `description`."""
     return dict(TypeAdapter(Settings).json_schema()["properties"])
 
@@ -330,8 +355,8 @@ def _refusal(name: str, error: ErrorDetails) -> str:
         (limit,) = error["ctx"].values()
         return f"{value}, but the {'minimum' if kind == 'greater' else 'maximum'} is {limit:g}"
     if error["type"] == "string_pattern_mismatch":
-        return f"{value!r} is not of a form like {', '.join(_schemas()[name]['examples'])}"
+        return f"{value!r} is not of a form like {', '.join(schemas()[name]['examples'])}"
     if kind == "literal":
-        schema = _schemas()[name]
+        schema = schemas()[name]
         return f"{value!r} is not one of {', '.join(schema.get('items', schema)['enum'])}"
     return f"{value!r} {_PROBLEMS.get(kind, 'cannot be used: ' + error['msg'])}"

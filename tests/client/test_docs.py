@@ -1,4 +1,4 @@
-"""Every error and every option of the client is in the docs."""
+"""Every option of the client is in the docs, and its examples run."""
 
 import re
 import subprocess
@@ -7,16 +7,9 @@ from pathlib import Path
 
 from pages import name_in, rows
 
-from plaudit_client import errors
 from plaudit_client.testing import FakeService
 
 DOC = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
-
-
-def test_every_error_is_documented_and_no_other():
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind.__module__ == errors.__name__]
-    names = {kind.__name__ for kind in kinds}
-    assert {name_in(row["error"]) for row in rows(DOC, "error", "when")} == names
 
 
 def test_every_option_of_plaudit_score_is_documented_with_its_variable_and_no_other():

@@ -31,7 +31,7 @@ UNIT_TESTS = [
     for test in yaml.safe_load(path.read_text())["tests"]
     for case in test.get("alert_rule_test", ())
 ]
-RUNBOOK = (ROOT / "docs" / "operations.md").read_text().partition("## Runbook")[2].partition("\n## ")[0]
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text().partition("## Runbook")[2].partition("\n## ")[0]
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None,
@@ -65,7 +65,7 @@ def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(a
 
 def test_every_alert_leads_to_its_runbook_entry_and_no_entry_is_without_its_alert():
     assert {rule["annotations"]["runbook_url"] for rule in ALERTS} == {
-        f"docs/operations.md#{rule['alert'].lower()}" for rule in ALERTS
+        f"docs/runbook.md#{rule['alert'].lower()}" for rule in ALERTS
     }
     assert re.findall(r"^### (\w+)$", RUNBOOK, re.MULTILINE) == list(dict.fromkeys(rule["alert"] for rule in ALERTS))
 

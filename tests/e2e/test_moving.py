@@ -1,4 +1,4 @@
-"""Moving to another reward model in the middle of a training, as docs/operations.md says."""
+"""Moving to another reward model in the middle of a training, as docs/how-to/upgrade-a-reward-model.md says."""
 
 import json
 

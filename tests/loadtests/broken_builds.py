@@ -79,6 +79,24 @@ def checkpoint_in_place():
     return command
 
 
+@mistake
+def engine_seeds_from_the_start():
+    """What an engine samples is seeded by the iterations of this process, which a resumed run counts anew."""
+    from plaudit_ppo.cli import command
+    from plaudit_ppo.engine import sampler
+
+    seed_of, firsts = sampler.rollout_seed, []
+
+    def seed_from_the_start(seed, iteration, place):
+        if iteration < 0:  # of no iteration
+            return seed_of(seed, iteration, place)
+        firsts.append(iteration)
+        return seed_of(seed, iteration - firsts[0], place)
+
+    sampler.rollout_seed = seed_from_the_start
+    return command
+
+
 if __name__ == "__main__":
     main = MISTAKES[sys.argv.pop(1)]()
     sys.exit(main())

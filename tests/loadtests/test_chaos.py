@@ -28,6 +28,7 @@ def test_help_says_what_is_done_and_what_the_exit_codes_mean():
     [
         (["--minutes", "0"], "--minutes: must be more than 0"),
         (["--schedule", "/nowhere"], "--schedule /nowhere: "),
+        (["--engine", "--no-ppo"], "--engine: samples for the PPO run, which --no-ppo leaves out"),
     ],
 )
 def test_arguments_that_are_wrong_end_it_with_one_line(arguments, said):
@@ -66,3 +67,13 @@ def test_a_checkpoint_that_is_written_in_place_is_caught(tmp_path):
     assert done.returncode == 1, done.stderr[-2000:]
     assert "violation: at " in done.stdout
     assert "PPO run-" in done.stdout
+
+
+@pytest.mark.slow
+def test_rollouts_of_an_engine_that_depend_on_where_a_run_was_resumed_are_caught(tmp_path):
+    done = chaos(
+        "--minutes", 5, "--seed", 1, "--engine", "--attempts", 0, "--output", tmp_path / "out",
+        "--train", sys.executable, BROKEN, "engine-seeds-from-the-start",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "differs from that of the undisturbed run" in done.stdout

@@ -1,11 +1,14 @@
 """docs/gpu.md: its figures are computed again, its flags and messages exist, its links lead somewhere."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import gpu_check
 import pytest
 from pages import assert_leads_somewhere, name_in, names_in, rows
+
+from plaudit_service.settings import Settings, flag
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "gpu.md"
@@ -28,6 +31,7 @@ def parameters(model):
 def test_the_memory_is_what_the_shapes_give(row):
     hidden, intermediate, layers, heads, kv_heads = SHAPES[row["model"]]
     num_bytes = 4 if name_in(row["precision"]) == "fp32" else 2
+    assert row["parameters"] == f"{parameters(row['model']):,}"
     assert row["weights, GB"] == f"{parameters(row['model']) * num_bytes / 1e9:.1f}"
     kept = 2 * layers * kv_heads * HEAD * num_bytes
     assert row["keys and values, bytes per token"] == f"{kept:,}"
@@ -37,15 +41,22 @@ def test_the_memory_is_what_the_shapes_give(row):
     assert row["one call of 16,384 tokens, GB"] == call
 
 
-def test_the_examples_follow_from_the_table():
-    assert f"8B: {parameters('8B'):,} parameters, 70B:\n{parameters('70B'):,}" in TEXT
-    cache = (80e9 - 2 * parameters("8B")) / 8
-    assert f"so {cache / 1e9:.1f} GB" in TEXT
-    tokens, prompts = map(int, re.search(r"which are (\d+),000 tokens or (\d+) prompts of 1,024", TEXT).groups())
-    assert (tokens, prompts) == (int(cache / 131_072 / 1000), int(cache / 131_072 / 1024))
-    for gigabytes in re.findall(r"([\d.]+) \+ 2 \S ([\d.]+) \+ 1 = (\d+) GB", TEXT):
-        weights, call, total = map(float, gigabytes)
-        assert round(weights + 2 * call + 1) == total
+def test_what_a_card_has_to_hold_follows_from_the_parts():
+    stated = [row["weights + one call + the rest"] for row in rows(TEXT, "weights + one call + the rest")]
+    sums = [re.fullmatch(r"([\d.]+) \+ 2 \S ([\d.]+) \+ 1 = (\d+) GB", cell).groups() for cell in stated]
+    parts = [(row["weights, GB"], row["one call of 16,384 tokens, GB"]) for row in MEMORY]
+    call, attention = map(float, parts[0][1].split(", attention "))
+    assert [each[:2] for each in sums] == [parts[1], (parts[0][0], f"{call + attention:.1f}"), parts[3]]
+    for weights, each, total in sums:
+        assert round(float(weights) + 2 * float(each) + 1) == int(total)
+
+
+@pytest.mark.parametrize("row", rows(TEXT, "card, GB", "prefix cache, GB"), ids=lambda row: row["card, GB"])
+def test_the_prefix_cache_of_a_card_is_an_eighth_of_what_the_weights_leave(row):
+    cache = (float(row["card, GB"]) * 1e9 - 2 * parameters("8B")) / 8
+    assert row["prefix cache, GB"] == f"{cache / 1e9:.1f}"
+    assert row["tokens"] == f"{int(cache / 131_072 / 1000)},000"
+    assert row["prompts of 1,024 tokens"] == str(int(cache / 131_072 / 1024))
 
 
 def test_both_models_in_every_precision_are_there():
@@ -56,8 +67,7 @@ def test_both_models_in_every_precision_are_there():
 
 @pytest.mark.parametrize("row", rows(TEXT, "flag", "when"), ids=lambda row: name_in(row["flag"]))
 def test_every_flag_is_one_of_the_service(row):
-    flags = {name_in(each["flag"]) for each in rows((ROOT / "docs" / "service.md").read_text(), "flag", "default")}
-    assert name_in(row["flag"]).split()[0] in flags
+    assert name_in(row["flag"]).split()[0] in {flag(setting.name) for setting in fields(Settings)}
 
 
 def test_every_step_of_the_check_is_there_in_order():

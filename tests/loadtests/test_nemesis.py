@@ -5,9 +5,9 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nemesis.checker import check, check_call, check_counted, check_numbers, check_usage
-from nemesis.history import CANCELLED, SCORES, Call, Counted, Got, Happened, History, Question, Usage
-from nemesis.schedule import LANES, NEEDS_ROOT, Fault, draw, from_json, to_json
+from nemesis.checker import check, check_answered, check_call, check_counted, check_numbers, check_usage
+from nemesis.history import CANCELLED, SCORES, Answered, Call, Counted, Got, Happened, History, Question, Usage
+from nemesis.schedule import LANES, NEEDS_ENGINE, NEEDS_ROOT, Fault, draw, from_json, to_json
 from nemesis.shrink import shrink
 
 ASKED = Question("helpful", "error")
@@ -45,6 +45,12 @@ def test_every_kind_of_fault_is_drawn_within_a_few_seeds():
 def test_what_cannot_be_done_is_left_out_and_nothing_else_moves():
     without = draw(1, 300.0, without=NEEDS_ROOT)
     assert set(without) == {fault for fault in draw(1, 300.0) if fault.target != "disk"}
+
+
+def test_a_run_without_an_engine_has_the_other_faults_of_one_with_it():
+    without = draw(1, 300.0, without=NEEDS_ENGINE)
+    assert set(draw(1, 300.0)) - set(without) == {fault for fault in draw(1, 300.0) if "engine" in fault.target}
+    assert len(draw(1, 300.0)) > len(without)
 
 
 def test_a_schedule_is_repeated_from_its_file():
@@ -160,11 +166,21 @@ def test_counters_that_do_not_add_up_are_seen():
     ]
 
 
+def test_a_replica_may_have_counted_more_than_arrived_under_faults_and_never_less():
+    assert check_answered(Answered("replica 0", 9, 7, {"ok": 50, "empty": 2}, {"ok": 50})) == []
+    assert check_answered(Answered("replica 0", 6, 7, {"ok": 49}, {"ok": 50, "empty": 1})) == [
+        "replica 0: counted 6 requests under faults, and 7 answers arrived",
+        "replica 0: counted 0 sequences as empty under faults, and 1 arrived",
+        "replica 0: counted 49 sequences as ok under faults, and 50 arrived",
+    ]
+
+
 def test_a_whole_run_is_judged_by_all_of_it():
     history = History(begun=2, calls=[call(TWO, items=(0,))], broken=["PPO run-0: exit code 2: why"])
     history.before, history.after = {"replica 0": BASE}, {"replica 0": Usage(99, 8, 1, 100_000_000)}
     history.counted = [Counted("replica 0", 1, 2, {}, {})]
-    assert len(check(history, TRUTH)) == 5
+    history.answered = [Answered("replica 0", 1, 2, {}, {})]
+    assert len(check(history, TRUTH)) == 6
 
 
 def test_the_shortest_schedule_that_still_fails_is_found():

@@ -10,14 +10,21 @@ from pages import assert_leads_somewhere, name_in, names_in, rows, stated
 from plaudit_ppo import errors
 from plaudit_ppo.config import PPOConfig
 from plaudit_ppo.settings_text import load_config, settings_help
-from plaudit_ppo.training.held_out import HELD_OUT_METRICS
 from plaudit_ppo.training.metrics import METRICS
 
 TESTS = Path(__file__).parents[1]
 DOCS = Path(__file__).parents[2] / "docs"
 REFERENCE = (DOCS / "ppo-reference.md").read_text()
-TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in ("ppo", "ppo-scale", "ppo-reference", "ppo-details"))
-DETAILS = rows(TEXT, "no.", "detail", "setting", "default", "test")
+TEXT = "\n".join((DOCS / f"{page}.md").read_text() for page in ("ppo", "ppo-reference"))
+DETAILS = rows((DOCS / "ppo-details.md").read_text(), "no.", "detail", "setting", "default", "source")
+TESTED = rows((DOCS / "development" / "ppo-details.md").read_text(), "no.", "detail", "test")
+
+
+def defaults():
+    """The default of each setting, as its help states it."""
+    settings = re.findall(r"^  (\w+) = (.*)$", settings_help(), re.MULTILINE)
+    assert len(settings) == len(dataclasses.fields(PPOConfig))
+    return {name: stated(default) for name, default in settings}
 
 
 def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path):
@@ -32,19 +39,21 @@ def test_the_example_is_loaded_and_names_every_setting_with_its_default(tmp_path
 
 
 def test_every_setting_stands_in_a_table_once_with_its_default_and_no_other_does():
-    documented = [
-        (setting, stated(default))
-        for row in rows(TEXT, "setting", "default")
-        if row["setting"] != "-"
-        for setting, default in zip(names_in(row["setting"]), row["default"].split(", "), strict=True)
-    ]
-    settings = re.findall(r"^  (\w+) = (.*)$", settings_help(), re.MULTILINE)
-    assert len(settings) == len(dataclasses.fields(PPOConfig))
-    assert sorted(documented, key=str) == sorted(((name, stated(default)) for name, default in settings), key=str)
+    table = rows(TEXT, "setting", "default", "meaning")
+    documented = [(name_in(row["setting"]), stated(row["default"])) for row in table]
+    assert sorted(documented, key=str) == sorted(defaults().items(), key=str)
+
+
+def test_every_detail_names_settings_with_their_defaults():
+    for row in DETAILS:
+        if row["setting"] != "-":
+            for setting, default in zip(names_in(row["setting"]), row["default"].split(", "), strict=True):
+                assert stated(default) == defaults()[setting]
 
 
 def test_every_detail_names_a_test_that_exists():
-    for row in DETAILS:
+    assert [row["no."] for row in TESTED] == [row["no."] for row in DETAILS]
+    for row in TESTED:
         assert names_in(row["test"]), row["no."]
         for named in names_in(row["test"]):
             file, test = named.split("::")
@@ -65,23 +74,11 @@ def test_every_guard_is_documented_with_its_setting():
     assert settings <= {field.name for field in dataclasses.fields(PPOConfig)}
 
 
-def test_every_metric_is_documented_once_and_no_other():
-    documented = rows(TEXT, "metric", "meaning")
-    assert sorted(name_in(row["metric"]) for row in documented) == sorted([*METRICS, *HELD_OUT_METRICS])
-    assert all(row["meaning"] for row in documented)
-
-
 def test_what_a_run_leaves_is_documented(make_trainer, tmp_path):
     make_trainer(iterations=1).train()
     left = {entry.name + "/" * entry.is_dir() for entry in (tmp_path / "run").iterdir()}
     documented = {name_in(row["path"]) for row in rows(TEXT, "path", "what")}
     assert documented == left | {"adapter/", "engine/", "evaluations.jsonl", "trackers/", "report.html"}
-
-
-def test_every_error_is_documented_with_its_exit_code():
-    documented = {name_in(row["error"]): row["exit"] for row in rows(TEXT, "error", "exit")}
-    classes = [value for value in vars(errors).values() if isinstance(value, type) and value is not errors.PPOError]
-    assert documented == {error.__name__: str(error.exit_code) for error in classes}
 
 
 def test_every_link_of_the_troubleshooting_page_leads_somewhere():

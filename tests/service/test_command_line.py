@@ -83,7 +83,7 @@ def test_wrong_usage_is_one_line_that_names_the_help_of_the_subcommand(capsys):
 
 
 SIGNALLED = """
-import os, signal, sys
+import os, signal, sys, threading
 from plaudit_service.command_line import interruptible, run
 
 def signalled(number):
@@ -99,11 +99,23 @@ def raised(number):
         finally:
             print("cleared away")
 
+class Dropping:
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+def dropped(number):
+    with interruptible():
+        Dropping(number)  # Python drops what is raised in its destructor
+        threading.Event().wait(60)
+
 sys.exit(run("plaudit-x", lambda: {body}({number}), extra="some"))
 """
 
 
-@pytest.mark.parametrize(("body", "out"), [("signalled", ""), ("raised", "cleared away\n")])
+@pytest.mark.parametrize(("body", "out"), [("signalled", ""), ("raised", "cleared away\n"), ("dropped", "")])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_command_at_once_until_there_is_something_to_clear_away(body, out, number):
     program = SIGNALLED.format(body=body, number=int(number))

@@ -10,7 +10,14 @@ from pydantic import ValidationError
 
 from plaudit_service.errors import SettingsError
 from plaudit_service.http.dialects.endpoint import DIALECTS
-from plaudit_service.settings import Dialect, Settings, add_arguments, environment_variable, from_arguments
+from plaudit_service.settings import (
+    Dialect,
+    Settings,
+    add_arguments,
+    environment_variable,
+    from_arguments,
+    shown_default,
+)
 
 
 def parser():
@@ -145,7 +152,15 @@ def test_the_help_names_every_flag_with_default_and_variable():
     text = " ".join(parser().format_help().split())
     for setting in fields(Settings):
         assert f"--{setting.name.replace('_', '-')} " in text
-        assert f"(default: {setting.default!r}; {environment_variable(setting.name)})" in text
+        assert f"(default: {shown_default(setting.default)}; {environment_variable(setting.name)})" in text
+
+
+@pytest.mark.parametrize(
+    ("default", "shown"),
+    [("", "not set"), ((), "not set"), (None, "not set"), (False, "false"), (0, "0"), (1.5, "1.5"), ("cpu", "cpu")],
+)
+def test_a_default_is_shown_as_an_operator_would_write_it(default, shown):
+    assert shown_default(default) == shown
 
 
 @pytest.mark.parametrize("key", ["a\0b", "a\xa0b", "\0", "\x1b", "ä"])

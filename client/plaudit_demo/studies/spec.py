@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One run. `plaudit_trainer` and `trl_trainer` translate it; docs/studies.md has the table.
+    """One run. `plaudit_trainer` and `trl_trainer` translate it; docs/studies-details.md has the table.
 
     Attributes:
         trainer: which one; "trl-same-draws": TRL's, with the random draws of plaudit's.

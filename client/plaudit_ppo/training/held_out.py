@@ -12,10 +12,12 @@ from torch import Tensor
 from plaudit_ppo.training.metrics import masked_mean
 
 HELD_OUT_METRICS = {
-    "heldout/scores": "score of the held-out completions, as the scorer answered it, mean over those with a score",
-    "heldout/eval_scores": "score of the evaluation scorer, mean over those that it scored; null without one",
-    "heldout/win_rate": "share of the held-out prompts at which the score is above that of the start policy's "
-    "completion, a tie as half; null where the run began without evaluations",
+    "heldout/scores": "score of the held-out completions, as the scorer answered it, mean over the completions with a "
+    "score",
+    "heldout/eval_scores": "score of the evaluation scorer, mean over the completions that it scored; null without an "
+    "evaluation scorer",
+    "heldout/win_rate": "share of the held-out prompts whose completion scores higher than the start policy's, a tie "
+    "as half; null if the run began without evaluations",
     "heldout/kl": "sum over tokens of logprob - ref_logprob, mean over completions; nats",
     "heldout/tokens_mean": "length of a completion, with EOS, mean over completions",
     "heldout/eos_share": "share of the completions that end with EOS or a stop string",

@@ -32,7 +32,7 @@ from plaudit_service.bundles.bundle import (
 
 FALLBACK_MAX_TOKENS = 4096
 DEFAULT_TOLERANCE = 1e-5
-# Of an engine whose kernels are its own, in float32: what was measured is 5e-5 at most (docs/export.md).
+# Of an engine whose kernels are its own, in float32: what was measured is 5e-5 at most (docs/checkpoint-formats.md).
 ENGINE_TOLERANCE = 1e-4
 # A reference at the full length of a long-context model would take hours on a CPU, at export and at every start.
 DEFAULT_GOLDEN_MAX_TOKENS = 4096

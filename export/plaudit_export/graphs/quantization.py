@@ -5,7 +5,7 @@ a range taken over the batch would make a score depend on its batch mates. What 
 norms, attention, and the head.
 
 A few channels of a transformer's activations are tens of times larger than the rest, and cutting them off ruins the
-scores (docs/export.md has figures). Their excess is moved into the weights instead: x W = (x / s) (s W), after
+scores (docs/precision.md has figures). Their excess is moved into the weights instead: x W = (x / s) (s W), after
 SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, section 4). Deviation: s divides only channels over a threshold, which
 is chosen for each product by its error, and the division stays in the graph, since x is often also a residual.
 """

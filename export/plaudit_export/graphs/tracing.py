@@ -1,6 +1,6 @@
 """Traces a reward model into one ONNX graph whose bytes are the same on every export.
 
-The inputs and outputs, and why one graph serves every mode: docs/export.md. Knows nothing of tokenizers and bundles.
+The inputs and outputs, and why one graph serves every mode: docs/bundle.md. Knows nothing of tokenizers and bundles.
 """
 
 import inspect

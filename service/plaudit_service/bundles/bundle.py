@@ -50,28 +50,35 @@ _HASH_CHUNK_BYTES = 1 << 22
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # What stands below a field describes it in docs/reference/bundle.md.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class SpecialToken(_Frozen):
     """A token with a meaning of its own, such as BOS."""
 
     text: str
+    """How a text spells it."""
     id: int = Field(ge=0)
+    """Its number in the vocabulary."""
 
 
 class Head(_Frozen):
     """One output of the reward model and its weight in the score."""
 
     name: str = Field(min_length=1)
+    """The label."""
     weight: float = 1.0
+    """Its factor in the sum that is the score."""
 
 
 class Normalization(_Frozen):
     """score = (raw - mean) / std."""
 
     mean: float
+    """Of the raw scores of the reference texts."""
     std: float = Field(gt=0)
+    """Their standard deviation; 1 where the mean alone is taken off."""
 
 
 # Fields of `Scoring` that came after the first bundles. One that has its default stands in no fingerprint, so that
@@ -91,71 +98,84 @@ LATER_FIELDS = (
     "weights",
 )
 
-# What makes a score of the weighted sum of the heads: nothing, or 1 / (1 + exp(-sum)), a probability.
 Link = Literal["identity", "sigmoid"]
-# Where a head was trained to mean something: at the end of a text, at the ends of its steps, at every token.
 TrainedAt = Literal["end", "steps", "tokens"]
 
 
 class Steps(_Frozen):
-    """What a step is to a process reward model (docs/scoring.md).
-
-    Attributes:
-        token: Ends each step; the head is read at it.
-        end: Text with that token, which stands behind each step.
-        apart: Prompt, steps and ends are encoded one by one behind BOS, as TRL does, and a prompt has no steps; else
-            a text is encoded whole, and every token of this id ends a step.
-    """
+    """What a step is to a process reward model (docs/scoring.md)."""
 
     token: SpecialToken
+    """Ends each step; the head is read at it."""
     end: str = Field(min_length=1)
+    """Text with that token, which stands behind each step."""
     apart: bool = False
+    """True: prompt, steps and ends are encoded one by one behind BOS, as TRL does, and a prompt has no steps. False: a
+    text is encoded whole, and every token of this id ends a step."""
 
 
-# How a finished chat ends where EOS is appended to texts: as they do; as the template ends it; with EOS in place of its
-# last newlines.
 ChatEnd = Literal["as_text", "template", "eos"]
 
 
 class Scoring(_Frozen):
     """Everything that can change a score, and nothing else; the fingerprint is its hash.
 
-    `max_tokens` counts usable positions. `template_tokens` are what the chat template reads by name besides `bos_token`
-    and `eos_token`; `chat_special_tokens`: a rendered chat gets the tokenizer's special tokens too, but no second BOS.
-    Fields that are left out of the fingerprint while they have their default: `LATER_FIELDS`.
-
-    What a causal model's score is read from (docs/scoring.md): the rightmost token that is not `pad_token_id`; where
-    `pooled_before` is set, the one before the first token of that id; where both are None, the last. How a text ends:
-    a finished one without the newlines at its end (`strip_newlines`), with EOS (`append_eos`), behind a space
-    (`space_before_eos`); every one with `class_token`. A chat ends so too unless `chat_end` says otherwise. With
-    `steps` the score is read at the end of the last step, and a finished text ends with a step's end.
+    Fields that are left out of the fingerprint while they have their default: `LATER_FIELDS`. The rules of how a text
+    ends, and of the token that is scored: docs/scoring.md.
     """
 
     kind: Literal["causal", "encoder", "plain"]
+    """What the graph is: a decoder, an encoder, or a graph that another exporter made."""
     max_tokens: int = Field(ge=1)
+    """The longest text: the usable positions."""
     vocab_size: int = Field(ge=1)
+    """Token ids are below it."""
     pad_token_id: int | None = None
+    """A causal model is scored at the rightmost token that has another id. null: `pooled_before` says, or the last
+    token is scored."""
     bos: SpecialToken | None = None
+    """The token that begins a text."""
     eos: SpecialToken | None = None
+    """The token that ends a text."""
     template_tokens: dict[str, str | list[str]] = Field(default_factory=dict)
+    """What the chat template reads by name besides `bos_token` and `eos_token`."""
     add_special_tokens: bool = True
+    """Texts, and prompts with completions, get the tokenizer's special tokens."""
     chat_special_tokens: bool = False
+    """A rendered chat gets the tokenizer's special tokens too, but no second BOS."""
     append_eos: bool = False
+    """A finished text whose last id is not EOS gets EOS."""
     strip_newlines: bool = False
+    """A finished text loses the newlines at its end."""
     space_before_eos: bool = False
+    """A finished text gets a space and EOS, before it is encoded."""
     chat_end: ChatEnd = "as_text"
+    """How a finished chat ends where EOS is appended to texts: as texts do; as the template ends it; with EOS in place
+    of its last newlines."""
     class_token: SpecialToken | None = None
+    """Every text gets this token, which is then what is scored."""
     pooled_before: int | None = Field(default=None, ge=0)
+    """A causal model is scored at the token before the first one of this id; without one, at the last."""
     pair: bool = False
+    """The model scores `tokenizer(prompt, completion)`."""
     head: Literal["linear", "mlp", "token_logits"] = "linear"
+    """What the head is; `token_logits`: logits of tokens of a language model."""
     heads: tuple[Head, ...] = Field(min_length=1)
+    """The outputs whose weighted sum is the score."""
     link: Link = "identity"
+    """What makes a score of that sum: nothing, or 1 / (1 + exp(-sum)), a probability."""
     steps: Steps | None = None
+    """Of a process reward model: what a step is. The score is read at the end of the last step."""
     normalization: Normalization | None = None
+    """What brings raw scores to a scale."""
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    """Of the graph's weights and computation."""
     engine: Literal["onnx", "vllm"] = "onnx"
+    """What computes the scores: the graph of the bundle, or a vLLM server that loads the checkpoint by itself."""
     weights: dict[WeightsFile, Sha256] = Field(default_factory=dict)
+    """With `vllm`: the checkpoint's files, each with its hash."""
     sha256: dict[ScoringFile, Sha256]
+    """The bundle's files that can change a score, each with its hash."""
 
     @model_validator(mode="after")
     def _has_its_files(self) -> Self:
@@ -201,41 +221,55 @@ class Scoring(_Frozen):
 
 
 class Source(_Frozen):
-    """Where the bundle came from; `format` names whose form of a reward model it is, None for transformers' own."""
+    """The checkpoint that was exported."""
 
     id: str
+    """The hub id, or the name of the local directory."""
     revision: str | None = None
+    """The commit on the hub."""
     format: str | None = None
+    """Whose form of a reward model the checkpoint has (docs/models.md); null: transformers' own."""
     architecture: str
+    """The class of the checkpoint."""
     attention: str
+    """transformers' attention implementation that the reference scores come from."""
 
 
 class NormalizationSource(_Frozen):
     """The texts that the normalization was measured on."""
 
     num_texts: int = Field(ge=1)
+    """How many texts were scored."""
     sha256: Sha256
+    """The hash of their file."""
 
 
 class Manifest(_Frozen):
-    """The content of `bundle.json`.
-
-    `recipe` names whose text rules those of `scoring` are; None: of nobody that the exporter knows, or of a bundle from
-    before recipes had names. `trained_at`: at which tokens its values mean something. What changes a score stands in
-    `scoring`.
-    """
+    """The content of `bundle.json`. What can change a score stands in `scoring`."""
 
     format: Literal[1] = 1
+    """The version of this form."""
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The model name that requests use."""
     scoring: Scoring
+    """Everything that can change a score."""
     recipe: str | None = None
+    """Whose text rules those of `scoring` are. null: of nobody that the exporter knows, or the bundle is older than the
+    names of recipes."""
     trained_at: TrainedAt = "end"
+    """Where a head was trained to mean something: at the end of a text, at the ends of its steps, at every token."""
     tolerance: float = Field(gt=0)
+    """The largest allowed distance of a served score from its reference, over max(1, abs(reference))."""
     opset: int | None = Field(default=None, ge=1)
+    """The version of ONNX's operators; null: there is no graph."""
     source: Source
+    """Where the bundle came from."""
     versions: dict[str, str]
+    """Of the packages that exported it."""
     normalization_source: NormalizationSource | None = None
+    """The texts that the normalization was measured on."""
     sha256: dict[OtherFile, Sha256]
+    """The bundle's other files, each with its hash."""
 
     @model_validator(mode="after")
     def _has_golden_texts(self) -> Self:

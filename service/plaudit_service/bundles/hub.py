@@ -20,7 +20,7 @@ def local_directory(source: str) -> Path:
     loaded.
 
     Raises:
-        BundleError: there is no such directory, and nothing of that id can be had from the hub.
+        BundleError: there is no such directory, and nothing with that id can be downloaded from the hub.
         NotExported: there is a checkpoint, or a repository of the hub that holds no bundle.
     """
     match = _HUB_ID.fullmatch(source)

@@ -484,7 +484,7 @@ def test_the_logits_of_tokens_are_the_score_of_a_language_model(architecture, co
             assert list(result.heads) == list(weights)
 
 
-RERANKER = re.findall(r"```jinja\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), flags=re.DOTALL)[0]
+RERANKER = re.findall(r"```jinja\n(.*?)```", (ROOT / "docs" / "checkpoint-formats.md").read_text(), flags=re.DOTALL)[0]
 
 
 def reranker_parts(query: str, document: str, task: str | None = None) -> tuple[str, str, str]:

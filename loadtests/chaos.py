@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = None if options.schedule is None else from_json(options.schedule.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         parser.error(f"--schedule {options.schedule}: {error}")
+    if not options.engine and any((fault.target, fault.kind) in NEEDS_ENGINE for fault in given or ()):
+        parser.error(f"--schedule {options.schedule}: there are faults of the engine in it; give --engine, too")
     output = options.output or Path("runs/chaos") / f"seed-{options.seed}"
     output.mkdir(parents=True, exist_ok=True)
     for name in _LEFT:

@@ -237,50 +237,55 @@ def _idle(running: Sequence[Replica]) -> Idle | None:
 
 
 def describe(figures: Figures, token_s: float) -> str:
-    """Tables."""
-    request = f"{SEQUENCES} sequences of {TOKENS} tokens a request"
-    lines = [
-        f"{request}, {1000 * token_s:g} ms a token, {num_cores()} cores",
-        _line(
-            "replicas", "clients", "sequences/s", "of linear", "busiest client", "machine", "client ms", "service ms"
-        ),
-    ]
-    for row in figures.rows:
-        cells = (row.replicas, row.clients, row.sequences_per_s, row.of_linear)
-        shares = (f"{row.busiest_client:.0%}", f"{row.machine:.0%}")
-        lines.append(_line(*cells, *shares, row.client_cpu_ms, row.service_cpu_ms))
+    """Tables in Markdown, and what is said in sentences."""
+    shares = ("of linear", "busiest client", "machine")
+    lines = [f"{SEQUENCES} sequences of {TOKENS} tokens a request, {1000 * token_s:g} ms a token, {num_cores()} cores"]
+    lines += _table(
+        ("replicas", "clients", "sequences/s", *shares, "client, CPU ms/sequence", "service, CPU ms/sequence"),
+        [
+            (each.replicas, each.clients, each.sequences_per_s, *_shares(each), each.client_cpu_ms, each.service_cpu_ms)
+            for each in figures.rows
+        ],
+    )
     if figures.idle:
         idle = figures.idle
         lines.append(
             f"{idle.replicas} idle replicas: {idle.largest_mb:.0f} MB at most, together {idle.cores} of a core"
         )
-    lines.append(
-        _line("PPO runs", "replicas", "rollouts/s", "of linear", "busiest run", "machine", "s/iteration", "waiting")
+    lines += _table(
+        ("PPO runs", "replicas", "rollouts/s", *shares, "s/iteration", "waiting for scores"),
+        [
+            (each.runs, each.replicas, each.rollouts_per_s, *_shares(each), each.iteration_s, f"{each.waiting:.0%}")
+            for each in figures.ppo
+        ],
     )
-    for run in figures.ppo:
-        shares = (f"{run.busiest_client:.0%}", f"{run.machine:.0%}")
-        cells = (run.runs, run.replicas, run.rollouts_per_s, run.of_linear)
-        lines.append(_line(*cells, *shares, run.iteration_s, f"{run.waiting:.0%}"))
-    lines.append(_line("at once", "clients", "sequences/s", "busiest client", "machine", "client ms"))
-    for row in figures.instant:
-        shares = (f"{row.busiest_client:.0%}", f"{row.machine:.0%}")
-        lines.append(_line(row.replicas, row.clients, row.sequences_per_s, *shares, row.client_cpu_ms))
+    lines += _table(
+        ("servers that answer at once", "sequences/s", *shares[1:], "client, CPU ms/sequence"),
+        [(each.replicas, each.sequences_per_s, *_shares(each)[1:], each.client_cpu_ms) for each in figures.instant],
+    )
     lines += [
-        f"one client's core, full, feeds {row.sequences_per_s:.0f} sequences/s over {row.replicas} servers: "
-        f"{row.sequences_per_s * TOKENS:.0f} tokens/s"
-        for row in figures.instant
-        if row.busiest_client >= ENOUGH
+        f"one client's core, full, feeds {each.sequences_per_s:.0f} sequences/s over {each.replicas} servers: "
+        f"{each.sequences_per_s * TOKENS:.0f} tokens/s"
+        for each in figures.instant
+        if each.busiest_client >= ENOUGH
     ]
-    lines.append(_line("simulated", "clients", "of linear", "choice, ms"))
-    lines += [
-        _line(each.num_replicas, each.num_clients, f"{each.of_linear:.3f}", f"{1000 * each.pick_s:.3f}")
-        for each in figures.simulated
-    ]
+    lines += _table(
+        ("simulated replicas", "clients", "of linear", "one choice, ms"),
+        [
+            (each.num_replicas, each.num_clients, f"{each.of_linear:.2f}", f"{1000 * each.pick_s:.2f}")
+            for each in figures.simulated
+        ],
+    )
     return "\n".join(lines)
 
 
-def _line(*cells: object) -> str:
-    return "".join(f"{cell!s:>15}" for cell in cells)
+def _shares(row: "Row | PPORow") -> tuple[str, str, str]:
+    return f"{row.of_linear or 0:.2f}", f"{row.busiest_client:.0%}", f"{row.machine:.0%}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["", *("| " + " | ".join(map(str, line)) + " |" for line in lines), ""]
 
 
 if __name__ == "__main__":

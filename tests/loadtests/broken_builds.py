@@ -5,6 +5,7 @@ Those of the service begin after its start, which would find them.
 
 import contextlib
 import itertools
+import os
 import shutil
 import sys
 
@@ -80,20 +81,13 @@ def checkpoint_in_place():
 
 
 @mistake
-def engine_seeds_from_the_start():
-    """What an engine samples is seeded by the iterations of this process, which a resumed run counts anew."""
+def engine_seeds_of_the_process():
+    """What an engine samples is seeded by the process that asks, which is another one after a resume."""
     from plaudit_ppo.cli import command
     from plaudit_ppo.engine import sampler
 
-    seed_of, firsts = sampler.rollout_seed, []
-
-    def seed_from_the_start(seed, iteration, place):
-        if iteration < 0:  # of no iteration
-            return seed_of(seed, iteration, place)
-        firsts.append(iteration)
-        return seed_of(seed, iteration - firsts[0], place)
-
-    sampler.rollout_seed = seed_from_the_start
+    seed_of = sampler.rollout_seed
+    sampler.rollout_seed = lambda seed, *place: seed_of(seed + os.getpid(), *place)
     return command
 
 

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from chaos import main
+from nemesis.schedule import Fault, to_json
 
 ROOT = Path(__file__).parents[2]
 CHAOS = ROOT / "loadtests" / "chaos.py"
@@ -35,6 +37,13 @@ def test_arguments_that_are_wrong_end_it_with_one_line(arguments, said):
     done = chaos(*arguments)
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]
+
+
+def test_a_schedule_with_faults_of_an_engine_needs_one(tmp_path, capsys):
+    (tmp_path / "faults").write_text(to_json([Fault(1.0, "engine", "kill", 0.0)]))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["--schedule", str(tmp_path / "faults")])
+    assert "faults: there are faults of the engine in it; give --engine, too" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -70,10 +79,10 @@ def test_a_checkpoint_that_is_written_in_place_is_caught(tmp_path):
 
 
 @pytest.mark.slow
-def test_rollouts_of_an_engine_that_depend_on_where_a_run_was_resumed_are_caught(tmp_path):
+def test_rollouts_of_an_engine_that_depend_on_the_process_are_caught(tmp_path):
     done = chaos(
         "--minutes", 5, "--seed", 1, "--engine", "--attempts", 0, "--output", tmp_path / "out",
-        "--train", sys.executable, BROKEN, "engine-seeds-from-the-start",
+        "--train", sys.executable, BROKEN, "engine-seeds-of-the-process",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr[-2000:]
     assert "differs from that of the undisturbed run" in done.stdout

@@ -32,20 +32,21 @@ DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_BATCH_SIZE = 64
 
 _DESCRIPTION = """\
-Score a file, JSONL or parquet, through a scoring service.
+Score a JSONL or parquet file through a scoring service.
 
-Each input line is an item as POST /score takes it, a JSON string (a text), or a preference pair
-{"chosen": "...", "rejected": "..."}, of texts or chats, with a "prompt" if it is apart; an "id" is copied. Other keys
-of a pair are left out, and so are other columns of a parquet file, which pyarrow reads where it is installed.
-Each output line is {"line": n, "id": ..., and the result}, in the order of the input; for an item with
-completions {"results": [...]}, for a pair {"chosen": {...}, "rejected": {...}}. After pairs, their accuracy and a
-histogram of their scores go to stderr. The scores are streamed into OUTPUT.part, which becomes OUTPUT at the end."""
+Input: each line is an item of POST /score, a JSON string (one text), or a preference pair
+{"chosen": "...", "rejected": "..."} of texts or chats. A pair may have its "prompt" in a key of its own. An "id" is
+copied to the output. Other keys of a pair and other columns of a parquet file are ignored. Parquet needs pyarrow.
+
+Output: each line is {"line": n, "id": ..., ...} with the result, in the order of the input. An item with completions
+gives {"results": [...]}, a pair gives {"chosen": {...}, "rejected": {...}}. For pairs, the accuracy and a histogram of
+the scores are printed to stderr. Scores are written to OUTPUT.part, which is renamed to OUTPUT at the end."""
 
 _EPILOG = """\
-Every option can also be set by the environment variable in brackets. PLAUDIT_API_KEY holds the key itself; else
-the first key of PLAUDIT_API_KEYS is sent (a service accepts every key in it).
+Each option can also be set by the environment variable in brackets. Without --api-key-file, the API key is
+PLAUDIT_API_KEY, or else the first key in PLAUDIT_API_KEYS (a service accepts every key in that list).
 
-exit status: 0 done; 1 right but failed (server unreachable, items failed); 2 what you gave is wrong; 130 interrupted"""
+exit status: 0 success; 1 failure (service unreachable, item without score); 2 wrong option or input; 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +78,7 @@ def _score_file(options: argparse.Namespace) -> int:
             summary = _score_lines(client, jsonl.require_groups(lines) if options.best_of else lines, output, options)
         except BaseException:
             if output.can_be_resumed:
-                say(f"{PROGRAM}: what is scored so far is kept; continue with --resume")
+                say(f"{PROGRAM}: the scores so far are kept; continue with --resume")
             raise
     if summary.pairs and not options.quiet:
         say("\n".join(summary.histogram.render()))
@@ -136,8 +137,8 @@ def _skip_written(lines: Iterator[Line], output: Output) -> Iterator[tuple[Line,
         if checked:
             return
     raise InvalidArgument(
-        f"--resume: the input is not the one that the interrupted run has read (up to line {before.line}); "
-        "give that one, or delete OUTPUT.part to begin anew"
+        f"--resume: the input differs from the one that the interrupted run read (up to line {before.line}); "
+        "give the same input, or delete OUTPUT.part to start over"
     )
 
 
@@ -211,7 +212,7 @@ def _read_api_key(name: str | None) -> str | None:
     for line in lines:
         if key := line.strip():
             return key
-    raise InvalidArgument(f"{name}: holds no API key; write the key into it")
+    raise InvalidArgument(f"{name}: contains no API key; write the key into this file")
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -232,46 +233,47 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         )
 
     parser.add_argument(
-        "input", metavar="INPUT", nargs="?", default="-", help="JSONL, also .gz, or .parquet; - is stdin (default)"
+        "input", metavar="INPUT", nargs="?", default="-", help="JSONL (also .gz) or .parquet file; - is stdin (default)"
     )
     parser.add_argument(
         "-o",
         "--output",
         metavar="OUTPUT",
         default="-",
-        help="takes its name at the end, as a whole; - is stdout (default)",
+        help="output file, written as OUTPUT.part and renamed at the end; - is stdout (default)",
     )
     add("--url", "base URL of the service, or of its replicas, separated by commas", metavar="URL[,URL...]")
-    add("--api-key-file", "file with one API key a line, of which the first is sent", metavar="FILE")
-    add("--model", "which of the service's models; needed only if it has several", metavar="NAME")
+    add("--api-key-file", "file with one API key per line; the first key is sent", metavar="FILE")
+    add("--model", "name of the model; needed only if the service has several", metavar="NAME")
     add(
         "--truncation",
-        "a text over the model's limit: error = status too_long, left = keep its end, right = keep its beginning",
+        "a text longer than the model's limit: error = no score (status too_long), left = keep its end, "
+        "right = keep its beginning",
         default="error",
         type=_one_of(get_args(Truncation)),
         metavar="|".join(get_args(Truncation)),
     )
     add(
         "--along",
-        "also what the model gives along the text: steps = at the end of each step, tokens = at each token",
+        "also write scores along the text: steps = at the end of each step, tokens = at each token",
         default="none",
         type=_one_of(get_args(AlongWhat)),
         metavar="|".join(get_args(AlongWhat)),
     )
     add(
         "--timeout-s",
-        "total deadline of one request, retries included, in seconds",
+        "time limit of one request, retries included, in seconds",
         default=f"{DEFAULT_TIMEOUT_S:g}",
         type=_seconds,
         metavar="S",
     )
     add("--batch-size", "sequences per request", default=DEFAULT_BATCH_SIZE, type=_count, metavar="N")
     add_switch("--resume", "continue an interrupted run from OUTPUT.part; nothing is scored twice")
-    add_switch("--best-of", "of an item with completions, also write the completion with the highest score")
-    add_switch("--explain", "also the text that was scored, as the model's template writes it")
-    add_switch("--raw", "scores without the model's normalization")
-    add_switch("--allow-failures", "exit 0 also if some sequences have no score")
-    add_switch("--quiet", "no progress bar; there is none either where stderr is not a terminal")
+    add_switch("--best-of", "for an item with completions, also write the completion with the highest score")
+    add_switch("--explain", "also write the text that was scored, after the model's chat template")
+    add_switch("--raw", "write raw scores, without the model's normalization")
+    add_switch("--allow-failures", "exit with 0 even if some sequences have no score")
+    add_switch("--quiet", "show no progress bar; without a terminal on stderr none is shown anyway")
     return parser.parse_args(argv)
 
 
@@ -296,7 +298,7 @@ def _seconds(value: str) -> float:
         seconds = float(value)
         settings.check_positive("seconds", seconds)
     except ValueError as error:  # InvalidArgument is one too
-        raise argparse.ArgumentTypeError(f"got {value!r}; give seconds, above 0") from error
+        raise argparse.ArgumentTypeError(f"got {value!r}; give a number of seconds above 0") from error
     return seconds
 
 

@@ -38,23 +38,23 @@ class AsyncRewardClient:
     One client belongs to one event loop. Use it as `async with`, or call `aclose` at the end.
 
     Args:
-        url: Base URL of the service, or of its replicas (a sequence, or separated by commas); every address behind a
-            host name is a replica too. A request goes to the usable one with the least outstanding work. None:
-            PLAUDIT_URL.
-        api_key: Sent as a bearer token. None: PLAUDIT_API_KEY, if that is set.
-        timeout_s: Total deadline of one call, in seconds, all its requests, waits and retries included.
-        max_retries: Of one request; None: until the deadline.
-        max_items_per_request: Sequences per request; None: as many as the service's /info says, or fewer, so that
-            every replica gets a share. A group is never split, so its completions are scored by one replica.
-        max_concurrency: Requests in flight at once, over all calls.
-        hedge: Send a request that takes twice as long as usual to an idle other replica too, and take the first
+        url: Base URL of the service, or of its replicas (a sequence, or separated by commas). Every address behind a
+            host name counts as a replica too. A request goes to the healthy replica with the least outstanding work.
+            None: PLAUDIT_URL.
+        api_key: API key, sent as a bearer token. None: PLAUDIT_API_KEY, or else the first key in PLAUDIT_API_KEYS.
+        timeout_s: Time limit of one call, in seconds, including all its requests, waits and retries.
+        max_retries: Largest number of retries of one request; None: retry until the time limit.
+        max_items_per_request: Sequences per request; None: the limit in the service's /info, or fewer, so that
+            every replica gets a share. A group is never split: one replica scores all its completions.
+        max_concurrency: Largest number of requests in flight at the same time, over all calls.
+        hedge: Send a request that takes twice as long as usual to another, idle replica too, and use the first
             answer; at most 5 % more requests.
-        pin: Refuse answers of another fingerprint or engine than the first answer's, for the client's life.
-        transport: Instead of the network, for tests; see `plaudit_client.testing.FakeService`.
-        timing: Clock, sleep and chance, for tests.
+        pin: Refuse an answer whose fingerprint or engine differs from that of the client's first answer.
+        transport: Replaces the network in tests; see `plaudit_client.testing.FakeService`.
+        timing: Clock, sleep and random numbers, for tests.
 
     Raises:
-        InvalidArgument: One of them cannot be used.
+        InvalidArgument: An argument cannot be used.
     """
 
     def __init__(
@@ -105,26 +105,26 @@ class AsyncRewardClient:
         explain: bool = False,
         timeout_s: float | None = None,
     ) -> Scores:
-        """Score items; a sequence that cannot be scored has a status that says why, and no number.
+        """Score items. A sequence that cannot be scored gets no score, but a status that says why.
 
         Args:
-            items: Texts, or dicts of a wire form; one with n completions gives n scores, in place.
-            model: Which of the service's models; None where it has only one.
-            truncation: What happens to a text over the model's limit: `error` gives it the status `too_long`, `left`
-                keeps its end, `right` its beginning.
-            raw: Leave out the normalization.
-            fingerprint: Of the reward model that must compute the scores.
-            engine: That must compute the scores.
-            along: Also what the reward model gives at the end of each step, or at each token.
-            explain: Also the text that was scored.
-            timeout_s: Instead of the client's.
+            items: Texts, or dicts in a form of POST /score. An item with n completions gives n scores, in its place.
+            model: Name of the model; None if the service has only one.
+            truncation: What happens to a text longer than the model's limit: `error` gives the status `too_long`,
+                `left` keeps the end of the text, `right` keeps its beginning.
+            raw: Return raw scores, without the model's normalization.
+            fingerprint: Fingerprint of the reward model that must compute the scores.
+            engine: Name of the engine that must compute the scores.
+            along: Also return scores along the text: at the end of each step, or at each token.
+            explain: Also return the text that was scored.
+            timeout_s: Time limit of this call in seconds; None: the client's.
 
         Returns:
             One score per sequence, in the order of `items`.
 
         Raises:
-            InvalidArgument: An item has a wrong shape; nothing was sent.
-            PlauditError: The call failed as a whole; the subclass says how.
+            InvalidArgument: An item has a wrong form; nothing was sent.
+            PlauditError: The whole call failed; the subclass says why.
         """
         deadline = self._deadline(timeout_s)
         wire_items = normalize_items(items)
@@ -159,7 +159,7 @@ class AsyncRewardClient:
         """Wait until a replica is ready to score.
 
         Raises:
-            DeadlineExceeded: None was within `timeout_s` seconds.
+            DeadlineExceeded: No replica was ready within `timeout_s` seconds.
         """
         await self._exchange.wait_until_ready(self._deadline(timeout_s))
 
@@ -290,7 +290,7 @@ class RewardClient:
         along: AlongWhat = "none",
         timeout_s: float | None = None,
     ) -> "concurrent.futures.Future[Scores]":
-        """Begin to score items; the future may be awaited in any event loop, by `asyncio.wrap_future`."""
+        """Start scoring items, without waiting. In an event loop, await the future by `asyncio.wrap_future`."""
         return self._submit(
             self._client.score, items, model=model, truncation=truncation, raw=raw, along=along, timeout_s=timeout_s
         )
@@ -304,7 +304,7 @@ class RewardClient:
         self._run(self._client.wait_until_ready, timeout_s)
 
     def close(self) -> None:
-        """End the calls that still run in other threads, and close the connections; twice does no harm."""
+        """End the calls that still run in other threads, and close the connections. Further calls do nothing."""
         if os.getpid() != self._pid:
             return
         with self._submission:
@@ -327,10 +327,10 @@ class RewardClient:
         self, call: Callable[_P, Coroutine[Any, Any, _T]], *args: _P.args, **kwargs: _P.kwargs
     ) -> "concurrent.futures.Future[_T]":
         if os.getpid() != self._pid:  # its thread stayed in the parent, and the call would wait for ever
-            raise PlauditError("client: made before this process was forked; make a new one in each process")
+            raise PlauditError("client: created before this process was forked; create a new client in each process")
         with self._submission:  # else a call could come after `close` has ended all calls, and wait for ever
             if self._closed:
-                raise PlauditError("client: closed; make a new one")
+                raise PlauditError("client: already closed; create a new client")
             return asyncio.run_coroutine_threadsafe(call(*args, **kwargs), self._loop)
 
     def _run(self, call: Callable[_P, Coroutine[Any, Any, _T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:

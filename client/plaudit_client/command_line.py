@@ -157,14 +157,17 @@ def say(line: str) -> None:
 def _describe_bug(error: Exception) -> str:
     """One line on an error that no user is to blame for."""
     if isinstance(error, MemoryError):
-        return f"out of memory ({error or 'in Python'}); give it less to do at once, or more memory"
+        return (
+            f"out of memory ({error or 'in Python'}); process less at the same time, or use a machine with more memory"
+        )
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/plaudit_" in frame.filename and frame.filename != __file__] or frames
     if os.environ.get(_SHOW_TRACE):
         say("".join(traceback.format_exception(error)))
     where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
     return (
-        f"internal error: {type(error).__name__}: {error} ({where}); please report it with what {_SHOW_TRACE}=1 shows"
+        f"internal error: {type(error).__name__}: {error} ({where}); please report it with the output of "
+        f"{_SHOW_TRACE}=1"
     )
 
 
@@ -177,7 +180,7 @@ def _short_line(text: str) -> str:
 def _describe(error: OSError) -> str:
     """One line on what the system refused; of a stream it knows no name."""
     if error.filename is None and error.errno in {errno.EBADF, errno.EPIPE, errno.ENOSPC}:
-        return "output: it is closed" if error.errno == errno.EBADF else f"output: {error.strerror}"
+        return "output: the stream is closed" if error.errno == errno.EBADF else f"output: {error.strerror}"
     return str(error)
 
 

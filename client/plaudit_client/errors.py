@@ -3,17 +3,17 @@
 The tree::
 
     PlauditError
-    ├── InvalidArgument          what the caller gave cannot be sent (also a ValueError)
+    ├── InvalidArgument          an argument is wrong; nothing was sent (also a ValueError)
     ├── ConnectionFailed         no answer came: refused, reset, silent                 retried
     ├── ServiceUnavailable       429, 500, 502, 503, 504                                retried
-    ├── DeadlineExceeded         the call's own time was over before an answer came
-    ├── RequestRejected          any other status than 200; the answer would stay the same
+    ├── DeadlineExceeded         the deadline of the call passed before an answer came
+    ├── RequestRejected          any other status than 200; a retry would get the same answer
     │   ├── Unauthorized         401
     │   ├── UnknownModel         404
     │   ├── FingerprintMismatch  409  the service has another fingerprint or engine than the pinned one
     │   ├── RequestTooLarge      413
     │   └── InvalidRequest       422
-    └── InvalidAnswer            status 200, but nothing that may be used as scores
+    └── InvalidAnswer            status 200, but the answer is not a valid set of scores
         └── FingerprintChanged   the answer was computed by another reward model or engine than the pinned one
 
 An error that was retried is raised only after the last attempt; `attempts` says how many there were.
@@ -27,9 +27,9 @@ class PlauditError(Exception):
     """Base of all errors of this package; its text is one clear line.
 
     Attributes:
-        exit_code: Of a command that it ends: 2 where what the caller gave is wrong, else 1.
+        exit_code: Exit code of a command that ends with this error: 2 for a wrong option or input, else 1.
         attempts: How many times the request was sent before this error was raised.
-        is_budget_spent: Whether it would have been sent again, had the client not retried so much lately.
+        is_budget_spent: Whether the request was not sent again because the client's retry budget is spent.
     """
 
     exit_code: ClassVar[int] = 1
@@ -44,16 +44,16 @@ class PlauditError(Exception):
 
 
 class InvalidArgument(PlauditError, ValueError):
-    """What the caller gave is wrong; nothing was sent."""
+    """An argument is wrong; nothing was sent."""
 
     exit_code = 2
 
 
 class ConnectionFailed(PlauditError):
-    """The service could not be reached, or the connection broke before the whole answer was here.
+    """The service could not be reached, or the connection broke before the whole answer had arrived.
 
     Attributes:
-        connected: Whether there was a connection, so that the service may have seen the request.
+        connected: Whether a connection was made, so that the service may have received the request.
     """
 
     def __init__(self, message: str, *, connected: bool = True) -> None:
@@ -70,7 +70,7 @@ class ServiceUnavailable(PlauditError):
 
     Attributes:
         status: The HTTP status.
-        retry_after_s: What the service's Retry-After header asked for, if it was usable.
+        retry_after_s: Seconds from the service's Retry-After header; None without a usable one.
     """
 
     def __init__(self, message: str, *, status: int = 503, retry_after_s: float | None = None) -> None:
@@ -84,8 +84,8 @@ class RequestRejected(PlauditError):
 
     Attributes:
         status: The HTTP status.
-        problem_type: The stable `type` of the problem document (RFC 9457), if there was one.
-        detail: Its `detail`, if there was one.
+        problem_type: The `type` of the problem document (RFC 9457), which stays stable; None without a document.
+        detail: The `detail` of the problem document; None without one.
     """
 
     exit_code = 2
@@ -108,7 +108,7 @@ class UnknownModel(RequestRejected):
 
 
 class FingerprintMismatch(RequestRejected):
-    """409: the service has loaded another fingerprint or engine than the one asked for."""
+    """409: the service has another fingerprint or engine loaded than the request asked for."""
 
     exit_code = 1
 
@@ -126,4 +126,4 @@ class InvalidAnswer(PlauditError):
 
 
 class FingerprintChanged(InvalidAnswer):
-    """The answer's fingerprint or engine is another one than before, so its scores are not comparable."""
+    """The answer's fingerprint or engine differs from the pinned one, so its scores cannot be compared."""

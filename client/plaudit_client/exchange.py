@@ -146,13 +146,13 @@ class Exchange:
     def _check_owner(self) -> None:
         """Connections and tasks are of use only in the process and event loop that made them."""
         if self._closed:
-            raise PlauditError("client: closed; make a new one")
+            raise PlauditError("client: already closed; create a new client")
         here = (os.getpid(), asyncio.get_running_loop())
         self._owner = self._owner or here
         if self._owner[0] != here[0]:
-            raise PlauditError("client: made before this process was forked; make a new one in each process")
+            raise PlauditError("client: created before this process was forked; create a new client in each process")
         if self._owner[1] is not here[1]:
-            raise PlauditError("client: belongs to another event loop; make a new one in each")
+            raise PlauditError("client: belongs to another event loop; create one client for each event loop")
 
     async def _send_once(self, call: Call, deadline: Deadline, repetition: "_Repetition") -> Reply:
         async with self._slots:

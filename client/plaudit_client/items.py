@@ -11,7 +11,7 @@ from plaudit_client.errors import InvalidArgument
 
 
 class Message(TypedDict, total=False):
-    """One turn of a chat, with what chat templates read of it; a field that is None counts as not there."""
+    """One message of a chat, with the fields that chat templates read. A field that is None counts as missing."""
 
     role: Required[str]
     content: str | list[dict[str, Any]] | None  # or one part, {"type": "text", "text": ...}; None beside tool_calls
@@ -132,7 +132,9 @@ def normalize_item(item: ItemLike, where: str) -> dict[str, Any]:
         raise InvalidArgument(f"{where}: got {type(item).__name__}; give a str, or a dict with one of {_forms()}")
     keys = item.keys() - {"finished"}
     if keys not in FORMS:
-        raise InvalidArgument(f"{where}: keys {_join(map(str, item))}; give one of {_forms()}, and finished if wanted")
+        raise InvalidArgument(
+            f"{where}: has the keys {_join(map(str, item))}; give one of {_forms()}, and optionally finished"
+        )
     for key, value in item.items():
         expected, is_right = _CHECKS[key]
         if not is_right(value):
@@ -165,7 +167,7 @@ def _normalize_message(message: Mapping[str, Any], where: str) -> dict[str, Any]
     for key, value in wire.items():
         if key not in MESSAGE_FIELDS:
             known = ", ".join(sorted(MESSAGE_FIELDS))
-            raise InvalidArgument(f"{where}.{key}: no field of a message; leave it out, or give one of {known}")
+            raise InvalidArgument(f"{where}.{key}: not a field of a message; leave it out, or give one of {known}")
         expected, is_right = _MESSAGE_CHECKS.get(key, ("a str", _is_str))
         if not is_right(value):
             raise InvalidArgument(f"{where}.{key}: got {_describe(value)}; give {expected}")
@@ -240,7 +242,7 @@ _CHECKS: dict[str, tuple[str, Callable[[object], bool]]] = {
         'a list of at least one {"role": str, "content": str}',
         lambda value: _is_filled_list(value, lambda entry: isinstance(entry, Mapping)),
     ),
-    "token_ids": ("a list of int, none negative", lambda value: value == [] or _is_filled_list(value, _is_token_id)),
+    "token_ids": ("a list of non-negative int", lambda value: value == [] or _is_filled_list(value, _is_token_id)),
     "finished": ("true or false", lambda value: isinstance(value, bool)),
 }
 

@@ -191,7 +191,7 @@ def _parse_line(line: bytes, where: str, number: int) -> tuple[dict[str, Any], l
     for name in sorted(value.keys() & _NOT_RENDERED):
         if value.pop(name):
             _refuse(
-                where, f"has {name}, which the service does not take, so another text would be scored; leave it out"
+                where, f"has {name}, which the service does not support, so a different text would be scored; remove it"
             )
     if "chosen" in value or "rejected" in value:
         return copied, _parse_pair(value, where), True
@@ -199,7 +199,10 @@ def _parse_line(line: bytes, where: str, number: int) -> tuple[dict[str, Any], l
         kept = {key: value[key] for key in ("finished",) if key in value}
         value = _completed(value["prompt"], value["completion"], f"{where}.completion", where) | kept
     if unknown := value.keys() - WIRE_FIELDS:
-        _refuse(where, f"unknown keys {', '.join(sorted(unknown))}; leave only the item's keys and id")
+        _refuse(
+            where,
+            f"has unknown keys {', '.join(sorted(unknown))}; remove them: only the keys of an item and id are allowed",
+        )
     return copied, [normalize_item(value, where)], False
 
 
@@ -209,7 +212,7 @@ def _parse_pair(value: dict[str, Any], where: str) -> list[dict[str, Any]]:
     Other keys are what a data set says about the pair.
     """
     if not {"chosen", "rejected"} <= value.keys():
-        _refuse(where, f"keys {', '.join(sorted(value))}; a preference pair has chosen and rejected")
+        _refuse(where, f"has the keys {', '.join(sorted(value))}; a preference pair needs both chosen and rejected")
     answers = {name: value[name] for name in ("chosen", "rejected")}
     if {type(answer) for answer in answers.values()} not in ({str}, {list}):
         _refuse(
@@ -227,16 +230,16 @@ def _check_prompt(pair: Mapping[str, Any], where: str) -> None:
         # One alone may say it again.
         _refuse(
             f"{where}.chosen",
-            "begins with the prompt, which would be read twice, and so does rejected; leave prompt out, or cut it off "
-            "chosen and rejected",
+            "begins with the prompt, and so does rejected, so the prompt would be scored twice; leave prompt "
+            "out, or remove it from chosen and rejected",
         )
     for name in _PROMPTS if prompt is None else ():
         asked = pair.get(name)
         if isinstance(asked, str) and isinstance(chosen, str) and asked.strip() not in chosen:
             _refuse(
                 where,
-                f"has {name}, which is not in chosen, so the scores would be those of answers to nothing; call it "
-                "prompt",
+                f"has {name}, but chosen does not contain it, so the completions would be scored without their "
+                f"prompt; rename {name} to prompt",
             )
 
 
@@ -269,11 +272,17 @@ def _completed(prompt: object, answer: object, place: str, where: str) -> dict[s
     if isinstance(prompt, str):
         # Data sets with whole chats keep the question apart as well, for people to read.
         if not any(message.get("content") == prompt for message in chat):
-            _refuse(place, "a chat without the prompt, which is a text; give the prompt as a list of messages")
+            _refuse(
+                place,
+                "is a chat that does not contain the prompt, and the prompt is a text; give the prompt as a list of "
+                "messages",
+            )
         return {"messages": chat}
     before = normalize_messages(prompt, f"{where}.prompt")
     if chat[: len(before)] == before:
-        _refuse(place, "begins with the prompt, which would be read twice; leave prompt out, or take it off here")
+        _refuse(
+            place, "begins with the prompt, so the prompt would be scored twice; leave prompt out, or remove it here"
+        )
     return {"messages": before + chat}
 
 

@@ -66,7 +66,7 @@ class Output:
         self._wrote_anything = False
         is_stream = name == "-" or (self._target.exists() and not self._target.is_file())  # such as /dev/null
         if is_stream and resume:
-            raise InvalidArgument(f"--resume: {name} cannot be continued; give -o with a file")
+            raise InvalidArgument(f"--resume: output to {name} cannot be continued; give a file with -o")
         try:
             if is_stream and name != "-":
                 self._file = self._target.open("w", encoding="utf-8")
@@ -87,14 +87,17 @@ class Output:
     def _open_part(self, resume: bool) -> None:
         if self._part.exists() and not resume:
             raise InvalidArgument(
-                f"{self._part}: left by an interrupted run; continue it with --resume, or delete it to begin anew"
+                f"{self._part}: left by an interrupted run; continue that run with --resume, or delete this file to "
+                "start over"
             )
         is_left = self._part.exists()
         self._journal = self._journal_path.open("a", encoding="utf-8")
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InvalidArgument(f"{self._part}: another run is writing it; wait for its end") from error
+            raise InvalidArgument(
+                f"{self._part}: another run is writing this file; wait until that run ends"
+            ) from error
         if is_left:
             self._read_journal()
         if self.progress is None:
@@ -114,11 +117,15 @@ class Output:
             options, *records = [json.loads(line) for line in lines if line.endswith("\n")]
             progress = Progress(**records[-1]) if records else None
         except (OSError, ValueError, TypeError) as error:
-            raise InvalidArgument(f"{self._journal_path}: no journal; delete {self._part} to begin anew") from error
+            raise InvalidArgument(
+                f"{self._journal_path}: this file is missing, so the run cannot be continued; delete {self._part} to "
+                "start over"
+            ) from error
         if options != self._options:
             was = ", ".join(f"{name} {value}" for name, value in options.items())
             raise InvalidArgument(
-                f"{self._part}: left by a run with other options ({was}); give the same, or delete it to begin anew"
+                f"{self._part}: left by a run with other options ({was}); give the same options, or delete this file "
+                "to start over"
             )
         self.progress = progress
 

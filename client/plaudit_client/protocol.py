@@ -240,8 +240,8 @@ def check_same(scores: Scores, pinned: Scores) -> None:
 def changed(where: str, key: str, actual: object, wanted: object) -> FingerprintChanged:
     """The error for an answer that something else computed than what is pinned."""
     return FingerprintChanged(
-        f"{where}: {key} is {actual}, pinned is {wanted}; such scores do not compare: serve one reward model on one "
-        "kind of engine behind all URLs, or make a new client"
+        f"{where}: {key} is {actual}, pinned is {wanted}; scores of both cannot be compared: serve one reward "
+        "model on one kind of engine behind all URLs, or create a new client"
     )
 
 
@@ -265,7 +265,7 @@ def parse_limits(reply: Reply) -> Limits:
 def _get_limit(limits: dict[str, Any], key: str, reply: Reply) -> int:
     value = limits.get(key)
     if type(value) is not int or value < 1:
-        _refuse(reply, f"limits.{key} is no positive integer")
+        _refuse(reply, f"limits.{key} is not a positive integer")
     return value
 
 
@@ -281,7 +281,7 @@ def parse_object(reply: Reply) -> dict[str, Any]:
         _refuse(reply, f"content-encoding {reply.headers['content-encoding']!r} was not asked for")
     try:
         # Python reads NaN and Infinity, which JSON does not have.
-        answer = json.loads(reply.body, parse_constant=lambda name: _refuse(reply, f"holds {name}"))
+        answer = json.loads(reply.body, parse_constant=lambda name: _refuse(reply, f"contains {name}"))
     except (ValueError, RecursionError) as error:
         kind = reply.headers.get("content-type", "no content-type")
         raise InvalidAnswer(
@@ -313,18 +313,18 @@ def _parse_result(result: object, index: int, reply: Reply, options: Options) ->
             _refuse(reply, f"{at}.heads is not an object")
         heads = {name: _get_finite(value, f"{at}.heads.{name}", reply) for name, value in heads.items()}
     if not (num_tokens is None or (type(num_tokens) is int and num_tokens >= 0)):
-        _refuse(reply, f"{at}.num_tokens is no count")
+        _refuse(reply, f"{at}.num_tokens is not a whole number of at least 0")
     if not isinstance(truncated, bool):
         _refuse(reply, f"{at}.truncated is neither true nor false")
     if not (detail is None or isinstance(detail, str)):
-        _refuse(reply, f"{at}.detail is no text")
+        _refuse(reply, f"{at}.detail is not a string")
     along, text = result.get("along"), result.get("text")
     if (along is not None) != (status == "ok" and options.along != "none"):
         _refuse(reply, f"{at}.along is {'missing' if along is None else 'not what was asked for'}")
     if along is not None:
         along = _parse_along(along, f"{at}.along", reply, options)
     if not (text is None or (isinstance(text, str) and options.explain)):
-        _refuse(reply, f"{at}.text is no text, or was not asked for")
+        _refuse(reply, f"{at}.text is not a string, or was not asked for")
     return Score(status, score, num_tokens, truncated, detail, heads, along, text)  # type: ignore[arg-type]  # status was checked
 
 
@@ -341,9 +341,9 @@ def _parse_along(along: object, at: str, reply: Reply, options: Options) -> Alon
             columns[name] = None
             continue
         if not isinstance(column, list) or len(column) != len(scores):
-            _refuse(reply, f"{at}.{name} is no list as long as {at}.scores")
+            _refuse(reply, f"{at}.{name} is not a list as long as {at}.scores")
         if not all((type(entry) is int and entry >= 0) or (entry is None and name == "messages") for entry in column):
-            _refuse(reply, f"{at}.{name} has an entry that is no count")
+            _refuse(reply, f"{at}.{name} has an entry that is not a whole number of at least 0")
         columns[name] = tuple(column)
     if not isinstance(along.get("trained"), bool):
         _refuse(reply, f"{at}.trained is neither true nor false")
@@ -354,7 +354,7 @@ def _parse_along(along: object, at: str, reply: Reply, options: Options) -> Alon
 def _get_finite(value: object, at: str, reply: Reply) -> float:
     # bool is an int for Python; 1e999 is Infinity, and an int of 400 digits is no float at all.
     if isinstance(value, bool) or not isinstance(value, int | float):
-        _refuse(reply, f"{at} is no number")
+        _refuse(reply, f"{at} is not a number")
     try:
         number = float(value)
     except OverflowError:
@@ -367,7 +367,7 @@ def _get_finite(value: object, at: str, reply: Reply) -> float:
 def _get_str(answer: dict[str, Any], key: str, reply: Reply) -> str:
     value = answer.get(key)
     if not isinstance(value, str) or not value:
-        _refuse(reply, f"{key} is missing or no text")
+        _refuse(reply, f"{key} is missing or not a string")
     return value
 
 

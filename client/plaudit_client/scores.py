@@ -15,15 +15,15 @@ Status = Literal["ok", "too_long", "empty", "non_finite", "expired", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Along:
-    """What the reward model gives at tokens of one text: columns of one length.
+    """The scores along one text, at some or all of its tokens. All columns have the same length.
 
     Attributes:
-        tokens: Number of each token among those of the whole text, before any truncation.
-        scores: Of the text up to and with this token.
-        trained: Whether the model was trained to give a number at these tokens; else they mean nothing by themselves.
-        ends: Where each token ends in the text that was scored, in code points; None for an item of token ids.
-        messages: Number of the message whose content each token ends in, None between two; None without a chat.
-        steps: Number of the step that each token ends; None where every token was asked for.
+        tokens: Index of each token in the whole text, before any truncation.
+        scores: Score of the text up to and including each token.
+        trained: Whether the model was trained to give scores at these tokens. Without that, they have no meaning alone.
+        ends: End of each token in the text that was scored, in code points; None for an item of token ids.
+        messages: Index of the message in whose content each token ends, None between messages; None without a chat.
+        steps: Index of the step that each token ends; None if scores at every token were requested.
     """
 
     tokens: tuple[int, ...]
@@ -41,12 +41,12 @@ class Score:
     Attributes:
         status: `ok`, or why there is no score.
         score: The score; None unless `ok`.
-        num_tokens: Length of the whole text in tokens, before any truncation; None where it is not known.
+        num_tokens: Length of the whole text in tokens, before any truncation; None if it is not known.
         truncated: Whether the text was cut before it was scored.
-        detail: What the service says about a failure.
-        heads: The raw value of each head, where the reward model has several.
-        along: What the reward model gives along the text, where that was asked for.
-        text: What was scored, where that was asked for.
+        detail: The service's description of a failure.
+        heads: The raw value of each head, if the reward model has several heads.
+        along: The scores along the text, if `along` was requested.
+        text: The text that was scored, if `explain` was requested.
     """
 
     status: Status
@@ -70,9 +70,9 @@ class Scores(Sequence[Score]):
 
     Attributes:
         results: One per sequence.
-        model: The model that answered; None only when nothing was asked (no items).
-        fingerprint: Its fingerprint, likewise.
-        engine: What computed the scores, likewise.
+        model: Name of the model that answered; None if there were no items.
+        fingerprint: Fingerprint of that model; None if there were no items.
+        engine: Name of the engine that computed the scores; None if there were no items.
     """
 
     results: tuple[Score, ...]
@@ -82,7 +82,7 @@ class Scores(Sequence[Score]):
 
     @property
     def floats(self) -> list[float]:
-        """One number per sequence, NaN where there is no score: mask those, never train on them."""
+        """One number per sequence, NaN for a sequence without a score. Mask NaN, and never train on it."""
         return [math.nan if result.score is None else result.score for result in self.results]
 
     def __len__(self) -> int:
@@ -115,8 +115,8 @@ def best_of(items: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> list
     """The best completion of each item, for rejection sampling (best-of-n): the first one with the highest score.
 
     Args:
-        items: As they were scored, all with `completions`.
-        scores: Of all their completions, as `score` returns them.
+        items: The items that were scored, all with `completions`.
+        scores: The scores of all their completions, as `score` returns them.
 
     Returns:
         One per item; None where no completion has a score.

@@ -37,10 +37,10 @@ def _check_url(text: str) -> str:
     except ValueError as error:
         raise InvalidArgument(f"url {text!r}: {error}; give one such as http://127.0.0.1:8000") from error
     if "@" in url.netloc:  # not shown in the message, because messages end up in logs
-        raise InvalidArgument("url: has a user or password in it; give the key as api_key or PLAUDIT_API_KEY")
+        raise InvalidArgument("url: contains a user name or password; give the API key as api_key or PLAUDIT_API_KEY")
     is_base = url.scheme in {"http", "https"} and url.hostname and not (url.query or url.fragment) and port != 0
     if not is_base or not text.isprintable() or " " in text:
-        raise InvalidArgument(f"url {text!r}: not the base URL of a service; give one such as http://127.0.0.1:8000")
+        raise InvalidArgument(f"url {text!r}: is not the base URL of a service; give one such as http://127.0.0.1:8000")
     return text.rstrip("/")
 
 
@@ -61,7 +61,9 @@ def resolve_headers(api_key: str | None) -> dict[str, str]:
         raise InvalidArgument(f"api_key: got {type(given).__name__}; give a str")
     key = given.strip()
     if not (key.isascii() and key.isprintable()):
-        raise InvalidArgument("api_key: has characters that cannot stand in a header; give printable ASCII")
+        raise InvalidArgument(
+            "api_key: contains characters that are not allowed in an HTTP header; give printable ASCII"
+        )
     if key:
         headers["Authorization"] = f"Bearer {key}"
     return headers

@@ -31,9 +31,9 @@ class FakeScorer:
 
     Args:
         function: Called once per sequence; a float that is not finite becomes the status `non_finite`.
-        model: What the answers say.
-        fingerprint: Likewise.
-        engine: Likewise.
+        model: Name of the model in the answers.
+        fingerprint: Fingerprint in the answers.
+        engine: Engine in the answers.
 
     Attributes:
         calls: The items of each call, in wire form.
@@ -105,13 +105,13 @@ class FakeService(FakeTransport):
 
     Args:
         function: Called once per sequence; a float that is not finite becomes the status `non_finite`.
-        model: What the answers say.
-        fingerprint: Likewise; a request that asks for another gets 409.
-        engine: Likewise.
-        max_sequences_per_request: The limit that /info says; a larger request gets 413.
+        model: Name of the model in the answers.
+        fingerprint: Fingerprint in the answers; a request that pins another one gets 409.
+        engine: Engine in the answers; a request that pins another one gets 409.
+        max_sequences_per_request: The limit in /info; a larger request gets 413.
 
     Attributes:
-        requests: All that came, in order.
+        requests: All requests so far, in order.
     """
 
     def __init__(

@@ -43,24 +43,25 @@ def _main(arguments: Sequence[str] | None, default: DemoSettings) -> int:
 def _parser(default: DemoSettings) -> argparse.ArgumentParser:
     parser = Parser(
         prog="plaudit-demo",
-        description="The whole loop in minutes on two cores, without any download: warm up a small policy, draw noisy "
-        "preferences from a gold reward, train a reward model on them, export it, serve it, and train the policy "
-        "against the service by PPO. Shows at the end whether the gold reward rose.",
+        description="Run the whole RLHF loop in minutes on two cores, without any download: warm up a small policy, "
+        "sample noisy preferences from a gold reward, train a reward model on them, export it, serve it, and "
+        "train the policy with PPO against the service. At the end, the demo shows whether the gold reward "
+        "rose.",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=Path(_DEFAULT_OUTPUT),
         metavar="DIR",
-        help="directory for all that is made; a former demo there is replaced (default: %(default)s)",
+        help="directory for all files of the demo; an earlier demo in it is replaced (default: %(default)s)",
     )
     parser.add_argument(
         "--kl-coef",
         type=_at_least_0(float),
         default=default.kl_coef,
         metavar="BETA",
-        help="weight of the KL penalty; 0 lets the policy over-optimize: the score rises, gold falls "
-        "(default: %(default)s)",
+        help="weight of the KL penalty; with 0 the policy over-optimizes: the score rises and the gold reward "
+        "falls (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
@@ -76,9 +77,13 @@ def _at_least_0(kind: type[Number]) -> Callable[[str], Number]:
     """A converter of arguments to finite numbers that are not negative."""
 
     def convert(text: str) -> Number:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(-1)
         if not 0 <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text}: has to be at least 0")
+            kind_words = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"got {text!r}; give {kind_words} of at least 0")
         return value
 
     return convert

@@ -30,7 +30,7 @@ def prepare_output(path: Path) -> Path:
         content = list(directory.iterdir())
         if content and not (directory / MARKER).is_file():
             raise OutputError(
-                f"--output {path}: holds files that are not of a former demo (no {MARKER}), and is not replaced; "
+                f"--output {path}: holds files but no {MARKER}, so it is not an earlier demo and is not replaced; "
                 "choose another directory"
             )
         (directory / MARKER).write_text("Made by plaudit-demo, which replaces this directory.\n", encoding="utf-8")

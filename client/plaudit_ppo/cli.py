@@ -36,7 +36,7 @@ def _run_until_terminated(argv: Sequence[str] | None) -> int:
     try:
         return _run(argv, Termination())
     except Terminated as error:
-        _say(f"plaudit-ppo: terminated {error}; go on with --resume" if str(error) else "plaudit-ppo: terminated")
+        _say(f"plaudit-ppo: terminated {error}; continue with --resume" if str(error) else "plaudit-ppo: terminated")
         return 130
 
 
@@ -65,10 +65,13 @@ def _init(arguments: argparse.Namespace, _: Termination) -> int:
         with Path(arguments.file).open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise ConfigError(f"{arguments.file}: exists, and is left as it is; name another file") from error
+        raise ConfigError(f"{arguments.file}: already exists and was not changed; choose another file") from error
     except OSError as error:
-        raise ConfigError(f"{arguments.file}: cannot be written ({error.strerror}); name another file") from error
-    tell(f"{arguments.file}: set policy, prompts and scorer_urls, then plaudit-ppo train --config {arguments.file}")
+        raise ConfigError(f"{arguments.file}: cannot be written ({error.strerror}); choose another file") from error
+    tell(
+        f"{arguments.file}: set policy, prompts and scorer_urls in this file, then run plaudit-ppo train "
+        f"--config {arguments.file}"
+    )
     return 0
 
 
@@ -114,7 +117,9 @@ def _train(arguments: argparse.Namespace, termination: Termination) -> int:
             with interruptible():
                 termination.listen()
                 lines = try_run(config, scorers, termination=termination)
-            lines.append(f"dry run: all is there, and an iteration ran to its end; nothing was left in {config.output}")
+            lines.append(
+                f"dry run: everything was loaded, and an iteration ran to its end; no file was left in {config.output}"
+            )
         else:
             lines = [_run_to_the_end(config, scorers, resume=arguments.resume is not None, termination=termination)]
     end_processes()
@@ -154,65 +159,73 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a policy",
-        description="Train a causal LM by PPO. Leaves in the output directory: config.toml, log.jsonl, samples.jsonl, "
-        "evaluations.jsonl, checkpoints/, and at the end policy/, critic/ and summary.json.",
-        epilog=f"settings in the configuration file, with their defaults:\n\n{settings_help()}\n\n"
-        "Relative paths start at the working directory. A flag wins over the environment, and that over the file.",
+        description="Train a causal LM by PPO. The output directory gets config.toml, log.jsonl, samples.jsonl, "
+        "evaluations.jsonl and checkpoints/, and at the end policy/, critic/ and summary.json.",
+        epilog=f"settings in the configuration file, with their defaults:\n\n{settings_help()}\n\nRelative paths "
+        "start at the working directory. A flag overrides the environment variable, and the variable "
+        "overrides the file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("--config", metavar="FILE", help="TOML file with the settings below (default: DIR/config.toml)")
     _add_set(train, "replaces a setting of the file; may be given several times")
     place = train.add_mutually_exclusive_group()
-    place.add_argument("--output", metavar="DIR", help="instead of the setting `output`")
+    place.add_argument("--output", metavar="DIR", help="replaces the setting `output`")
     place.add_argument(
         "--resume",
         metavar="DIR",
-        help="go on with the run in DIR from its newest checkpoint, or from its start; with --config also begin one "
-        "where DIR holds none",
+        help="continue the run in DIR from its newest checkpoint, or from its start if there is no checkpoint; "
+        "with --config, start a new run if DIR holds none",
     )
     train.add_argument(
         "--url",
         metavar="URL[,URL...]",
-        help="instead of the setting `scorer_urls` (environment: PLAUDIT_URL); PLAUDIT_API_KEY holds the key, if any",
+        help="replaces the setting `scorer_urls` (environment variable: PLAUDIT_URL); the API key is read from "
+        "PLAUDIT_API_KEY",
     )
     train.add_argument(
         "--dry-run",
         action="store_true",
-        help="load everything, run one tiny iteration and all that a run does at its end, and leave nothing behind",
+        help="load everything, run one tiny iteration and the steps at the end of a run, then remove all files",
     )
     train.set_defaults(do=_train)
     init = commands.add_parser(
         "init",
-        help="write a settings file to begin with",
-        description="Write a file of all settings with their defaults, each with a line on what it is.",
+        help="write a settings file to start from",
+        description="Write a file with all settings and their defaults. A comment explains each setting.",
     )
     init.add_argument(
-        "file", metavar="FILE", nargs="?", default="run.toml", help="new file (default: run.toml); - is stdout"
+        "file", metavar="FILE", nargs="?", default="run.toml", help="file to create (default: run.toml); - is stdout"
     )
-    _add_set(init, "a setting that has another value than its default; may be given several times")
+    _add_set(init, "gives a setting another value than its default; may be given several times")
     init.set_defaults(do=_init)
     plan = commands.add_parser(
         "plan",
-        help="say how much memory a run will take",
-        description="Say what each process of a run will take, part by part, and which settings would save how much. "
-        "Reads the configs of the networks, no weights.",
+        help="estimate the memory of a run",
+        description="Estimate the memory of each process of a run, part by part, and how much some "
+        "settings would save. "
+        "Only the configs of the networks are read, no weights.",
     )
     plan.add_argument("--config", metavar="FILE", required=True, help="TOML file with the settings of the run")
     _add_set(plan, "replaces a setting of the file; may be given several times")
-    plan.add_argument("--processes", metavar="N", type=_count, default=1, help="of the run (default: 1)")
     plan.add_argument(
-        "--device", choices=("cpu", "cuda"), help="what the run computes on (default: cuda where this machine has it)"
+        "--processes", metavar="N", type=_count, default=1, help="number of processes of the run (default: 1)"
+    )
+    plan.add_argument(
+        "--device", choices=("cpu", "cuda"), help="device of the run (default: cuda if this machine has it)"
     )
     plan.add_argument(
         "--memory",
         metavar="GB",
         type=_positive,
-        help="of each process: says by which settings the run would fit; exit code 1 where it does not as it is",
+        help="memory of each process: prints which settings would make the run fit; exit code 1 if the run does "
+        "not fit without them",
     )
-    plan.add_argument("--json", action="store_true", help="one JSON object instead of a text; bytes")
+    plan.add_argument("--json", action="store_true", help="print one JSON object instead of text; sizes are in bytes")
     plan.set_defaults(do=_plan)
     report = commands.add_parser(
-        "report", help="make a page of a run", description="Write DIR/report.html, also while the run still goes on."
+        "report",
+        help="write an HTML report of a run",
+        description="Write DIR/report.html. This works while the run still goes on.",
     )
     report.add_argument("directory", metavar="DIR", help="output directory of a run")
     report.set_defaults(do=_report)
@@ -220,16 +233,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give a whole number above 0")
+    return int(text)
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"got {text!r}; give a number above 0")
     return number
 
 
@@ -249,7 +264,7 @@ def _configure(arguments: argparse.Namespace) -> "PPOConfig":
     if arguments.config is None and arguments.resume is None:
         raise ConfigError("--config FILE or --resume DIR is needed; see plaudit-ppo train --help")
     if arguments.dry_run and arguments.resume is not None:
-        raise ConfigError("--dry-run begins a run to see whether it can be; leave out --resume, which begins with that")
+        raise ConfigError("--dry-run: tests a new run, so it cannot be combined with --resume; leave one of them out")
     file = arguments.config or _settings_of_run(Path(arguments.resume))
     assigned = read_assignments(arguments.set)
     config = load_config(file, arguments.set)
@@ -273,8 +288,8 @@ def _settings_of_run(directory: Path) -> Path:
     file = directory / "config.toml"
     if not file.exists():
         raise ConfigError(
-            f"{directory} holds no run (no config.toml); give the output directory of one, or with --config FILE the "
-            "settings of one that begins there"
+            f"{directory} holds no run (no config.toml); give the output directory of a run, or start a new run "
+            "there with --config FILE"
         )
     return file
 
@@ -295,7 +310,7 @@ def _resumed(directory: Path, config: "PPOConfig") -> "PPOConfig":
         for change in changed_settings(before, config):
             _say(f"plaudit-ppo: changed since the run began: {change}")
     elif not (directory / "checkpoints").exists():
-        _say(f"plaudit-ppo: {directory} holds no run yet; one begins there")
+        _say(f"plaudit-ppo: {directory} holds no run yet; a new one starts there")
     return config
 
 

@@ -59,156 +59,169 @@ class PPOConfig:
     policy: Text | None = None
     """the causal LM to train (safetensors, with its tokenizer): its directory, or a hub id, org/name@revision"""
     critic: Text | None = None
-    """what the critic starts from, such as a reward model: its directory or hub id; none: the policy's weights and a
-    new head"""
+    """checkpoint that the critic starts from, such as a reward model: its directory or hub id; none: the policy's
+    weights and a new head"""
     builtin_class: bool = False
-    """transformers' classes are right, also where the config of policy or critic names code of its own (auto_map)"""
+    """use transformers' own class even if the config of policy or critic names custom code (auto_map); custom code is
+    never run"""
     prompts: tuple[Text, ...] = ()
-    """sources of prompts, or one: a file of JSONL or parquet or a directory of them, PATH[#SPLIT], or a data set of the
-    hub, org/name[@revision][#[SUBSET/]SPLIT]; rows in TRL's forms"""
+    """one or more sources of prompts: a JSONL or parquet file or a directory of them, PATH[#SPLIT], or a data set of
+    the hub, org/name[@revision][#[SUBSET/]SPLIT]; rows in TRL's formats"""
     prompt_weights: tuple[Positive, ...] = ()
-    """share of the rollouts that each source of prompts gets; left out: all prompts alike"""
+    """relative share of the rollouts for each source of prompts; left out: all prompts are used equally often"""
     long_prompts: Literal["refuse", "drop"] = "refuse"
-    """a prompt of more than max_prompt_tokens ends the run at its start, or is left out and counted"""
+    """what happens to a prompt of more than max_prompt_tokens: refuse ends the run at its start, drop leaves the prompt
+    out and counts it"""
     scorer_urls: tuple[str, ...] = ()
-    """one entry per reward model: its service's address, of replicas separated by commas, then #NAME where the
-    service has several models; or openrlhf+URL of a service of OpenRLHF's form"""
+    """one entry per reward model: the URL of its service, or the URLs of its replicas separated by commas, then #NAME
+    if the service has several models; openrlhf+URL for a server with OpenRLHF's interface"""
     eval_scorer_urls: tuple[str, ...] = ()
-    """reward models that score the same rollouts for the log alone, in the same form; their mean is logged"""
+    """reward models that score the same rollouts only for the log, given as in scorer_urls; the mean of their scores is
+    logged"""
     output: Text = "runs/ppo"
-    """directory of everything that the run leaves"""
+    """directory for all files of the run"""
 
     iterations: Count = 100
-    """rollout batches, each followed by its update"""
+    """number of iterations; each one samples a rollout batch and trains on it"""
     rollout_batch_size: Count = 64
     """rollouts per iteration"""
     rollout_micro_batch_size: Count = 16
     """rollouts generated, sent to the scorer and evaluated together"""
     samples_per_prompt: Count = 1
-    """completions of each prompt, all of them counted by rollout_batch_size and sent to the scorer as one group"""
+    """completions of each prompt; rollout_batch_size counts all of them, and the scorer gets them as one group"""
     max_prompt_tokens: Count = 512
-    """longest prompt, in tokens; a longer one is never cut (long_prompts)"""
+    """longest prompt, in tokens; a longer one is never cut, see long_prompts"""
     max_completion_tokens: Count = 128
-    """a completion without EOS is cut here, in tokens"""
+    """longest completion, in tokens; a completion without EOS is cut here"""
     stop: tuple[Text, ...] = ()
-    """texts that end a completion, as EOS does; the scorer gets it without them"""
+    """texts that end a completion, as EOS does; the scorer gets the completion without them"""
     temperature: Positive = 0.7
-    """divides the logits in sampling, reference and training alike"""
+    """sampling temperature: divides the logits of policy and reference, in sampling and in training"""
     missing_pad: Literal["add", "refuse"] = "add"
-    """a tokenizer without a pad token, or with pad == EOS"""
+    """for a tokenizer without a pad token, or with pad == EOS: add a pad token, or refuse to start"""
 
     sampler: Literal["local", "vllm"] = "local"
-    """what completes prompts: the policy in this process, or vLLM servers at engine_urls that are given its weights"""
+    """what samples the completions: the policy in this process, or vLLM servers at engine_urls that get the policy's
+    weights"""
     engine_urls: tuple[str, ...] = ()
-    """base URLs of vLLM servers, such as "http://127.0.0.1:8001"; rollouts are dealt to them in turn"""
+    """base URLs of vLLM servers, such as "http://127.0.0.1:8001"; prompts are sent to the servers in turn"""
     engine_sync: Literal["auto", "weights", "adapter"] = "auto"
-    """what an engine is given before each iteration: all weights, or the LoRA adapter; auto: the adapter if there is
+    """what an engine gets before each iteration: all weights, or only the LoRA adapter; auto: the adapter if there is
     one"""
     engine_sync_dir: Text | None = None
-    """directory of these weights, which trainer and engines see at the same path; none: engine/ in output"""
+    """directory through which engines get the weights; trainer and engines see it at the same path; none: engine/ in
+    output"""
     engine_key_file: Text | None = None
-    """file with the key that engines ask for (their --api-key); none: they ask for none"""
+    """file with the API key of the engines (their --api-key); none: the engines need no key"""
     engine_timeout_s: Positive = 600.0
-    """limit of one request to an engine, in seconds; a completion or a reload has to be done by then"""
+    """time limit of one request to an engine, in seconds; it covers a completion and a load of new weights"""
     engine_concurrency: Count = 256
     """requests in flight to each engine, from each process"""
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
-    """1: engines sample the next rollout batch while this one is learned from, by the policy before that; needs
-    sampling_correction. 0: each batch is sampled by the policy that learns from it"""
+    """0: each rollout batch is sampled by the policy that learns from it. 1: engines sample the next rollout batch
+    while the trainer learns from this one, so each batch comes from the policy before the last update; needs
+    sampling_correction"""
 
     label_column: Text | None = None
-    """column of the prompts' rows that a service of OpenRLHF's form gets as label; none: all of them, as an object"""
+    """column of the prompts' rows that a server with OpenRLHF's interface gets as label; none: all columns, as an
+    object"""
     send_eos_text: bool = False
-    """send the EOS text after a finished completion to the scorer (not after a chat's: its template ends the turn)"""
+    """send the EOS text after a finished completion to the scorer; chats get none, because their template ends the
+    turn"""
     scorer_weights: tuple[float, ...] = ()
-    """weight of each reward model; left out: 1 each"""
+    """weight of each reward model's score; left out: 1 for each"""
     scorer_combination: Literal["sum", "mean", "min", "mean_minus_std"] = "sum"
-    """how the weighted scores of several reward models become one; mean_minus_std: mean - scorer_std_coef * std"""
+    """how the weighted scores of several reward models become one score; mean_minus_std: mean - scorer_std_coef *
+    std"""
     scorer_std_coef: NotNegative = 1.0
-    """what disagreement costs under "mean_minus_std" """
+    """weight of the standard deviation between the reward models, under scorer_combination = "mean_minus_std" """
     reward_along: Literal["off", "steps"] = "off"
-    """"steps": each step of a completion is rewarded by its score, at the policy's token that ends it, in place of the
-    one score at the end; for a reward model of steps"""
+    """"steps": each step of a completion gets its own score as reward, at the token that ends the step, instead of one
+    score at the end; for process reward models"""
     step_separator: Annotated[str, Field(min_length=1)] = "\n\n"
-    """what separates two steps of a completion under reward_along = "steps" """
+    """text between two steps of a completion, under reward_along = "steps" """
     scorer_timeout_s: Positive = 180.0
-    """limit of one call to the scorer with its retries, in seconds"""
+    """time limit of one call to the scorer, retries included, in seconds"""
     scorer_concurrency: Count = 4
-    """calls to the scorer in flight at once"""
+    """largest number of calls to the scorer at the same time"""
     missing_eos: Literal["replace", "subtract", "off"] = "replace"
-    """what happens to the score of a completion without EOS"""
+    """what happens to the score of a completion without EOS: replace it by missing_eos_score, subtract
+    missing_eos_penalty, or nothing (off)"""
     missing_eos_score: float = -1.0
-    """the score of a completion without EOS under "replace" """
+    """score of a completion without EOS, under missing_eos = "replace" """
     missing_eos_penalty: NotNegative = 1.0
-    """taken from the score of a completion without EOS under "subtract" """
+    """subtracted from the score of a completion without EOS, under missing_eos = "subtract" """
     score_clip: Positive | None = None
-    """scores are cut to ± this, after the rule for a missing EOS; none: not cut"""
+    """scores are clipped to ± this, after the rule for a missing EOS; none: not clipped"""
     overlong_buffer_tokens: CountOrZero = 0
-    """last tokens before max_completion_tokens over which a completion's score falls by overlong_penalty; 0: none"""
+    """number of tokens before max_completion_tokens over which a completion's score falls by up to overlong_penalty; 0:
+    no penalty for length"""
     overlong_penalty: Positive = 1.0
-    """what a completion of max_completion_tokens loses of its score under overlong_buffer_tokens"""
+    """penalty for a completion of max_completion_tokens, under overlong_buffer_tokens"""
 
     kl_coef: NotNegative = 0.05
     """beta, the weight of the KL penalty in the reward"""
     kl_estimator: Literal["k1", "k3"] = "k1"
-    """the KL estimate of a token in the reward"""
+    """estimator of the KL of a token in the reward"""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """beta stays, or follows the KL towards kl_target"""
+    """fixed: beta stays the same; adaptive: beta changes so that the KL approaches kl_target"""
     kl_target: Positive = 6.0
-    """KL that "adaptive" holds, in nats per rollout"""
+    """KL that kl_controller = "adaptive" aims at, in nats per rollout"""
     kl_horizon: Count = 10_000
-    """rollouts over which "adaptive" changes beta by about a fifth"""
+    """rollouts over which kl_controller = "adaptive" changes beta by about a fifth"""
     kl_loss_coef: NotNegative = 0.0
-    """weight of the k2 estimate of the KL in the loss, beside or instead of the penalty in the reward"""
+    """weight of the k2 estimate of the KL in the loss, in addition to the penalty in the reward or instead of it"""
     whiten_rewards: bool = False
-    """rewards are scaled to variance 1 over the rollout batch, their mean stays"""
+    """scale the rewards to variance 1 over the rollout batch; their mean stays"""
     gamma: Share = 1.0
-    """discount per token"""
+    """discount factor per token"""
     gae_lambda: Share = 0.95
     """lambda of generalized advantage estimation"""
     whiten_advantages: Literal["batch", "minibatch"] = "batch"
-    """advantages are whitened over the rollout batch or over each minibatch"""
+    """whiten the advantages over the rollout batch, or over each minibatch"""
 
     epochs: Count = 4
     """passes over each rollout batch"""
     num_minibatches: Count = 1
-    """optimizer steps per epoch"""
+    """minibatches, and so optimizer steps, per epoch"""
     micro_batch_size: Count = 16
     """rollouts per forward and backward pass; changes memory and speed, not the result"""
     clip_range: Annotated[float, Field(gt=0, le=1)] = 0.2
     """the probability ratio is clipped to 1 ± this"""
     clip_range_high: Positive | None = None
-    """the ratio's upper clip is 1 + this; none: 1 + clip_range"""
+    """the probability ratio is clipped above at 1 + this; none: 1 + clip_range"""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """the policy loss of a token with a negative advantage is at most this times its size; none: no limit"""
+    """limit of the policy loss of a token with a negative advantage, as a multiple of the advantage's size; none: no
+    limit"""
     entropy_coef: NotNegative = 0.0
-    """weight of the policy's entropy, a bonus in the loss"""
+    """weight of the policy's entropy, which is a bonus in the loss"""
     sampling_correction: Literal["none", "token_truncate", "sequence_mask"] = "none"
-    """importance weights on the policy loss for a sampler whose logprobs differ from the training forward's: cut per
-    token, or over a whole completion, which is masked beyond sampling_correction_max"""
+    """importance weights on the policy loss, for a sampler whose logprobs differ from the training forward's;
+    token_truncate cuts the weight of each token at sampling_correction_max, sequence_mask leaves out a completion whose
+    weight is above it"""
     sampling_correction_max: Annotated[float, Field(ge=1)] = 2.0
-    """largest importance weight"""
+    """largest importance weight, under sampling_correction"""
     value_clip_range: Positive = 0.2
-    """a value moves at most this far from the one at sampling"""
+    """the value loss clips a new value to ± this around the value at sampling"""
     value_coef: NotNegative = 0.1
     """weight of the value loss"""
     critic_warmup_iterations: CountOrZero = 0
-    """iterations at the start in which the critic alone is trained"""
+    """iterations at the start in which only the critic is trained"""
     critic_trunk: Literal["separate", "policy"] = "separate"
-    """the critic is a network of its own, or a head on the policy's network"""
+    """separate: the critic is a network of its own; policy: the critic is a head on the policy's network"""
     critic_head_init: Literal["normal", "zero"] = "normal"
-    """a new critic head starts from a normal distribution of std 1/sqrt(d+1), or from zero"""
+    """a new critic head starts from a normal distribution of std 1/sqrt(d+1), or from zeros"""
 
     lora_rank: CountOrZero = 0
     """rank of a LoRA adapter that is trained instead of all weights; 0: none"""
     lora_alpha: Positive = 16.0
     """LoRA scaling is lora_alpha / lora_rank"""
     learning_rate: Positive = 3e-6
-    """of AdamW, for the policy"""
+    """learning rate of AdamW for the policy"""
     critic_learning_rate: Positive | None = None
-    """of AdamW, for the critic; none: the policy's"""
+    """learning rate of AdamW for the critic; none: the policy's"""
     lr_schedule: Literal["linear", "constant"] = "linear"
-    """the learning rate falls to 0 over the run, or stays"""
+    """linear: the learning rate falls to 0 over the run; constant: it stays the same"""
     warmup_iterations: CountOrZero = 0
     """iterations over which the learning rate rises from 0"""
     adam_epsilon: Positive = 1e-5
@@ -216,68 +229,74 @@ class PPOConfig:
     weight_decay: NotNegative = 0.0
     """weight decay of AdamW"""
     max_grad_norm: NotNegative = 1.0
-    """limit of the gradient's norm, for policy and critic each; 0: no limit"""
+    """limit of the gradient's norm, for policy and critic separately; 0: no limit"""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """what the forward passes compute in; the weights, the losses and the optimizer stay in float32"""
+    """data type of the forward passes; weights, losses and optimizer stay in float32"""
     frozen_precision: Literal["float32", "bfloat16"] = "float32"
-    """what the weights that are not trained are kept in: the reference's and, with lora_rank, the policy's"""
+    """data type of the weights that are not trained: the reference's and, with lora_rank, the policy's"""
     gathered_precision: Literal["float32", "bfloat16"] = "float32"
-    """what weights that are trained are gathered in under sharding, and computed with; what the optimizer changes stays
-    in float32"""
+    """under sharding, data type in which trained weights are gathered and used in the forward pass; the optimizer's
+    weights stay in float32"""
     gradient_checkpointing: bool = False
-    """activations inside a layer are computed again, not kept: less memory, more time, the same numbers"""
+    """recompute the activations inside a layer instead of keeping them: less memory, more time, the same numbers"""
     logits_chunk_tokens: CountOrZero = 0
-    """completion tokens of a micro-batch whose logits are there at once, computed again for the gradient: less memory,
-    the same numbers; 0: all"""
+    """number of completion tokens of a micro-batch for which logits are in memory at the same time; they are recomputed
+    for the gradient: less memory, the same numbers; 0: all"""
     sharding: Literal["none", "fsdp", "deepspeed"] = "none"
-    """each process holds the networks whole (DDP), or a shard of them (FSDP, or ZeRO by DeepSpeed); with one,
-    nothing is shared"""
+    """with several processes, what each one holds: the whole networks (none, by DDP), or a shard of them (fsdp, or
+    deepspeed for ZeRO); one process alone shards nothing"""
     deepspeed_config: Text | None = None
-    """JSON file that says what DeepSpeed does under sharding = "deepspeed"; none: ZeRO, stage 2"""
+    """JSON file with the configuration of DeepSpeed, under sharding = "deepspeed"; none: ZeRO, stage 2"""
 
     checkpoint_every: CountOrZero = 10
-    """iterations from one checkpoint to the next; 0: only at the end, and where a guard stops the run"""
+    """iterations between two checkpoints; 0: only at the end, and where a guard stops the run"""
     max_checkpoints: Count = 2
-    """checkpoints kept, the newest ones"""
+    """number of checkpoints to keep; older ones are deleted"""
     sample_every: CountOrZero = 10
-    """iterations from one table of samples to the next; 0: none"""
+    """iterations between two tables of samples in samples.jsonl; 0: none"""
     num_samples: Count = 8
     """rollouts in a table of samples"""
     eval_prompts: tuple[Text, ...] = ()
-    """sources of held-out prompts, as in prompts; the policy completes them and is never trained on them"""
+    """sources of held-out prompts, given as in prompts; the policy completes them and is never trained on them"""
     eval_every: Count = 10
-    """iterations from one evaluation on the held-out prompts to the next; the start and the end are evaluated, too"""
+    """iterations between two evaluations on the held-out prompts; the start and the end of the run are always
+    evaluated"""
     eval_decoding: Literal["greedy", "sampled"] = "greedy"
-    """held-out completions are of the likeliest tokens, or sampled at temperature, with the same random numbers each
-    time"""
+    """greedy: held-out completions take the most likely tokens; sampled: they are sampled at temperature, with the same
+    random numbers each time"""
     max_eval_prompts: Count = 256
-    """held-out prompts that are used, evenly spread over the sources"""
+    """largest number of held-out prompts that are used, spread evenly over the sources"""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """TCP port on which Prometheus finds the run's figures; 0: none"""
+    """TCP port for the run's Prometheus metrics; 0: none"""
     metrics_host: Text = "127.0.0.1"
-    """address of that port; any other than loopback is open to whoever reaches it"""
+    """address that metrics_port is bound to; with any address but loopback, other machines can read the metrics"""
 
     trackers: tuple[str, ...] = ()
-    """where each iteration's metrics go besides log.jsonl: "tensorboard", "wandb" and others of accelerate"""
+    """where the metrics of each iteration go besides log.jsonl: "tensorboard", "wandb" and other trackers of
+    accelerate"""
 
     max_masked_share: Share = 0.1
-    """largest share of rollouts without a score; above it the run stops"""
+    """largest share of rollouts without a score; the run stops above it"""
     max_constant_iterations: CountOrZero = 5
-    """iterations in a row whose scores are all the same; after that many the run stops; 0: never"""
+    """number of iterations in a row with all scores equal, after which the run stops; 0: never"""
     kl_budget: Positive | None = None
-    """objective/kl above which the run stops, in nats per rollout; none: no limit"""
+    """largest objective/kl, in nats per rollout; the run stops above it; none: no limit"""
     ratio_tolerance: Positive | None = None
-    """largest |ratio - 1| before the first step of an iteration; none: 1e-4, or 0.2 for precision bfloat16"""
+    """largest |ratio - 1| before the first step of an iteration; the run stops above it; none: 1e-4, or 0.2 for
+    precision bfloat16"""
     sampling_tolerance: Positive | None = None
-    """largest |ratio - 1| between generating and training forward, without sampling_correction; none: 0.01, or 0.5 for
-    bfloat16"""
+    """largest |ratio - 1| between generating and training forward, without sampling_correction; the run stops above it;
+    none: 0.01, or 0.5 for bfloat16"""
     max_sampling_kl: Positive = 0.05
-    """under sampling_correction: KL from sampler to training forward above which the run stops, in nats per token"""
+    """under sampling_correction: largest KL from sampler to training forward, in nats per token; the run stops above
+    it"""
     max_sampling_clipped_share: Share = 0.2
-    """under sampling_correction: largest share of tokens whose weight was cut, or whose completion is masked"""
+    """under sampling_correction: largest share of tokens whose weight was cut or whose completion was masked; the run
+    stops above it"""
     max_sampling_log_ratio: Positive = 5.0
-    """under sampling_correction: largest difference of a token's two logprobs, in nats"""
+    """under sampling_correction: largest difference between the two logprobs of a token, in nats; the run stops above
+    it"""
     seed: CountOrZero = 0
     """random seed"""
 
@@ -307,13 +326,13 @@ class PPOConfig:
             )
         if self.critic and self.critic_trunk == "policy":
             raise ConfigError(
-                f"critic = {self.critic!r}: a head on the policy's network starts from no directory; leave critic out, "
-                'or set critic_trunk = "separate"'
+                f"critic = {self.critic!r}: a head on the policy's network is not loaded from a checkpoint; leave "
+                'critic out, or set critic_trunk = "separate"'
             )
         self._check_engines()
         if self.sampling_correction != "none" and self.sampling_tolerance is not None:
             raise ConfigError(
-                f"sampling_tolerance = {self.sampling_tolerance:g} is not judged under sampling_correction = "
+                f"sampling_tolerance = {self.sampling_tolerance:g} has no effect under sampling_correction = "
                 f'"{self.sampling_correction}"; leave it out, and set max_sampling_kl, max_sampling_clipped_share and '
                 "max_sampling_log_ratio instead"
             )
@@ -326,14 +345,15 @@ class PPOConfig:
         self._check_precision()
         if self.reward_along == "steps" and (len(self.scorer_urls) > 1 or self.scorer_weights or self.send_eos_text):
             raise ConfigError(
-                'reward_along = "steps" takes one reward model of steps as it is; leave out scorer_weights, '
-                "send_eos_text and further scorer_urls"
+                'reward_along = "steps" needs exactly one process reward model; leave out scorer_weights, '
+                "send_eos_text and all scorer_urls but one"
             )
         for name in ("rollout_batch_size", "rollout_micro_batch_size"):
             if getattr(self, name) % self.samples_per_prompt:
                 raise ConfigError(
-                    f"{name} = {getattr(self, name)} is no multiple of samples_per_prompt = {self.samples_per_prompt}, "
-                    "and the completions of a prompt are sampled and scored together; give a multiple"
+                    f"{name} = {getattr(self, name)} is not a multiple of samples_per_prompt = "
+                    f"{self.samples_per_prompt}, "
+                    "but the completions of a prompt are sampled and scored together; give a multiple"
                 )
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(
@@ -346,66 +366,70 @@ class PPOConfig:
             self._check_staleness()
         if self.sampler == "local":
             if self.engine_urls:
-                raise ConfigError('engine_urls are set and sampler = "local"; set sampler = "vllm", or leave them out')
+                raise ConfigError(
+                    'engine_urls are set, but sampler = "local"; set sampler = "vllm", or leave engine_urls out'
+                )
             return
         if not self.engine_urls:
-            raise ConfigError('sampler = "vllm" and no engine_urls; give the base URL of each vLLM server')
+            raise ConfigError('sampler = "vllm", but engine_urls are not set; give the base URL of each vLLM server')
         if any("@" in url for url in self.engine_urls):  # not shown, since messages end up in logs
-            raise ConfigError("engine_urls: an address has a user or password in it; give the key in engine_key_file")
+            raise ConfigError("engine_urls: a URL contains a user name or password; put the key into engine_key_file")
         try:
             urls = resolve_urls(self.engine_urls)
         except InvalidArgument as error:
             raise ConfigError(f"engine_urls: {error}") from error
         if urls != self.engine_urls or len(set(urls)) < len(urls):
             raise ConfigError(
-                "engine_urls: an address has a slash or spaces at an end, is empty, or stands there twice; write each "
-                "once, such as http://127.0.0.1:8001"
+                "engine_urls: a URL is empty, is given twice, ends with a slash, or begins or ends with a space; "
+                "write each one once, such as http://127.0.0.1:8001"
             )
         if self.engine_sync == "adapter" and not self.lora_rank:
             raise ConfigError(
-                'engine_sync = "adapter" and lora_rank = 0: there is no adapter; set lora_rank, or "auto"'
+                'engine_sync = "adapter", but lora_rank = 0, so there is no adapter; set lora_rank, or engine_sync = '
+                '"auto"'
             )
         if self.temperature < _MIN_ENGINE_TEMPERATURE:
             raise ConfigError(
-                f"temperature = {self.temperature!r}, limit at least {_MIN_ENGINE_TEMPERATURE:g} with "
-                'sampler = "vllm", which raises what is lower; raise it, or sample locally'
+                f"temperature = {self.temperature!r}, limit at least {_MIN_ENGINE_TEMPERATURE:g} with sampler = "
+                '"vllm", because vLLM raises lower values to that; raise it, or set sampler = "local"'
             )
 
     def _check_staleness(self) -> None:
         if self.sampler == "local":
             raise ConfigError(
-                'max_staleness = 1 and sampler = "local": the policy that samples is the one that learns, so nothing '
-                'can overlap; set sampler = "vllm", or max_staleness = 0'
+                'max_staleness = 1, but sampler = "local": the policy cannot sample while it is trained; set sampler '
+                '= "vllm", or max_staleness = 0'
             )
         if self.sampling_correction == "none":
             raise ConfigError(
-                'max_staleness = 1 and sampling_correction = "none": an engine\'s logprobs of an earlier policy are '
-                'not judged as tightly as those of the current one; set "token_truncate", or max_staleness = 0'
+                'max_staleness = 1, but sampling_correction = "none": rollouts then come from an earlier policy, and '
+                'importance weights have to correct for that; set sampling_correction = "token_truncate", or '
+                "max_staleness = 0"
             )
         if self.sharding == "deepspeed":
             raise ConfigError(
-                'max_staleness = 1 and sharding = "deepspeed": DeepSpeed keeps copies of the weights of its own, which '
-                'cannot change places with those of the policy that sampled; set sharding = "fsdp" or "none"'
+                'max_staleness = 1 and sharding = "deepspeed": DeepSpeed keeps its own copies of the weights, so the '
+                'weights of the policy that sampled cannot be put in their place; set sharding = "fsdp" or "none"'
             )
 
     def _check_precision(self) -> None:
         if self.frozen_precision == "bfloat16" and self.lora_rank and self.precision != "bfloat16":
             raise ConfigError(
                 'frozen_precision = "bfloat16" with lora_rank: the policy then computes in bfloat16; set precision = '
-                '"bfloat16" too, which says how exact its numbers have to be'
+                '"bfloat16" too, which also sets the tolerances of bfloat16'
             )
         if self.gathered_precision == "bfloat16" and (self.precision == "float32" or self.sharding == "none"):
             raise ConfigError(
-                'gathered_precision = "bfloat16" is for precision = "bfloat16" and sharding = "fsdp" or "deepspeed"; '
-                "set both, or leave it out"
+                'gathered_precision = "bfloat16" needs precision = "bfloat16" and sharding = "fsdp" or "deepspeed"; '
+                "set both, or leave gathered_precision out"
             )
 
     def _check_critic_warmup(self) -> None:
         warmup = self.critic_warmup_iterations
         if warmup >= self.iterations:
             raise ConfigError(
-                f"critic_warmup_iterations = {warmup}, limit {self.iterations - 1} (below iterations), or the policy "
-                "would never be trained; lower it or raise iterations"
+                f"critic_warmup_iterations = {warmup}, limit {self.iterations - 1} (below iterations), because the "
+                "policy would never be trained; lower it or raise iterations"
             )
         if warmup and self.critic_trunk == "policy":
             raise ConfigError(
@@ -414,8 +438,8 @@ class PPOConfig:
             )
         if warmup and not self.value_coef:
             raise ConfigError(
-                f"critic_warmup_iterations = {warmup}: with value_coef = 0 the critic learns nothing; set one of them "
-                "back"
+                f"critic_warmup_iterations = {warmup}: with value_coef = 0 the critic learns nothing; set "
+                "critic_warmup_iterations = 0, or value_coef above 0"
             )
 
 
@@ -455,8 +479,8 @@ _LIMIT_WORDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "
 # Settings that others have, and why there are none here.
 _REFUSED = dict.fromkeys(
     ("top_p", "top_k", "min_p"),
-    "PPO's ratio is that of the whole distribution, in which a token that sampling left out has a probability; lower "
-    "temperature instead",
+    "PPO's probability ratio needs the whole distribution, and these settings sample from a part of it; "
+    "lower temperature instead",
 )
 
 

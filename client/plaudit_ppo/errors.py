@@ -14,14 +14,14 @@ class PPOError(Exception):
 
         PPOError
         ├── ConfigError              a setting is unknown, of a wrong type, or out of its limits; the output is taken
-        ├── PromptError              the prompt file is missing, malformed, or holds a prompt that does not fit
-        ├── CheckpointError          a model directory or a checkpoint is missing, or not what it has to be
+        ├── PromptError              the prompt file is missing or malformed, or a prompt is too long
+        ├── CheckpointError          a model directory or a checkpoint is missing, damaged or of the wrong kind
         ├── OutputError              a checkpoint or the result cannot be written
         ├── EngineError              an engine that samples is dead, hangs, or has other weights than the policy's
         └── GuardError               a guard stopped the run, and left a checkpoint
             ├── MaskedShareError     too many rollouts got no score
-            ├── ConstantScoresError  the scorer tells no rollout from another
-            ├── RewardModelError     another reward model than at the start gives the scores
+            ├── ConstantScoresError  all scores were equal, several iterations in a row
+            ├── RewardModelError     the reward model has changed since the start of the run
             ├── KLBudgetError        the policy is farther from the reference than allowed
             ├── RatioError           the policy that samples is not the policy that trains
             └── DivergenceError      a loss, a gradient or the policy's probabilities are not finite
@@ -37,13 +37,13 @@ class ConfigError(PPOError):
 
 
 class PromptError(PPOError):
-    """The prompt file is missing, malformed, or holds a prompt that does not fit."""
+    """The prompt file is missing or malformed, or a prompt is too long."""
 
     exit_code = 2
 
 
 class CheckpointError(PPOError):
-    """A model directory or a checkpoint is missing, or not what it has to be."""
+    """A model directory or a checkpoint is missing, damaged or of the wrong kind."""
 
     exit_code = 2
 

@@ -82,8 +82,9 @@ class HeldOut:
         """
         if any(line.get("prompts_hash") != self._hash for line in evaluations):
             raise CheckpointError(
-                "evaluations.jsonl: the run had other eval_prompts, or another eval_decoding, max_eval_prompts or "
-                "max_completion_tokens, so its evaluations cannot be compared; give the former ones, or start a new run"
+                "evaluations.jsonl: eval_prompts, eval_decoding, max_eval_prompts or max_completion_tokens have "
+                "changed since the run began, so the evaluations cannot be compared; set the old values, or start a "
+                "new run"
             )
         self._evaluations = list(evaluations)
 

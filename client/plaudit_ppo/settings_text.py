@@ -104,8 +104,8 @@ def to_toml(config: PPOConfig) -> str:
 def new_file(config: PPOConfig) -> str:
     """A file to begin with: every setting with its text and its default, as a comment unless `config` changes it."""
     lines = [
-        "# A run of plaudit-ppo. What is commented out has the value that is shown; sources: docs/ppo-details.md.",
-        "# Needed: policy, prompts, scorer_urls. Relative paths start at the working directory.",
+        "# Settings of a run of plaudit-ppo. A setting in a comment has its default; sources: docs/ppo-details.md.",
+        "# Required: policy, prompts, scorer_urls. Relative paths start at the working directory.",
     ]
     for spec in fields(PPOConfig):
         if spec.name in _HEADINGS:

@@ -92,20 +92,22 @@ class PPOTrainer:
     """Trains a policy by PPO against a scorer.
 
     Args:
-        config: the settings; `policy`, `critic`, `prompts` and the scorers' are for the command line, not read here.
-        policy: a causal LM in float32, trained in place, and in bfloat16 computed where `precision` says so.
-        reference: the anchor of the KL penalty, never changed; also on a resume the one that the run began with. None:
-            the policy without its LoRA adapter.
-        critic: a network of its own, or a head on the policy's; trained in place.
-        tokenizer: the policy's; saved with it as it is.
-        prompts: what the policy completes.
-        scorer: gives the scores that are trained on; called from several threads. If it has an attribute `retries`, the
-            requests repeated so far, the log tells them.
-        eval_scorer: scores the same rollouts for the log alone.
-        eval_prompts: held-out prompts, on which the policy is evaluated every `eval_every` iterations; none: it is not.
+        config: the settings. The command line uses `policy`, `critic`, `prompts` and the settings of scorers; the
+            trainer does not read them.
+        policy: a causal LM in float32, trained in place; `precision` says whether it computes in bfloat16.
+        reference: the model that the KL penalty compares with; never changed. A resumed run needs the reference that
+            it began with. None: the policy without its LoRA adapter.
+        critic: a network of its own, or a head on the policy's network; trained in place.
+        tokenizer: the policy's tokenizer; saved with the policy.
+        prompts: the prompts of the training.
+        scorer: gives the scores for the training; called from several threads. If it has an attribute `retries`, the
+            number of repeated requests so far, that number is logged.
+        eval_scorer: scores the same rollouts only for the log.
+        eval_prompts: held-out prompts, on which the policy is evaluated every `eval_every` iterations; empty: no
+            evaluation.
 
     Attributes:
-        prompt_lines: a line on each source of prompts that the settings name.
+        prompt_lines: one line about each source of prompts in the settings.
 
     Raises:
         ConfigError: a setting does not fit the policy, no token could end a completion, or an engine serves another
@@ -236,22 +238,22 @@ class PPOTrainer:
         resume: bool = False,
         termination: Termination | None = None,
     ) -> TrainSummary:
-        """Runs all iterations and leaves log, samples, checkpoints, and at the end policy, critic and summary.
+        """Runs all iterations. Writes log, samples and checkpoints, and at the end policy, critic and summary.
 
         Args:
             on_iteration: called with the metrics of each iteration.
-            resume: go on from the newest checkpoint in the output directory, or from the start if there is none yet.
-            termination: ends the run with a checkpoint of the last whole iteration; None: nothing does.
+            resume: continue from the newest checkpoint in the output directory, or from the start if there is none yet.
+            termination: ends the run early, with a checkpoint of the last whole iteration; None: the run is not ended.
 
         Raises:
-            ConfigError: the output directory cannot be written, is in use by another run, or holds a run and this is no
-                resume; or the port for Prometheus is taken.
-            CheckpointError: the checkpoint is broken, or of other models or prompts; or what the run is to leave cannot
-                be written, which is tried before the first iteration.
+            ConfigError: the output directory cannot be written, is in use by another run, or holds a run although
+                `resume` is not set; or the port for Prometheus is taken.
+            CheckpointError: the checkpoint is broken, or belongs to other models or prompts; or a trial before the
+                first iteration shows that the results could not be written.
             GuardError: a guard stopped the run; the subclass says which. The message names the checkpoint.
             EngineError: an engine that samples failed. The message names the checkpoint.
             OutputError: a checkpoint or the result cannot be written.
-            Terminated: by `termination`. The message names the checkpoint.
+            Terminated: `termination` ended the run. The message names the checkpoint.
         """
         self._termination = termination = termination or Termination()
         with self._files.lock():

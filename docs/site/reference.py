@@ -23,7 +23,7 @@ from plaudit_service.bundles import bundle
 from plaudit_service.http import wire
 from plaudit_service.items import ChatItem, Message, PromptItem, ScoreRequest, TextItem, TextPart, TokenItem
 from plaudit_service.metrics import Metrics
-from plaudit_service.settings import HEADINGS, Settings, environment_variable, flag, schemas
+from plaudit_service.settings import HEADINGS, Settings, environment_variable, flag, schemas, shown_default
 
 _TYPES = {
     "string": "text",
@@ -48,11 +48,11 @@ def settings() -> str:
         if setting.name in HEADINGS:
             rows = groups.setdefault(HEADINGS[setting.name], [])
         schema = schemas()[setting.name]
-        default = setting.default if isinstance(setting.default, str) else json.dumps(setting.default)
+        default = shown_default(setting.default)
         rows.append(
             (
                 _code(flag(setting.name)),
-                "not set" if setting.default in ("", (), None) else _code(default),
+                default if default == "not set" else _code(default),
                 _prose(schema["description"]),
                 _type(schema.get("items", schema)),
                 _code(environment_variable(setting.name)),

@@ -64,7 +64,7 @@ def _checkpoint_options(parsed: argparse.Namespace) -> "Options":
         _refuse_for_engine(parsed)
     of_texts = parsed.normalize in {"mean-std", "mean"}
     if parsed.normalize is not None and of_texts != (parsed.normalize_on is not None):
-        raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none go without it")
+        raise SourceError("--normalize: mean-std and mean need --normalize-on FILE; saved and none do not take it")
     return Options(
         **_scoring_options(parsed),
         **_bundle_options(parsed),
@@ -87,8 +87,8 @@ def _refuse_for_engine(parsed: argparse.Namespace) -> None:
     for option in ("pair", "token_logits"):
         if getattr(parsed, option):
             raise SourceError(
-                f"--engine vllm --{option.replace('_', '-')}: vLLM is asked with the ids of one text and answers with "
-                "the checkpoint's own head; export it without --engine"
+                f"--engine vllm --{option.replace('_', '-')}: vLLM gets the token ids of one text and answers with "
+                "the checkpoint's own head, so this option cannot be used; leave it out, or export without --engine"
             )
 
 
@@ -119,7 +119,7 @@ def _rules(parsed: argparse.Namespace) -> int:
     from plaudit_export.checks.pair_rules import ask_pairs
 
     if parsed.pairs is None:
-        raise SourceError("rules: give preference pairs with --pairs FILE")
+        raise SourceError("rules: preference pairs are missing; give them with --pairs FILE")
     pairs, options = _pairs(parsed), Options(**_scoring_options(parsed))
     _step(f"loading {parsed.source}")
     checkpoint = load_checkpoint(
@@ -153,7 +153,7 @@ def _onnx(parsed: argparse.Namespace) -> int:
 
 def _require_docstrings() -> None:
     if sys.flags.optimize > 1:
-        raise SourceError("transformers reads docstrings, which -OO strips; run without it (PYTHONOPTIMIZE=2)")
+        raise SourceError("transformers reads docstrings, which python -OO removes; run without -OO (PYTHONOPTIMIZE=2)")
 
 
 def _step(line: str) -> None:
@@ -283,23 +283,27 @@ def _read_text(path: Path) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog=PROG, description="Turn a reward-model checkpoint into a verified bundle, and look at bundles."
+        prog=PROG, description="Export a reward-model checkpoint to a verified bundle, and inspect bundles."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    _add_checkpoint(commands.add_parser("checkpoint", help="checkpoint -> bundle"))
-    _add_cache(commands.add_parser("cache", help="checkpoint -> bundle in a cache, once"))
-    _add_rules(commands.add_parser("rules", help="by which text rule a checkpoint was trained: preference pairs tell"))
-    _add_onnx(commands.add_parser("onnx", help="a directory made by `optimum-cli export onnx` -> bundle"))
-    inspect = commands.add_parser("inspect", help="what a bundle is; checks every hash")
+    _add_checkpoint(commands.add_parser("checkpoint", help="export a checkpoint to a bundle"))
+    _add_cache(commands.add_parser("cache", help="export a checkpoint to a bundle in a cache, if it is not there yet"))
+    _add_rules(
+        commands.add_parser("rules", help="find out by preference pairs which text rule a checkpoint was trained with")
+    )
+    _add_onnx(commands.add_parser("onnx", help="convert a directory made by `optimum-cli export onnx` to a bundle"))
+    inspect = commands.add_parser("inspect", help="describe a bundle, and check the hash of every file")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
     inspect.set_defaults(run=_inspect)
-    verify = commands.add_parser("verify", help="score the golden texts as the service does, and compare")
+    verify = commands.add_parser(
+        "verify", help="score a bundle's golden texts as the service does, and compare with the references"
+    )
     verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
     verify.add_argument(
         "--device",
         type=_device,
         default="cpu",
-        help="what computes: cpu, cuda or cuda:N, as of plaudit-serve (default: cpu)",
+        help="device that computes, as for plaudit-serve: cpu, cuda or cuda:N (default: cpu)",
     )
     verify.set_defaults(run=_verify)
     return parser
@@ -307,8 +311,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Turn a *ForSequenceClassification checkpoint (safetensors, fast tokenizer) into a bundle. "
-        "Nothing is written unless every golden text gets its reference score through the serving path."
+        "Export a *ForSequenceClassification checkpoint (safetensors, fast tokenizer) to a bundle. The "
+        "bundle is written only if the serving code gives the reference score for every golden text."
     )
     parser.set_defaults(run=_checkpoint)
     parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
@@ -319,23 +323,27 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Export as `plaudit-export checkpoint` does, once, into a cache, and print the bundle's directory. What is "
-        "there already is not exported again: the same commit, or files of the same bytes, with the same options, by "
-        "the same versions. plaudit-serve runs this for a checkpoint."
+        "Export as `plaudit-export checkpoint` does, into a cache, and print the bundle's directory. A "
+        "checkpoint is not exported again if commit or files, options and versions are the same. "
+        "plaudit-serve runs this command for a checkpoint."
     )
     parser.set_defaults(run=_cache)
     parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
     parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="(default: plaudit/bundles in $XDG_CACHE_HOME, or in ~/.cache)"
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="directory of the cache (default: plaudit/bundles in $XDG_CACHE_HOME, or in ~/.cache)",
     )
     _add_checkpoint_options(parser)
 
 
 def _add_rules(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Score preference pairs with transformers under every plausible text rule (as texts or as chats, with special "
-        "tokens or without, with EOS or without, with token types), and say by which rule the checkpoint was evidently "
-        "trained, or that the pairs cannot tell. The options say by which rule it would be exported."
+        "Score preference pairs with transformers under every plausible text rule (as texts or as chats, "
+        "with special tokens or without, with EOS or without, with token types), and print which rule the "
+        "checkpoint was trained with, or that the pairs cannot tell. The options set the rule that an export "
+        "would use, for comparison."
     )
     parser.set_defaults(run=_rules)
     parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
@@ -343,11 +351,11 @@ def _add_rules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-_SOURCE = "checkpoint or LoRA adapter directory, or hub id (org/name@revision)"
+_SOURCE = "directory of a checkpoint or LoRA adapter, or its hub id (org/name@revision)"
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="replace a bundle that is there already")
+    parser.add_argument("--force", action="store_true", help="replace a bundle that already exists")
 
 
 def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -356,24 +364,39 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["fp32", "fp16", "bf16", "int8"],
         default="fp32",
-        help="of the weights and the computation; fp16 and bf16 are for GPUs, never run on one yet, and no CPU serves "
-        "bf16; int8 is static (default: fp32)",
+        help="data type of the weights and the computation; fp16 and bf16 are for GPUs and have not been run on "
+        "one yet; no CPU serves bf16; int8 is static quantization (default: fp32)",
     )
     add(
         "--engine",
         choices=["onnx", "vllm"],
         default="onnx",
-        help="what computes the scores: a graph that is made here, or a vLLM server that loads SOURCE by itself; then "
-        "the bundle holds no graph (default: onnx)",
+        help="what computes the scores: onnx, a graph that this command makes, or vllm, a vLLM server that loads "
+        "SOURCE itself, so the bundle holds no graph (default: onnx)",
     )
-    add("--calibrate", type=Path, metavar="FILE", help="texts like those to score: int8's ranges, and what it costs")
-    add("--allow-loss", action="store_true", help="accept under 98 %% of text pairs ranked as float32 ranks them")
-    add("--normalize-on", type=Path, metavar="FILE", help="reference texts whose scores get mean 0 and deviation 1")
+    add(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="typical texts; they set the value ranges of int8, and measure what a reduced precision changes",
+    )
+    add(
+        "--allow-loss",
+        action="store_true",
+        help="accept a reduced precision that ranks less than 98 %% of text pairs as float32 does",
+    )
+    add(
+        "--normalize-on",
+        type=Path,
+        metavar="FILE",
+        help="reference texts, whose scores get mean 0 and standard deviation 1",
+    )
     add(
         "--normalize",
         choices=["mean-std", "mean", "saved", "none"],
-        help="what --normalize-on brings to 0 and 1: mean and deviation, or the mean alone (default: mean-std); "
-        "saved: by what the trainer kept in the checkpoint; none: not even so (default: as the trainer's class does)",
+        help="how scores are normalized; with --normalize-on: mean-std (default), or mean alone; without it: "
+        "saved, by the mean and deviation that the trainer kept in the checkpoint, or none (default: as the "
+        "trainer's class does)",
     )
     _add_scoring_options(parser)
     _add_bundle_options(parser)
@@ -386,51 +409,55 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
         "--pairs",
         type=Path,
         metavar="FILE",
-        help="preference pairs (chosen, rejected), which are asked whether the text rule is right",
+        help="preference pairs (chosen, rejected), which show whether the text rule is right",
     )
     add(
         "--token-logits",
         type=_token_logits,
         metavar="TOKEN[=WEIGHT],...",
-        help="SOURCE is a language model, whose score is the weighted sum of the logits of these tokens behind the "
-        "text; id:N for the token of id N",
+        help="SOURCE is a language model, whose score is the weighted sum of the logits of these tokens after the "
+        "text; id:N for the token with id N",
     )
     add(
         "--step-token",
         type=_token,
         metavar="TOKEN",
-        help="SOURCE scores steps, and this token ends each; id:N for the one of id N",
+        help="SOURCE scores steps, and this token ends each step; id:N for the token with id N",
     )
     add(
         "--step-end",
         type=_step_end,
         metavar="TEXT",
-        help=r"what stands behind each step (\n: a new line); alone: steps were made by TRL, and this is its "
-        "step_separator (default: the text of --step-token)",
+        help="text after each step (\\n: a new line); without --step-token: the step_separator of TRL's trainer "
+        "(default: the text of --step-token)",
     )
     add(
         "--link",
         choices=["identity", "sigmoid"],
-        help="what makes a score of the weighted heads; sigmoid: a probability (default: sigmoid where two heads score "
-        "steps, else identity)",
+        help="function from the weighted heads to the score; sigmoid gives a probability (default: sigmoid if two "
+        "heads score steps, else identity)",
     )
     add(
         "--pad-token",
         metavar="TOKEN",
-        help="what the trainer padded with, '' for nothing (default: the config's; of an adapter, its tokenizer's)",
+        help="pad token of the trainer, '' for none (default: that of the config; for an adapter, that of its "
+        "tokenizer)",
     )
     _add_rule_options(parser)
 
 
 def _add_onnx(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Turn a graph of text classification that another exporter made, such as optimum, into a bundle. Give the "
-        "checkpoint that it came from, so that its scores are checked against the checkpoint's own."
+        "Convert a text-classification graph of another exporter, such as optimum, to a bundle. Give the "
+        "checkpoint that the graph was made from, so that the graph's scores are checked against the "
+        "checkpoint's own."
     )
     parser.set_defaults(run=_onnx)
-    parser.add_argument("source", type=Path, metavar="DIR", help="directory with model.onnx; config and tokenizer too")
+    parser.add_argument("source", type=Path, metavar="DIR", help="directory with model.onnx, config and tokenizer")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory to make")
-    parser.add_argument("--checkpoint", metavar="SOURCE", help="directory or hub id whose scores are the reference")
+    parser.add_argument(
+        "--checkpoint", metavar="SOURCE", help="directory or hub id of the checkpoint whose scores are the reference"
+    )
     _add_force(parser)
     _add_rule_options(parser)
     _add_bundle_options(parser)
@@ -444,62 +471,71 @@ def _add_rule_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--recipe",
         choices=RECIPES,
-        help="whose text rules the model was trained by (default: what its files say, else template); the options "
-        "below set one rule each (default: the recipe's)",
+        help="text rules of the trainer that made the model (default: what the model's files say, else template); "
+        "each option below sets one rule (default: the recipe's)",
     )
-    add("--append-eos", action=flag, help="the model was trained on texts that end with EOS")
-    add("--strip-newlines", action=flag, help="newlines at the end of a finished text are left out")
-    add("--space-before-eos", action=flag, help="EOS is appended behind a space")
+    add(
+        "--append-eos", action=flag, help="append EOS to texts, for a model that was trained on texts that end with EOS"
+    )
+    add("--strip-newlines", action=flag, help="remove newlines at the end of a finished text")
+    add("--space-before-eos", action=flag, help="append a space before EOS")
     add(
         "--add-special-tokens",
         action=flag,
-        help="text and prompt + completion get the tokenizer's special tokens",
+        help="add the tokenizer's special tokens to a text and to prompt + completion",
     )
     add(
         "--chat-special-tokens",
         action=flag,
-        help="chats get them too, as tokenizer(rendered chat) gives, but no second BOS",
+        help="add the tokenizer's special tokens to chats too, as tokenizer(rendered chat) does, but no second BOS",
     )
     add(
         "--builtin-class",
         action="store_true",
-        help="transformers' own class is right, also where the config's auto_map names code, which is never run",
+        help="use transformers' own class even if the config's auto_map names custom code, which is never run",
     )
     add("--pair", action="store_true", help="the model was trained on (prompt, completion) pairs (default: no)")
-    add("--max-tokens", type=_positive, metavar="N", help="longest text, in tokens (default: the usable positions)")
+    add(
+        "--max-tokens",
+        type=_positive,
+        metavar="N",
+        help="longest text, in tokens (default: the model's usable positions)",
+    )
     add(
         "--heads",
         type=_heads,
         metavar="NAME[=WEIGHT],...",
         help="name of each head and its weight in the score (default: the config's labels, weight 1)",
     )
-    add("--chat-template", type=Path, metavar="FILE", help="Jinja template (default: the tokenizer's)")
+    add("--chat-template", type=Path, metavar="FILE", help="file with a Jinja chat template (default: the tokenizer's)")
 
 
 def _add_bundle_options(parser: argparse.ArgumentParser) -> None:
     """What the bundle is called, and what its served scores are held against."""
     add = parser.add_argument
-    add("--name", help="model name that requests use (default: the last part of SOURCE)")
-    add("--golden", type=Path, metavar="FILE", help="more texts to check: one item of POST /score per line")
+    add("--name", help="name of the model in requests (default: the last part of SOURCE)")
+    add("--golden", type=Path, metavar="FILE", help="file with more texts to check: one item of POST /score per line")
     add(
         "--golden-max-tokens",
         type=_positive,
         metavar="N",
-        help="longest built-in text to check, in tokens: long ones take long, also at every start (default: 4096)",
+        help="longest built-in text to check, in tokens; long texts take time, also at every start of the service "
+        "(default: 4096)",
     )
     add(
         "--device",
         type=_device,
         default="cpu",
         metavar="cpu|cuda[:N]",
-        help="where transformers computes the reference scores, in float32, one layer after the other (default: cpu)",
+        help="device on which transformers computes the reference scores, in float32, one layer after the other "
+        "(default: cpu)",
     )
     add(
         "--tolerance",
         type=_tolerance,
         metavar="X",
-        help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5); fp16 and int8 state "
-        "what they measured",
+        help="largest allowed |served - reference| / max(1, |reference|) (default: 1e-5; for fp16 and int8 what "
+        "was measured)",
     )
 
 

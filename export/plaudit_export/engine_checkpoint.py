@@ -23,13 +23,13 @@ def check_loadable(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.adapter is not None:
         raise SourceError(
-            f"{checkpoint.id}: is an adapter, and --engine vllm needs a whole checkpoint; merge it "
-            "(merge_and_unload, save_pretrained), serve that one, and export it"
+            f"{checkpoint.id}: is an adapter, but --engine vllm needs a whole checkpoint; merge the adapter "
+            "(merge_and_unload, save_pretrained), and serve and export the merged checkpoint"
         )
     if checkpoint.foreign is not None:
         raise SourceError(
-            f"{checkpoint.id}: {checkpoint.format_name or 'token logits'} is no format of transformers' "
-            "*ForSequenceClassification, which is all that --engine vllm knows; export it without --engine"
+            f"{checkpoint.id}: {checkpoint.format_name or 'token logits'} is not a *ForSequenceClassification "
+            "model of transformers, and --engine vllm supports nothing else; export it without --engine"
         )
 
 

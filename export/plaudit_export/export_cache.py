@@ -58,7 +58,7 @@ def cached_bundle(
             if not _is_there(bundle):  # else the one that was waited for has made it
                 _make(bundle, wanted, export)
                 return bundle
-    say(f"taking {bundle}, which was exported before")
+    say(f"using {bundle}, which was exported before")
     return bundle
 
 
@@ -69,7 +69,10 @@ def _make(bundle: Path, wanted: Identity, export: Callable[[str, Path], None]) -
     aside = bundle.with_name("unfinished")
     export(wanted.source, aside)
     if identify(wanted.source).content != wanted.content:
-        raise ExportError(f"{wanted.source}: was changed while it was exported; export it again when it is whole")
+        raise ExportError(
+            f"{wanted.source}: was changed while it was exported; wait until all its files are written, then "
+            "export it again"
+        )
     aside.rename(bundle)
 
 
@@ -77,14 +80,14 @@ def _expanded(cache: Path) -> Path:
     try:
         return cache.expanduser().absolute()
     except RuntimeError as error:
-        raise SourceError(f"--cache {cache}: cannot be written ({error}); name another") from error
+        raise SourceError(f"--cache {cache}: cannot be written ({error}); choose another directory") from error
 
 
 def _default_cache() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plaudit" / "bundles"
     except RuntimeError as error:
-        raise SourceError("there is no home directory for the cache; name a directory with --cache") from error
+        raise SourceError("there is no home directory for the cache; give a directory with --cache") from error
 
 
 def _folder_name(wanted: Identity, options: Mapping[str, Any]) -> str:
@@ -118,11 +121,13 @@ def _locked(folder: Path, say: Say) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("a")
     except OSError as error:
-        raise SourceError(f"{folder}: cannot be written ({error.strerror}); name another cache with --cache") from error
+        raise SourceError(
+            f"{folder}: cannot be written ({error.strerror}); give another directory with --cache"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that exports the same, into {folder}")
+            say(f"waiting for another process, which exports the same checkpoint into {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -356,7 +356,8 @@ def export_onnx(
             write_chat_template(rules.chat_template, directory)
         if original is None:
             notes.append(
-                "no --checkpoint: the references are the graph's own scores, so nothing shows that it is right"
+                "no --checkpoint: the references are the graph's own scores, so nothing shows that the graph is "
+                "right; give the checkpoint with --checkpoint"
             )
         for line in notes:
             note(line)
@@ -410,8 +411,8 @@ def _references(
         not np.isfinite([record.score, *chain.from_iterable(record.along or ())]).all() for record in records
     ):
         raise SourceError(
-            f"{checkpoint.id}: {lost} of {len(records)} golden texts get a score from transformers that is not finite "
-            "(NaN or infinite); are the weights whole?"
+            f"{checkpoint.id}: {lost} of {len(records)} golden texts get a score from transformers that is not "
+            "finite (NaN or infinite); check that the weights are complete"
         )
     return records
 

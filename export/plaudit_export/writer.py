@@ -57,9 +57,9 @@ def _check_target(bundle: Path, *, force: bool) -> None:
     if not bundle.exists():
         return
     if not bundle.is_dir() or (any(bundle.iterdir()) and not (bundle / MANIFEST).is_file()):
-        raise SourceError(f"{bundle}: exists and is no bundle; choose another path")
+        raise SourceError(f"{bundle}: exists and is not a bundle; choose another path")
     if (bundle / MANIFEST).is_file() and not force:
-        raise SourceError(f"{bundle}: exists; choose another path, or replace it with --force")
+        raise SourceError(f"{bundle}: already exists; choose another path, or replace the bundle with --force")
 
 
 def write_tokenizer(backend: Tokenizer, directory: Path) -> None:

@@ -1,6 +1,6 @@
-"""The scoring service: loads verified bundles and answers `POST /score`, batched.
+"""The scoring service: loads verified bundles and answers `POST /score` in batches.
 
-`Scorer` is the same path in this process, without HTTP, and `CombinedScorer` that of a combination.
+`Scorer` computes the same scores in this process, without HTTP; `CombinedScorer` does so for a combination.
 """
 
 import os

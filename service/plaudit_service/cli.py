@@ -42,15 +42,16 @@ def _main(arguments: Sequence[str] | None) -> int:
 
     parser = Parser(
         prog="plaudit-serve",
-        description="Serve reward-model bundles behind POST /score. Ready once they give their reference scores.",
-        epilog="Also read: PLAUDIT_API_KEYS, API keys separated by commas.",
+        description="Serve reward models over HTTP, at POST /score. The service is ready once each model gives its "
+        "reference scores.",
+        epilog="The environment variable PLAUDIT_API_KEYS also holds API keys, separated by commas.",
     )
     parser.add_argument(
         "bundles",
         nargs="+",
         metavar="BUNDLE",
-        help="bundle directory made by plaudit-export, or checkpoint directory, which is exported once where "
-        "plaudit-export is installed; or the hub id of either, org/name[@revision]",
+        help="bundle directory made by plaudit-export, or checkpoint directory, or the hub id of either, "
+        "org/name[@revision]; a checkpoint is exported at the first start, which needs plaudit-export",
     )
     settings.add_arguments(parser)
     parsed = parser.parse_args(arguments)
@@ -88,13 +89,18 @@ def _fetch_main(arguments: Sequence[str] | None) -> int:
 
     parser = Parser(
         prog="plaudit-fetch",
-        description="Bring a bundle to DIRECTORY, verify the hash of every file, and print its fingerprint. DIRECTORY "
-        "is there as a whole or not at all; one that is there already is verified and left as it is.",
-        epilog="The hub's endpoint, cache and token: HF_ENDPOINT, HF_HOME, HF_TOKEN.",
+        description="Copy a bundle to DIRECTORY, verify the hash of every file, and print the bundle's fingerprint. "
+        "DIRECTORY is created with all files or not at all. A DIRECTORY that already exists is verified and "
+        "not changed.",
+        epilog="Environment variables for the hub: HF_ENDPOINT (address), HF_HOME (cache), HF_TOKEN (token).",
     )
     parser.add_argument("source", metavar="SOURCE", help="bundle directory, or its hub id org/name[@revision]")
-    parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="where it shall be")
-    parser.add_argument("--fingerprint", metavar="SHA256", help="the only one to accept: sha256:... (default: any)")
+    parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="directory to create")
+    parser.add_argument(
+        "--fingerprint",
+        metavar="SHA256",
+        help="accept only the bundle with this fingerprint, sha256:... (default: any)",
+    )
     parsed = parser.parse_args(arguments)
     with interruptible():
         fingerprint = fetch(parsed.source, parsed.directory, parsed.fingerprint)

@@ -134,7 +134,7 @@ class TooLarge(RequestError):  # noqa: N818
 
 
 class CompressedBody(RequestError):  # noqa: N818
-    """The body has a Content-Encoding, and a small one could hide a huge one; send it as plain JSON."""
+    """The body has a Content-Encoding, and a small one could expand to a huge one; send it as plain JSON."""
 
     status, slug, title = 415, "compressed-body", "The body is compressed"
 
@@ -146,11 +146,11 @@ class InvalidRequest(RequestError):  # noqa: N818
 
 
 class ItemFailed(RequestError):  # noqa: N818
-    """Of a dialect: a sequence has no score, and the answer could say nothing but a number.
+    """Of a dialect: a sequence has no score, and the dialect's answer has no place for a failure.
 
     Args:
-        detail: What became of it.
-        by_model: Whether it failed in the model, and not for what the text is.
+        detail: Why there is no score.
+        by_model: Whether the model failed, and not because of the text.
     """
 
     status, slug, title = 422, "item-failed", "A sequence has no score"

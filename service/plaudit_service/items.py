@@ -38,7 +38,7 @@ class _Strict(BaseModel):
 
 class _Item(_Strict):
     finished: bool = True
-    """False: the completion was cut by length, so no EOS is appended."""
+    """False: the completion was cut at its length limit, so no EOS is appended."""
 
     @property
     def num_sequences(self) -> int:
@@ -118,7 +118,7 @@ def _refuse_unknown(value: Any) -> Any:
     if value is not None:
         raise PydanticCustomError(
             "unknown_field",
-            "no field of a message that chat templates read ({known})",
+            "not a field of a message that chat templates read ({known})",
             {"known": ", ".join(MESSAGE_FIELDS)},
         )
     return value
@@ -236,20 +236,20 @@ class ScoreRequest(_Strict):
     items: list[Item] = Field(max_length=MAX_ITEMS, fail_fast=True)
     """What to score. An item with n completions has n results."""
     model: str | None = None
-    """Which loaded model; may be left out when there is only one."""
+    """Name of a loaded model; may be left out if only one is loaded."""
     truncation: Truncation = "error"
     """Of a sequence over the model's limit: `error` gives it the status `too_long`; `left` keeps the end and the
     leading special tokens; `right` keeps the start and the trailing special tokens."""
     fingerprint: str | None = None
-    """Refuse (409) unless this fingerprint computes the scores."""
+    """Refuse the request (409) unless the reward model with this fingerprint computes the scores."""
     engine: str | None = None
-    """Refuse (409) unless this engine computes the scores."""
+    """Refuse the request (409) unless this engine computes the scores."""
     raw: bool = False
-    """Skip the bundle's normalization."""
+    """Return raw scores, without the bundle's normalization."""
     along: Along = "none"
-    """Also what the model gives at the end of each step, or at each token."""
+    """Also return scores at the end of each step, or at each token."""
     explain: bool = False
-    """Also the text that was scored. It is never logged."""
+    """Also return the text that was scored. It is never logged."""
 
     @property
     def num_sequences(self) -> int:

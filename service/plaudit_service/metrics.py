@@ -32,12 +32,12 @@ class Metrics:
             "Time of all calls of the engine: alone, with all its threads, or shared, beside others",
             "threads",
         )
-        self.engine_calls = self._gauge("engine_calls", "Calls of the engine at once, at most")
+        self.engine_calls = self._gauge("engine_calls", "Largest number of engine calls at the same time")
         self.sequences = self._counter("sequences", "Sequences by status", "model", "status")
         self.queued_sequences = self._gauge("queued_sequences", "Sequences that wait for the engine")
         self.queued_tokens = self._gauge("queued_tokens", "Tokens that wait for the engine")
         self.batches_taken_back = self._counter(
-            "batches_taken_back", "Batches that lay ready and were put back for another client's turn"
+            "batches_taken_back", "Ready batches that were put back for another client's turn"
         )
         self.waiting_requests = self._gauge("waiting_requests", "Requests of dialects that are not in the queue yet")
         self.running_sequences = self._gauge("running_sequences", "Sequences in the engine now")
@@ -56,7 +56,7 @@ class Metrics:
         self.score_std = self._gauge("score_std", "Standard deviation of the latest 1,024 scores", "model")
         self.score_length_correlation = self._gauge(
             "score_length_correlation",
-            "Correlation of the latest 1,024 scores with the lengths of their texts; near 1, length is rewarded",
+            "Correlation of the latest 1,024 scores with the lengths of their texts; near 1, the model rewards length",
             "model",
         )
         self.batch_invariant = self._gauge(
@@ -74,7 +74,7 @@ class Metrics:
             "model_info", "1 for each loaded model", "model", "fingerprint", "precision", "runtime"
         )
         self.remote_ready = self._gauge(
-            "remote_ready", "1: this engine behind HTTP gave the reference scores, and is asked", "model", "engine"
+            "remote_ready", "1: this engine behind HTTP gave the reference scores and gets requests", "model", "engine"
         )
         self.remote_losses = self._counter(
             "remote_losses",

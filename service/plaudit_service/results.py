@@ -24,15 +24,15 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Along:
-    """What the model gives at tokens of one text: columns of one length.
+    """The scores along one text, at some or all of its tokens. All columns have the same length.
 
     Attributes:
-        tokens: number of each token among those of the whole text, before any truncation.
-        scores: of the text up to and with this token; as the score, normalized unless `raw` was asked for.
-        trained: whether the model was trained to give a number at these tokens.
-        ends: where each token ends in the text that was scored, in code points; None where the caller gave ids.
-        messages: the number of the message whose content each token ends in, None between two; None without a chat.
-        steps: the number of the step that each token ends; None where every token was asked for.
+        tokens: index of each token in the whole text, before any truncation.
+        scores: score of the text up to and including each token; normalized unless `raw` was requested.
+        trained: whether the model was trained to give scores at these tokens.
+        ends: end of each token in the text that was scored, in code points; None for an item of token ids.
+        messages: index of the message in whose content each token ends, None between messages; None without a chat.
+        steps: index of the step that each token ends; None if scores at every token were requested.
     """
 
     tokens: Sequence[int]
@@ -47,8 +47,8 @@ class Along:
 class Result:
     """The score of one sequence, or why there is none. `num_tokens` counts the whole text, before any truncation.
 
-    Where they were asked for: `along` has what the model gives along the text, `text` is what was scored. `index` says
-    which of the request's sequences it is; it was given when the request was read, and is no part of what is compared.
+    If they were requested, `along` has the scores along the text, and `text` is the text that was scored. `index` is
+    the sequence's place in the request; two results are compared without it.
     """
 
     status: Status
@@ -87,6 +87,7 @@ class Identity:
         ):
             if wanted is not None and wanted != actual:
                 raise Mismatch(
-                    f'the request pins {what} {wanted}, model "{self.name}" has {actual}; '
-                    f"another reward model is loaded here: use its own URL, or drop the pin"
+                    f'the request pins {what} {wanted}, model "{self.name}" has {actual}; another reward '
+                    "model is loaded "
+                    "here: use the URL of the pinned one, or remove the pin"
                 )

@@ -61,103 +61,106 @@ class Settings:
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     """TCP port; 0: any free one, named in the log line `listening`"""
     export_options: Annotated[tuple[str, ...], _separated_by(";")] = ()
-    """NAME or NAME=VALUE, an option of `plaudit-export checkpoint` for the checkpoints that are served: append-eos,
-    max-tokens=2048; the flag may be repeated, the variable separates by semicolons"""
+    """NAME or NAME=VALUE: an option of `plaudit-export checkpoint` for the checkpoints that are served, such as
+    append-eos or max-tokens=2048; the flag may be repeated, the variable separates options by semicolons"""
     export_cache: str = ""
-    """directory of the bundles that checkpoints were exported to; none: plaudit/bundles in $XDG_CACHE_HOME, or in
+    """directory for the bundles that checkpoints are exported to; none: plaudit/bundles in $XDG_CACHE_HOME, or in
     ~/.cache"""
     runtime: Literal["onnxruntime", "openvino", "vllm"] = "onnxruntime"
-    """inference runtime: onnxruntime or openvino; vllm: servers of their own (--engine-url)"""
+    """inference runtime: onnxruntime or openvino in this process, or vllm: separate servers (--engine-url)"""
     engine_url: Annotated[tuple[str, ...], _separated_by(",")] = ()
-    """with --runtime vllm, the addresses of vLLM servers, separated by commas; NAME=URL where several bundles are
-    served; the flag may be repeated"""
+    """with --runtime vllm: URLs of vLLM servers, separated by commas; NAME=URL if several bundles are served; the flag
+    may be repeated"""
     engine_dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
-    """what the vLLM servers compute in (their --dtype): how far a score may be from its reference"""
+    """with --runtime vllm: data type of the vLLM servers (their --dtype); it decides how far a score may be from its
+    reference"""
     engine_key_file: str = ""
-    """file with the key of the vLLM servers (their --api-key)"""
+    """file with the API key of the vLLM servers (their --api-key)"""
     engine_ca_file: str = ""
-    """PEM file of the certificates to trust for https:// engines; none: those of the system"""
+    """PEM file of the certificates to trust for https:// engines; none: the system's certificates"""
     engine_canary_s: Seconds = 60.0
-    """seconds from one golden text that a vLLM server is asked to the next"""
+    """seconds between two checks of a vLLM server, each with one golden text"""
     device: Annotated[str, Field(pattern=r"^(|cpu|cuda(:\d{1,3})?)$", examples=["cpu", "cuda", "cuda:1"])] = ""
-    """what computes: cpu, cuda (the first device) or cuda:N; not set: what the older --provider says"""
+    """device that computes: cpu, cuda (the first device) or cuda:N; not set: the value of the older --provider"""
     provider: Literal["cpu", "cuda"] = "cpu"
-    """cpu or cuda, where --device is not set"""
+    """older form of --device: cpu or cuda; used if --device is not set"""
     num_threads: Annotated[int, Field(ge=0, le=4096)] = 0
-    """threads of the engine; 0: one per core that affinity and CPU quota leave"""
+    """threads of the engine; 0: one per core that CPU affinity and CPU quota allow"""
     engine_calls: Annotated[int, Field(ge=0, le=64)] = 0
-    """calls of the engine at once, each with its share of the threads; 0: by device, threads and memory; with --runtime
-    vllm lists in flight to each server, 0: 4"""
+    """engine calls at the same time, each with its share of the threads; 0: chosen by device, threads and memory; with
+    --runtime vllm requests in flight to each server, 0: 4"""
     max_batch_tokens: Count | None = None
-    """padded tokens of one engine call (rows x longest); not set: 1024 on the CPU, divided by the calls at once, 16384
-    on a CUDA device, 131072 of a list to vLLM"""
+    """largest batch of one engine call, in padded tokens (rows x longest row); not set: 1024 on the CPU, divided by the
+    calls at the same time, 16384 on a CUDA device, 131072 in one request to vLLM"""
     combine: Annotated[tuple[str, ...], _separated_by(";")] = ()
-    """NAME=FORMULA, a model that combines the scores of others: safe=0.7*helpful+0.3*harmless, careful=min(a,b),
-    careful=mean-std(a,b); the flag may be repeated, the variable separates by semicolons"""
+    """NAME=FORMULA: a model that combines the scores of others, such as safe=0.7*helpful+0.3*harmless, careful=min(a,b)
+    or careful=mean-std(a,b); the flag may be repeated, the variable separates formulas by semicolons"""
     share_prefixes: bool = True
-    """compute the tokens that causal sequences begin with in common only once"""
+    """compute tokens that several causal sequences have in common at their start only once"""
     prefix_cache_bytes: CountOrZero | None = None
-    """bytes of computed prefixes that are kept per model for sequences to come; not set: 268435456 on the CPU, an
-    eighth of the memory that a CUDA device has left"""
+    """bytes per model for computed prefixes that are kept for later sequences; not set: 268435456 on the CPU, an eighth
+    of the memory that a CUDA device has left"""
     score_cache_size: CountOrZero = 0
-    """sequences per model whose exact scores are kept; 0: none"""
+    """number of sequences per model whose exact scores are cached; 0: none"""
     engine_timeout_s: Annotated[float, Field(ge=0.1)] = 300.0
-    """seconds after which a call of the engine counts as hung: open requests get 503, /healthz fails; of a vLLM server
-    /readyz alone"""
+    """seconds after which an engine call counts as hung: open requests get 503 and /healthz fails; with vLLM servers
+    only /readyz fails"""
     max_queued_sequences: Count = 8192
-    """sequences that may wait; beyond: 429"""
+    """limit of waiting sequences; beyond: 429"""
     max_queued_tokens: Count = 16_777_216
-    """tokens that may wait; beyond: 429"""
+    """limit of waiting tokens; beyond: 429"""
     fair_by_address: bool = False
-    """share queue and turns fairly between the addresses of clients where there are no API keys; between several keys
-    this is always so"""
+    """without API keys, share the queue fairly between client addresses; several API keys always share it fairly"""
     max_sequences_per_request: Count = 1024
-    """sequences of one request; beyond: 413"""
+    """limit of sequences in one request; beyond: 413"""
     max_body_bytes: Count = 33_554_432
-    """bytes of a request body; beyond: 413"""
+    """limit of a request body, in bytes; beyond: 413"""
     max_text_chars: Count = 1_000_000
-    """characters of one text or chat; beyond: 413"""
+    """limit of one text or chat, in characters; beyond: 413"""
     max_request_chars: Count = 33_554_432
-    """characters of all sequences of a request, prompts of groups repeated; beyond: 413"""
+    """limit of all sequences of a request, in characters; the prompt of a group counts once for each completion;
+    beyond: 413"""
     max_along_tokens: Count = 1_048_576
-    """tokens of one request at which values along its texts are asked for; beyond: 413"""
+    """limit of the tokens in one request for which scores along the texts are asked; beyond: 413"""
     max_pending_bytes: Count = 268_435_456
-    """bytes (and repeated characters) of all bodies being read and tokenized; beyond: 429"""
+    """limit of all request bodies being read and tokenized, in bytes, repeated prompts included; beyond: 429"""
     dialects: Annotated[tuple[Dialect, ...], _separated_by(",")] = ()
-    """other trainers' routes to answer, separated by commas: openrlhf, llamafactory, vllm, slime, tei, sglang,
-    nemo-gym; the flag may be repeated"""
+    """routes of other trainers and clients to answer, separated by commas: openrlhf, llamafactory, vllm, slime, tei,
+    sglang, nemo-gym; the flag may be repeated"""
     dialect_raw: bool = False
-    """answer dialects with raw scores instead of normalized ones"""
+    """answer dialects with raw scores, without the model's normalization"""
     dialect_truncation: Literal["error", "left", "right"] = "error"
-    """what dialects do with a text over the model's limit: error (422), or keep its end (left) or start (right)"""
+    """what dialects do with a text longer than the model's limit: error (422), or keep its end (left) or its start
+    (right)"""
     dialect_check_tokens: bool = True
-    """refuse dialects' texts with special tokens that the reward model's tokenizer does not know"""
+    """refuse a dialect's text that contains a special token unknown to the reward model's tokenizer"""
     policy_tokenizer: str = ""
-    """directory of the tokenizer of the dialects' policy, which says what its special tokens are; none: those of any"""
+    """directory of the policy's tokenizer, which declares the special tokens to look for in dialects' texts; none: the
+    special tokens of all known tokenizers"""
     max_waiting_requests: Count = 1024
-    """requests of dialects that may wait for room in the queue; beyond: 503"""
+    """limit of dialects' requests that wait for room in the queue; beyond: 503"""
     max_connections: Count = 4096
-    """open connections; further ones are closed at once"""
+    """limit of open connections; further ones are closed at once"""
     max_header_bytes: Count = 32_768
-    """bytes of a request's URL and headers; beyond: 431"""
+    """limit of a request's URL and headers, in bytes; beyond: 431"""
     header_timeout_s: Seconds = 10.0
     """seconds from connecting, or from a request's first byte, to the end of its headers"""
     body_timeout_s: Seconds = 60.0
-    """seconds in which a body has to arrive; beyond: 408"""
+    """seconds in which a request body has to arrive; beyond: 408"""
     keep_alive_s: Seconds = 75.0
-    """seconds that an idle connection is kept"""
+    """seconds that an idle connection is kept open"""
     drain_timeout_s: Seconds = 30.0
-    """seconds that open requests get after SIGTERM"""
+    """seconds that open requests get to finish after SIGTERM"""
     api_key_file: str = ""
-    """file with one API key a line; requests then need Authorization: Bearer KEY"""
+    """file with one API key per line; requests then need the header Authorization: Bearer KEY"""
     allow_unauthenticated: bool = False
-    """bind another address than loopback without any API key"""
+    """allow an address other than loopback without any API key"""
     console: bool = True
-    """answer / and /console with the page that shows scores in a browser; it holds no data and needs no key"""
+    """answer / and /console with a page that shows scores in a browser; the page holds no data and needs no API key"""
     open_metrics: bool = False
     """answer /metrics, /docs and /openapi.json without an API key"""
     tls_certificate_file: str = ""
-    """PEM file of the certificate and its chain; then HTTPS is spoken"""
+    """PEM file of the certificate and its chain; the service then speaks HTTPS"""
     tls_key_file: str = ""
     """PEM file of the certificate's private key, without a passphrase"""
 
@@ -177,7 +180,7 @@ class Settings:
             place = f"--api-key-file {self.api_key_file}"
             in_file = _keys_in(place, self.api_key_file)
             if not in_file:
-                raise SettingsError(f"{place}: holds no key; put one key on a line")
+                raise SettingsError(f"{place}: contains no key; write one key per line")
             keys += in_file
         return tuple(keys)
 
@@ -192,7 +195,7 @@ class Settings:
         place = f"--engine-key-file {self.engine_key_file}"
         keys = _keys_in(place, self.engine_key_file)
         if len(keys) != 1:
-            raise SettingsError(f"{place}: holds {len(keys)} keys; put one on a line of its own")
+            raise SettingsError(f"{place}: contains {len(keys)} keys; leave only one, on a line of its own")
         return keys[0]
 
     def check_engine(self) -> None:
@@ -202,11 +205,15 @@ class Settings:
             SettingsError: they do not fit together.
         """
         if self.runtime == "vllm" and not self.engine_url:
-            raise SettingsError("--runtime vllm: asks servers; give --engine-url http://HOST:PORT")
+            raise SettingsError("--runtime vllm: needs the URL of a vLLM server; give --engine-url http://HOST:PORT")
         if self.runtime == "vllm" and self.computes_on != "cpu":
-            raise SettingsError(f"--runtime vllm: the servers compute; leave --device {self.computes_on} out")
+            raise SettingsError(
+                f"--runtime vllm: computes on the servers, not on this machine; leave --device {self.computes_on} out"
+            )
         if self.runtime != "vllm" and self.engine_url:
-            raise SettingsError(f"--engine-url: --runtime {self.runtime} computes by itself; give --runtime vllm, too")
+            raise SettingsError(
+                f"--engine-url: --runtime {self.runtime} computes in this process; give --runtime vllm, too"
+            )
 
     def tls(self) -> ssl.SSLContext | None:
         """The context of HTTPS; None: plain HTTP.
@@ -218,7 +225,7 @@ class Settings:
         if not certificate and not key:
             return None
         if not (certificate and key):
-            raise SettingsError("--tls-certificate-file and --tls-key-file have to be given together")
+            raise SettingsError("--tls-certificate-file and --tls-key-file must be given together")
         for flag, file in (("--tls-certificate-file", certificate), ("--tls-key-file", key)):
             try:
                 Path(file).read_bytes()
@@ -231,8 +238,8 @@ class Settings:
             context.load_cert_chain(certificate, key, password=lambda: "")
         except (ssl.SSLError, ValueError) as error:
             raise SettingsError(
-                f"--tls-certificate-file {certificate} --tls-key-file {key}: they are not a PEM certificate and its "
-                f"key without a passphrase ({getattr(error, 'reason', None) or error})"
+                f"--tls-certificate-file {certificate} --tls-key-file {key}: these files are not a PEM certificate "
+                f"and its key without a passphrase ({getattr(error, 'reason', None) or error})"
             ) from error
         return context
 
@@ -255,7 +262,8 @@ def _keys(place: str, texts: Sequence[str]) -> list[str]:
     for number, key in keys.items():
         if not (key.isascii() and key.isprintable()):
             raise SettingsError(
-                f"{place}: key {number} has characters that cannot stand in a header; give printable ASCII"
+                f"{place}: key {number} contains characters that are not allowed in an HTTP header; give printable "
+                "ASCII"
             )
     return list(keys.values())
 
@@ -279,6 +287,13 @@ def environment_variable(name: str) -> str:
     return f"PLAUDIT_{name.upper()}"
 
 
+def shown_default(default: Any) -> str:
+    """A default as an operator would write it."""
+    if default in ("", (), None):
+        return "not set"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each setting; the help names default and variable."""
     group: argparse._ActionsContainer = parser
@@ -286,7 +301,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if setting.name in HEADINGS:
             group = parser.add_argument_group(HEADINGS[setting.name])
         description = " ".join(schemas()[setting.name]["description"].split())
-        shown = f"{description} (default: {setting.default!r}; {environment_variable(setting.name)})"
+        shown = f"{description} (default: {shown_default(setting.default)}; {environment_variable(setting.name)})"
         if isinstance(setting.default, bool):
             kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         elif isinstance(setting.default, tuple):
@@ -327,8 +342,8 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 _PROBLEMS = {
     "bool": "is neither true nor false",
-    "int": "is not a number (int)",
-    "float": "is not a number (float)",
+    "int": "is not a whole number",
+    "float": "is not a number",
     "finite": "is not a finite number",
 }
 
@@ -338,10 +353,10 @@ def _refusal(name: str, error: ErrorDetails) -> str:
     value, kind = error["input"], error["type"].partition("_")[0]
     if kind in ("greater", "less"):
         (limit,) = error["ctx"].values()
-        return f"{value}, but the {'least' if kind == 'greater' else 'most'} is {limit:g}"
+        return f"{value}, but the {'minimum' if kind == 'greater' else 'maximum'} is {limit:g}"
     if error["type"] == "string_pattern_mismatch":
-        return f"{value!r} is nothing like {', '.join(schemas()[name]['examples'])}"
+        return f"{value!r} is not of a form like {', '.join(schemas()[name]['examples'])}"
     if kind == "literal":
         schema = schemas()[name]
-        return f"{value!r} is none of {', '.join(schema.get('items', schema)['enum'])}"
+        return f"{value!r} is not one of {', '.join(schema.get('items', schema)['enum'])}"
     return f"{value!r} {_PROBLEMS.get(kind, 'cannot be used: ' + error['msg'])}"

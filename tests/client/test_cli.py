@@ -115,7 +115,7 @@ def test_rows_of_a_table_are_scored_as_lines_are_without_their_other_columns(url
     ("row", "message"),
     [
         ({"text": b"bytes"}, "in.parquet: cannot be read: Object of type bytes is not JSON serializable"),
-        ({"note": "a"}, "in.parquet:1: keys none; give one of text"),
+        ({"note": "a"}, "in.parquet:1: has the keys none; give one of text"),
         (None, "in.parquet: cannot be read: Parquet magic bytes not found"),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_failed_run_leaves_the_old_output_as_it_was_and_keeps_what_is_scored(u
     target.write_text("old")
     done = run(str(source), "-o", str(target), "--url", url)
     hint, error = done.stderr.decode().splitlines()
-    assert hint == "plaudit-score: what is scored so far is kept; continue with --resume"
+    assert hint == "plaudit-score: the scores so far are kept; continue with --resume"
     assert error.startswith(f"plaudit-score: error: {source}:1001: not JSON")
     assert done.returncode == 2
     assert target.read_text() == "old"
@@ -331,14 +331,14 @@ def test_an_interrupted_run_is_neither_overwritten_nor_continued_with_something_
     service, arguments, source, target = interrupted
     scored = len(service.scored)
     assert_one_line_of_error(
-        run(*arguments), 2, f"{target}.part: left by an interrupted run; continue it with --resume"
+        run(*arguments), 2, f"{target}.part: left by an interrupted run; continue that run with --resume"
     )
     done = run(*arguments, "--resume", "--truncation", "left")
     assert_one_line_of_error(done, 2, "left by a run with other options")
     original = source.read_bytes()
     source.write_bytes(original.replace(b"001", b"xxx"))
     done = run(*arguments, "--resume")
-    assert "the input is not the one that the interrupted run has read" in done.stderr.decode()
+    assert "the input differs from the one that the interrupted run read" in done.stderr.decode()
     assert done.returncode == 2
     source.write_bytes(original)
     assert len(service.scored) == scored
@@ -352,21 +352,27 @@ def test_an_interrupted_run_is_neither_overwritten_nor_continued_with_something_
 def test_a_damaged_journal_is_one_line_and_exit_2(interrupted):
     _, arguments, _, target = interrupted
     Path(f"{target}.part.journal").unlink()
-    assert_one_line_of_error(run(*arguments, "--resume"), 2, "out.jsonl.part.journal: no journal; delete")
+    assert_one_line_of_error(
+        run(*arguments, "--resume"),
+        2,
+        "out.jsonl.part.journal: this file is missing, so the run cannot be continued; delete",
+    )
 
 
 def test_an_output_that_another_run_is_writing_is_refused(interrupted):
     _, arguments, _, target = interrupted
     with Path(f"{target}.part.journal").open("a") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
-        assert_one_line_of_error(run(*arguments, "--resume"), 2, "another run is writing it")
+        assert_one_line_of_error(run(*arguments, "--resume"), 2, "another run is writing this file")
 
 
 def test_resuming_without_an_interrupted_run_begins_one_and_needs_a_file(url, tmp_path):
     target = tmp_path / "out.jsonl"
     assert run("-o", str(target), "--url", url, "--resume", stdin=jsonl("a")).returncode == 0
     assert len(read(target.read_bytes())) == 1
-    assert_one_line_of_error(run("--url", url, "--resume", stdin=jsonl("a")), 2, "--resume: - cannot be continued")
+    assert_one_line_of_error(
+        run("--url", url, "--resume", stdin=jsonl("a")), 2, "--resume: output to - cannot be continued"
+    )
 
 
 def test_failed_sequences_are_written_and_are_exit_1_unless_allowed(url, tmp_path):
@@ -412,9 +418,12 @@ def test_an_empty_input_is_an_empty_output_and_no_request(url, service):
     ("arguments", "message"),
     [
         ([], "url: none given"),
-        (["--url", "nowhere"], "url 'nowhere': not the base URL of a service"),
+        (["--url", "nowhere"], "url 'nowhere': is not the base URL of a service"),
         (["--url", "http://a", "--bogus"], "unrecognized arguments: --bogus"),
-        (["--url", "http://a", "--timeout-s", "soon"], "argument --timeout-s: got 'soon'; give seconds, above 0"),
+        (
+            ["--url", "http://a", "--timeout-s", "soon"],
+            "argument --timeout-s: got 'soon'; give a number of seconds above 0",
+        ),
         (["--url", "http://a", "--timeout-s", "0"], "argument --timeout-s: got '0'"),
         (["--url", "http://a", "--batch-size", "0"], "argument --batch-size: got '0'; give a whole number above 0"),
         (["--url", "http://a", "--truncation", "mid"], "argument --truncation: got 'mid'; give one of error, left"),
@@ -425,7 +434,7 @@ def test_an_empty_input_is_an_empty_output_and_no_request(url, service):
         (["--url", "http://a", "-o", "/nowhere/out"], "/nowhere/out: cannot be written: No such file or directory"),
         (["--url", "http://a", "-o", "/"], "/: cannot be written: Is a directory"),
         (["--url", "http://a", "--api-key-file", "missing"], "missing: API key cannot be read: "),
-        (["--url", "http://a", "--api-key-file", "/dev/null"], "/dev/null: holds no API key"),
+        (["--url", "http://a", "--api-key-file", "/dev/null"], "/dev/null: contains no API key"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(arguments, message):

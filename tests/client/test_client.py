@@ -758,7 +758,7 @@ def test_a_call_that_comes_while_the_client_closes_is_refused_instead_of_waiting
     thread = threading.Thread(target=client.close)
     thread.start()
     closing.wait()
-    with pytest.raises(PlauditError, match="client: closed; make a new one"):
+    with pytest.raises(PlauditError, match="client: already closed; create a new client"):
         client.score(["a"])
     refused.set()
     thread.join()
@@ -768,7 +768,7 @@ def test_a_closed_client_refuses_calls_and_may_be_closed_again():
     client = RewardClient(URL, transport=FakeService(length))
     client.close()
     client.close()
-    with pytest.raises(PlauditError, match="client: closed; make a new one"):
+    with pytest.raises(PlauditError, match="client: already closed; create a new client"):
         client.score(["a"])
     assert "plaudit-client" not in {thread.name for thread in threading.enumerate()}
 
@@ -797,7 +797,7 @@ def test_a_client_taken_through_a_fork_refuses_instead_of_hanging():
         process = context.Process(target=work)
         process.start()
         process.join()
-        assert answers.get() == "client: made before this process was forked; make a new one in each process"
+        assert answers.get() == "client: created before this process was forked; create a new client in each process"
 
 
 # The async client
@@ -844,7 +844,9 @@ def test_when_one_part_fails_the_others_are_cancelled():
 def test_an_async_client_refuses_another_event_loop_instead_of_hanging():
     client = AsyncRewardClient(URL, transport=FakeService(length))
     assert asyncio.run(client.score(["abc"])).floats == [3.0]
-    with pytest.raises(PlauditError, match="client: belongs to another event loop; make a new one in each"):
+    with pytest.raises(
+        PlauditError, match="client: belongs to another event loop; create one client for each event loop"
+    ):
         asyncio.run(client.score(["abc"]))
 
 
@@ -864,7 +866,7 @@ def test_an_async_client_taken_through_a_fork_refuses():
     process = context.Process(target=work)
     process.start()
     process.join()
-    assert answers.get() == "client: made before this process was forked; make a new one in each process"
+    assert answers.get() == "client: created before this process was forked; create a new client in each process"
 
 
 # Both constructors
@@ -891,7 +893,7 @@ def test_a_closed_async_client_says_so():
     async def scenario():
         client = AsyncRewardClient("http://127.0.0.1:1")
         await client.aclose()
-        with pytest.raises(PlauditError, match="client: closed; make a new one"):
+        with pytest.raises(PlauditError, match="client: already closed; create a new client"):
             await client.score(["a"])
 
     asyncio.run(scenario())

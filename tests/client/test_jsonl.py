@@ -79,8 +79,9 @@ def test_a_pair_of_texts_that_both_begin_with_the_prompt_is_refused_with_the_rem
     with pytest.raises(InvalidArgument) as caught:
         parse({"prompt": QUESTION, "chosen": f"{QUESTION}Seven minutes.", "rejected": f"{QUESTION}No idea."})
     assert str(caught.value) == (
-        "in.jsonl:1.chosen: begins with the prompt, which would be read twice, and so does rejected; leave prompt out, "
-        "or cut it off chosen and rejected"
+        "in.jsonl:1.chosen: begins with the prompt, and so does rejected, so the prompt would be scored "
+        "twice; leave prompt "
+        "out, or remove it from chosen and rejected"
     )
 
 
@@ -112,11 +113,14 @@ def test_blank_lines_are_left_out_but_counted():
         (b"[" * 100_000, "in.jsonl:2: not JSON: "),
         (b"3", "in.jsonl:2: got int; give a str"),
         (b"null", "in.jsonl:2: got NoneType"),
-        (b'{"text": "a", "label": 1}', "in.jsonl:2: unknown keys label; leave only"),
-        (b'{"text": "a", "prompt": "b"}', "in.jsonl:2: keys prompt, text; give one of"),
+        (b'{"text": "a", "label": 1}', "in.jsonl:2: has unknown keys label; remove them: only"),
+        (b'{"text": "a", "prompt": "b"}', "in.jsonl:2: has the keys prompt, text; give one of"),
         (b'{"text": 3}', r"in.jsonl:2\.text: got int"),
-        (b'{"chosen": "a"}', "in.jsonl:2: keys chosen; a preference pair has"),
-        (b'{"chosen": "a", "rejected": "b", "tools": [{}]}', "in.jsonl:2: has tools, which the service does not take"),
+        (b'{"chosen": "a"}', "in.jsonl:2: has the keys chosen; a preference pair needs"),
+        (
+            b'{"chosen": "a", "rejected": "b", "tools": [{}]}',
+            "in.jsonl:2: has tools, which the service does not support",
+        ),
         (b'{"chosen": [], "rejected": "b"}', "in.jsonl:2: chosen and rejected are not both texts or both chats"),
         (b'{"chosen": null, "rejected": null}', "in.jsonl:2: chosen and rejected are not both texts or both chats"),
         (b'{"chosen": [], "rejected": []}', r"in.jsonl:2\.chosen: got an empty list; give a list of at least one"),
@@ -125,7 +129,7 @@ def test_blank_lines_are_left_out_but_counted():
         (line(prompt=USER, chosen=SAYS_C, rejected=[*USER, *SAYS_D]), r"in.jsonl:2\.rejected: begins with the prompt"),
         (
             line(prompt="p", chosen=SAYS_C, rejected=SAYS_D),
-            r"in.jsonl:2\.chosen: a chat without the prompt, which is a",
+            r"in.jsonl:2\.chosen: is a chat that does not contain the prompt, and the prompt is a",
         ),
         (line(prompt=USER, completion=[3]), r"in.jsonl:2\.completion: got a list of int"),
     ],
@@ -202,7 +206,7 @@ def test_without_a_scored_pair_there_is_no_accuracy():
 
 @pytest.mark.parametrize("name", ["question", "instruction", "query"])
 def test_a_pair_whose_prompt_has_another_name_is_refused_unless_the_texts_hold_it(name):
-    with pytest.raises(InvalidArgument, match=f"has {name}, which is not in chosen.*call it prompt"):
+    with pytest.raises(InvalidArgument, match=f"has {name}, but chosen does not contain it.*rename {name} to prompt"):
         list(parse_lines([json.dumps({name: "Why?", "chosen": "So.", "rejected": "No."}).encode()], "in"))
     whole = {name: "Why?", "chosen": "Why? So.", "rejected": "Why? No."}
     chats = {name: "Why?"} | {

@@ -245,7 +245,7 @@ def test_the_host_header_is_the_name_and_the_connection_goes_to_the_address():
         (b'{"model": "m", "fingerprint": "f", "engine": "e", "results": []}', "0 results for 1 sequences"),
         (
             b'{"model": "m", "fingerprint": "f", "engine": "e", "results": [{"status": "ok", "score": NaN}]}',
-            "holds NaN",
+            "contains NaN",
         ),
     ],
 )

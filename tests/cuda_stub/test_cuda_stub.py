@@ -270,7 +270,7 @@ def test_a_model_that_does_not_fit_ends_the_start_in_one_line_with_the_remedy(st
     done = stub.run("plaudit-serve", *serve, FAKECUDA_MEM="2M")
     assert done.returncode == 1
     assert re.search(
-        r"model\.onnx does not fit into the \d+ bytes that are free there; give another device", done.stderr
+        r"model\.onnx does not fit into the \d+ bytes that are free on this device; give another device", done.stderr
     )
     assert done.stderr.count("\n") == 1
 

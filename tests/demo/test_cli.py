@@ -138,7 +138,7 @@ def test_a_directory_of_somebody_else_is_refused_with_exit_2(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     code, line = fails_with(capsys, ["--output", str(tmp_path)])
     assert code == 2
-    assert "not of a former demo" in line
+    assert "not an earlier demo" in line
     assert (tmp_path / "notes.txt").exists()
 
 

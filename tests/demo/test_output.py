@@ -20,7 +20,7 @@ def test_a_former_demo_is_replaced(tmp_path):
 
 def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="not of a former demo"):
+    with pytest.raises(OutputError, match="not an earlier demo"):
         prepare_output(tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     assert not (tmp_path / MARKER).exists()

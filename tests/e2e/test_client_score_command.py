@@ -62,7 +62,7 @@ def test_pairs_in_trls_preference_formats_are_scored_and_their_accuracy_is_told(
     assert scores == [(1.5, -0.5)] * 4 + [(-0.5, 1.5)]
     assert done.stderr.splitlines()[-1] == "plaudit-score: pairs: 5, scored: 5, pair accuracy: 0.8000"
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "stdin:1.chosen: begins with the prompt, which would be read twice" in refused.stderr
+    assert "stdin:1.chosen: begins with the prompt, so the prompt would be scored twice" in refused.stderr
 
 
 def test_a_field_that_no_template_reads_is_named_and_one_that_is_none_changes_nothing(tiny_bundle):
@@ -71,7 +71,7 @@ def test_a_field_that_no_template_reads_is_named_and_one_that_is_none_changes_no
         refused, _ = run([replica], lines=[{"messages": [{"role": "user", "content": "fine", "id": 7}]}])
     assert (done.returncode, answer["score"]) == (0, 1.5)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "stdin:1.messages[0].id: no field of a message; leave it out" in refused.stderr
+    assert "stdin:1.messages[0].id: not a field of a message; leave it out" in refused.stderr
 
 
 def test_the_best_of_each_group_is_written(tiny_bundle):

@@ -339,7 +339,7 @@ def test_a_command_that_has_something_to_write_and_nowhere_to_says_so(folder, se
         ended = [run_closed(folder, names, command) for command in commands]
         whole = run_closed(folder, names, ["plaudit-score", "one.jsonl", "-o", "scores.jsonl", "--url", service.url])
     for done, (name, *_) in zip(ended, commands, strict=True):
-        says = f"{name}: error: output: it is closed\n" if "stdout" in names and "stderr" not in names else ""
+        says = f"{name}: error: output: the stream is closed\n" if "stdout" in names and "stderr" not in names else ""
         assert (done.returncode, done.stderr) == (int("stdout" in names), says)
     assert (whole.returncode, whole.stderr) == (0, "")
     assert len((folder / "scores.jsonl").read_text().splitlines()) == 1
@@ -426,4 +426,4 @@ def test_sigterm_while_packages_are_imported_raises_nothing(folder):
 def test_an_export_without_docstrings_says_why_it_cannot_be(folder, command):
     done = run(folder, "plaudit-export", command, "checkpoint", "new", **OPTIMIZED)
     assert is_one_line("plaudit-export", done.returncode, done.stderr)
-    assert "run without it (PYTHONOPTIMIZE=2)" in done.stderr
+    assert "run without -OO (PYTHONOPTIMIZE=2)" in done.stderr

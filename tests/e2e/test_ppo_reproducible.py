@@ -130,7 +130,7 @@ def terminate(config, output, iterations, wrapper=()):
     assert run.returncode == 130
     done = len(read_log(output / "log.jsonl"))
     checkpoint = output / "checkpoints" / f"iteration-{done:06d}"
-    said = f"plaudit-ppo: terminated after {done} iterations; checkpoint: {checkpoint}; go on with --resume\n"
+    said = f"plaudit-ppo: terminated after {done} iterations; checkpoint: {checkpoint}; continue with --resume\n"
     assert err.endswith(said)
     assert checkpoint.is_dir()
 
@@ -172,7 +172,7 @@ def test_a_killed_run_cannot_be_overwritten_by_a_new_one(place, config, undistur
     with training("--config", config("undisturbed", "http://127.0.0.1:9")) as run:
         _, err = run.communicate(timeout=120)
     assert run.returncode == 2
-    assert "already holds a run (log.jsonl); choose another directory, or resume it" in err
+    assert "already holds a run (log.jsonl); choose another directory, or resume that run" in err
 
 
 def test_a_run_is_resumed_once_it_is_dead_and_not_before(place, config, undisturbed):

@@ -286,7 +286,7 @@ def test_replicas_are_added_when_tokens_are_queued(cluster, tiny_bundle):
         ({}, "args.bundles: give a list"),
         ({"bundles": ["rm"], "port": 1}, "args.port: the sockets are Ray Serve's; set http_options.port instead"),
         ({"bundles": ["rm"], "batch": 1}, "args.batch: is neither `bundles` nor a setting of plaudit-serve"),
-        ({"bundles": ["rm"], "max_batch_tokens": 0}, "--max-batch-tokens: 0, but the least is 1"),
+        ({"bundles": ["rm"], "max_batch_tokens": 0}, "--max-batch-tokens: 0, but the minimum is 1"),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused_in_one_line(args, message):

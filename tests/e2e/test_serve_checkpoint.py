@@ -69,7 +69,7 @@ def test_two_services_at_once_export_a_checkpoint_of_the_hub_once_and_a_third_no
     assert EXPORTS not in said[2]
     (folder,) = cache.iterdir()
     assert all(
-        f"plaudit-export: taking {folder}/bundle, which was exported before" in text
+        f"plaudit-export: using {folder}/bundle, which was exported before" in text
         for text in said
         if EXPORTS not in text
     )

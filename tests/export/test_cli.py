@@ -144,8 +144,11 @@ def test_wrong_usage_is_one_line(arguments, message, capsys):
     ("arguments", "message"),
     [
         (["/nowhere", "BUNDLE"], "no such directory"),
-        (["CHECKPOINT", "CHECKPOINT"], "exists and is no bundle"),
-        (["CHECKPOINT", "BUNDLE", "--max-tokens", "9999"], "--max-tokens 9999: tiny-bert has 128 usable positions"),
+        (["CHECKPOINT", "CHECKPOINT"], "exists and is not a bundle"),
+        (
+            ["CHECKPOINT", "BUNDLE", "--max-tokens", "9999"],
+            "--max-tokens 9999: more than the 128 usable positions of tiny-bert",
+        ),
         (["CHECKPOINT", "BUNDLE", "--golden", "/nowhere"], "--golden /nowhere: cannot be read"),
         (["CHECKPOINT", "BUNDLE", "--normalize-on", "/nowhere"], "--normalize-on /nowhere: cannot be read"),
         (["CHECKPOINT", "BUNDLE", "--calibrate", "/nowhere"], "are for a reduced precision; give --precision int8"),
@@ -163,7 +166,7 @@ def test_what_the_user_gave_wrong_is_one_line_and_writes_nothing(
 
 def test_an_existing_bundle_needs_force(causal_bundle, encoder_checkpoint, capsys):
     assert main(["checkpoint", str(encoder_checkpoint), str(causal_bundle.bundle.path)]) == 2
-    assert "replace it with --force" in one_line(capsys)
+    assert "replace the bundle with --force" in one_line(capsys)
 
 
 def test_a_missing_library_names_the_extra(tmp_path):
@@ -195,7 +198,7 @@ def test_help_names_units_and_defaults(capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--normalize", "mean"], "mean-std and mean need --normalize-on FILE; saved and none go without it"),
+        (["--normalize", "mean"], "mean-std and mean need --normalize-on FILE; saved and none do not take it"),
         (["--token-logits", "id:x=1"], "'x' is not a token id"),
         (["--step-token", "id:x"], "'x' is not a token id"),
     ],

@@ -61,8 +61,8 @@ def test_a_makers_copy_of_the_weights_is_none_of_what_the_engine_loads(tmp_path)
 
 
 @pytest.mark.parametrize(("adapter", "foreign", "told"), [
-    (object(), None, "is an adapter, and --engine vllm needs a whole checkpoint; merge it"),
-    (None, object(), "OpenRLHF is no format of transformers' .* export it without --engine"),
+    (object(), None, "is an adapter, but --engine vllm needs a whole checkpoint; merge the adapter"),
+    (None, object(), r"OpenRLHF is not a \*ForSequenceClassification model .* export it without --engine"),
 ])  # fmt: skip
 def test_what_no_engine_loads_as_it_is_is_refused(adapter, foreign, told):
     with pytest.raises(SourceError, match=told):
@@ -71,8 +71,8 @@ def test_what_no_engine_loads_as_it_is_is_refused(adapter, foreign, told):
 
 @pytest.mark.parametrize(("flags", "told"), [
     (["--precision", "bf16"], "the engine's own --dtype says in which precision it computes"),
-    (["--pair"], "--engine vllm --pair: vLLM is asked with the ids of one text"),
-    (["--token-logits", "Yes"], "--engine vllm --token-logits: vLLM is asked"),
+    (["--pair"], "--engine vllm --pair: vLLM gets the token ids of one text"),
+    (["--token-logits", "Yes"], "--engine vllm --token-logits: vLLM gets the token ids"),
 ])  # fmt: skip
 def test_what_an_engine_cannot_compute_is_refused_before_anything_is_loaded(flags, told, tmp_path, capsys):
     assert cli.main(["checkpoint", "nowhere", str(tmp_path / "bundle"), "--engine", "vllm", *flags]) == 2

@@ -59,7 +59,7 @@ def test_a_checkpoint_is_exported_once(checkpoint, cache):
     os.utime(checkpoint / "model.safetensors")
     assert cached_bundle(str(checkpoint), {}, export, cache=cache, say=said.append) == bundle
     assert export.sources == [str(checkpoint)]
-    assert said == [f"taking {bundle}, which was exported before"]
+    assert said == [f"using {bundle}, which was exported before"]
 
 
 def test_other_weights_of_the_same_size_and_time_are_exported_anew(checkpoint, cache):
@@ -137,15 +137,17 @@ def test_one_exports_while_the_other_waits(checkpoint, cache):
     first.join()
     assert len(export.sources) == 1
     assert said == [
-        f"waiting for another process that exports the same, into {bundle.parent}",
-        f"taking {bundle}, which was exported before",
+        f"waiting for another process, which exports the same checkpoint into {bundle.parent}",
+        f"using {bundle}, which was exported before",
     ]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_unless_the_bundle_is_there(checkpoint, cache, tmp_path):
     export = Exports()
     (tmp_path / "file").write_text("")
-    with pytest.raises(SourceError, match=r"file/rm-\w+: cannot be written \(Not a directory\); name another cache"):
+    with pytest.raises(
+        SourceError, match=r"file/rm-\w+: cannot be written \(Not a directory\); give another directory"
+    ):
         cached_bundle(str(checkpoint), {}, export, cache=tmp_path / "file")
     bundle = cached_bundle(str(checkpoint), {}, export, cache=cache)
     (bundle.parent / "lock").unlink()
@@ -168,5 +170,5 @@ def test_without_a_home_the_cache_has_to_be_named(checkpoint, monkeypatch):
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(SourceError, match="no home directory for the cache; name a directory with --cache"):
+    with pytest.raises(SourceError, match="no home directory for the cache; give a directory with --cache"):
         cached_bundle(str(checkpoint), {}, Exports())

@@ -165,7 +165,7 @@ def test_a_taken_port_for_prometheus_is_exit_2(capsys, write_config):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, err = refused(capsys, "train", "--config", write_config(metrics_port=taken.getsockname()[1]))
     assert code == 2
-    assert "cannot be bound (Address already in use); choose another, or 0 for none" in err
+    assert "cannot be bound (Address already in use); choose another port, or 0 for none" in err
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_one_command_begins_a_run_and_goes_on_with_it(capsys, write_config, serv
     command = ["train", "--config", write_config(scorer_urls=(service.url,), scorer_timeout_s=30.0)]
     command += ["--resume", str(tmp_path / "run")]
     assert main(command) == 0
-    assert f"plaudit-ppo: {tmp_path}/run holds no run yet; one begins there\n" in capsys.readouterr().err
+    assert f"plaudit-ppo: {tmp_path}/run holds no run yet; a new one starts there\n" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert main(command) == 0
     out, err = capsys.readouterr()
@@ -242,7 +242,7 @@ def test_one_command_begins_a_run_and_goes_on_with_it(capsys, write_config, serv
         (("train",), "--config FILE or --resume DIR is needed"),
         (("train", "--config", "absent.toml"), "absent.toml: cannot be read"),
         (("train", "--config", "absent.toml", "--output", "x", "--resume", "x"), "not allowed with"),
-        (("train", "--resume", "absent"), "absent holds no run (no config.toml); give the output directory of one"),
+        (("train", "--resume", "absent"), "absent holds no run (no config.toml); give the output directory of a run"),
     ],
 )
 def test_a_wrong_call_is_exit_2(capsys, argv, says):
@@ -338,7 +338,7 @@ def damaged(folder, cause):
             return r"prompts.jsonl line 1: .* asks for today's date \(strftime_now\)"
         case "a text that is none":
             (folder / "prompts.jsonl").write_text('{"prompt": "\\ud800"}\n')
-            return "prompts.jsonl line 1: prompt has a lone surrogate"
+            return "prompts.jsonl line 1: prompt contains a lone surrogate"
         case "weights of NaN":
             weights = policy / "model.safetensors"
             save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
@@ -401,9 +401,7 @@ def test_a_policy_without_a_key_value_cache_is_refused(capsys, write_config, tmp
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "policy")
     code, err = refused(capsys, "train", "--config", file)
     assert code == 2
-    assert (
-        "policy: MambaForCausalLM keeps no key-value cache (past_key_values), by which completions are sampled" in err
-    )
+    assert "policy: MambaForCausalLM has no key-value cache (past_key_values), which sampling needs" in err
 
 
 def test_a_warning_of_the_trainer_is_a_line_of_the_command(capsys, write_config, service, tmp_path):
@@ -500,9 +498,11 @@ def test_a_new_settings_file_is_written_once_and_trains_when_filled_in(
     write_config()
     monkeypatch.chdir(tmp_path)
     assert main(["init", "new.toml", "--set", "policy=policy", "--set", "prompts=prompts.jsonl"]) == 0
-    assert capsys.readouterr().out.startswith("new.toml: set policy, prompts and scorer_urls, then plaudit-ppo train")
+    assert capsys.readouterr().out.startswith(
+        "new.toml: set policy, prompts and scorer_urls in this file, then run plaudit-ppo train"
+    )
     code, err = refused(capsys, "init", "new.toml")
-    assert (code, "new.toml: exists, and is left as it is" in err) == (2, True)
+    assert (code, "new.toml: already exists and was not changed" in err) == (2, True)
     small = ["iterations=1", "rollout_batch_size=2", "max_completion_tokens=4"]
     flags = [word for each in small for word in ("--set", each)]
     assert main(["train", "--config", "new.toml", "--url", service.url, *flags]) == 0
@@ -545,7 +545,7 @@ def test_a_dry_run_does_all_that_a_run_does_and_leaves_nothing(
     assert main(["train", "--config", config, "--dry-run"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"2 prompts of {tmp_path}/prompts.jsonl: 1 to 2 tokens, 1.5 in the mean; 0 longer ones left out"
-    assert out[-1].startswith("dry run: all is there, and an iteration ran to its end")
+    assert out[-1].startswith("dry run: everything was loaded, and an iteration ran to its end")
     held_out = "held out: 3 prompts of held-out.jsonl: 1 to 2 tokens, 1.33 in the mean; 0 longer ones left out"
     assert out[1:-2] == ([held_out] if "eval_prompts" in settings else [])
     assert ("checkpoints/best" in written[-1]) == ("eval_prompts" in settings)
@@ -561,7 +561,7 @@ def test_a_dry_run_does_all_that_a_run_does_and_leaves_nothing(
     [
         ({"policy": "absent"}, "policy: absent has no config.json"),
         ({"max_completion_tokens": 64}, "64 positions"),
-        ({"trackers": ("none-of-these",)}, 'trackers: "none-of-these" is none'),
+        ({"trackers": ("none-of-these",)}, 'trackers: "none-of-these" is not a tracker'),
         ({"max_prompt_tokens": 1}, "2 tokens, limit 1 to 1 (max_prompt_tokens)"),
         ({"scorer_urls": ("http://127.0.0.1:9",)}, "100% of the rollouts got no score"),
         ({"eval_prompts": "absent.jsonl"}, "absent.jsonl: cannot be read (No such file or directory); a source of"),
@@ -590,7 +590,7 @@ def test_a_dry_run_fails_at_once_where_the_result_could_not_be_written(
     before = listing(tmp_path)
     monkeypatch.setattr("plaudit_ppo.runs.run_files.save_merged", fail)
     code, err = refused(capsys, "train", "--config", config, "--dry-run")
-    assert (code, "what the run is to leave cannot be written" in err) == (2, True)
+    assert (code, "the results of the run could not be written at its end" in err) == (2, True)
     assert listing(tmp_path) == before
 
 
@@ -601,7 +601,7 @@ def test_a_dry_run_of_a_directory_that_holds_a_run_and_of_a_resume_is_refused(ca
     code, err = refused(capsys, "train", "--config", config, "--dry-run")
     assert (code, "already holds a run (log.jsonl)" in err) == (2, True)
     code, err = refused(capsys, "train", "--config", config, "--dry-run", "--resume", str(tmp_path / "run"))
-    assert (code, "leave out --resume" in err) == (2, True)
+    assert (code, "cannot be combined with --resume" in err) == (2, True)
 
 
 def test_a_shell_completes_commands_flags_and_settings(tmp_path):

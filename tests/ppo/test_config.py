@@ -145,29 +145,33 @@ def test_a_configuration_cannot_be_changed():
             "scorer_urls = ['http://a']\nscorer_weights = [1, 2]",
             "scorer_weights has 2 entries, scorer_urls 1; give one weight for each reward model, or none",
         ),
-        ("critic = 'rm'\ncritic_trunk = 'policy'", "critic = 'rm': a head on the policy's network starts from no"),
+        ("critic = 'rm'\ncritic_trunk = 'policy'", "critic = 'rm': a head on the policy's network is not loaded"),
         ("num_minibatches = 65", "num_minibatches = 65, limit 64 (rollout_batch_size)"),
         ("clip_range_high = 0", "clip_range_high = 0.0, limit above 0; the default is none"),
         ("dual_clip = 1", "dual_clip = 1.0, limit above 1; the default is none"),
         (
             "critic_warmup_iterations = 100",
-            "critic_warmup_iterations = 100, limit 99 (below iterations), or the policy",
+            "critic_warmup_iterations = 100, limit 99 (below iterations), because the policy",
         ),
         (
             "critic_warmup_iterations = 1\ncritic_trunk = 'policy'",
             "a head on the policy's network cannot be trained without the policy; set it to 0, or critic_trunk =",
         ),
-        ("critic_warmup_iterations = 1\nvalue_coef = 0", "with value_coef = 0 the critic learns nothing; set one of"),
-        ("samples_per_prompt = 3", "rollout_batch_size = 64 is no multiple of samples_per_prompt = 3, and the"),
+        (
+            "critic_warmup_iterations = 1\nvalue_coef = 0",
+            "with value_coef = 0 the critic learns nothing; set critic_warmup_iterations = 0, or",
+        ),
+        ("samples_per_prompt = 3", "rollout_batch_size = 64 is not a multiple of samples_per_prompt = 3, but the"),
         (
             "samples_per_prompt = 32",
-            "rollout_micro_batch_size = 16 is no multiple of samples_per_prompt = 32, and the completions of a prompt",
+            "rollout_micro_batch_size = 16 is not a multiple of samples_per_prompt = 32, but the "
+            "completions of a prompt",
         ),
         ("overlong_buffer_tokens = 129", "overlong_buffer_tokens = 129, limit 128 (max_completion_tokens); lower it"),
         ("sampling_correction_max = 0.5", "sampling_correction_max = 0.5, limit at least 1; the default is 2.0"),
         (
             "sampling_correction = 'token_truncate'\nsampling_tolerance = 0.1",
-            'sampling_tolerance = 0.1 is not judged under sampling_correction = "token_truncate"; leave it out',
+            'sampling_tolerance = 0.1 has no effect under sampling_correction = "token_truncate"; leave it out',
         ),
         ("kl_coef = ", "not a TOML file"),
     ],
@@ -190,7 +194,8 @@ def test_the_help_names_every_setting_with_its_default():
     text = settings_help()
     for field in dataclasses.fields(PPOConfig):
         assert f"  {field.name} = " in text
-    assert 'missing_pad = "add"\n      a tokenizer without a pad token, or with pad == EOS (one of add, refuse)' in text
+    described = "for a tokenizer without a pad token, or with pad == EOS: add a pad token, or refuse to start"
+    assert f'missing_pad = "add"\n      {described} (one of add, refuse)' in text
     assert "learning_rate = 3e-06" in text
 
 
@@ -201,17 +206,17 @@ ENGINE = {"sampler": "vllm", "engine_urls": ("http://127.0.0.1:8001",)}
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"max_staleness": 1}, r'max_staleness = 1 and sampler = "local"'),
-        (ENGINE | {"max_staleness": 1}, r'max_staleness = 1 and sampling_correction = "none"'),
+        ({"max_staleness": 1}, r'max_staleness = 1, but sampler = "local"'),
+        (ENGINE | {"max_staleness": 1}, r'max_staleness = 1, but sampling_correction = "none"'),
         (ENGINE | AHEAD | {"sharding": "deepspeed"}, r'max_staleness = 1 and sharding = "deepspeed"'),
         (ENGINE | AHEAD | {"max_staleness": 2}, "max_staleness = 2, limit at least 0 and at most 1; the default is 0"),
-        ({"sampler": "vllm"}, r'sampler = "vllm" and no engine_urls'),
-        ({"engine_urls": ENGINE["engine_urls"]}, r'engine_urls are set and sampler = "local"'),
-        (ENGINE | {"engine_urls": ("127.0.0.1:8001",)}, "engine_urls: url .* not the base URL of a service"),
-        (ENGINE | {"engine_urls": ENGINE["engine_urls"] * 2}, "engine_urls: .* stands there twice"),
-        (ENGINE | {"engine_urls": ("http://a:8001/",)}, "engine_urls: an address has a slash"),
-        (ENGINE | {"engine_urls": ("http://me:secret@a:8001",)}, "^(?!.*secret).* give the key in engine_key_file$"),
-        (ENGINE | {"engine_sync": "adapter"}, r'engine_sync = "adapter" and lora_rank = 0'),
+        ({"sampler": "vllm"}, r'sampler = "vllm", but engine_urls are not set'),
+        ({"engine_urls": ENGINE["engine_urls"]}, r'engine_urls are set, but sampler = "local"'),
+        (ENGINE | {"engine_urls": ("127.0.0.1:8001",)}, "engine_urls: url .* is not the base URL of a service"),
+        (ENGINE | {"engine_urls": ENGINE["engine_urls"] * 2}, "engine_urls: .* is given twice"),
+        (ENGINE | {"engine_urls": ("http://a:8001/",)}, "engine_urls: .* ends with a slash"),
+        (ENGINE | {"engine_urls": ("http://me:secret@a:8001",)}, "^(?!.*secret).* put the key into engine_key_file$"),
+        (ENGINE | {"engine_sync": "adapter"}, r'engine_sync = "adapter", but lora_rank = 0'),
         (ENGINE | {"temperature": 0.005}, "temperature = 0.005, limit at least 0.01"),
     ],
 )
@@ -225,9 +230,9 @@ def test_settings_of_engines_that_do_not_go_together_are_refused(settings, says)
     ("settings", "says"),
     [
         ({"lora_rank": 4, "frozen_precision": "bfloat16"}, 'with lora_rank: .* set precision = "bfloat16" too'),
-        ({"gathered_precision": "bfloat16"}, 'is for precision = "bfloat16" and sharding = "fsdp" or "deepspeed"; set'),
-        ({"gathered_precision": "bfloat16", "sharding": "fsdp"}, "set both, or leave it out"),
-        ({"gathered_precision": "bfloat16", "precision": "bfloat16"}, "set both, or leave it out"),
+        ({"gathered_precision": "bfloat16"}, 'needs precision = "bfloat16" and sharding = "fsdp" or "deepspeed"; set'),
+        ({"gathered_precision": "bfloat16", "sharding": "fsdp"}, "set both, or leave gathered_precision out"),
+        ({"gathered_precision": "bfloat16", "precision": "bfloat16"}, "set both, or leave gathered_precision out"),
     ],
 )
 def test_precisions_that_do_not_go_together_are_refused(settings, says):

@@ -59,7 +59,7 @@ def test_what_is_assigned_replaces_what_the_file_says_and_the_last_one_counts(tm
         ("missing_eos=drop", "missing_eos = 'drop': has to be one of replace, subtract, off"),
         ("scorer_weights=[1,", "scorer_weights = '[1,': has to be a list of numbers"),
         ("scorer_weights=a", "scorer_weights = 'a': has to be a list of numbers"),
-        ("top_p=0.9", '--set top_p=0.9: no setting "top_p": PPO\'s ratio is that of the whole distribution'),
+        ("top_p=0.9", '--set top_p=0.9: no setting "top_p": PPO\'s probability ratio needs the whole distribution'),
         ("stop=", "stop = ('',): has to be a list of strings; the default is []"),
         ("prompt_weights=[1]", "prompt_weights has 1 entries, prompts 0; give one weight for each source, or none"),
         ("policy=", "policy = '': has to be a string"),

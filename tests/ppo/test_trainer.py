@@ -285,7 +285,7 @@ def test_prompts_of_weighted_sources_are_dealt_in_their_shares_and_then_repeated
     assert {text: sum(size for name, size in asked if name == text) for text in counted} == {
         text: 2 * count for text, count in counted.items()
     }
-    with pytest.raises(PromptError, match=r"prompts\[1\]: no prompt is left of this source"):
+    with pytest.raises(PromptError, match=r"prompts\[1\]: all prompts of this source were left out of this source"):
         make_trainer(prompts=prompts[:2], prompt_weights=[1.0, 2.0])
 
 
@@ -483,7 +483,9 @@ def test_a_sampler_whose_numbers_differ_is_trained_with_under_a_correction(make_
         assert 0 < line["val/sampling_log_ratio_max"] < 5
         assert line["val/sampling_weight_avg"] != 1
     far = make_trainer(policy=distorted(3.0), output="far", sampling_correction=correction)
-    with pytest.raises(RatioError, match=r"limit 0\.05 \(max_sampling_kl\); look for weights of another version"):
+    with pytest.raises(
+        RatioError, match=r"limit 0\.05 \(max_sampling_kl\); check that the sampler has the current weights"
+    ):
         far.train()
 
 
@@ -602,5 +604,5 @@ def test_steps_are_rewarded_where_they_end_and_a_rollout_with_a_step_without_a_s
 
 @pytest.mark.parametrize("further", [{"scorer_urls": ("http://a", "http://b")}, {"send_eos_text": True}])
 def test_steps_are_rewarded_by_one_reward_model_as_it_is(further):
-    with pytest.raises(ConfigError, match='reward_along = "steps" takes one reward model'):
+    with pytest.raises(ConfigError, match='reward_along = "steps" needs exactly one process reward model'):
         PPOConfig(reward_along="steps", **further)

@@ -10,7 +10,14 @@ from pydantic import ValidationError
 
 from plaudit_service.errors import SettingsError
 from plaudit_service.http.dialects.endpoint import DIALECTS
-from plaudit_service.settings import Dialect, Settings, add_arguments, environment_variable, from_arguments
+from plaudit_service.settings import (
+    Dialect,
+    Settings,
+    add_arguments,
+    environment_variable,
+    from_arguments,
+    shown_default,
+)
 
 
 def parser():
@@ -78,22 +85,22 @@ def test_the_dialects_that_can_be_named_are_those_that_are_answered():
 
 
 WRONG = [
-    ("port", "http", "'http' is not a number (int)"),
-    ("port", "80.5", "'80.5' is not a number (int)"),
-    ("port", "-1", "-1, but the least is 0"),
-    ("port", "65536", "65536, but the most is 65535"),
-    ("max_batch_tokens", "0", "0, but the least is 1"),
-    ("engine_timeout_s", "0.01", "0.01, but the least is 0.1"),
-    ("body_timeout_s", "soon", "'soon' is not a number (float)"),
+    ("port", "http", "'http' is not a whole number"),
+    ("port", "80.5", "'80.5' is not a whole number"),
+    ("port", "-1", "-1, but the minimum is 0"),
+    ("port", "65536", "65536, but the maximum is 65535"),
+    ("max_batch_tokens", "0", "0, but the minimum is 1"),
+    ("engine_timeout_s", "0.01", "0.01, but the minimum is 0.1"),
+    ("body_timeout_s", "soon", "'soon' is not a number"),
     ("body_timeout_s", "nan", "'nan' is not a finite number"),
     ("drain_timeout_s", "inf", "'inf' is not a finite number"),
-    ("runtime", "torch", "'torch' is none of onnxruntime, openvino, vllm"),
-    ("provider", "tensorrt", "'tensorrt' is none of cpu, cuda"),
-    ("device", "cuda:first", "'cuda:first' is nothing like cpu, cuda, cuda:1"),
-    ("device", "tensorrt", "'tensorrt' is nothing like cpu, cuda, cuda:1"),
-    ("prefix_cache_bytes", "-1", "-1, but the least is 0"),
-    ("dialects", "slime,nemo", "'nemo' is none of openrlhf, llamafactory, vllm, slime, tei, sglang, nemo-gym"),
-    ("dialect_truncation", "middle", "'middle' is none of error, left, right"),
+    ("runtime", "torch", "'torch' is not one of onnxruntime, openvino, vllm"),
+    ("provider", "tensorrt", "'tensorrt' is not one of cpu, cuda"),
+    ("device", "cuda:first", "'cuda:first' is not of a form like cpu, cuda, cuda:1"),
+    ("device", "tensorrt", "'tensorrt' is not of a form like cpu, cuda, cuda:1"),
+    ("prefix_cache_bytes", "-1", "-1, but the minimum is 0"),
+    ("dialects", "slime,nemo", "'nemo' is not one of openrlhf, llamafactory, vllm, slime, tei, sglang, nemo-gym"),
+    ("dialect_truncation", "middle", "'middle' is not one of error, left, right"),
 ]
 
 
@@ -115,8 +122,8 @@ def test_a_variable_that_is_neither_true_nor_false_is_refused():
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("max_batch_tokens", 1.5, "--max-batch-tokens: 1.5 is not a number (int)"),
-        ("max_batch_tokens", [1], "--max-batch-tokens: [1] is not a number (int)"),
+        ("max_batch_tokens", 1.5, "--max-batch-tokens: 1.5 is not a whole number"),
+        ("max_batch_tokens", [1], "--max-batch-tokens: [1] is not a whole number"),
         ("open_metrics", 2, "--open-metrics: 2 is neither true nor false"),
         ("host", 5, "--host: 5 cannot be used: Input should be a valid string"),
     ],
@@ -145,7 +152,15 @@ def test_the_help_names_every_flag_with_default_and_variable():
     text = " ".join(parser().format_help().split())
     for setting in fields(Settings):
         assert f"--{setting.name.replace('_', '-')} " in text
-        assert f"(default: {setting.default!r}; {environment_variable(setting.name)})" in text
+        assert f"(default: {shown_default(setting.default)}; {environment_variable(setting.name)})" in text
+
+
+@pytest.mark.parametrize(
+    ("default", "shown"),
+    [("", "not set"), ((), "not set"), (None, "not set"), (False, "false"), (0, "0"), (1.5, "1.5"), ("cpu", "cpu")],
+)
+def test_a_default_is_shown_as_an_operator_would_write_it(default, shown):
+    assert shown_default(default) == shown
 
 
 @pytest.mark.parametrize("key", ["a\0b", "a\xa0b", "\0", "\x1b", "ä"])
@@ -158,4 +173,7 @@ def test_a_key_that_cannot_stand_in_a_header_is_refused_and_not_repeated(tmp_pat
     ):
         with pytest.raises(SettingsError) as caught:
             settings.api_keys(environ)
-        assert str(caught.value) == f"{place} has characters that cannot stand in a header; give printable ASCII"
+        assert (
+            str(caught.value)
+            == f"{place} contains characters that are not allowed in an HTTP header; give printable ASCII"
+        )

@@ -1,4 +1,4 @@
-"""A reward function for TRL's GRPOTrainer and RLOOTrainer. Imports nothing of TRL.
+"""A reward function for TRL's GRPOTrainer and RLOOTrainer. It does not import TRL.
 
 trainer = GRPOTrainer(model=..., reward_funcs=reward_function("http://rm:8000"), ...)
 """
@@ -34,28 +34,29 @@ def reward_function(
     name: str = "plaudit",
     client: RewardClient | None = None,
 ) -> RewardFunction:
-    """Make a reward function that a scoring service computes, while other reward functions run.
+    """Make a reward function for TRL that asks a scoring service, while other reward functions run.
 
-    Chats are rendered by the reward model's own template; where prompt and completion are strings, they are joined as
-    they stand.
+    Chats are rendered by the reward model's own template. If prompt and completion are strings, they are concatenated
+    without any change.
 
     Args:
         url: As for `RewardClient`.
-        on_failure: `mask`: a completion without a score gives None, which TRL leaves out of its group's baseline and
-            of the loss; so does a whole call that no retry could help. `raise`: each of these stops the run. What a
-            repetition cannot mend (a wrong key, another reward model behind the URL) is always raised.
-        eos_token_id: What ends a turn of the policy: one id or several, such as its `generation_config.eos_token_id`. A
-            completion that ends with none of them was cut by length, and a reward model that was trained with an EOS
-            then gets none. None: all completions count as finished.
-        model: Which of the service's models; None where it has only one.
-        raw: Leave out the normalization.
-        truncation: What happens to a text over the reward model's limit.
-        timeout_s: Total deadline of a call, in seconds, retries included.
-        name: TRL logs the reward under it.
-        client: Instead of one made from `url`.
+        on_failure: `mask`: a completion without a score gives None, and TRL leaves it out of its group's baseline and
+            of the loss. If a whole call fails after all retries, each of its completions gives None. `raise`: each
+            of these failures stops the run. An error that a retry cannot solve (a wrong API key, another reward model
+            behind the URL) is always raised.
+        eos_token_id: Token that ends a turn of the policy: one id or several, such as its
+            `generation_config.eos_token_id`. A completion that does not end with one of these tokens was cut at its
+            length limit, and the service appends no EOS to it. None: all completions count as finished.
+        model: Name of the model; None if the service has only one.
+        raw: Return raw scores, without the model's normalization.
+        truncation: What happens to a text longer than the reward model's limit, as for `RewardClient.score`.
+        timeout_s: Time limit of one call, in seconds, retries included.
+        name: Name under which TRL logs the reward.
+        client: A client to use instead of a new one for `url`.
 
     Returns:
-        An `async def` function as TRL calls it.
+        An `async def` function that TRL can call.
     """
     if on_failure not in {"mask", "raise"}:
         raise InvalidArgument(f'on_failure: got {on_failure!r}; give "mask" or "raise"')

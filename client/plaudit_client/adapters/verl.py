@@ -4,7 +4,7 @@
     reward.reward_manager.module.path=pkg://plaudit_client.adapters.verl
     reward.reward_manager.name=PlauditRewardManager
 
-verl cannot leave a rollout out, so a rollout without a score raises and stops the run; it is never a number.
+verl cannot mask a single rollout, so a rollout without a score raises an error and stops the run.
 """
 
 import asyncio
@@ -34,16 +34,17 @@ async def compute_score(
 ) -> dict[str, Any]:
     """A reward function for `reward.custom_reward_function`, whose `reward_kwargs` are the arguments below.
 
-    verl does not give it the prompt, so the data has to hold it under `extra_info`; `PlauditRewardManager` has it.
+    verl does not pass the prompt to a reward function, so the column `extra_info` of the data must hold the prompt.
+    `PlauditRewardManager` does not need that column.
 
     Args:
-        data_source: verl's; not used.
+        data_source: Passed by verl; not used.
         solution_str: The completion.
-        ground_truth: verl's; not used.
-        extra_info: The data's column; holds the prompt, a chat or a text.
+        ground_truth: Passed by verl; not used.
+        extra_info: The data's column of that name; holds the prompt, as a chat or a text.
         url: As for `RewardClient`; None: PLAUDIT_URL.
-        prompt_key: Where in `extra_info` the prompt is.
-        options: `model`, `raw`, `truncation` of `RewardClient.score`; others, which verl adds, are not used.
+        prompt_key: Key of the prompt in `extra_info`.
+        options: `model`, `raw`, `truncation` of `RewardClient.score`. Other options, which verl adds, are not used.
 
     Returns:
         The same keys every time: `score`, `num_tokens`, `truncated`.
@@ -55,8 +56,8 @@ async def compute_score(
     prompt = (extra_info or {}).get(prompt_key)
     if prompt is None:
         raise InvalidArgument(
-            f'extra_info: has no "{prompt_key}", and a reward model scores a completion with its prompt; add that '
-            "column to the data, or use PlauditRewardManager"
+            f'extra_info: has no "{prompt_key}", but a reward model scores a completion together with its prompt; '
+            "add this column to the data, or use PlauditRewardManager"
         )
     known = {key: value for key, value in options.items() if key in {"model", "raw", "truncation"}}
     score = await _score(url, _to_item(prompt, solution_str, finished=True), known)

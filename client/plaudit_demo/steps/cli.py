@@ -27,12 +27,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m plaudit_demo.steps",
-        description="A policy that counts in steps, with errors; a process reward model that TRL trains to tell right "
-        "steps from wrong ones; export, service, and PPO with the reward of each step. Prints the share of wrong steps "
-        "on held-out tasks before and after. A seed that is there from an earlier call is not run again.",
+        description="PPO with a process reward model, on two cores: warm up a policy that counts in "
+        "steps, with errors; "
+        "train a process reward model with TRL on right and wrong steps; export it, serve it, and train the policy by "
+        "the reward of each step. Prints the share of wrong steps on held-out tasks before and after PPO. A seed with "
+        "results of an earlier call is not run again.",
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/steps"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="(default: 1 2 3)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/steps"),
+        metavar="DIR",
+        help="directory for models and results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="random seeds (default: 1 2 3)"
+    )
     parser.add_argument(
         "--trl-python",
         type=Path,

@@ -41,18 +41,22 @@ def main(arguments: Sequence[str] | None = None, sizes: DemoSettings | None = No
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m plaudit_demo.studies",
-        description="Studies of PPO on the demo's ground. Each trains what it needs, keeps it, and prints one table; "
-        "what is there from an earlier call, or from another study, is not trained again. Leaves NAME.jsonl and "
-        "NAME.html in the output directory.",
+        description="Studies of PPO with the models and texts of the demo. A study trains the models that it needs, "
+        "keeps them, and prints one table. Models of an earlier call, or of another study, are not trained "
+        "again. The output directory gets NAME.jsonl and NAME.html.",
     )
     parser.add_argument(
         "study",
         choices=_NAMES,
-        help="against best-of-n; beta 0 against the default; against TRL 1.11; how much is luck of the random draws; "
-        "rollouts by vLLM in bfloat16, in turn and ahead",
+        help="PPO compared with: best-of-n; PPO with beta 0; PPO of TRL 1.11; itself with other random draws; "
+        "rollouts by vLLM in bfloat16, in turn and one step ahead",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/studies"), metavar="DIR", help="(default: %(default)s)"
+        "--output",
+        type=Path,
+        default=Path("runs/studies"),
+        metavar="DIR",
+        help="directory for models and results (default: %(default)s)",
     )
     parser.add_argument(
         "--seeds",
@@ -60,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[1, 2, 3],
         metavar="N",
-        help="each with an SFT policy, preferences and an RM of its own (default: 1 2 3)",
+        help="random seeds; each one gets its own SFT policy, preferences and RM (default: 1 2 3)",
     )
     parser.add_argument(
         "--ground",
@@ -69,14 +73,14 @@ def _parser() -> argparse.ArgumentParser:
         help="all seeds share the SFT policy, preferences and RM of seed N, so that the spread is that of PPO alone",
     )
     parser.add_argument(
-        "--iterations", type=_natural, default=40, metavar="N", help="of each PPO run (default: %(default)s)"
+        "--iterations", type=_natural, default=40, metavar="N", help="iterations of each PPO run (default: %(default)s)"
     )
     parser.add_argument(
         "--evaluate-every",
         type=_natural,
         default=2,
         metavar="N",
-        help="iterations from one evaluation to the next (default: %(default)s)",
+        help="iterations between two evaluations (default: %(default)s)",
     )
     parser.add_argument(
         "--trl-python",
@@ -96,10 +100,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _natural(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: has to be at least 1")
-    return value
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give a whole number above 0")
+    return int(text)
 
 
 def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:

@@ -63,8 +63,8 @@ def zero_settings(config: PPOConfig) -> dict[str, Any]:
     _check_zero_optimization(zero, f"deepspeed_config: {file}: zero_optimization")
     if config.gathered_precision == "bfloat16" and zero["stage"] == 1:
         raise ConfigError(
-            f'gathered_precision = "bfloat16": {file} has stage 1, which DeepSpeed has another optimizer for; take '
-            'stage 2 or 3, or gathered_precision = "float32"'
+            f'gathered_precision = "bfloat16": {file} sets ZeRO stage 1, for which DeepSpeed uses another '
+            'optimizer; set stage 2 or 3, or gathered_precision = "float32"'
         )
     return {
         **given,
@@ -100,7 +100,9 @@ def _check_zero_optimization(zero: Mapping[str, Any], where: str) -> None:
     if zero.get("stage") not in (1, 2, 3):
         raise ConfigError(f"{where}.stage = {zero.get('stage')}; has to be 1, 2 or 3")
     if "compute_grad_norm" in zero:
-        raise ConfigError(f"{where}.compute_grad_norm: leave it out; the norm tells a gradient that is not finite")
+        raise ConfigError(
+            f"{where}.compute_grad_norm: leave it out, because the norm shows whether a gradient is finite"
+        )
     for name, value in zero.items():
         if value == "auto":
             raise ConfigError(f'{where}.{name} = "auto"; give a number or leave it out')

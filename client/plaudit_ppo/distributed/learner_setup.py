@@ -32,7 +32,10 @@ def make_learner(
     """
     sharding = _sharding(config, accelerator)
     if sharding != "none" and isinstance(critic, TrunkCritic):
-        raise ConfigError(f'critic_trunk = "policy" does not go with sharding = "{sharding}"; set one of them back')
+        raise ConfigError(
+            f'critic_trunk = "policy" cannot be combined with sharding = "{sharding}"; set critic_trunk = '
+            '"separate" or sharding = "none"'
+        )
     networks: list[nn.Module] = [policy, critic]
     if is_lora(policy):
         check_adapter(policy)
@@ -150,8 +153,8 @@ def checkpoint_layers(model: nn.Module) -> None:
     layers = transformer_layers(model)
     if not layers and not isinstance(model, TrunkCritic):
         raise ConfigError(
-            f"gradient_checkpointing: {type(model).__name__} does not tell what its layers are (_no_split_modules); "
-            "set it to false"
+            f"gradient_checkpointing: {type(model).__name__} does not name its layers (_no_split_modules); set "
+            "gradient_checkpointing = false"
         )
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)

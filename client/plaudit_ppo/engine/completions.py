@@ -117,7 +117,7 @@ def parse_completion(body: bytes, prompt_ids: Sequence[int], sampling: Sampling)
         raise AnswerError("it completes another prompt than the one that was sent")
     ids = choice.get("token_ids")
     if not (isinstance(ids, list) and ids and all(type(number) is int for number in ids)):
-        raise AnswerError("it has no token ids; the engine has to know return_token_ids, as vLLM 0.32 does")
+        raise AnswerError("it has no token ids; the engine has to support return_token_ids, as vLLM 0.32 does")
     if not all(0 <= number < sampling.vocabulary for number in ids):
         raise AnswerError(f"it has token {max(ids)}, and the policy's vocabulary ends at {sampling.vocabulary - 1}")
     end = sampling.stop.find(prompt_ids, ids) if sampling.stop else None
@@ -132,7 +132,7 @@ def _only_choice(body: bytes) -> Mapping[str, Any]:
     try:
         choices = json.loads(body)["choices"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AnswerError("it is no JSON with choices") from error
+        raise AnswerError("it is not JSON with choices") from error
     if not (isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict)):
         raise AnswerError("it has not exactly one choice")
     choice: Mapping[str, Any] = choices[0]
@@ -147,8 +147,8 @@ def _is_finished(ids: Sequence[int], reason: Any, sampling: Sampling) -> bool:
     if reason == "length" and not ends and len(ids) == sampling.max_tokens:
         return False
     raise AnswerError(
-        f"it has {len(ids)} tokens of {sampling.max_tokens}, {len(ends)} of them an EOS, and ended by {reason!r}: "
-        "it is no whole completion"
+        f"it has {len(ids)} tokens of {sampling.max_tokens}, {len(ends)} of them an EOS, and its "
+        f"finish_reason is {reason!r}: it is not a whole completion"
     )
 
 

@@ -203,8 +203,8 @@ class EngineSampler:
         needed = self._longest_prompt + self._config.max_completion_tokens
         if served.max_model_len is not None and served.max_model_len < needed:
             raise ConfigError(
-                f"engine {engine.url}: its context is {served.max_model_len} tokens, and the longest prompt with "
-                f"max_completion_tokens has {needed}; start it with a larger --max-model-len"
+                f"engine {engine.url}: its context is {served.max_model_len} tokens, but the longest prompt and "
+                f"max_completion_tokens need {needed}; start the engine with a larger --max-model-len"
             )
         step = max(1, self._sampling.vocabulary // _COMPARED_TOKENS)
         for ids in (self._canary_prompts[0], range(0, len(self._tokenizer), step)):
@@ -212,8 +212,9 @@ class EngineSampler:
                 own = self._tokenizer.convert_ids_to_tokens(number) if number < len(self._tokenizer) else None
                 if own != token:
                     raise ConfigError(
-                        f"engine {engine.url}: it has another tokenizer than the policy: token {number} is {token!r}, "
-                        f"the policy's is {own!r}; start it with the policy's directory"
+                        f"engine {engine.url}: it has another tokenizer than the policy: token {number} "
+                        f"is {token!r}, the "
+                        f"policy's is {own!r}; start the engine with the policy's directory"
                     )
         return ADAPTER if self._as_adapter else served.model
 
@@ -265,9 +266,8 @@ class EngineSampler:
             )
         if not is_right:
             raise EngineError(
-                f"engine {url}: it was given version {version} of the policy and answered that it has it, but its "
-                f"logprobs are another model's: ratio to the training forward off by {error:.2e}, {limits}; "
-                f"{self._suspicion}"
+                f"engine {url}: it confirmed that it has version {version} of the policy, but its logprobs come from "
+                f"other weights: |ratio - 1| to the training forward is {error:.2e}, {limits}; {self._suspicion}"
             )
 
     @torch.no_grad()
@@ -282,13 +282,11 @@ class EngineSampler:
     def _suspicion(self) -> str:
         """What to look at where an engine has other weights than it was given."""
         of_base = (
-            "whether its base model is still the run's policy, which a run without adapter would have replaced, "
+            "that its base model is still the run's policy, which a run without adapter would have replaced, "
             if self._as_adapter
             else ""
         )
-        return (
-            f"look at its flags (--logprobs-mode processed_logprobs, --dtype), {of_base}and whether another run uses it"
-        )
+        return f"check its flags (--logprobs-mode processed_logprobs, --dtype), {of_base}and that no other run uses it"
 
     @property
     def _policy(self) -> PreTrainedModel:

@@ -166,11 +166,14 @@ class Engine:
             except TimeoutError as error:
                 raise EngineError(
                     f"engine {self.url}: no answer to {request.path} within {self._connection.timeout_s:g} s "
-                    "(engine_timeout_s); look at its log: it hangs, or has more to do than that allows"
+                    "(engine_timeout_s); look at the engine's log: it hangs, or is overloaded; for an "
+                    "overloaded engine "
+                    "raise engine_timeout_s"
                 ) from error
             except ConnectionFailed as error:
                 raise EngineError(
-                    f"engine {self.url}: no answer to {request.path} ({error}); look at its log, and start it again"
+                    f"engine {self.url}: no answer to {request.path} ({error}); look at the engine's log, "
+                    "and restart it"
                 ) from error
         if answer.status != 200:
             reason = "" if request.path == _COMPLETIONS else _reason(answer)  # which might show the prompt
@@ -231,7 +234,7 @@ class Engine:
                 trouble = f"/health answers {status}"
             if missed >= _MAX_MISSED_POLLS:
                 self._death.set_exception(
-                    EngineError(f"engine {self.url}: {trouble}; it is dead: look at its log, and start it again")
+                    EngineError(f"engine {self.url}: {trouble}; it is dead: look at the engine's log, and restart it")
                 )
                 return
 
@@ -245,9 +248,9 @@ def _json(body: bytes, url: str) -> dict[str, Any]:
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise EngineError(f"engine {url}: its answer is no JSON; is it vLLM's server?") from error
+        raise EngineError(f"engine {url}: its answer is not JSON; is it vLLM's server?") from error
     if not isinstance(answer, dict):
-        raise EngineError(f"engine {url}: its answer is no JSON object; is it vLLM's server?")
+        raise EngineError(f"engine {url}: its answer is not a JSON object; is it vLLM's server?")
     return answer
 
 
@@ -270,4 +273,4 @@ def _remedy(status: int) -> str:
             "; start it with VLLM_SERVER_DEV_MODE=1 for weights, or --enable-lora and "
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for an adapter, and let it see engine_sync_dir at the same path"
         )
-    return "; look at its log"
+    return "; look at the engine's log"

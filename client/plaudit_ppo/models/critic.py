@@ -108,17 +108,17 @@ class TrunkCritic(nn.Module):
 
 
 def load_critic(path: str | Path, *, head_init: str, generator: torch.Generator, builtin_class: bool = False) -> Critic:
-    """A critic from a reward model's directory, whose head it keeps, or from a causal LM's, with a new head.
+    """A critic from the directory of a reward model, with its head, or of a causal LM, with a new head.
 
     Args:
         path: the directory.
-        head_init: "normal" or "zero", of a new head.
-        generator: for "normal".
-        builtin_class: transformers' class is right, also where the config names code of the checkpoint's own.
+        head_init: how a new head starts: "normal" or "zero".
+        generator: random generator for "normal".
+        builtin_class: use transformers' own class even if the config names custom code.
 
     Raises:
-        CheckpointError: the directory is missing, holds neither, or names code of its own for a reward model; or
-            transformers has no classifier of its kind.
+        CheckpointError: the directory is missing, holds neither, or its config names custom code for a reward model;
+            or transformers has no sequence classifier of this model type.
     """
     if not builtin_class:
         refuse_own_code(AutoModelForSequenceClassification, path, "critic")

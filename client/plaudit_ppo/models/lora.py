@@ -35,7 +35,7 @@ def add_lora(policy: PreTrainedModel, config: PPOConfig) -> PreTrainedModel:
 
     Args:
         policy: a causal LM.
-        config: for lora_rank, lora_alpha, the seed, and what the other weights are kept in (frozen_precision).
+        config: gives lora_rank, lora_alpha, the seed, and the data type of all other weights (frozen_precision).
     """
     from peft import LoraConfig, get_peft_model
 
@@ -165,5 +165,6 @@ def restore_adapter(policy: PreTrainedModel, directory: Path) -> None:
         load_whole_state(policy, {own[name]: tensor for name, tensor in saved.items()}, partial=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{directory}: not the adapter of this policy; lora_rank and the policy have to be those of the run's start"
+            f"{directory}: not the adapter of this policy; policy and lora_rank have to be the same as at the "
+            "start of the run"
         ) from error

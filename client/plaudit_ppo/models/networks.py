@@ -56,8 +56,8 @@ def refuse_own_code(auto: Any, path: str | Path, what: str) -> None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # names none, or the loading says what is wrong
     raise CheckpointError(
-        f"{what}: {path}: auto_map of its config names {named} for {auto.__name__}: code of its own, which "
-        "is never run; if transformers' own class computes the same, say so with builtin_class = true"
+        f"{what}: {path}: auto_map of its config names {named} for {auto.__name__}: custom code, which is "
+        "never run; if transformers' own class computes the same, set builtin_class = true"
     )
 
 

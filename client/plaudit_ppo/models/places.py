@@ -107,4 +107,4 @@ def _at_hub(source: str, what: str) -> re.Match[str] | None:
 
 def _not_to_be_had(source: str, what: str, error: Exception) -> CheckpointError:
     reason = one_line(error)
-    return CheckpointError(f"{what}: {source}: no such directory, and it cannot be had from the hub: {reason}")
+    return CheckpointError(f"{what}: {source}: no such directory, and it cannot be downloaded from the hub: {reason}")

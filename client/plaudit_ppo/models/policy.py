@@ -23,10 +23,10 @@ def load_policy(path: str | Path, *, builtin_class: bool = False) -> tuple[PreTr
 
     Args:
         path: the directory.
-        builtin_class: transformers' class is right, also where the config names code of the checkpoint's own.
+        builtin_class: use transformers' own class even if the config names custom code.
 
     Raises:
-        CheckpointError: the directory is missing, does not hold both, or names code of its own for the model.
+        CheckpointError: the directory is missing, does not hold both, or its config names custom code for the model.
     """
     if not builtin_class:
         refuse_own_code(AutoModelForCausalLM, path, "policy")
@@ -43,8 +43,8 @@ def check_cache(policy: PreTrainedModel) -> None:
     network = policy.get_base_model() if is_lora(policy) else policy
     if "past_key_values" not in inspect.signature(network.forward).parameters:
         raise ConfigError(
-            f"policy: {type(network).__name__} keeps no key-value cache (past_key_values), by which completions are "
-            "sampled; give a policy with attention"
+            f"policy: {type(network).__name__} has no key-value cache (past_key_values), which sampling needs; give a "
+            "policy with attention"
         )
 
 
@@ -59,8 +59,8 @@ def mend_generation_config(policy: PreTrainedModel) -> None:
     except ValueError as error:
         config.do_sample = True
         _log.warning(
-            "the policy's generation_config.json has settings of sampling without do_sample, which transformers does "
-            "not write (%s); the result's has do_sample = true",
+            "the policy's generation_config.json has sampling settings without do_sample, which transformers "
+            "refuses to save (%s); the trained policy gets do_sample = true",
             one_line(error),
         )
 
@@ -70,7 +70,7 @@ def frozen_copy(policy: PreTrainedModel, precision: str = "float32") -> PreTrain
 
     Args:
         policy: in float32.
-        precision: "float32", or "bfloat16": half the memory, and logprobs that are rounded.
+        precision: "float32", or "bfloat16", which takes half the memory and rounds the reference's logprobs.
     """
     copies = {
         id(parameter): nn.Parameter(stored_frozen(policy, parameter, name, precision).clone(), requires_grad=False)

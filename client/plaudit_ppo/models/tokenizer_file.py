@@ -55,8 +55,8 @@ def _check_sentencepiece(path: Path, what: str) -> None:
     models = sorted(path.glob("*.model"))
     if models and importlib.util.find_spec("sentencepiece") is None:
         raise CheckpointError(
-            f"{what}: {models[0]} is a sentencepiece model without {_FILE}, and reading it needs sentencepiece: "
-            "pip install sentencepiece protobuf"
+            f"{what}: {models[0]} is a sentencepiece model without {_FILE}; reading it needs sentencepiece: pip "
+            "install sentencepiece protobuf"
         )
 
 

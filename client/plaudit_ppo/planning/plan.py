@@ -103,8 +103,8 @@ def make_plan(config: PPOConfig, networks: NetworkConfigs, *, processes: int, de
         simulated = simulate(config, networks.policy, networks.critic, rollouts=rollouts)
     except Exception as error:  # an architecture may ask for the data of its tensors, and raise anything
         raise ConfigError(
-            f"plan: {networks.policy.model_type} cannot be computed without data ({one_line(error)}), so its memory is "
-            "not known; run train --dry-run, and watch the memory of the first iterations"
+            f"plan: {networks.policy.model_type} cannot be simulated without data ({one_line(error)}), so its "
+            "memory is not known; run plaudit-ppo train --dry-run, and watch the memory of the first iterations"
         ) from error
     shared = _shared(config, processes)
     held = {

@@ -31,7 +31,7 @@ def plan_text(config: PPOConfig, plan: Plan, found: Sequence[Remedy]) -> str:
         "",
     ]
     if found:
-        lines.append("what one setting changes:")
+        lines.append("what each setting alone would save:")
         for remedy in found:
             saved = plan.peak - remedy.plan.peak
             lines.append(f"  {setting_text(remedy):34} -{_gb(saved)} GB, then {_gb(remedy.plan.peak)}")
@@ -51,7 +51,7 @@ def verdict(plan: Plan, limit: int, fitting: Remedy | None) -> str:
     elif fitting:
         said = f"does not fit; with {setting_text(fitting)} it does: {_gb(fitting.plan.peak)} GB"
     else:
-        said = "does not fit, whatever of the above is set; take a smaller policy or more processes"
+        said = "does not fit with any of the settings above; use a smaller policy or more processes"
     return f"{limit / _GB:g} GB: {said}"
 
 

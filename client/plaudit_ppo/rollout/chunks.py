@@ -119,6 +119,6 @@ def _check(model: PreTrainedModel, backbone: nn.Module, whole: Callable[..., Any
         is_same = False
     if not is_same:
         raise ConfigError(
-            f"logits_chunk_tokens: {type(model).__name__} does not make its logits of its backbone's last hidden "
-            "states alone; set it to 0"
+            f"logits_chunk_tokens: {type(model).__name__} does not compute its logits from the last hidden states "
+            "alone; set logits_chunk_tokens = 0"
         )

@@ -15,8 +15,8 @@ from plaudit_client.inputs import read_lines
 from plaudit_ppo.errors import PromptError, one_line
 
 EXPECTED = (
-    'each line is {"prompt": "..."}, or {"messages": [{"role": "...", "content": "..."}]} with the messages under '
-    "prompt or messages"
+    'each line is {"prompt": "..."}, or a chat {"messages": [{"role": "...", "content": "..."}]}; '
+    "a chat may also stand under prompt"
 )
 MAX_ROWS = 5_000_000
 
@@ -41,8 +41,8 @@ def read_rows(source: str) -> Iterator[Row]:
     yield from islice(rows, MAX_ROWS)
     if next(rows, None) is not None:
         raise PromptError(
-            f"{source}: more than {MAX_ROWS} rows, and the prompts of a run are kept in memory; give a part of it, of "
-            f"a data set of the hub such as #train[:{MAX_ROWS}]"
+            f"{source}: more than {MAX_ROWS} rows, and the prompts of a run are kept in memory; give a part of "
+            f"it, such as #train[:{MAX_ROWS}]"
         )
 
 
@@ -140,7 +140,8 @@ def _of_hub(source: str, match: "re.Match[str]") -> Iterator[Row]:
     except Exception as error:  # the hub's client raises classes of its own and of its HTTP library
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise PromptError(
-            f"{source}: no such file or directory, and it cannot be had from the hub ({one_line(cause)}); {_SOURCES}"
+            f"{source}: no such file or directory, and it cannot be downloaded from the hub ({one_line(cause)}); "
+            f"{_SOURCES}"
         ) from error
     yield from _of_dataset(dataset, source)
 

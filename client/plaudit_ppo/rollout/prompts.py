@@ -37,7 +37,7 @@ class ChatTemplateError(ValueError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a completion answers: a text, or the messages of a chat (exactly one of the two)."""
+    """A prompt: a text, or the messages of a chat (exactly one of the two)."""
 
     text: str | None = None
     messages: tuple[Message, ...] | None = None
@@ -51,10 +51,11 @@ class Prompt:
 
 
 def read_prompts(sources: str | Path | Sequence[str]) -> list[Prompt]:
-    """The prompts of one source or of several, one after the other; see `prompt_sources`. Empty lines are skipped.
+    """The prompts of one or several sources, in order; see the setting `prompts`. Empty lines are skipped.
 
-    A row is one of TRL's forms: a prompt, or a chat under prompt or messages; of a preference set without prompt, the
-    messages that both chats begin with. What else is in a row is kept as `columns`.
+    A row has one of TRL's formats: a text or a chat under `prompt`, or a chat under `messages`. In preference data
+    without a prompt, the prompt is the messages that both chats begin with. All other keys of a row are kept in
+    `columns`.
 
     Raises:
         PromptError: a source is missing or empty, or a row is not a prompt; the message names the row.
@@ -80,7 +81,7 @@ def _parse(row: Any, where: str, source: int) -> Prompt:
     columns = _columns({name: other for name, other in row.items() if name != key})
     if key == "prompt" and isinstance(value, str):
         if _SURROGATE.search(value):
-            raise PromptError(f"{where}: prompt has a lone surrogate, which is no character; mend the text")
+            raise PromptError(f"{where}: prompt contains a lone surrogate, which is not a character; correct the text")
         return Prompt(text=value, where=where, columns=columns, source=source)
     return Prompt(messages=_messages(value, f"{where}: {key}"), where=where, columns=columns, source=source)
 
@@ -99,8 +100,8 @@ def _own_prompt(row: Mapping[str, Any], where: str) -> tuple[str, Any]:
         return given[0], row[given[0]]
     if {"chosen", "rejected"} <= row.keys() and not given:
         raise PromptError(
-            f"{where}: chosen and rejected without their prompt, and where it ends in two texts would be a guess; add "
-            "a column prompt"
+            f"{where}: chosen and rejected are two texts without their prompt, so it is not known where the "
+            "prompt ends; add a column prompt"
         )
     keys = ", ".join(row) or "none"
     raise PromptError(f"{where}: needs either prompt or messages, has the keys {keys}; {EXPECTED}")
@@ -119,7 +120,9 @@ def _prompt_of_pair(row: Mapping[str, Any], where: str) -> list[Any] | None:
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
     shared = [message for message, _ in same]
     if not shared:
-        raise PromptError(f"{where}: chosen and rejected begin with other messages, so they have no prompt in common")
+        raise PromptError(
+            f"{where}: chosen and rejected begin with different messages, so they have no prompt in common"
+        )
     return shared
 
 
@@ -261,8 +264,8 @@ def render_chat(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase,
     except Exception as error:  # a template is a program from outside: it can raise anything
         if isinstance(error, jinja2.UndefinedError) and "no_clock" in str(error):
             raise ChatTemplateError(
-                "the policy's chat template asks for today's date (strftime_now), and prompts must not change from one "
-                "day to the next; write a date into the template"
+                "the policy's chat template asks for today's date (strftime_now), and prompts must not change from "
+                "one day to the next; write a fixed date into the template"
             ) from error
         raise ChatTemplateError(f"the policy's chat template failed on it ({error})") from error
     return str(text)
@@ -290,8 +293,8 @@ def count_by_source(prompts: Sequence[Prompt], num_sources: int) -> list[int]:
     for number in range(num_sources):
         if not counted[number]:
             raise PromptError(
-                f"prompts[{number}]: no prompt is left of this source, and it has a weight (prompt_weights); raise "
-                "max_prompt_tokens, or leave source and weight out"
+                f"prompts[{number}]: all prompts of this source were left out as too long, but it has a weight "
+                "(prompt_weights); raise max_prompt_tokens, or remove the source and its weight"
             )
     return [counted[number] for number in range(num_sources)]
 

@@ -12,9 +12,9 @@ from plaudit_ppo.rollout.forward import position_ids, tempered
 from plaudit_ppo.rollout.rollouts import Rollouts
 
 NOT_FINITE = (
-    "the policy's probabilities are not finite, so nothing can be sampled; look for NaN in its weights, and in "
-    "log.jsonl for a KL or a loss that runs away, then lower learning_rate. Where the newest checkpoint has NaN too, "
-    "remove it and resume from the one before"
+    "the policy's probabilities are not finite, so nothing can be sampled; look for NaN in its weights, "
+    "and in log.jsonl for a KL or a loss that diverges, then lower learning_rate. If the newest "
+    "checkpoint has NaN too, delete it and resume from the one before"
 )
 
 

@@ -26,7 +26,7 @@ from plaudit_ppo.runs.directories import left_directory
 
 PREVIOUS_POLICY = "previous_policy"
 _PREFIX, _BEST = "iteration-", "best"
-_OF_OTHER_MODELS = "of other models than those given; give the run's own"
+_OF_OTHER_MODELS = "it belongs to other models than the given ones; give the models of the run"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 OptimizerState = dict[int, dict[str, Tensor]]
@@ -107,8 +107,8 @@ def name_best(folder: Path, iteration: int | None) -> None:
             link.unlink()
     except OSError as error:
         raise OutputError(
-            f"{folder / _BEST}: cannot be linked ({error.strerror}); choose an output directory on a file system that "
-            "takes symbolic links, or leave out eval_prompts"
+            f"{folder / _BEST}: cannot be linked ({error.strerror}); choose an output directory on a file system "
+            "with symbolic links, or leave out eval_prompts"
         ) from error
 
 
@@ -136,7 +136,7 @@ def load_state(path: Path) -> RunState:
     try:
         return RunState(**json.loads((path / _STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path / _STATE}: not a run's state ({error}); remove this checkpoint") from error
+        raise CheckpointError(f"{path / _STATE}: not the state of a run ({error}); delete this checkpoint") from error
 
 
 def load_optimizer(path: Path, shapes: Sequence[torch.Size]) -> OptimizerState:
@@ -152,7 +152,7 @@ def load_optimizer(path: Path, shapes: Sequence[torch.Size]) -> OptimizerState:
     try:
         tensors = load_file(path / _OPTIMIZER)
     except Exception as error:  # safetensors has an exception type of its own in every version
-        raise CheckpointError(f"{path / _OPTIMIZER}: cannot be read ({error}); remove this checkpoint") from error
+        raise CheckpointError(f"{path / _OPTIMIZER}: cannot be read ({error}); delete this checkpoint") from error
     state: OptimizerState = {}
     for name, tensor in tensors.items():
         number, _, key = name.partition(".")
@@ -160,7 +160,9 @@ def load_optimizer(path: Path, shapes: Sequence[torch.Size]) -> OptimizerState:
     for number, kept in state.items():
         shape = shapes[number] if number < len(shapes) else None
         if any(tensor.ndim > 0 and tensor.shape != shape for tensor in kept.values()):
-            raise CheckpointError(f"{path / _OPTIMIZER}: of other models than those given; give the run's own")
+            raise CheckpointError(
+                f"{path / _OPTIMIZER}: it belongs to other models than the given ones; give the models of the run"
+            )
     return state
 
 

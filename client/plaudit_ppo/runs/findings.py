@@ -107,7 +107,7 @@ def _length_drift(log: Log) -> Finding | None:
         "Length drift",
         f"completions go from {start:.3g} to {end:.3g} tokens (tokens/completion_mean, the first and the last "
         f"{_WINDOW} iterations), by more than a factor of {_DRIFT:g}",
-        "the reward model pays for length rather than for content; look at the samples, and bound the length",
+        "the reward model rewards length rather than content; look at the samples, and bound the length",
     )
 
 

@@ -43,16 +43,16 @@ def _lock(file: TextIO, directory: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        holder = file.read().strip() or "it has not yet said where"
+        holder = file.read().strip() or "that run has not written yet where it is"
         raise ConfigError(
-            f"output: {directory} is in use by another run ({holder}); wait for its end, stop it, or choose another "
-            "directory"
+            f"output: {directory} is in use by another run ({holder}); wait until that run ends, stop it, or "
+            "choose another directory"
         ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
-            f"{file.name} cannot be locked ({error.strerror}), so nothing keeps a second run out of this directory; "
-            "start none, or choose a directory on another file system",
+            f"{file.name} cannot be locked ({error.strerror}), so a second run in this directory would not be "
+            "noticed; do not start one, or choose a directory on another file system",
             stacklevel=4,
         )

@@ -23,7 +23,7 @@ _SECONDS = (0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800)
 # What adds up over iterations, where gauges would lose those that end between two scrapes.
 _HISTOGRAMS = {
     "time/iteration_s": ("iteration_seconds", "Time of an iteration"),
-    "scoring/exposed_wait_s": ("exposed_wait_seconds", "Time that an iteration stood still for scores"),
+    "scoring/exposed_wait_s": ("exposed_wait_seconds", "Time that an iteration waited for scores"),
 }
 
 
@@ -86,7 +86,7 @@ def serving_figures(config: PPOConfig, *, is_first_process: bool) -> Iterator[Ca
         server = _Server((host, port), MetricsHandler.factory(figures.registry))
     except OSError as error:
         raise ConfigError(
-            f"metrics_port: {host}:{port} cannot be bound ({error.strerror}); choose another, or 0 for none"
+            f"metrics_port: {host}:{port} cannot be bound ({error.strerror}); choose another port, or 0 for none"
         ) from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     try:

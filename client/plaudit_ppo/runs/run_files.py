@@ -58,7 +58,9 @@ def refuse_a_held_run(output: Path) -> None:
     """
     held = [name for name in ("log.jsonl", "checkpoints") if (output / name).exists()]
     if held:
-        raise ConfigError(f"output: {output} already holds a run ({held[0]}); choose another directory, or resume it")
+        raise ConfigError(
+            f"output: {output} already holds a run ({held[0]}); choose another directory, or resume that run"
+        )
 
 
 class RunFiles:
@@ -137,8 +139,8 @@ class RunFiles:
         state = load_state(checkpoint)
         if state.prompts_hash != start.prompts_hash:
             raise CheckpointError(
-                f"{checkpoint}: the run had other prompts or another tokenizer, so its place in them means nothing; "
-                "give the former ones, or start a new run"
+                f"{checkpoint}: the prompts or the tokenizer have changed since this checkpoint, so the run cannot "
+                "continue at its place in the prompts; restore the old ones, or start a new run"
             )
         if self._config.max_staleness and (checkpoint / PREVIOUS_POLICY).exists():
             restore_policy(self._policy, checkpoint / PREVIOUS_POLICY)
@@ -220,7 +222,7 @@ class RunFiles:
                         write_part(directory / name)
             except OutputError as error:
                 raise CheckpointError(
-                    f"what the run is to leave cannot be written, so it does not begin: {error}"
+                    f"the results of the run could not be written at its end, so it does not start: {error}"
                 ) from error
 
         self._in_first_process(write)

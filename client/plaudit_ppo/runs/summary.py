@@ -9,20 +9,20 @@ from plaudit_ppo.training.held_out import metrics_of
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """A finished run, the parts before a resume included.
+    """The summary of a finished run, including the parts before a resume.
 
     Attributes:
-        iterations: how many there were.
-        episodes: rollouts sampled.
-        seconds: of all iterations.
+        iterations: number of iterations.
+        episodes: number of rollouts sampled.
+        seconds: time of all iterations.
         call_s: seconds that the calls to the scorer took, added up.
-        exposed_wait_s: seconds that training stood still for scores.
+        exposed_wait_s: seconds that training waited for scores.
         masked_share: share of the rollouts that got no score.
-        retries: requests that had to be repeated; None for a scorer that does not count them.
+        retries: number of requests that had to be repeated; None if the scorer does not count them.
         first: the metrics of the first iteration.
         final: the metrics of the last iteration.
-        held_out: the first and the last evaluation on held-out prompts, without the scores of each; empty: there was
-            none.
+        held_out: the first and the last evaluation on held-out prompts, without the scores of single completions;
+            empty if there was no evaluation.
     """
 
     iterations: int

@@ -27,7 +27,7 @@ def check_trackers(names: Sequence[str]) -> None:
     available = [str(kind.value) for kind in get_available_trackers()]
     for name in names:
         if name not in known:
-            raise ConfigError(f'trackers: "{name}" is none; has to be of {", ".join(known)}')
+            raise ConfigError(f'trackers: "{name}" is not a tracker; choose from {", ".join(known)}')
         if name not in available:
             raise ConfigError(f"trackers: {name} is not installed; pip install {name}, or leave it out")
 

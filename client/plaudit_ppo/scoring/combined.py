@@ -10,16 +10,16 @@ from plaudit_ppo.scoring.pool import Extra, Scored, Scorer, ask, in_thread
 
 
 class CombinedScorer:
-    """Several weighted scorers as one; asked at the same time. A rollout that one of them cannot score has no score.
+    """Several weighted scorers as one, called at the same time. A rollout has a score only if every scorer gives one.
 
     x = weights * scores. sum: Σ x; mean: mean(x); min: the smallest x; mean_minus_std: mean(x) - std_coef * std(x),
     biased. Coste et al. 2024, "Reward model ensembles help mitigate overoptimization", arXiv 2310.02743.
 
     Args:
-        scorers: one or more.
-        weights: one for each; None: 1 each.
-        combination: how.
-        std_coef: for "mean_minus_std".
+        scorers: one or more scorers.
+        weights: one weight for each scorer; None: 1 for each.
+        combination: "sum", "mean", "min" or "mean_minus_std".
+        std_coef: weight of the standard deviation, for "mean_minus_std".
 
     Raises:
         ValueError: not one weight for each scorer.

@@ -65,7 +65,10 @@ class OpenRLHFScorer:
         except InvalidArgument as error:
             raise ConfigError(f"address of a reward model {address!r}: {error}") from error
         if len(urls) > 1:
-            raise ConfigError(f"address of a reward model {address!r}: {len(urls)} URLs, limit 1 for OpenRLHF's form")
+            raise ConfigError(
+                f"address of a reward model {address!r}: {len(urls)} URLs, limit 1 for a server with OpenRLHF's "
+                "interface"
+            )
         self._url = urls[0]
 
     def __call__(self, items: Sequence[Item], extra: Extra = ()) -> Scores:
@@ -79,8 +82,9 @@ class OpenRLHFScorer:
         for number, item in enumerate(items):
             if "messages" in item:
                 raise InvalidArgument(
-                    f"{self._url}: a chat, and a service of OpenRLHF's form gets texts; give prompts as texts that the "
-                    "policy's template has rendered"
+                    f"{self._url}: the prompt is a chat, but a server with OpenRLHF's interface takes "
+                    "texts; give prompts "
+                    "as texts, rendered by the policy's chat template"
                 )
             columns = extra[number] if extra else {}
             label = dict(columns) if self._label_column is None else columns.get(self._label_column)
@@ -149,4 +153,4 @@ def _to_score(reward: Any) -> Score:
     """A number is a score, whatever else is none."""
     if isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward):
         return Score("ok", float(reward))
-    return Score("failed", None, detail="its reward is no finite number")
+    return Score("failed", None, detail="its reward is not a finite number")

@@ -13,15 +13,15 @@ from plaudit_ppo.scoring.items import Item
 
 
 class RemoteScorer:
-    """A reward model behind an address, which counts the requests that had to be repeated.
+    """A reward model behind a scoring service; counts the requests that had to be repeated.
 
     Args:
         address: as in `scorer_urls`: `URL[,URL...][#MODEL]`.
-        timeout_s: limit of one call with its retries.
-        along: what is asked for along the texts, as in `RewardClient.score`.
+        timeout_s: time limit of one call, retries included, in seconds.
+        along: which scores along the texts are requested, as in `RewardClient.score`.
 
     Attributes:
-        retries: requests repeated so far.
+        retries: number of repeated requests so far.
 
     Raises:
         ConfigError: the address cannot be used.

@@ -21,7 +21,7 @@ def check_masked_share(share: float, *, limit: float, failure: str | None) -> No
     if share > limit:
         raise MaskedShareError(
             f"{share:.0%} of the rollouts got no score, limit {limit:.0%} (max_masked_share); first failure: "
-            f"{failure}; look at the scorer, or raise the limit"
+            f"{failure}; look at the scorer's log, or raise max_masked_share"
         )
 
 
@@ -90,9 +90,9 @@ def check_sampling(error: float, *, tolerance: float) -> None:
     """
     if not error <= tolerance:  # also when it is NaN
         raise RatioError(
-            f"the training forward gives the sampled tokens other probabilities than the generating one: ratio off "
-            f"by {error:.2e}, limit {tolerance:.2e} (sampling_tolerance); look at padding, position ids, temperature, "
-            "the key-value cache and the dtype of the policy"
+            "the training forward gives the sampled tokens other probabilities than the generating one: |ratio - "
+            f"1| is {error:.2e}, limit {tolerance:.2e} (sampling_tolerance); check padding, position ids, "
+            "temperature, the key-value cache and the dtype of the policy"
         )
 
 
@@ -124,8 +124,8 @@ def check_correction(
         if figure is not None and not figure <= limit:  # also when it is NaN
             raise RatioError(
                 f"the sampler and the training forward are too far apart for sampling_correction: {name} is "
-                f"{figure:.4g}, limit {limit:.4g} ({setting}); look for weights of another version in the sampler, and "
-                "for a temperature, tokenizer or dtype that differs"
+                f"{figure:.4g}, limit {limit:.4g} ({setting}); check that the sampler has the current weights and the "
+                "same temperature, tokenizer and dtype"
             )
 
 
@@ -141,7 +141,8 @@ def check_ratio(error: float, *, tolerance: float) -> None:
     if not error <= tolerance:  # also when it is NaN
         raise RatioError(
             f"before the first step of an iteration the probability ratio differs from 1 by {error:.2e}, limit "
-            f"{tolerance:.2e} (ratio_tolerance): the policy that trains is not the one that sampled; look for dropout "
-            "that is on, for a temperature, padding or position ids that differ between the passes, for weights "
-            "changed in between, and for a dtype that rounds more than the setting precision says"
+            f"{tolerance:.2e} (ratio_tolerance): the policy that trains is not the one that sampled; check that "
+            "dropout is off, that temperature, padding and position ids are the same in both passes, that no "
+            "weights changed in between, and that no pass computes in a less exact dtype than the setting "
+            "precision"
         )

@@ -19,7 +19,7 @@ from plaudit_ppo.training.experience import Experience
 from plaudit_ppo.training.guards import RATIO_TOLERANCE, check_ratio
 
 _DIVERGENCE_REMEDY = (
-    "look in log.jsonl for a score, a KL or a value loss that runs away, then lower learning_rate, "
+    "look in log.jsonl for a score, a KL or a value loss that diverges, then lower learning_rate, "
     "critic_learning_rate or max_grad_norm, or set score_clip"
 )
 

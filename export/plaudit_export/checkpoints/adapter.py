@@ -105,8 +105,8 @@ def read_adapter(directory: Path) -> Adapter:
     }
     if value_head and fields["task_type"] == "SEQ_CLS":
         raise SourceError(
-            f"{directory}: {WEIGHTS} holds two heads, that of SEQ_CLS and v_head, and nothing says which one gives the "
-            "score; take the weights of the other one out"
+            f"{directory}: {WEIGHTS} holds two heads, that of SEQ_CLS and v_head, and nothing says which one "
+            "gives the score; remove the weights of the other head"
         )
     return Adapter(
         directory=directory,
@@ -123,8 +123,8 @@ def _num_labels(directory: Path, weights: Mapping[str, torch.Tensor]) -> int:
     heads = [weight for name, weight in weights.items() if _HEAD_WEIGHT.search(name)]
     if len(heads) != 1 or heads[0].dim() != 2 or len(heads[0]) == 0:
         raise SourceError(
-            f"{directory}: {WEIGHTS} holds no head (score or classifier); train it with task_type SEQ_CLS, "
-            "which saves the head beside the adapter"
+            f"{directory}: {WEIGHTS} holds no head (score or classifier); train the adapter with task_type "
+            "SEQ_CLS, which saves the head with it"
         )
     return int(heads[0].shape[0])
 
@@ -204,13 +204,15 @@ def _check_fit(
     if missing:
         problem = f"lacks {len(missing)} weights, such as {missing[0]}"
     elif unknown:
-        problem = f"has {len(unknown)} weights that its base model has no place for, such as {unknown[0]}"
+        problem = f"has {len(unknown)} weights that its base model does not have, such as {unknown[0]}"
     elif resized:
         name = resized[0]
         problem = f"has {name} in shape {tuple(given[name].shape)}, its base model in {tuple(places[name].shape)}"
     else:
         return
-    raise SourceError(f"{directory}: {WEIGHTS} {problem}; was it trained on this base model, as it is?")
+    raise SourceError(
+        f"{directory}: {WEIGHTS} {problem}; check that the adapter was trained on exactly this base model"
+    )
 
 
 def _import_peft(directory: Path) -> Any:

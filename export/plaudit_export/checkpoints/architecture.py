@@ -43,8 +43,9 @@ def sequence_classifier(source: str, config: Any) -> str:
         raise SourceError(f"{source}: its config.json has no architectures, {_expected(config)}")
     if any(name.endswith(_LANGUAGE_MODEL) for name in names):
         raise SourceError(
-            f"{source}: is a {names[0]}, a language model, and has no head of a reward model that is known "
-            "(docs/models.md); if its score is made of the logits of tokens, name them with --token-logits TOKEN=WEIGHT"
+            f"{source}: is a {names[0]}, a language model, and has no head of a supported reward model "
+            "(docs/models.md); if its score is made of the logits of tokens, name the tokens with --token-logits "
+            "TOKEN=WEIGHT"
         )
     remote = ", and its code is in its repository, which is never run" if hasattr(config, "auto_map") else ""
     raise SourceError(f"{source}: is a {names[0]}, not a *ForSequenceClassification model of transformers{remote}")
@@ -148,9 +149,9 @@ def check_numbers(source: str, config: Any) -> None:
     pad, vocab_size = getattr(text_config, "pad_token_id", None), getattr(text_config, "vocab_size", None)
     if pad is not None and vocab_size is not None and pad not in range(vocab_size):
         raise SourceError(
-            f"{source}: pad_token_id {pad} of its config.json is none of the model's {vocab_size} tokens (0 to "
-            f"{vocab_size - 1}); set it to the id of the token that the trainer padded with, or to null if that token "
-            "is not in the model: then the last token is scored"
+            f"{source}: pad_token_id {pad} of its config.json is not one of the model's {vocab_size} tokens (0 to "
+            f"{vocab_size - 1}); set it to the id of the token that the trainer padded with, or to null if that "
+            "token is not in the model: then the last token is scored"
         )
 
 
@@ -186,8 +187,9 @@ def tokenizer_notes(directory: Path, *, builtin_class: bool, source: Path | None
         asked = f"auto_map of tokenizer_config.json names {name}"
         if not whole and not builtin_class:
             raise SourceError(
-                f"{source or directory}: {asked}: code of its own, which is never run, and there is no tokenizer.json; "
-                "save one beside it, or say with --builtin-class that transformers' own class gives the same tokens"
+                f"{source or directory}: {asked}: custom code, which is never run, and there is no tokenizer.json; "
+                "save a tokenizer.json in this directory, or give --builtin-class if transformers' own class gives "
+                "the same tokens"
             )
         notes.append(f"{asked}; that code is not run, the tokens are those of {taken}")
     return notes
@@ -247,8 +249,8 @@ def _activation_notes(named: Mapping[str, str]) -> list[str]:
         how = "1 / (1 + exp(-score)), as /classify answers" if name.lower() == "sigmoid" else f"{name} of raw scores"
         who = "a pipeline of transformers" if field.startswith("function_to_apply") else "sentence-transformers"
         notes.append(
-            f"{field} names {name}, which {who} applies to the head's output; scores are that output without it; for "
-            f"the other reading take {how}"
+            f"{field} names {name}, which {who} applies to the head's output; here scores are that output without "
+            f"it; to get the activated score, compute {how}"
         )
     return notes
 
@@ -260,13 +262,13 @@ def _text_notes(library: Mapping[str, Any], encoder: Mapping[str, Any]) -> list[
     notes = []
     if prompt:
         notes.append(
-            f"{_SENTENCE_TRANSFORMERS} puts the prompt {prompt!r} before every text; texts are scored without it; for "
-            "the other reading, send it with them"
+            f"{_SENTENCE_TRANSFORMERS} puts the prompt {prompt!r} before every text; texts are scored without "
+            "this prompt; to score with it, send it at the start of each text"
         )
     if encoder.get("do_lower_case"):
         notes.append(
-            f"{_ENCODER} says do_lower_case: sentence-transformers lowers texts; they are scored as they are; "
-            "for the other reading, send them in lower case"
+            f"{_ENCODER} says do_lower_case: sentence-transformers converts texts to lower case; here texts are "
+            "scored as they are; to score them in lower case, send them so"
         )
     return notes
 
@@ -297,13 +299,13 @@ def _check_modules(source: str, architecture: str, *, builtin_class: bool) -> li
     weighted = [name for name in further if name.rpartition(".")[2] not in harmless]
     if weighted and not builtin_class:
         raise SourceError(
-            f"{source}: {_MODULES} names {weighted[0]} behind the encoder, a module of sentence-transformers with "
-            f"weights or code of its own, which transformers' {architecture} does not compute; if that class gives the "
-            "score without it, say so with --builtin-class"
+            f"{source}: {_MODULES} names {weighted[0]} after the encoder, a module of sentence-transformers with "
+            f"weights or code of its own, which transformers' {architecture} does not compute; if that class "
+            "gives the score without this module, give --builtin-class"
         )
     return [
-        f"{_MODULES} names {', '.join(further)}, which sentence-transformers runs behind the encoder; the scores are "
-        f"those of transformers' {architecture} without that"
+        f"{_MODULES} names {', '.join(further)}, which sentence-transformers runs after the encoder; the "
+        f"scores are those of transformers' {architecture} without these modules"
     ]
 
 
@@ -328,8 +330,8 @@ def _read_json(path: Path) -> Any:
 
 def _code_of_its_own(source: str, asked: str, architecture: str) -> SourceError:
     return SourceError(
-        f"{source}: {asked}: code of the checkpoint's own, which is never run; if transformers' {architecture} "
-        "computes the same scores, say so with --builtin-class"
+        f"{source}: {asked}: custom code of the checkpoint, which is never run; if transformers' "
+        f"{architecture} computes the same scores, give --builtin-class"
     )
 
 

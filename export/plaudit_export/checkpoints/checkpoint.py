@@ -198,9 +198,15 @@ def load_checkpoint(
             checkpoint = _load_adapter(place, adapter, base_directory, builtin_class=builtin_class)
     if pad_token is not None:
         if checkpoint.kind != "causal":
-            raise SourceError(f"--pad-token: {source} is no decoder; an encoder does not pool by it")
+            raise SourceError(
+                f"--pad-token: {source} is not a decoder, and an encoder's score does not depend on the pad token; "
+                "leave --pad-token out"
+            )
         if checkpoint.foreign is not None:
-            raise SourceError(f"--pad-token: the head of {source} reads one token, whatever the pad token is")
+            raise SourceError(
+                f"--pad-token: the head of {source} reads one fixed token, whatever the pad token is; leave "
+                "--pad-token out"
+            )
         say_pad(source, checkpoint.model, checkpoint.tokenizer, pad_token)
     notes = (*checkpoint.notes, *unseen)
     return replace(checkpoint, trained_by=recipe_on_disk(place.directory), notes=notes)
@@ -212,8 +218,8 @@ def _unseen_pickles(place: Place) -> list[str]:
     if place.left_out is not None:
         return []
     return [
-        f"the hub cannot be asked what {place.id} holds besides the files of the cache: a head in a pickle would not "
-        "be seen; export it once with the hub"
+        f"the hub cannot be reached, so only the cached files of {place.id} were checked, and a head in a "
+        "pickle file would be missed; export the checkpoint once with access to the hub"
     ]
 
 
@@ -353,8 +359,8 @@ def _tokenizer_of(directory: Path, base_directory: Path, *, builtin_class: bool)
         notes = tokenizer_notes(home, builtin_class=builtin_class, source=directory)
         if home not in (directory, base_directory):
             notes.append(
-                f"of a tokenizer the adapter has {describe_parts(directory)} only; what else it takes is the base's "
-                "(save the trainer's tokenizer whole beside the adapter to take that one)"
+                f"the adapter's directory has only {describe_parts(directory)} of a tokenizer; the rest is taken from "
+                "the base model (to use the trainer's tokenizer, save all of it in the adapter's directory)"
             )
         return load_tokenizer(str(base_directory if home == base_directory else directory), home), notes
 

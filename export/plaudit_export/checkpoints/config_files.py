@@ -48,7 +48,7 @@ def read_fields(directory: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{directory}: its {name} cannot be loaded: {error}") from error
     if not isinstance(fields, dict):
-        raise SourceError(f"{directory}: its {name} is no JSON object")
+        raise SourceError(f"{directory}: its {name} is not a JSON object")
     for field, (is_right, what) in _FIELDS[name].items():
         value = fields.get(field)
         if value is not None and not is_right(value):

@@ -187,8 +187,8 @@ def _headed(
     if trained_at is None:
         known = " or ".join(str(number) for number, _ in row.num_outputs or ())
         raise SourceError(
-            f"{source}: the head {found.head} has {num_outputs(score)} labels, known are {known}: nothing says what "
-            "they are of a token or a step"
+            f"{source}: the head {found.head} has {num_outputs(score)} labels, supported are {known}; nothing "
+            "says what more labels mean for a token or a step"
         )
     pooled_before = found.pooled_before(text_config)
     numbers = {name.removeprefix(WRAPPER): float(value) for name, value in beside.items() if value.numel() == 1}
@@ -224,7 +224,8 @@ def _check_decoder(source: str, backbone: Any) -> None:
     fills_masks = type(backbone.config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     if not takes_past or (fills_masks and not getattr(backbone.config, "is_decoder", False)):
         raise SourceError(
-            f"{source}: {type(backbone).__name__} is no decoder; a head of this format reads one token of it"
+            f"{source}: {type(backbone).__name__} is not a decoder, but a head of this format reads one token of "
+            "a decoder"
         )
 
 

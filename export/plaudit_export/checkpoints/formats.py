@@ -166,13 +166,13 @@ class Refused:
 REFUSED = (
     Refused(
         "QRM (quantile reward model)",
-        "its head gives the quantiles of a distribution, which a network of gates weighs by the prompt",
+        "its head gives the quantiles of a distribution, which a gating network weighs by the prompt",
         ("LlamaForRewardModelWithGating31", "Gemma2ForRewardModelWithGating"),
         weight=r"^gating_network\.",
     ),
     Refused(
         "ArmoRM",
-        "a network of gates weighs its objectives by the prompt",
+        "a gating network weighs its objectives by the prompt",
         ("LlamaForRewardModelWithGating",),
         weight=r"^(gating|regression_layer)\.",
     ),
@@ -190,7 +190,7 @@ REFUSED = (
     ),
     Refused(
         "InternLM2-reward",
-        "transformers has no class for its backbone, and code of the checkpoint's own is never run",
+        "transformers has no class for its backbone, and custom code of a checkpoint is never run",
         ("InternLM2ForRewardModel",),
         ("internlm2",),
     ),
@@ -274,8 +274,8 @@ def recognize(source: str, config: Mapping[str, Any], stored: Collection[str], f
     if len(found) > 1:
         one, other = (f"{each.head} ({each.format.name})" for each in found[:2])
         raise SourceError(
-            f"{source}: has two heads, {one} and {other}, and nothing says which one gives the score; move the "
-            "weights of the other one away"
+            f"{source}: has two heads, {one} and {other}, and nothing says which one gives the score; remove the "
+            "weights of the other head"
         )
     if not found:
         _refuse_headless(source, config, architectures)
@@ -314,8 +314,8 @@ def _refuse_two_classes(source: str, architectures: Collection[str]) -> None:
     """A classifier that is named beside a trainer's own class would be scored by one of two text rules."""
     if any(row.architectures and _names_class(row, architectures) for row in FORMATS):
         raise SourceError(
-            f"{source}: its config.json names two classes, {' and '.join(architectures)}, and nothing says whose head "
-            "and text rule give the score; leave the right one in architectures"
+            f"{source}: its config.json names two classes, {' and '.join(architectures)}, and nothing says which "
+            "one gives the score; leave only the right one in architectures"
         )
 
 
@@ -325,7 +325,7 @@ def _refuse_headless(source: str, config: Mapping[str, Any], architectures: Sequ
         if row.architectures and _names_class(row, architectures):
             raise SourceError(
                 f"{source}: is a {architectures[0]} ({row.name}), and has no weights of its head, "
-                f"{' or '.join(_heads(row, config))}; save it whole, with its head"
+                f"{' or '.join(_heads(row, config))}; save the checkpoint with its head"
             )
 
 

@@ -140,7 +140,7 @@ def build_head(source: str, name: str, weights: Mapping[str, torch.Tensor], hidd
     biases = {name for name in names if name.endswith("bias")}
     if not weights or not names - biases <= set(weights) <= names:
         stored = ", ".join(sorted(weights)) or "none at all"
-        raise SourceError(f"{source}: the head {name} has weights that make no known head: {stored}")
+        raise SourceError(f"{source}: the head {name} has weights of an unsupported form: {stored}")
     modules: list[torch.nn.Module] = []
     size = hidden_size
     for layer in layers:
@@ -164,13 +164,13 @@ def _linear(
 ) -> torch.nn.Linear:
     if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != in_features:
         raise SourceError(
-            f"{source}: {name} has shape {tuple(weight.shape)}, and reads {in_features} numbers; is it the head of "
-            "this model?"
+            f"{source}: {name} has shape {tuple(weight.shape)}, but the model gives {in_features} numbers; check "
+            "that it is the head of this model"
         )
     if bias is not None and bias.numel() != weight.shape[0]:
         raise SourceError(
-            f"{source}: the bias of {name} has shape {tuple(bias.shape)}, and the weight {tuple(weight.shape)}; is it "
-            "the head of this model?"
+            f"{source}: the bias of {name} has shape {tuple(bias.shape)}, but its weight {tuple(weight.shape)}; "
+            "check that it is the head of this model"
         )
     linear = torch.nn.Linear(in_features, weight.shape[0], bias=bias is not None)
     linear.weight.data = weight.float()

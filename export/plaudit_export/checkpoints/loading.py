@@ -48,7 +48,7 @@ def loading(source: str, what: str, load: Callable[[], T]) -> T:
         raise
     except Exception as error:  # LOADING_ERRORS, and the Rust tokenizers raise plain Exception
         if "trust_remote_code" in str(error):
-            raise SourceError(f"{source}: needs code from its repository, which is never run") from error
+            raise SourceError(f"{source}: needs custom code from its repository, which is never run") from error
         raise SourceError(f"{source}: its {what} cannot be loaded: {first_line(error)}") from error
 
 

@@ -108,7 +108,7 @@ def _at(name: str, below: Path = Path()) -> Path | None:
 
 def _not_to_be_had(source: str, error: Exception) -> SourceError:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return SourceError(f"{source}: no such directory, and it cannot be had from the hub: {reason}")
+    return SourceError(f"{source}: no such directory, and it cannot be downloaded from the hub: {reason}")
 
 
 def _download(repo: str, revision: str | None) -> Path:

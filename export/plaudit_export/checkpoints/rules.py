@@ -275,8 +275,14 @@ def _steps(checkpoint: Checkpoint, options: Options, notes: list[str]) -> Steps 
     notes.append(f"each step ends with {steps.end!r} (token {steps.token.id}), and is scored there; {how}")
     if steps.apart:
         if options.chat_template is not None:
-            raise SourceError("--chat-template: TRL trains on prompts and steps, and renders no chats; leave it out")
-        notes.append("chats are not scored: TRL trains on prompts and steps (render them, and send prompt and steps)")
+            raise SourceError(
+                "--chat-template: TRL trains process reward models on prompts and steps, and renders no chats; leave "
+                "it out"
+            )
+        notes.append(
+            "chats are not scored, because TRL trains on prompts and steps (render each chat, and send prompt "
+            "and steps)"
+        )
     return steps
 
 
@@ -314,7 +320,10 @@ def _max_tokens(checkpoint: Checkpoint, options: Options, notes: list[str]) -> i
     usable = usable_positions(checkpoint)
     if options.max_tokens is not None:
         if options.max_tokens < 1 or (usable is not None and options.max_tokens > usable):
-            raise SourceError(f"--max-tokens {options.max_tokens}: {checkpoint.id} has {usable} usable positions")
+            raise SourceError(
+                f"--max-tokens {options.max_tokens}: more than the {usable} usable positions of {checkpoint.id}; "
+                "lower it"
+            )
         return options.max_tokens
     limit = usable or FALLBACK_MAX_TOKENS
     if usable is None:
@@ -394,7 +403,10 @@ def _text_rule(
         what = "--append-eos:" if options.append_eos else f"{checkpoint.id}: its trainer ends texts with EOS, and"
         raise SourceError(f"{what} the tokenizer has no EOS token")
     if rule.space_before_eos and not rule.append_eos:
-        raise SourceError("--space-before-eos: no EOS is appended; give --append-eos, too, or --recipe openrlhf")
+        raise SourceError(
+            "--space-before-eos: no EOS is appended, so no space can stand before it; give --append-eos too, or "
+            "--recipe openrlhf"
+        )
     names = [each.name for each in (chosen.recipe, *RECIPES.values()) if settled(each, {}) == rule]
     could_append = eos.text if eos is not None and checkpoint.kind == "causal" else None
     notes += notes_on(chosen, said, names[0] if names else None, could_append)
@@ -448,8 +460,8 @@ def _heads(checkpoint: Checkpoint, options: Options, notes: list[str], *, knows_
         return Head(name=labels[0], weight=-1.0), Head(name=labels[1])
     _check_sum(checkpoint, labels)
     notes.append(
-        f"{len(labels)} heads ({', '.join(labels)}): the score is their plain sum; "
-        "say what they mean with --heads NAME=WEIGHT,..."
+        f"{len(labels)} heads ({', '.join(labels)}): the score is their plain sum; to change that, give "
+        "--heads NAME=WEIGHT,..."
     )
     return tuple(Head(name=label) for label in labels)
 
@@ -470,8 +482,8 @@ def _check_sum(checkpoint: Checkpoint, labels: Sequence[str]) -> None:
     why = softmax or (f"whose problem_type is {problem}" if problem else "of a classifier, or two scores")
     which = f"--heads {odds} for the log odds of {rest[0]}" if len(labels) == 2 else "--heads NAME=WEIGHT,..."
     raise SourceError(
-        f"{checkpoint.id}: {len(labels)} heads ({', '.join(labels)}) {why}: the config does not say what the score is; "
-        f"say it with {which}, or --heads {','.join(f'{label}=1' for label in labels)} for the sum"
+        f"{checkpoint.id}: {len(labels)} heads ({', '.join(labels)}) {why}: the config does not say what the "
+        f"score is; give {which}, or --heads {','.join(f'{label}=1' for label in labels)} for the sum"
     )
 
 
@@ -512,7 +524,8 @@ def _chat_template(checkpoint: Checkpoint, options: Options, notes: list[str]) -
         return None
     if not isinstance(template, str):
         raise SourceError(
-            f"the tokenizer's chat template is a {type(template).__name__}, no text (--chat-template FILE)"
+            f"the tokenizer's chat template is a {type(template).__name__}, not a text; give it with "
+            "--chat-template FILE"
         )
     if "strftime_now" in template:
         notes.append("the chat template asks for today's date; it gets none, so that scores stay the same tomorrow")

@@ -103,7 +103,9 @@ def adapters_tokenizer(directory: Path, base: Path) -> Iterator[Path]:
             try:
                 _lay_over(directory, base, Path(scratch))
             except (OSError, ValueError, RecursionError) as error:
-                raise SourceError(f"{directory}: its tokenizer cannot be laid over that of {base}: {error}") from error
+                raise SourceError(
+                    f"{directory}: its tokenizer cannot be merged into that of {base}: {error}"
+                ) from error
             yield Path(scratch)
 
 
@@ -146,9 +148,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path.name} is no JSON ({error})") from error
+        raise ValueError(f"{path.name} is not JSON ({error})") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{path.name} is no JSON object")
+        raise ValueError(f"{path.name} is not a JSON object")
     return fields
 
 
@@ -161,8 +163,8 @@ def _check_sentencepiece(directory: Path) -> None:
     models = sorted(directory.glob("*.model"))
     if models and importlib.util.find_spec("sentencepiece") is None:
         raise ImportError(
-            f"it is a sentencepiece model ({models[0].name}) without {FILE}, and reading it needs sentencepiece: "
-            "pip install sentencepiece protobuf"
+            f"it is a sentencepiece model ({models[0].name}) without {FILE}; reading it needs sentencepiece: pip "
+            "install sentencepiece protobuf"
         )
 
 

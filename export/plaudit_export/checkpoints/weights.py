@@ -74,8 +74,8 @@ def check_complete(
     """
     if missing := sorted(name for name in info["missing_keys"] if not brings(name)):
         raise SourceError(
-            f"{source}: {len(missing)} missing weights, such as {missing[0]}; they would be random numbers. "
-            "Is it a reward model's checkpoint, saved whole?"
+            f"{source}: {len(missing)} missing weights, such as {missing[0]}; they would be random numbers; check "
+            "that this is the whole checkpoint of a reward model"
         )
     for name, stored, made in sorted(info["mismatched_keys"]):
         if brings(name):
@@ -88,8 +88,8 @@ def check_complete(
                 f'"id2label": {json.dumps(labels)}'
             )
         raise SourceError(
-            f"{source}: {name} is stored in shape {tuple(stored)}, and its config.json makes it {tuple(made)}; is it "
-            "the config of these weights?"
+            f"{source}: {name} is stored in shape {tuple(stored)}, but its config.json needs {tuple(made)}; check "
+            "that this is the config of these weights"
         )
 
 
@@ -161,8 +161,8 @@ def check_adapter_files(directory: Path, weights: Collection[str]) -> list[str]:
     for name in others:
         if not name.startswith("model"):
             raise SourceError(
-                f"{directory}: {name} lies beside the adapter, and peft does not read it; move it away if it has no "
-                "part in the score"
+                f"{directory}: {name} is in the adapter's directory, but peft does not read it; remove the file if "
+                "the score does not need it"
             )
     if not others:
         return []
@@ -238,8 +238,8 @@ def _refuse_twice(directory: Path, stored: Collection[str]) -> None:
         rest = name.partition(".")[2]
         if rest in stored and _OF_A_SCORE.search(rest):
             raise SourceError(
-                f"{directory}: holds both {rest} and {name}, and nothing says which one gives the score; take the "
-                "other one out"
+                f"{directory}: holds both {rest} and {name}, and nothing says which one gives the score; remove the "
+                "other one"
             )
 
 
@@ -250,8 +250,8 @@ def _refuse_whole_numbers(path: Path) -> None:
         types = {name: file.get_slice(name).get_dtype() for name in names}
     if whole := sorted(name for name, type_ in types.items() if not FRACTIONS.match(type_)):
         raise SourceError(
-            f"{path.parent}: {whole[0]} of {path.name} is stored as {types[whole[0]]}, whole numbers that somebody "
-            "made of the trained ones; give the checkpoint before quantization"
+            f"{path.parent}: {whole[0]} of {path.name} is stored as {types[whole[0]]}, so the weights were "
+            "quantized; give the checkpoint before quantization"
         )
 
 
@@ -260,9 +260,9 @@ def _refuse(directory: Path, class_name: str, of_file: str, left_out: Iterable[s
         more = f", like {len(names) - 1} more" if len(names) > 1 else ""
         head = " of the head" if _OF_A_SCORE.search(names[0]) else ""
         raise SourceError(
-            f"{directory}: {names[0]}{of_file} is a weight{head} that transformers' {class_name} leaves out{more}, so "
-            "the scores would not be the trained ones; if they are that class's, save it from there (from_pretrained, "
-            "save_pretrained)"
+            f"{directory}: {names[0]}{of_file} is a weight{head} that transformers' {class_name} leaves "
+            f"out{more}, so the scores would differ from the trained ones; if {class_name} is right without it, "
+            "load and save the checkpoint with that class (from_pretrained, save_pretrained)"
         )
 
 
@@ -280,7 +280,10 @@ def _files(directory: Path) -> tuple[list[str], list[str]]:
             weight_map = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
             read = sorted({str(Path(file)) for file in weight_map.values()})
             if beyond := [file for file in read if Path(file).name != file]:
-                raise SourceError(f"{directory}: its {_INDEX} names {beyond[0]}, which is no file of the directory")
+                raise SourceError(
+                    f"{directory}: its {_INDEX} names {beyond[0]}, which is not in the directory; save the checkpoint "
+                    "again"
+                )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SourceError(
                 f"{directory}: its {_INDEX} names no files of weights; save the checkpoint again"

@@ -21,8 +21,8 @@ def check_device(device: str) -> None:
     number = int(device.partition(":")[2] or 0)
     if device != "cpu" and number >= torch.cuda.device_count():
         raise SourceError(
-            f"--device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; install a "
-            "torch with CUDA, see nvidia-smi, or leave --device at cpu"
+            f"--device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; install "
+            "a torch with CUDA, check nvidia-smi, or leave --device at cpu"
         )
 
 

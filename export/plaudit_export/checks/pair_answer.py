@@ -86,12 +86,14 @@ class Answer:
 
     def describe(self) -> str:
         """A table for a terminal, and what it shows."""
-        left_out = f" ({self.num_left_out} left out: some rule makes no text of them that the model takes)"
-        repeating = f" ({self.num_repeating} left out: a text of theirs is in another pair, or twice in one)"
+        left_out = f" ({self.num_left_out} left out: with some rule, the model cannot take their texts)"
+        repeating = (
+            f" ({self.num_repeating} left out: one of their texts is also in another pair, or twice in the same pair)"
+        )
         lines = [
             f"{self.num_pairs} of {self.num_given} pairs{left_out if self.num_left_out else ''}"
             f"{repeating if self.num_repeating else ''}",
-            "rules joined by = give the same token ids of every pair; * is the one as exported",
+            "rules joined by = give the same token ids for every pair; * marks the rule of the export",
             "accuracy  mean margin  log sigmoid  behind the best    rule",
         ]
         for rule, standing in self.ranked:
@@ -112,9 +114,9 @@ class Answer:
         if self.num_pairs < pair_statistics.MIN_PAIRS:
             why = f"; give at least {pair_statistics.MIN_PAIRS} pairs"
         elif self.num_prompts < MIN_PROMPTS:
-            why = f"; they are of {self.num_prompts} prompts only, give pairs of at least {MIN_PROMPTS}"
+            why = f"; they have only {self.num_prompts} prompts, give pairs with at least {MIN_PROMPTS}"
         elif all(standing.accuracy < _MOSTLY_WRONG for _, standing in self.ranked):
-            why = "; every rule ranks most of them the other way around: are chosen and rejected swapped?"
+            why = "; every rule ranks most pairs the other way around; check that chosen and rejected are not swapped"
         return f"the pairs cannot tell by which rule the checkpoint was trained{why}"
 
     def objection(self) -> str | None:
@@ -127,8 +129,9 @@ class Answer:
         )
         give = self.better.remedy if self.better.form == self.chosen.form else f"the pairs as {self.better.form}s"
         return (
-            f"preference pairs speak for another text rule: {self.better.name} ranks {better:.1%} of {self.num_pairs} "
-            f"pairs right, the one as exported ({self.chosen.name}) {chosen:.1%}; give {give}, or leave --pairs out"
+            f"preference pairs show that another text rule is right: {self.better.name} ranks {better:.1%} of "
+            f"{self.num_pairs} pairs right, the rule of the export ({self.chosen.name}) {chosen:.1%}; give "
+            f"{give}, or leave --pairs out"
         )
 
 

@@ -69,13 +69,14 @@ def ask_pairs(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair]) -> An
     """
     if rules.steps is not None:
         raise SourceError(
-            "--pairs: they tell by which rule texts are scored, and this model scores steps; leave it out"
+            "--pairs: pairs can check rules for whole texts, but this model scores steps; leave --pairs out"
         )
     num_given, pairs = len(pairs), _independent(pairs)
     num_repeating = num_given - len(pairs)
     if len(pairs) < 2:
         raise SourceError(
-            f"--pairs: {len(pairs)} of {num_given} pairs have two texts that no other pair has; give at least 2"
+            f"--pairs: {len(pairs)} of {num_given} pairs have two texts that are in no other pair, at least 2 are "
+            "needed; give more pairs"
         )
     pairs = pairs[:: -(-len(pairs) // MAX_PAIRS)]
     chosen, *others = candidates(checkpoint, rules, pairs)
@@ -97,8 +98,8 @@ def ask_pairs(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair]) -> An
     scores = _scores(checkpoint, rules, {text for group in groups for pair in group for text in pair})
     if lost := sum(not math.isfinite(score) for score in scores.values()):
         raise SourceError(
-            f"--pairs: {lost} of {len(scores)} texts that rules make of the pairs get a score that is not finite (NaN "
-            f"or infinite) from {checkpoint.id}; are its weights whole?"
+            f"--pairs: {lost} of {len(scores)} texts that rules make of the pairs get a score that is not finite "
+            f"(NaN or infinite) from {checkpoint.id}; check that its weights are complete"
         )
     margins = [np.array([scores[one] - scores[other] for one, other in group]) for group in groups]
     num_left_out = len(pairs) - len(complete)
@@ -136,9 +137,11 @@ def candidates(checkpoint: Checkpoint, rules: Rules, pairs: Sequence[Pair]) -> l
         raise SourceError("--pairs: some are chats and some are texts; give pairs of one form")
     given: Form = "chat" if True in are_chats else "text"
     if rules.pair and not any(_in_form("pair", pair.chosen) for pair in pairs):
-        raise SourceError("--pairs: a model of pairs scores prompt and completion; give rows with a prompt")
+        raise SourceError("--pairs: this model scores prompt and completion as two texts; give rows with a prompt")
     if given == "chat" and rules.chat_template is None and not rules.pair:
-        raise SourceError("--pairs: holds chats, and the model has no chat template (--chat-template FILE)")
+        raise SourceError(
+            "--pairs: the file holds chats, but the model has no chat template; give one with --chat-template FILE"
+        )
     forms: list[Form] = ["text", *(("chat",) if rules.chat_template is not None else ())]
     found = [candidate for form in forms for candidate in _of_form(checkpoint, rules, form)]
     if checkpoint.kind != "causal":

@@ -317,7 +317,9 @@ def _tokenize_golden(reference: Reference, rules: Rules, number: int, item: Mapp
 
 def _tokenize_item(reference: Reference, rules: Rules, where: str, item: Mapping[str, Any]) -> Tokens:
     if rules.pair and not {"prompt", "messages"} & item.keys():
-        raise SourceError(f"{where}: a model of pairs scores prompt and completion, not one text")
+        raise SourceError(
+            f"{where}: this model scores prompt and completion as two texts; give both instead of one text"
+        )
     if "messages" in item and not rules.pair and rules.chat_template is None:
         raise SourceError(f"{where}: the model has no chat template")
     try:

@@ -79,7 +79,7 @@ def read_pairs(option: str, path: Path) -> list[Pair]:
     pairs = []
     for where, row in _read_rows(option, path):
         if not _is_pair(row):
-            raise SourceError(f"{where}: is no preference pair; give rows with chosen and rejected")
+            raise SourceError(f"{where}: is not a preference pair; give rows with chosen and rejected")
         pairs.append(_as_pair(where, row))
     if not pairs:
         raise SourceError(f"{option} {path}: holds no pairs; give rows with chosen and rejected")
@@ -154,15 +154,15 @@ def _check_prompt(where: str, row: Mapping[str, Any]) -> None:
         and all(answer.startswith(prompt) for answer in answers)
     ):
         raise SourceError(
-            f"{where}: chosen and rejected begin with the prompt, which would be read twice; leave prompt out, or take "
-            "it off there"
+            f"{where}: chosen and rejected begin with the prompt, so the prompt would be scored twice; leave "
+            "prompt out, or remove it there"
         )
     for name in _PROMPTS if prompt is None else ():
         asked = row.get(name)
         if isinstance(asked, str) and asked.strip() not in answers[0]:
             raise SourceError(
-                f"{where}: has {name}, which is not in chosen, so the scores would be those of answers to nothing; "
-                "call it prompt"
+                f"{where}: has {name}, but chosen does not contain it, so the completions would be scored without "
+                f"their prompt; rename {name} to prompt"
             )
 
 
@@ -191,7 +191,8 @@ def _completed(where: str, prompt: Any, answer: Any) -> Item:
         # Data sets with whole chats keep the question apart as well, for people to read.
         if not any(message.get("content") == prompt for message in chat["messages"]):
             raise SourceError(
-                f"{where} is a chat without the prompt, which is a text; give the prompt as a list of messages"
+                f"{where} is a chat that does not contain the prompt, and the prompt is a text; give the prompt as a "
+                "list of messages"
             )
         return chat
     before = _checked(f"{where}'s prompt", {"messages": prompt})["messages"]
@@ -199,7 +200,7 @@ def _completed(where: str, prompt: Any, answer: Any) -> Item:
     after = _checked(where, {"messages": turns})["messages"]
     if after[: len(before)] == before:
         raise SourceError(
-            f"{where} begins with the prompt, which would be read twice; leave prompt out, or take it off here"
+            f"{where} begins with the prompt, so the prompt would be scored twice; leave prompt out, or remove it here"
         )
     return {"messages": before + after}
 
@@ -208,8 +209,8 @@ def _refuse_what_is_not_rendered(where: str, row: Any) -> None:
     for name in _NOT_RENDERED:
         if isinstance(row, Mapping) and row.get(name):
             raise SourceError(
-                f"{where}: has {name}, which POST /score does not take, so the scores would be those of another text; "
-                "leave the row or the column out"
+                f"{where}: has {name}, which POST /score does not support, so a different text would be scored; "
+                "remove the row or the column"
             )
 
 

@@ -107,7 +107,7 @@ def _check_graph(path: Path) -> int:
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf raises classes of its own
-        raise SourceError(f"{path}: is no ONNX graph: {first_line(error)}") from error
+        raise SourceError(f"{path}: is not an ONNX graph: {first_line(error)}") from error
     inputs = {str(value.name) for value in model.graph.inputs}
     outputs = {str(value.name) for value in model.graph.outputs}
     if OUTPUT not in outputs or "input_ids" not in inputs or inputs - INPUTS:

@@ -50,8 +50,8 @@ def _by_token(source: str, tokenizer: Any, token: str, end: str | None) -> Steps
     num_there = _ids(tokenizer, f"a{end}").count(token_id) - _ids(tokenizer, "a").count(token_id)
     if num_there != 1:
         raise SourceError(
-            f"--step-end {end!r}: behind a word it has the token {token} {num_there} times, and ends one step; give "
-            "the text that the trainer put behind each step"
+            f"--step-end {end!r}: after a word this text contains the token {token} {num_there} times, but one "
+            "step end must contain it once; give the text that the trainer put after each step"
         )
     return Steps(token=_token(tokenizer, token_id), end=end)
 

@@ -182,9 +182,9 @@ class Scoring(_Frozen):
         if TOKENIZER not in self.sha256:
             raise ValueError(f"scoring.sha256 has no entry for {TOKENIZER}")
         if self.engine == "onnx" and (GRAPH not in self.sha256 or self.weights):
-            raise ValueError(f"scoring.engine is onnx, and there is no {GRAPH}, or weights beside it")
+            raise ValueError(f"scoring.engine is onnx, but there is no {GRAPH}, or there are weights beside it")
         if self.engine == "vllm" and ({GRAPH, GRAPH_DATA} & self.sha256.keys() or not self.weights):
-            raise ValueError(f"scoring.engine is vllm, and there is a {GRAPH}, or no weights")
+            raise ValueError(f"scoring.engine is vllm, but there is a {GRAPH}, or there are no weights")
         if self.engine == "vllm" and (self.pair or self.precision != "fp32"):
             raise ValueError("scoring.engine is vllm, whose references are of single texts in fp32")
         return self
@@ -198,13 +198,13 @@ class Scoring(_Frozen):
         if self.chat_end != "as_text" and (self.pair or not self.append_eos):
             raise ValueError("scoring.chat_end is set, but no EOS is appended to a chat's text")
         if self.pooled_before is not None and self.pad_token_id is not None:
-            raise ValueError("scoring.pooled_before and scoring.pad_token_id say two things of what is pooled")
+            raise ValueError("scoring.pooled_before and scoring.pad_token_id contradict each other")
         if self.pair and (self.strip_newlines or self.space_before_eos or self.class_token):
-            raise ValueError("scoring.pair is true, and rules of how one text ends are set")
+            raise ValueError("scoring.pair is true, but rules for the end of a single text are set")
         if self.steps is not None:
             self._check_steps()
         if len({head.name for head in self.heads}) != len(self.heads):
-            raise ValueError("scoring.heads has two heads of one name")
+            raise ValueError("scoring.heads has two heads with the same name")
         return self
 
     @property
@@ -214,10 +214,10 @@ class Scoring(_Frozen):
 
     def _check_steps(self) -> None:
         if self.kind != "causal":
-            raise ValueError(f"scoring.steps is set, and kind {self.kind} has no values at tokens")
+            raise ValueError(f"scoring.steps is set, but kind {self.kind} has no values at tokens")
         others = self.append_eos, self.strip_newlines, self.class_token, self.pad_token_id, self.pooled_before
         if any(other not in (None, False) for other in others):
-            raise ValueError("scoring.steps says how a text ends and what is scored, and other rules say it, too")
+            raise ValueError("scoring.steps is set, but other rules also say how a text ends or what is scored")
 
 
 class Source(_Frozen):
@@ -276,7 +276,7 @@ class Manifest(_Frozen):
         if GOLDEN not in self.sha256:
             raise ValueError(f"sha256 has no entry for {GOLDEN}")
         if (self.trained_at == "steps") != (self.scoring.steps is not None):
-            raise ValueError(f"trained_at is {self.trained_at}, and scoring.steps says otherwise")
+            raise ValueError(f"trained_at is {self.trained_at}, which contradicts scoring.steps")
         return self
 
 
@@ -386,8 +386,8 @@ def _regular_file(path: Path, name: str) -> Path:
     file = path / name
     if file.is_symlink():
         raise BundleError(
-            f"bundle {path}: {name} is a link, and a bundle holds plain files only; "
-            "copy it with `cp -rL` (the cache of a model hub is made of links)"
+            f"bundle {path}: {name} is a link, but a bundle holds only plain files; copy the bundle with `cp -rL` "
+            "(the cache of a model hub is made of links)"
         )
     if not file.is_file():
         raise BundleError(f"bundle {path}: {name} is missing; copy or export it again")

@@ -62,7 +62,9 @@ def _export(source: str, options: Sequence[str], cache: str) -> Path:
         say(said.rstrip())
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
-        raise ExportFailed(f"bundle {source}: {EXPORTER} was ended by {name}; is there memory for it?")
+        raise ExportFailed(
+            f"bundle {source}: {EXPORTER} was ended by {name}; check that the machine has enough memory for it"
+        )
     refused = f"bundle {source}: cannot be exported; {EXPORTER} gives the reason above"
     raise BundleError(refused) if process.returncode == 2 else ExportFailed(refused)
 

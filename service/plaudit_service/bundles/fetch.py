@@ -46,6 +46,7 @@ def _verify(directory: Path, fingerprint: str | None) -> str:
     if fingerprint not in (None, bundle.fingerprint):
         raise BundleError(
             f"bundle {bundle.name}: its fingerprint is {bundle.fingerprint}, not {fingerprint} as asked for; "
-            "fetch the bundle of that fingerprint, or ask for this one if it is the one that you mean"
+            f"fetch the bundle with that fingerprint, or give --fingerprint {bundle.fingerprint} if this bundle "
+            "is the right one"
         )
     return bundle.fingerprint

@@ -20,7 +20,7 @@ def local_directory(source: str) -> Path:
     loaded.
 
     Raises:
-        BundleError: there is no such directory, and nothing of that id can be had from the hub.
+        BundleError: there is no such directory, and nothing with that id can be downloaded from the hub.
         NotExported: there is a checkpoint, or a repository of the hub that holds no bundle.
     """
     match = _HUB_ID.fullmatch(source)
@@ -37,11 +37,13 @@ def local_directory(source: str) -> Path:
         raise
     except ModuleNotFoundError as error:
         raise BundleError(
-            f"bundle {source}: no such directory; for one on the hub: pip install {error.name}"
+            f"bundle {source}: no such directory; for a bundle on the hub: pip install {error.name}"
         ) from error
     except Exception as error:  # the hub's client raises classes of its own and of its HTTP library
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BundleError(f"bundle {source}: no such directory, and it cannot be had from the hub: {reason}") from error
+        raise BundleError(
+            f"bundle {source}: no such directory, and it cannot be downloaded from the hub: {reason}"
+        ) from error
 
 
 def _is_checkpoint(directory: Path) -> bool:

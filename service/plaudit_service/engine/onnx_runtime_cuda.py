@@ -63,8 +63,8 @@ class OnnxRuntimeCuda:
             if "out of memory" not in str(error):
                 raise
             raise ServiceError(
-                f"--device cuda:{device_id}: {graph} does not fit into the {room_bytes} bytes that are free there; "
-                "give another device, or export the checkpoint with a --precision of fewer bytes"
+                f"--device cuda:{device_id}: {graph} does not fit into the {room_bytes} bytes that are free on this "
+                "device; give another device, or export the checkpoint with a smaller --precision"
             ) from error
         refuse_fallback(self._session, device_id)
         refuse_attention_on_cpu(self._session)

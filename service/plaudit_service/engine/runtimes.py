@@ -38,7 +38,7 @@ def open_runtimes(
             raise SettingsError(f"--engine-calls {num_calls}: one call fills a CUDA device; leave it out")
         return [OnnxRuntimeCuda(graph, precision, num_threads, int(number or 0))]
     if kind != "cpu":
-        raise SettingsError(f"--runtime {runtime} has no device {device}; leave --device at cpu")
+        raise SettingsError(f"--runtime {runtime} cannot compute on {device}; leave --device at cpu")
     if precision == "bf16":
         raise BundleError(
             f"bundle {graph.parent}: precision bf16 runs on CUDA devices only; give --device cuda, or export it with "

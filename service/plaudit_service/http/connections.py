@@ -46,7 +46,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._in_headers = True
         self._header_bytes = 0
-        self._refusal = HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request"
+        self._refusal = HTTPStatus.BAD_REQUEST, "this is not a valid HTTP/1.1 request"
         self._allowed_s: float | None = None  # for the part of a request that is on its way, if any
         self._part = self._timed_part = 0  # counts the parts, headers and bodies alike
         self._timer: asyncio.TimerHandle | None = None

@@ -48,7 +48,7 @@ _REQUEST_HEADERS: tuple[tuple[str, str, Schema], ...] = (
     ("X-Request-Id", "1 to 128 visible ASCII characters; another id is replaced", {"type": "string"}),
     (
         "X-Request-Timeout-S",
-        "Seconds after which nobody wants the answer any more",
+        "Seconds after which the client no longer needs the answer",
         {"type": "number", "exclusiveMinimum": 0},
     ),
     ("traceparent", "W3C Trace Context; it is in the log line", {"type": "string"}),
@@ -120,7 +120,7 @@ def _dialect(route: DialectRoute, schemas: Schema) -> Schema:
     parameters = dict(route.parameters)
     if route.scores:
         parameters = {
-            "model": "Which loaded model or combination; may be left out when there is only one.",
+            "model": "Name of a loaded model or combination; may be left out if only one is loaded.",
             **parameters,
         }
     problems = _problems(_DIALECT_PROBLEMS)

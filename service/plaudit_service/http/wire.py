@@ -16,21 +16,21 @@ class _Shown(BaseModel):
 
 
 class ScoresAlong(_Shown):
-    """What the model gives at tokens of one text: columns of one length."""
+    """The scores along one text, at some or all of its tokens. All columns have the same length."""
 
     tokens: list[int]
-    """The number of each token in the whole text, before any truncation, from 0."""
+    """The index of each token in the whole text, before any truncation, from 0."""
     scores: list[float]
-    """What the model gives the text up to and with the token, weighted and normalized as the score."""
+    """The score of the text up to and including each token, weighted and normalized as the score."""
     trained: bool
-    """Whether the model was trained to give a number at these tokens."""
+    """Whether the model was trained to give scores at these tokens."""
     ends: list[int] | None = None
-    """Where each token ends in the scored text, in code points. Not for `token_ids`."""
+    """The end of each token in the scored text, in code points. Not for `token_ids`."""
     messages: list[int | None] | None = None
     """The number of the message whose content the token ends in; null between two, or where the template does not
     write a content as it is. Only of a chat."""
     steps: list[int] | None = None
-    """The number of the step that the token ends. Only where steps are asked for."""
+    """The index of the step that each token ends. Only if `along` is `steps`."""
 
 
 class ScoreResult(_Shown):
@@ -39,7 +39,7 @@ class ScoreResult(_Shown):
     index: int
     """Which of the request's sequences this is, from 0, in order."""
     status: Status
-    """What became of the sequence."""
+    """`ok`, or why there is no score."""
     score: float | None
     """The score; null unless the status is `ok`."""
     num_tokens: int
@@ -52,9 +52,9 @@ class ScoreResult(_Shown):
     """The value of each head by its name, never normalized; where the model has several. Of a combination the scores of
     its parts."""
     along: ScoresAlong | None = None
-    """Where the request asked for `along`."""
+    """The scores along the text, if the request asked for `along`."""
     text: str | None = None
-    """The text that was scored, where the request asked to `explain`."""
+    """The text that was scored, if the request set `explain`."""
 
 
 class ScoreAnswer(_Shown):

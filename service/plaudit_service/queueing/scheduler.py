@@ -169,7 +169,7 @@ class Scheduler:
                 whole = f"one client's share of the queue is {most}" if client else f"the whole queue holds {limit}"
                 raise TooLarge(f"the request has {wanted} {what}, {whole}; send smaller requests")
             if wanted > left:
-                share = f" and {queued_own} of this client are in hand" if client else ""
+                share = f" and {queued_own} of this client wait or run" if client else ""
                 raise self._full(
                     f"{queued} {what} wait{share}, the request has {wanted} more, limit {limit}; try again later"
                 )

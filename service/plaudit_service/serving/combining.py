@@ -141,7 +141,9 @@ def parse_combination(text: str) -> Combination:
     """
     name, equals, formula = (part.strip() for part in text.partition("="))
     if not equals or not _NAME.fullmatch(name):
-        raise _wrong(text, f"there is no NAME= of letters, digits and ._- in front of the formula; {_FORMS}")
+        raise _wrong(
+            text, f"NAME= is missing before the formula, or has other characters than letters, digits and ._-; {_FORMS}"
+        )
     ensemble = _ENSEMBLE.fullmatch(formula)
     if ensemble is None:
         terms = [term.rpartition("*") for term in formula.split("+")]
@@ -175,7 +177,9 @@ def parse_combinations(texts: Sequence[str], models: Sequence[str]) -> list[Comb
         for part in combination.parts:
             if part not in models:
                 loaded = ", ".join(models)
-                raise _wrong(text, f'part "{part}" is not a loaded bundle (here: {loaded}); give its bundle, too')
+                raise _wrong(
+                    text, f'part "{part}" is not a loaded bundle (here: {loaded}); give the bundle of that part, too'
+                )
         taken.add(combination.name)
         combinations.append(combination)
     return combinations
@@ -185,7 +189,7 @@ def _parts(text: str, names: Sequence[str]) -> tuple[str, ...]:
     parts = tuple(name.strip() for name in names)
     for part in parts:
         if not _NAME.fullmatch(part):
-            raise _wrong(text, f"{part!r} is no name of a model; {_FORMS}")
+            raise _wrong(text, f"{part!r} is not a name of a model; {_FORMS}")
         if parts.count(part) > 1:
             raise _wrong(text, f'part "{part}" is named twice; name each part once')
     return parts

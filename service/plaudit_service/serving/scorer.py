@@ -48,7 +48,7 @@ class Scores(Sequence[Result]):
 
     @property
     def floats(self) -> list[float]:
-        """The scores, NaN where there is none."""
+        """One number per sequence, NaN for a sequence without a score."""
         return [float("nan") if result.score is None else result.score for result in self._results]
 
 
@@ -81,11 +81,11 @@ class _InProcess(ABC):
         along: Along = "none",
         explain: bool = False,
     ) -> Scores:
-        """Score items in any form of the wire; a plain string is a text. The arguments are those of `/score`.
+        """Score items in any form of `POST /score`; a plain string is a text. The arguments are those of `POST /score`.
 
         Raises:
-            InvalidRequest: an item has a wrong shape; the message says which.
-            UnknownModel, Mismatch: another model, fingerprint or engine is asked for.
+            InvalidRequest: an item has a wrong form; the message says which.
+            UnknownModel, Mismatch: the request names another model, fingerprint or engine than the loaded one.
         """
         wire = [{"text": item} if isinstance(item, str) else item for item in items]
         fields = {"truncation": truncation, "raw": raw, "model": model, "fingerprint": fingerprint, "engine": engine}
@@ -105,11 +105,11 @@ class Scorer(_InProcess):
     Args:
         bundle: A bundle directory, or a loaded bundle.
         num_threads: Threads of the engine; 0: one per core that this process may use.
-        max_batch_tokens: Limit of rows x longest row of one engine call; None: what suits the device.
-        share_prefixes: Whether tokens that causal sequences begin with in common are computed only once.
+        max_batch_tokens: Largest batch of one engine call, in padded tokens (rows x longest row); None: by device.
+        share_prefixes: Whether to compute tokens that causal sequences have in common at their start only once.
         runtime: `onnxruntime` or `openvino`.
-        device: `cpu`, `cuda` (the first one) or `cuda:N`.
-        engine_calls: Calls of the engine at once, each with its share of the threads.
+        device: `cpu`, `cuda` (the first device) or `cuda:N`.
+        engine_calls: Engine calls at the same time, each with its share of the threads.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -179,16 +179,17 @@ class Scorer(_InProcess):
 
 
 class CombinedScorer(_InProcess):
-    """Scores items with a combination of bundles in this process, to the numbers of `plaudit-serve --combine`.
+    """Scores items with a combination of bundles in this process; the scores are those of `plaudit-serve --combine`.
 
     `CombinedScorer("safe=0.7*helpful+0.3*harmless", [Scorer("rm/helpful"), Scorer("rm/harmless")]).score(items)`
 
     Args:
-        combination: NAME=FORMULA over the names of the bundles.
-        scorers: One for each part, in any order; others are not asked.
+        combination: NAME=FORMULA, in which bundles stand by their names.
+        scorers: One scorer for each part, in any order; further scorers are not used.
 
     Raises:
-        SettingsError: it is no formula, its name is taken, a part has no scorer, or two bundles have one name.
+        SettingsError: the formula cannot be read, its name is taken, a part has no scorer, or two bundles have the
+            same name.
     """
 
     def __init__(self, combination: str, scorers: Sequence[Scorer]) -> None:

@@ -54,7 +54,7 @@ def compile_chat_template(source: str, special_tokens: Mapping[str, Any]) -> Cal
         limit = _CHARS_BESIDES + _CHARS_PER_MESSAGE * len(messages) + _CHARS_PER_CHAR * given
         if len(text) > limit:
             raise ChatTemplateError(
-                f"the chat template wrote {len(text)} characters for {len(messages)} messages of {given}, limit {limit}"
+                f"the chat template made {len(text)} characters for {len(messages)} messages of {given}, limit {limit}"
             )
         return text
 

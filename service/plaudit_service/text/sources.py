@@ -181,7 +181,7 @@ class Sources:
                 continue
             marks = NO_MARKS if along == "none" else self._marks(messages, text, None if rule else item.steps)
             if along == "steps" and marks.step_ends is None and rule is None:
-                yield Source(where, error="the chat template does not write the steps as they are; send a prompt")
+                yield Source(where, error="the chat template changes the steps; send a prompt in place of a chat")
             else:
                 yield Source(
                     where,

@@ -224,7 +224,7 @@ class Tokenization:
         ends = np.flatnonzero(ids == self._scoring.steps.token.id)
         ends = ends[ends >= encoded.num_before]
         if source.num_steps not in {None, len(ends)}:
-            detail = f"{source.where}: {len(ends)} steps end in the text, and {source.num_steps} were given"
+            detail = f"{source.where}: {len(ends)} steps end in the text, but {source.num_steps} steps were given"
             return Result(Status.FAILED, None, len(ids), detail=detail)
         return self._fit(source, ids, type_ids, spans, num_trailing, asked, ends)
 
@@ -243,7 +243,7 @@ class Tokenization:
         )
         if source.token_ids is not None:
             raise InvalidRequest(f"{detail}; send ids of its own tokenizer")
-        return Result(Status.FAILED, None, len(ids), detail=f"{detail}; its tokenizer has more than it knows")
+        return Result(Status.FAILED, None, len(ids), detail=f"{detail}; its tokenizer has more tokens than the model")
 
     def _fit(
         self,

@@ -141,7 +141,7 @@ def test_a_base_on_the_hub_is_loaded_at_the_revision_that_the_adapter_names(copy
 
     monkeypatch.setattr(places, "snapshot_download", refuse)
     set_adapter_config(copy, base_model_name_or_path="org/base", revision="abc")
-    with pytest.raises(SourceError, match=r"org/base@abc: .* cannot be had from the hub: org/base at abc"):
+    with pytest.raises(SourceError, match=r"org/base@abc: .* cannot be downloaded from the hub: org/base at abc"):
         load_checkpoint(str(copy))
 
 
@@ -189,7 +189,10 @@ def test_without_peft_the_error_says_how_to_install_it(adapter, monkeypatch):
         ({"base_model_name_or_path": "."}, "is an adapter too"),
         ({"from_the_future": 1}, "does not know from_the_future"),
         ({"target_modules": ["nothing"]}, "its adapter cannot be loaded"),
-        ({"target_modules": ["q_proj"]}, r"has 8 weights that its .* no place for, such as .*down_proj\.lora_A"),
+        (
+            {"target_modules": ["q_proj"]},
+            r"has 8 weights that its base model does not have, such as .*down_proj\.lora_A",
+        ),
         ({"target_modules": ["q_proj", "v_proj", "down_proj", "up_proj"]}, r"lacks 4 weights, such as .*up_proj"),
         ({"r": 3}, r"lora_A\.weight in shape \(4, 64\), its base model in \(3, 64\)"),
     ],
@@ -267,14 +270,14 @@ def test_an_adapter_with_numbers_that_are_none_is_not_merged(copy):
 def test_a_classifiers_adapter_is_none_of_a_language_model_whatever_head_lies_beside_it(copy):
     set_adapter_config(copy, task_type="CAUSAL_LM")
     save_file({"v_head.summary.weight": torch.ones(1, 32)}, copy / "value_head.safetensors")
-    with pytest.raises(SourceError, match=r"weights that its base model has no place for, such as .*score"):
+    with pytest.raises(SourceError, match=r"weights that its base model does not have, such as .*score"):
         load_checkpoint(str(copy))
 
 
 def test_a_head_in_a_file_beside_the_adapter_is_refused(copy):
     save_file({"v_head.summary.weight": torch.ones(1, 32)}, copy / "value_head.safetensors")
     with pytest.raises(
-        SourceError, match=r"value_head\.safetensors lies beside the adapter, and peft does not read it"
+        SourceError, match=r"value_head\.safetensors is in the adapter's directory, but peft does not read it"
     ):
         load_checkpoint(str(copy))
 

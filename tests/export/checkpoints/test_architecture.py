@@ -63,9 +63,7 @@ def test_a_class_of_the_checkpoints_own_is_refused_also_where_it_has_the_name_of
     set_config(copy, auto_map=auto_map)
     message = refusal(copy)
     assert f"names {list(auto_map.values())[-1]} for {list(auto_map)[-1]}" in message
-    assert "if transformers' LlamaForSequenceClassification computes the same scores, say so with --builtin-class" in (
-        message
-    )
+    assert "if transformers' LlamaForSequenceClassification computes the same scores, give --builtin-class" in (message)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +76,7 @@ def test_a_class_of_the_checkpoints_own_is_refused_also_where_it_has_the_name_of
 )
 def test_code_for_an_auto_class_that_is_not_known_to_be_harmless_is_refused(copy, auto_map):
     set_config(copy, auto_map=auto_map)
-    assert "code of the checkpoint's own, which is never run" in refusal(copy)
+    assert "custom code of the checkpoint, which is never run" in refusal(copy)
 
 
 def test_that_the_built_in_class_is_right_is_said_by_an_option_and_told(copy, tmp_path, capsys):
@@ -119,7 +117,7 @@ def test_a_tokenizer_class_of_the_checkpoints_own_is_told(copy):
         "those of tokenizer.json"
     )
     (copy / "tokenizer.json").unlink()
-    assert "code of its own, which is never run, and there is no tokenizer.json" in refusal(copy)
+    assert "custom code, which is never run, and there is no tokenizer.json" in refusal(copy)
 
 
 def test_the_base_of_an_adapter_is_held_to_the_same(copy, tmp_path):
@@ -129,7 +127,7 @@ def test_the_base_of_an_adapter_is_held_to_the_same(copy, tmp_path):
         lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])
         peft.get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
     set_config(copy, auto_map=OWN)
-    assert "say so with --builtin-class" in refusal(tmp_path / "adapter")
+    assert "computes the same scores, give --builtin-class" in refusal(tmp_path / "adapter")
     assert load_checkpoint(str(tmp_path / "adapter"), builtin_class=True).notes[0].startswith("auto_map of the config")
     # An adapter of a classifier is trained on transformers' classifier, whatever code a base has for language models.
     set_config(copy, architectures=["LlamaForCausalLM"], auto_map={"AutoModelForCausalLM": "own.LlamaForCausalLM"})
@@ -182,7 +180,7 @@ def test_a_class_of_another_family_than_the_model_type_is_told(copy):
 def test_a_language_model_is_told_what_would_make_it_a_reward_model(copy):
     set_config(copy, architectures=["LlamaForCausalLM"])
     assert "is a LlamaForCausalLM, a language model, and has no head" in refusal(copy)
-    assert "name them with --token-logits TOKEN=WEIGHT" in refusal(copy)
+    assert "name the tokens with --token-logits TOKEN=WEIGHT" in refusal(copy)
     (copy / "value_head.safetensors").write_bytes(b"")
     assert "score.weight is a weight of the head that transformers' LlamaModel leaves out" in refusal(copy)
 
@@ -239,7 +237,8 @@ def test_an_activation_behind_the_head_is_told_with_the_score_that_is_served(cop
     (note,) = load_checkpoint(str(copy)).notes
     assert note.startswith(named)
     assert note.endswith(
-        "scores are that output without it; for the other reading take 1 / (1 + exp(-score)), as /classify answers"
+        "here scores are that output without it; to get the activated score, compute 1 / (1 + "
+        "exp(-score)), as /classify answers"
     )
     assert main(["checkpoint", str(copy), str(tmp_path / "bundle"), "--golden-max-tokens", "60"]) == 0
     assert f"note: {note}" in capsys.readouterr().err
@@ -257,7 +256,7 @@ def test_an_activation_in_the_files_of_sentence_transformers_is_told_and_what_it
     activation, prompt, case = load_checkpoint(str(copy)).notes
     assert case.startswith("sentence_bert_config.json says do_lower_case")
     assert activation.startswith("activation_fn of config_sentence_transformers.json names Tanh")
-    assert activation.endswith("for the other reading take Tanh of raw scores")
+    assert activation.endswith("to get the activated score, compute Tanh of raw scores")
     assert prompt.startswith("config_sentence_transformers.json puts the prompt 'Rate: ' before every text; texts are")
 
 
@@ -281,7 +280,7 @@ def test_the_classes_of_a_softmax_that_the_config_applies_are_not_summed_by_a_gu
 def test_a_pipeline_of_the_checkpoints_own_is_refused_unless_the_built_in_class_is_right(copy):
     own = {"impl": "pipeline.RewardPipeline", "pt": ["AutoModelForSequenceClassification"]}
     set_config(copy, custom_pipelines={"reward": own})
-    assert "custom_pipelines of the config names pipeline.RewardPipeline for reward: code of the checkpoint's own" in (
+    assert "custom_pipelines of the config names pipeline.RewardPipeline for reward: custom code of the checkpoint" in (
         refusal(copy)
     )
     (note,) = load_checkpoint(str(copy), builtin_class=True).notes
@@ -289,10 +288,10 @@ def test_a_pipeline_of_the_checkpoints_own_is_refused_unless_the_built_in_class_
     set_config(copy, custom_pipelines={"chat": {"impl": "pipeline.Chat", "pt": ["AutoModelForCausalLM"]}})
     assert len(load_checkpoint(str(copy)).notes) == 1
     set_config(copy, custom_pipelines={"reward": "pipeline.RewardPipeline"})
-    assert "names pipeline.RewardPipeline for reward: code" in refusal(copy)
+    assert "names pipeline.RewardPipeline for reward: custom code" in refusal(copy)
     for classes in (5, [["AutoModel"]]):
         set_config(copy, custom_pipelines={"reward": own | {"pt": classes}})
-        assert "names pipeline.RewardPipeline for reward: code" in refusal(copy)
+        assert "names pipeline.RewardPipeline for reward: custom code" in refusal(copy)
 
 
 def modules(*names: str) -> list[dict[str, Any]]:
@@ -305,7 +304,7 @@ def test_a_module_with_weights_behind_the_encoder_is_refused_by_name(encoder_che
     set_file(copy, "modules.json", modules(f"{models}.Transformer"))
     assert load_checkpoint(str(copy)).notes == ()
     set_file(copy, "modules.json", modules(f"{models}.Transformer", f"{models}.Pooling", f"{models}.Dense"))
-    assert f"modules.json names {models}.Dense behind the encoder" in refusal(copy)
+    assert f"modules.json names {models}.Dense after the encoder" in refusal(copy)
     (note,) = load_checkpoint(str(copy), builtin_class=True).notes
     assert note.startswith(f"modules.json names {models}.Pooling, {models}.Dense, which sentence-transformers runs")
     set_file(copy, "modules.json", modules(f"{models}.Transformer", f"{models}.Pooling"))

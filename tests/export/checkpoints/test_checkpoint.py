@@ -61,7 +61,9 @@ def test_a_path_without_a_directory_is_refused(source, message):
 
 def test_a_hub_id_that_cannot_be_reached_gives_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SourceError, match="no-such-model: no such directory, and it cannot be had from the") as raised:
+    with pytest.raises(
+        SourceError, match="no-such-model: no such directory, and it cannot be downloaded from the"
+    ) as raised:
         load_checkpoint("plaudit-tests/no-such-model")
     assert "\n" not in str(raised.value)
 

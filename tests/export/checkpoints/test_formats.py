@@ -668,7 +668,7 @@ def add_weights(path: Path, **weights: torch.Tensor) -> None:
 
 
 REFUSED = {
-    "ArmoRM": ({"architectures": ["LlamaForRewardModelWithGating"]}, {}, "ArmoRM.*a network of gates"),
+    "ArmoRM": ({"architectures": ["LlamaForRewardModelWithGating"]}, {}, "ArmoRM.*a gating network"),
     "gating": ({}, {"gating__0__weight": torch.zeros(2)}, r"ArmoRM, by its weight gating\.0\.weight"),
     "QRM": ({}, {"gating_network__weight": torch.zeros(2)}, "QRM.*quantiles of a distribution"),
     "URM": ({"architectures": ["LlamaForSequenceClassificationWithNormal_Weights"]}, {}, "URM.*means and deviations"),
@@ -698,13 +698,13 @@ REFUSED = {
     "two classes": (
         {"architectures": ["RewardModel", "LlamaForSequenceClassification"], "value_head_prefix": "score"},
         {"score__weight": torch.zeros(1, 32)},
-        "two classes, RewardModel and LlamaForSequenceClassification, and nothing says whose head",
+        "two classes, RewardModel and LlamaForSequenceClassification, and nothing says which one gives",
     ),
     "a switch of words": ({"normalize_reward": "false"}, {}, "normalize_reward 'false' .* is neither true nor false"),
     "std true": ({"std": True}, {}, "std True is not one finite number"),
     "std 0": ({"std": 0.0}, {}, "std 0.0 of its config.json: scores cannot be divided by it"),
     "std of words": ({"std": "1"}, {}, "std '1' is not one finite number"),
-    "own code": ({"auto_map": {"AutoModel": "modeling.Mine"}}, {}, "modeling.Mine for AutoModel: code of the"),
+    "own code": ({"auto_map": {"AutoModel": "modeling.Mine"}}, {}, "modeling.Mine for AutoModel: custom code of the"),
 }
 
 
@@ -760,7 +760,7 @@ def test_a_format_that_pools_or_scores_otherwise_is_refused(name, config, messag
 def test_a_token_classifier_of_several_labels_is_refused(decoders, tmp_path):
     head = lambda head: {"weight": head["score.weight"].repeat(3, 1), "bias": torch.zeros(3)}  # noqa: E731
     path = write(replace(CASES["token classification"], head=head), decoders("llama"), tmp_path / "it")
-    with pytest.raises(SourceError, match="3 labels, known are 1 or 2: nothing says what they are"):
+    with pytest.raises(SourceError, match="3 labels, supported are 1 or 2; nothing says what more labels mean"):
         load_checkpoint(str(path))
 
 
@@ -771,7 +771,7 @@ def test_a_head_on_an_encoder_is_refused(decoders, tmp_path):
     save_file(weights | {"regression_head.weight": torch.ones(1, 32)}, path / "model.safetensors")
     set_config(encoder, architectures=["BertModel"])
     shutil.copy(encoder / "config.json", path / "config.json")
-    with pytest.raises(SourceError, match="BertModel is no decoder"):
+    with pytest.raises(SourceError, match="BertModel is not a decoder"):
         load_checkpoint(str(path))
 
 

@@ -66,7 +66,7 @@ def test_a_hub_that_cannot_be_asked_for_its_files_is_told(repository, tmp_path):
         assert run(EXPORT, "checkpoint", "org/tiny", tmp_path / "b", env=env).returncode == 0
     done = run(EXPORT, "checkpoint", "org/tiny", tmp_path / "c", env=env | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
-    assert "note: the hub cannot be asked what org/tiny holds besides the files of the cache" in done.stderr
+    assert "note: the hub cannot be reached, so only the cached files of org/tiny were checked" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,9 @@ def test_what_the_hub_does_not_have_is_one_line(repository, tmp_path, source, me
         done = run(EXPORT, "checkpoint", source, tmp_path / "b", env=hub.environment(tmp_path / "home"))
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]
-    assert error.startswith(f"plaudit-export: error: {source}: no such directory, and it cannot be had from the hub: ")
+    assert error.startswith(
+        f"plaudit-export: error: {source}: no such directory, and it cannot be downloaded from the hub: "
+    )
     assert any(part in error for part in message.split("|"))
     assert not (tmp_path / "b").exists()
 
@@ -139,7 +141,9 @@ def test_a_directory_is_itself_and_a_path_is_never_looked_for_on_the_hub(tmp_pat
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BundleError, match="org/rm: no such directory, and it cannot be had from the hub: ") as raised:
+    with pytest.raises(
+        BundleError, match="org/rm: no such directory, and it cannot be downloaded from the hub: "
+    ) as raised:
         service_hub.local_directory("org/rm")
     assert "\n" not in str(raised.value)
 

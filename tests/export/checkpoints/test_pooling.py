@@ -182,7 +182,10 @@ def test_a_whole_checkpoint_is_pooled_by_its_config_unless_the_user_says_otherwi
 
 def test_an_encoder_pools_by_no_pad_token(tmp_path):
     source = str(tiny_encoder_checkpoint(tmp_path / "it"))
-    with pytest.raises(SourceError, match=r"--pad-token: .*it is no decoder; an encoder does not pool by it"):
+    with pytest.raises(
+        SourceError,
+        match=r"--pad-token: .*it is not a decoder, and an encoder's score does not depend on the pad token",
+    ):
         load_checkpoint(source, pad_token="[PAD]")
 
 
@@ -196,7 +199,7 @@ def test_a_pad_token_that_is_none_of_the_models_is_refused_with_field_and_remedy
     assert "pad_token_id" in str(raised.value)
     assert "\n" not in str(raised.value)
     if type(pad) is int:
-        assert f"pad_token_id {pad} of its config.json is none of the model's 328 tokens (0 to 327)" in str(
+        assert f"pad_token_id {pad} of its config.json is not one of the model's 328 tokens (0 to 327)" in str(
             raised.value
         )
         assert "or to null" in str(raised.value)
@@ -209,11 +212,15 @@ def test_a_pad_token_that_is_none_of_the_models_is_refused_with_field_and_remedy
         (
             ["tokenizer.json"],
             PAD,
-            "of a tokenizer the adapter has tokenizer.json only; what else it takes is the base's",
+            "the adapter's directory has only tokenizer.json of a tokenizer; the rest is taken from the base model",
         ),
         (["special_tokens_map.json"], EOS, "the base's config has the pad token 0; trainers set that of the adapter's"),
-        (["tokenizer_config.json"], EOS, "of a tokenizer the adapter has tokenizer_config.json only"),
-        (["special_tokens_map.json", "tokenizer.json"], EOS, "special_tokens_map.json, tokenizer.json only"),
+        (["tokenizer_config.json"], EOS, "the adapter's directory has only tokenizer_config.json of a tokenizer"),
+        (
+            ["special_tokens_map.json", "tokenizer.json"],
+            EOS,
+            "has only special_tokens_map.json, tokenizer.json of a tokenizer",
+        ),
     ],
 )
 def test_an_adapter_with_a_part_of_a_tokenizer_has_the_rest_of_it_from_its_base(tmp_path, kept, pad, note):
@@ -239,4 +246,4 @@ def test_an_adapter_with_a_chat_template_alone_has_that_one_on_the_tokenizer_of_
     (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}")
     checkpoint = load_checkpoint(str(adapter))
     assert checkpoint.tokenizer.chat_template == "{{ messages[0].content }}"
-    assert "of a tokenizer the adapter has chat_template.jinja only" in checkpoint.notes[0]
+    assert "the adapter's directory has only chat_template.jinja of a tokenizer" in checkpoint.notes[0]

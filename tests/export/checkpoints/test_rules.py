@@ -106,7 +106,7 @@ def test_the_heads_of_a_classifier_are_not_summed_by_a_guess(tmp_path, num_label
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(max_tokens=257), "--max-tokens 257: tiny-llama has 256 usable positions"),
+        (Options(max_tokens=257), "--max-tokens 257: more than the 256 usable positions of tiny-llama"),
         (Options(pair=True), "--pair: LlamaForSequenceClassification is a decoder"),
         (Options(name="../rm"), "--name"),
         (Options(space_before_eos=True), "--space-before-eos: no EOS is appended"),

@@ -214,7 +214,7 @@ def test_the_steps_of_a_completion_are_found_by_the_separator_and_a_cut_one_has_
     assert cut.score == given.along.scores[0]
     assert (none.status, none.detail) == ("empty", "items[4]: no step ends in the text")
     (wrong,) = scorer.score([{"prompt": PROMPT, "steps": ["One.\nTwo.", "Three."]}])
-    assert (wrong.status, wrong.detail) == ("failed", "items[0]: 3 steps end in the text, and 2 were given")
+    assert (wrong.status, wrong.detail) == ("failed", "items[0]: 3 steps end in the text, but 2 steps were given")
     assert load_bundle(bundle.path).golden[0].along is not None
 
 
@@ -225,7 +225,7 @@ def test_the_steps_of_a_completion_are_found_by_the_separator_and_a_cut_one_has_
         (Options(step_token="nowhere"), "--step-token: the tokenizer of .* has no token 'nowhere'"),
         (Options(step_token="id:9999"), "--step-token id:9999: the tokenizer of .* has .* tokens"),
         (Options(step_end="ab.\n"), "the last one alone is not this text"),
-        (Options(step_token="a", step_end="\n"), "has the token a 0 times"),
+        (Options(step_token="a", step_end="\n"), "contains the token a 0 times"),
         (Options(step_end="\n", append_eos=True), "read at the end of the last step"),
         (Options(step_end="\n", chat_template="{{ messages }}"), "renders no chats"),
     ],

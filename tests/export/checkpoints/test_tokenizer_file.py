@@ -292,13 +292,15 @@ def test_a_special_token_that_two_files_name_differently_is_told_with_the_one_th
     assert f"; {loaded.taken.eos_token!r} is taken" in note
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "special_tokens_map.json is no JSON"), ("[]", "no JSON obj")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "special_tokens_map.json is not JSON"), ("[]", "not a JSON obj")]
+)
 def test_an_adapters_file_that_cannot_be_laid_over_the_bases_is_refused_by_name(tmp_path, content, message):
     (tmp_path / "base").mkdir()
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "special_tokens_map.json").write_text(content)
     with (
-        pytest.raises(SourceError, match=rf"adapter: its tokenizer cannot be laid over .*{message}"),
+        pytest.raises(SourceError, match=rf"adapter: its tokenizer cannot be merged into .*{message}"),
         adapters_tokenizer(tmp_path / "adapter", tmp_path / "base"),
     ):
         pass

@@ -58,14 +58,14 @@ def test_a_weight_that_the_class_leaves_out_is_refused_by_name(copy, name):
     store(copy, name)
     message = refusal(copy)
     assert f"copy: {name} is a weight" in message
-    assert "LlamaForSequenceClassification leaves out, so the scores would not be the trained ones" in message
+    assert "LlamaForSequenceClassification leaves out, so the scores would differ from the trained ones" in message
 
 
 def test_weights_of_whole_numbers_are_refused_because_their_scale_is_not_there(copy):
     name = "model.layers.0.self_attn.q_proj.weight"
     weights = load_file(copy / "model.safetensors")
     save_file(weights | {name: (weights[name] * 99).to(torch.int8)}, copy / "model.safetensors", {"format": "pt"})
-    assert f"{name} of model.safetensors is stored as I8, whole numbers" in refusal(copy)
+    assert f"{name} of model.safetensors is stored as I8, so the weights were quantized" in refusal(copy)
 
 
 def test_an_index_that_names_a_file_elsewhere_is_refused(copy):
@@ -73,7 +73,7 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(copy):
     save_file({"x": torch.ones(1)}, copy / "other.safetensors")
     index = {"metadata": {}, "weight_map": {"score.weight": "../elsewhere.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "names ../elsewhere.safetensors, which is no file of the directory" in refusal(copy)
+    assert "names ../elsewhere.safetensors, which is not in the directory" in refusal(copy)
 
 
 def test_what_is_left_out_is_counted_and_the_command_exits_2(copy, tmp_path, capsys):
@@ -175,7 +175,7 @@ def test_a_head_of_three_outputs_with_two_labels_is_told_too(tmp_path):
 
 def test_a_weight_of_another_shape_than_the_config_makes_it_is_named_with_both_shapes(copy):
     set_config(copy, vocab_size=400)
-    assert "model.embed_tokens.weight is stored in shape (328, 32), and its config.json makes it (400, 32)" in refusal(
+    assert "model.embed_tokens.weight is stored in shape (328, 32), but its config.json needs (400, 32)" in refusal(
         copy
     )
 

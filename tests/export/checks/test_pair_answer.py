@@ -19,7 +19,7 @@ def test_the_best_rule_comes_first_and_the_exported_one_is_marked():
     found = said((EXPORTED, WRONG), (WITH_EOS, RIGHT), num_left_out=3)
     assert [rule for rule, _ in found.ranked] == [WITH_EOS, EXPORTED]
     lines = found.describe().splitlines()
-    assert lines[0] == "200 of 300 pairs (3 left out: some rule makes no text of them that the model takes)"
+    assert lines[0] == "200 of 300 pairs (3 left out: with some rule, the model cannot take their texts)"
     assert lines[3].split() == ["100.0%", "2.0000", "-0.1269", *WITH_EOS.name.split()]
     assert lines[4].split() == ["0.0%", "-2.0000", "-2.1269", "2.0000", "±", "0.0000", "*", "as", "texts"]
     assert lines[5] == (
@@ -29,8 +29,9 @@ def test_the_best_rule_comes_first_and_the_exported_one_is_marked():
 
 def test_the_objection_names_what_to_give():
     assert said((EXPORTED, WRONG), (WITH_EOS, RIGHT)).objection() == (
-        "preference pairs speak for another text rule: as texts, EOS at the end ranks 100.0% of 200 pairs right, the "
-        "one as exported (as texts) 0.0%; give --recipe trl or --append-eos, or leave --pairs out"
+        "preference pairs show that another text rule is right: as texts, EOS at the end ranks 100.0% of "
+        "200 pairs right, the "
+        "rule of the export (as texts) 0.0%; give --recipe trl or --append-eos, or leave --pairs out"
     )
 
 
@@ -51,16 +52,19 @@ def test_a_rule_that_ranks_no_more_than_chance_is_no_objection():
     less_wrong = np.full(200, -0.1)
     found = said((EXPORTED, WRONG), (WITH_EOS, less_wrong))
     assert (found.better, found.objection()) == (None, None)
-    assert found.verdict().endswith("are chosen and rejected swapped?")
+    assert found.verdict().endswith("check that chosen and rejected are not swapped")
 
 
 def test_pairs_that_repeat_others_are_told_of():
     first = answer([EXPORTED], [RIGHT], 300, 0, 100).describe().splitlines()[0]
-    assert first == "200 of 300 pairs (100 left out: a text of theirs is in another pair, or twice in one)"
+    assert (
+        first
+        == "200 of 300 pairs (100 left out: one of their texts is also in another pair, or twice in the same pair)"
+    )
 
 
 def test_pairs_of_few_prompts_cannot_tell_and_speak_against_no_rule():
     few = answer([EXPORTED, WITH_EOS], [WRONG, RIGHT], 300, 0, num_prompts=9)
     assert few.evident is None
     assert few.objection() is None
-    assert few.verdict().endswith("; they are of 9 prompts only, give pairs of at least 10")
+    assert few.verdict().endswith("; they have only 9 prompts, give pairs with at least 10")

@@ -153,7 +153,7 @@ def test_pairs_the_other_way_around_speak_for_no_rule(with_eos):
     answer = asked(with_eos, swapped, recipe="trl")
     assert (answer.evident, answer.better) == (None, None)
     assert answer.verdict().endswith(
-        "; every rule ranks most of them the other way around: are chosen and rejected swapped?"
+        "; every rule ranks most pairs the other way around; check that chosen and rejected are not swapped"
     )
 
 
@@ -164,7 +164,7 @@ def test_copies_of_a_pair_are_one_pair_and_two_equal_texts_are_none(causal_check
     assert (answer.num_given, answer.num_pairs, answer.num_repeating) == (800, 3, 797)
     assert answer.verdict().endswith("give at least 200 pairs")
     with pytest.raises(
-        SourceError, match="--pairs: 1 of 200 pairs have two texts that no other pair has; give at least 2"
+        SourceError, match="--pairs: 1 of 200 pairs have two texts that are in no other pair, at least 2 are needed"
     ):
         asked(causal_checkpoint, pairs[:1] * 200)
 
@@ -181,7 +181,9 @@ def test_texts_and_chats_in_one_file_are_refused(causal_checkpoint):
 
 def test_a_model_of_pairs_needs_prompts(encoder_checkpoint):
     pairs = [Pair({"text": f"good {n}"}, {"text": f"bad {n}"}) for n in range(2)]
-    with pytest.raises(SourceError, match="a model of pairs scores prompt and completion; give rows with a prompt"):
+    with pytest.raises(
+        SourceError, match="this model scores prompt and completion as two texts; give rows with a prompt"
+    ):
         asked(encoder_checkpoint, pairs, pair=True)
 
 
@@ -300,7 +302,7 @@ def test_an_export_by_a_rule_that_pairs_speak_against_is_refused(with_eos, pairs
     assert main(["checkpoint", str(with_eos), str(bundle), "--pairs", str(pairs_file)]) == 2
     out, err = capsys.readouterr()
     assert "the checkpoint was evidently trained on such pairs as texts, EOS at the end" in out
-    assert "pairs right, the one as exported (as texts = as texts without special tokens)" in err
+    assert "pairs right, the rule of the export (as texts = as texts without special tokens)" in err
     assert "give --recipe trl or --no-add-special-tokens --append-eos" in err
     assert not bundle.exists()
     assert main(["checkpoint", str(with_eos), str(bundle), "--pairs", str(pairs_file), "--recipe", "trl"]) == 0

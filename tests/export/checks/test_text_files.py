@@ -69,20 +69,26 @@ def test_a_table_gives_its_columns_of_text_and_no_others(tmp_path):
     [
         ({"chosen": "c"}, "chosen and rejected are not both texts or both chats; give two strings"),
         ({"chosen": "c", "rejected": SAYS_D}, "chosen and rejected are not both texts or both chats"),
-        ({"prompt": USER, "chosen": USER + SAYS_C, "rejected": SAYS_D}, "chosen begins with the prompt, which would"),
-        ({"prompt": "q", "chosen": SAYS_C, "rejected": SAYS_D}, "chosen is a chat without the prompt, which is a text"),
+        (
+            {"prompt": USER, "chosen": USER + SAYS_C, "rejected": SAYS_D},
+            "chosen begins with the prompt, so the prompt would",
+        ),
+        (
+            {"prompt": "q", "chosen": SAYS_C, "rejected": SAYS_D},
+            "chosen is a chat that does not contain the prompt, and",
+        ),
         (
             {"chosen": SAYS_C, "rejected": [{"content": "d"}]},
             r"rejected: messages\[0\]\.role: Field required",
         ),
         (
             {"prompt": "Boil me an egg, please.", **{each: f"Boil me an egg, please. {each}" for each in ANSWERS}},
-            "chosen and rejected begin with the prompt, which would be read twice",
+            "chosen and rejected begin with the prompt, so the prompt would be scored twice",
         ),
-        ({"question": "q?", "chosen": "c", "rejected": "d"}, "has question, which is not in chosen, so the scores"),
+        ({"question": "q?", "chosen": "c", "rejected": "d"}, "has question, but chosen does not contain it, so"),
         ({"prompt": 3, "chosen": "c", "rejected": "d"}, "chosen's prompt: messages: Input should be a valid list"),
-        ({"chosen": "c", "rejected": "d", "tools": ["t"]}, "has tools, which POST /score does not take"),
-        ({"messages": USER, "images": ["i"]}, "has images, which POST /score does not take"),
+        ({"chosen": "c", "rejected": "d", "tools": ["t"]}, "has tools, which POST /score does not support"),
+        ({"messages": USER, "images": ["i"]}, "has images, which POST /score does not support"),
         ({"note": "nothing to score"}, "an item is an object with one of text, prompt, messages, token_ids"),
     ],
 )
@@ -99,7 +105,7 @@ def test_a_prompt_of_another_name_that_the_texts_begin_with_is_about_them(tmp_pa
 
 def test_a_file_of_pairs_holds_nothing_else(tmp_path):
     path = write(tmp_path, PAIRS[0][0], {"text": "a"})
-    with pytest.raises(SourceError, match=r"--pairs .* line 2: is no preference pair; give rows with chosen"):
+    with pytest.raises(SourceError, match=r"--pairs .* line 2: is not a preference pair; give rows with chosen"):
         read_pairs("--pairs", path)
 
 

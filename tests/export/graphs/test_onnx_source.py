@@ -112,7 +112,7 @@ def test_a_graph_is_taken_as_it_is_but_its_checkpoint_is_asked_for_the_class(for
     set_config(foreign, auto_map=own)
     checkpoint = Path(shutil.copytree(encoder_checkpoint, tmp_path / "checkpoint"))
     set_config(checkpoint, auto_map=own)
-    with pytest.raises(SourceError, match="say so with --builtin-class"):
+    with pytest.raises(SourceError, match="computes the same scores, give --builtin-class"):
         export_onnx(foreign, tmp_path / "bundle", checkpoint=str(checkpoint))
     notes: list[str] = []
     options = Options(builtin_class=True)
@@ -126,7 +126,7 @@ def test_a_graph_is_taken_as_it_is_but_its_checkpoint_is_asked_for_the_class(for
 
 def test_a_pad_token_that_is_none_of_the_graphs_is_refused(foreign):
     set_config(foreign, pad_token_id=-1)
-    with pytest.raises(SourceError, match=r"pad_token_id -1 of its config\.json is none of the model's"):
+    with pytest.raises(SourceError, match=r"pad_token_id -1 of its config\.json is not one of the model's"):
         load_onnx(foreign)
 
 
@@ -147,7 +147,7 @@ def fix_shape(directory: Path) -> None:
     [
         (lambda path: (path / "model.onnx").unlink(), r"has no model\.onnx"),
         (lambda path: (path / "config.json").unlink(), r"has no config\.json"),
-        (lambda path: (path / "model.onnx").write_bytes(b"\xff" * 64), "is no ONNX graph"),
+        (lambda path: (path / "model.onnx").write_bytes(b"\xff" * 64), "is not an ONNX graph"),
         (lambda path: rename_output(path, "scores"), "gives scores; a graph of text classification"),
         (fix_shape, "has the fixed shape"),
     ],

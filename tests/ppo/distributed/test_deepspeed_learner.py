@@ -86,5 +86,5 @@ def test_mixed_precision_in_stage_1_is_refused(tmp_path):
     path = tmp_path / "zero.json"
     path.write_text('{"zero_optimization": {"stage": 1}}')
     config = PPOConfig(precision="bfloat16", gathered_precision="bfloat16", sharding="deepspeed", deepspeed_config=path)
-    with pytest.raises(ConfigError, match=r"has stage 1, .*; take stage 2 or 3"):
+    with pytest.raises(ConfigError, match=r"sets ZeRO stage 1, .*; set stage 2 or 3"):
         zero_settings(config)

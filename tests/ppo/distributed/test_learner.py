@@ -75,7 +75,7 @@ def test_a_checkpointed_layer_is_computed_again_for_the_gradient_alone(make_poli
 
 
 def test_a_network_that_names_no_layers_cannot_be_checkpointed():
-    with pytest.raises(ConfigError, match="gradient_checkpointing: Linear does not tell what its layers are"):
+    with pytest.raises(ConfigError, match="gradient_checkpointing: Linear does not name its layers"):
         checkpoint_layers(torch.nn.Linear(2, 2))
 
 
@@ -184,7 +184,7 @@ def test_a_head_on_a_sharded_network_is_refused(make_policy, sharding):
     two = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
     policy = make_policy()
     head = TrunkCritic(policy, head_init="zero", generator=torch.Generator())
-    with pytest.raises(ConfigError, match=f'critic_trunk = "policy" does not go with sharding = "{sharding}"'):
+    with pytest.raises(ConfigError, match=f'critic_trunk = "policy" cannot be combined with sharding = "{sharding}"'):
         make_learner(policy, head, PPOConfig(sharding=sharding), two)
 
 

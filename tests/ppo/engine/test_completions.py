@@ -50,10 +50,10 @@ def test_an_answer_is_a_completion_that_ended_or_one_that_was_cut():
         ({"token_ids": [6, 32, 9]}, "token 32, and the policy's vocabulary ends at 31"),
         ({"token_ids": [6, -1, 9]}, "vocabulary"),
         ({"token_ids": [0, 7, 9]}, "2 of them an EOS"),
-        ({"token_ids": [6, 7, 8]}, "ended by 'stop'"),
+        ({"token_ids": [6, 7, 8]}, "finish_reason is 'stop'"),
         ({"token_ids": [6, 7, 8, 9]}, "it has 4 tokens of 3"),
-        ({"finish_reason": "length"}, "1 of them an EOS, and ended by 'length'"),
-        ({"finish_reason": "abort"}, "ended by 'abort'"),
+        ({"finish_reason": "length"}, "1 of them an EOS, and its finish_reason is 'length'"),
+        ({"finish_reason": "abort"}, "finish_reason is 'abort'"),
         ({"token_ids": [6, 7], "finish_reason": "length"}, "it has 2 tokens of 3"),
         ({"logprobs": None}, "a logprob for each token"),
         ({"logprobs": {"token_logprobs": [-1.0, -0.5]}}, "a logprob for each token"),
@@ -86,7 +86,7 @@ def test_an_engine_is_told_the_stop_strings_and_the_trainer_says_where_a_complet
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"token_ids": [6, 8, 8]}, "ended by 'stop'"), ({"token_ids": [0, 7, 8]}, "1 of them an EOS")],
+    [({"token_ids": [6, 8, 8]}, "finish_reason is 'stop'"), ({"token_ids": [0, 7, 8]}, "1 of them an EOS")],
 )
 def test_an_engine_that_stops_where_there_is_no_stop_string_gives_no_completion(changes, says):
     with pytest.raises(AnswerError, match=says):
@@ -95,7 +95,7 @@ def test_an_engine_that_stops_where_there_is_no_stop_string_gives_no_completion(
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"choices": []}', b'{"choices": [1]}', b"[" * 100_000])
 def test_what_is_no_answer_at_all_is_none(body):
-    with pytest.raises(AnswerError, match=r"it is no JSON with choices|not exactly one choice"):
+    with pytest.raises(AnswerError, match=r"it is not JSON with choices|not exactly one choice"):
         parse_completion(body, [4, 5], SAMPLING)
 
 

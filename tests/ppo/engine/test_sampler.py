@@ -86,7 +86,7 @@ def test_a_tied_policy_is_written_with_its_head_apart(train, make_policy):
 
 REFUSED_AT_THE_START = [
     ("another tokenizer", ConfigError, "another tokenizer than the policy"),
-    ("short context", ConfigError, "its context is 8 tokens, .* has 10; .* --max-model-len"),
+    ("short context", ConfigError, "its context is 8 tokens, .* need 10; .* --max-model-len"),
     ("wrong key", EngineError, "/v1/models answers 401 .* engine_key_file"),
 ]
 
@@ -100,8 +100,8 @@ def test_an_engine_of_another_model_is_refused_before_the_run_begins(train, tmp_
 
 # Where a fault begins: with the first publish, or among its rollouts, after the three completions of the canary.
 FAULTS = [
-    ("abort", 0, EngineError, "its answer cannot be used: .* ended by 'abort'"),
-    ("abort", 5, EngineError, "its answer cannot be used: .* ended by 'abort'"),
+    ("abort", 0, EngineError, "its answer cannot be used: .* finish_reason is 'abort'"),
+    ("abort", 5, EngineError, "its answer cannot be used: .* finish_reason is 'abort'"),
     ("dead core", 5, EngineError, "/health answers 503; it is dead"),
     ("hang", 0, EngineError, "no answer to /v1/completions within 0.5 s"),
     ("hang", 5, EngineError, "no answer to /v1/completions within 0.5 s"),
@@ -110,8 +110,8 @@ FAULTS = [
     ("reload fails", 0, EngineError, "answers 500 .Call to collective_rpc method failed: other shapes."),
     ("short answer", 0, EngineError, "its answer cannot be used: it has 1 tokens of 6"),
     ("short answer", 5, EngineError, "its answer cannot be used: it has 1 tokens of 6"),
-    ("stale weights", 0, EngineError, "version 0 of the policy .* another model's"),
-    ("wrong temperature", 0, EngineError, "version 0 of the policy .* another model's"),
+    ("stale weights", 0, EngineError, "version 0 of the policy, .* come from other weights"),
+    ("wrong temperature", 0, EngineError, "version 0 of the policy, .* come from other weights"),
     ("wrong temperature", 5, RatioError, "other probabilities than the generating one"),
 ]
 
@@ -135,7 +135,9 @@ def test_the_canary_catches_a_fault_also_under_importance_weights(train, make_po
     """Which would otherwise make up for what differs."""
     policy, base = make_policy(), make_policy(seed=9 if fault == "stale weights" else 0)
     settings = {"sampling_correction": "token_truncate", "max_staleness": max_staleness, "max_sampling_kl": 0.01}
-    with pytest.raises(EngineError, match=r"version 0 .* another model's: .* limit 1.00e-02 \(max_sampling_kl\)"):
+    with pytest.raises(
+        EngineError, match=r"version 0 .* come from other weights: .* limit 1.00e-02 \(max_sampling_kl\)"
+    ):
         train(policy=policy, base=base, fault=fault, **settings)
     assert torch.equal(weights(policy), weights(make_policy()))
 
@@ -143,7 +145,7 @@ def test_the_canary_catches_a_fault_also_under_importance_weights(train, make_po
 def test_an_engine_that_keeps_old_weights_is_caught_under_importance_weights_once_they_differ_enough(train):
     """A fault that begins after the first publish: the engine goes on with version 0."""
     settings = {"sampling_correction": "token_truncate", "learning_rate": 3e-2, "iterations": 4}
-    with pytest.raises(EngineError, match=r"version 1 of the policy .* another model's"):
+    with pytest.raises(EngineError, match=r"version 1 of the policy, .* come from other weights"):
         train(fault="stale weights", after=3 + 8, **settings)
 
 

@@ -60,7 +60,9 @@ def test_of_a_policy_that_is_only_planned_the_config_alone_is_fetched(hub):
 @pytest.mark.parametrize("source", ["org/none", "org/tiny@none"])
 def test_what_the_hub_does_not_have_is_one_line(hub, source):
     for ask in (pin, config_directory):
-        with pytest.raises(CheckpointError, match=r"no such directory, and it cannot be had from the hub: ") as raised:
+        with pytest.raises(
+            CheckpointError, match=r"no such directory, and it cannot be downloaded from the hub: "
+        ) as raised:
             ask(source, "policy")
         assert str(raised.value).startswith(f"policy: {source}: no such directory")
         assert "\n" not in str(raised.value)

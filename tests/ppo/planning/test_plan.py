@@ -141,7 +141,7 @@ def test_what_cannot_be_computed_without_data_is_one_line():
     class Unknown(PretrainedConfig):
         model_type = "unknown"
 
-    with pytest.raises(ConfigError, match=r"plan: unknown cannot be computed without data \(ValueError: Unrecog"):
+    with pytest.raises(ConfigError, match=r"plan: unknown cannot be simulated without data \(ValueError: Unrecog"):
         make_plan(PPOConfig(**SMALL), NetworkConfigs(Unknown(), Unknown()), processes=1, device="cpu")
 
 
@@ -158,7 +158,7 @@ def test_the_command_reads_configs_alone_and_says_what_fits(capsys, settings_fil
     assert main(["plan", "--config", settings_file, "--device", "cpu", "--memory", "1"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("plan: 0.0")
-    assert "what one setting changes:\n" in out
+    assert "what each setting alone would save:\n" in out
     assert out.endswith("\n1 GB: fits\n")
 
 
@@ -167,7 +167,7 @@ def test_the_verdict_names_settings_where_some_do_and_says_where_none_does():
     fitting = Remedy({"micro_batch_size": 1, "lora_rank": 16}, plan)
     assert verdict(plan, plan.peak, None).endswith(" GB: fits")
     assert "does not fit; with micro_batch_size = 1, lora_rank = 16 it does: 0.0" in verdict(plan, 1000, fitting)
-    assert "does not fit, whatever of the above is set; take a smaller policy" in verdict(plan, 1000, None)
+    assert "does not fit with any of the settings above; use a smaller policy" in verdict(plan, 1000, None)
 
 
 def test_the_same_as_json(capsys, settings_file):

@@ -99,7 +99,7 @@ def test_there_are_never_more_logits_than_those_of_a_chunk(has_gradients):
 
 def test_a_network_whose_head_needs_more_than_the_last_hidden_states_is_refused(policy):
     policy.model.forward = lambda *_, **__: (_ for _ in ()).throw(ValueError("of its own kind"))
-    with pytest.raises(ConfigError, match=r"logits_chunk_tokens: LlamaForCausalLM does not make its logits"):
+    with pytest.raises(ConfigError, match=r"logits_chunk_tokens: LlamaForCausalLM does not compute its logits"):
         answer_in_chunks(policy)
 
 

@@ -100,7 +100,7 @@ def test_a_data_set_of_the_hub_is_read_by_revision_and_split(tmp_path):
     assert train == "[('a', 'org/prompts row 1'), ('b', 'org/prompts row 2')]"
     assert first_two == "[('c', 'org/prompts@v1#test[:2] row 1'), ('d', 'org/prompts@v1#test[:2] row 2')]"
     assert "'e'" in test
-    assert absent.startswith("org/absent: no such file or directory, and it cannot be had from the hub (")
+    assert absent.startswith("org/absent: no such file or directory, and it cannot be downloaded from the hub (")
 
 
 def test_what_is_no_source_is_refused(tmp_path):

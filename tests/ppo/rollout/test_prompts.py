@@ -95,7 +95,7 @@ def test_prompts_know_their_source_and_one_with_a_weight_cannot_be_empty(tmp_pat
     prompts = read_prompts([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
     assert [prompt.source for prompt in prompts] == [0, 0, 1]
     assert count_by_source(prompts, 2) == [2, 1]
-    with pytest.raises(PromptError, match=r"prompts\[1\]: no prompt is left of this source"):
+    with pytest.raises(PromptError, match=r"prompts\[1\]: all prompts of this source were left out as too long"):
         count_by_source(prompts[:2], 2)
 
 
@@ -133,16 +133,16 @@ def test_what_templates_read_of_a_message_is_kept(read):
         ("3", "not an object (int)"),
         ("{}", "needs either prompt or messages, has the keys none"),
         ('{"question": "a", "chosen": []}', "needs either prompt or messages, has the keys question, chosen"),
-        ('{"chosen": "a b", "rejected": "a c"}', "chosen and rejected without their prompt"),
-        ('{"chosen": [{"role": "user"}], "rejected": []}', "begin with other messages"),
+        ('{"chosen": "a b", "rejected": "a c"}', "chosen and rejected are two texts without their prompt"),
+        ('{"chosen": [{"role": "user"}], "rejected": []}', "begin with different messages"),
         ('{"prompt": "a", "messages": []}', "needs either prompt or messages, has the keys prompt, messages"),
         ('{"prompt": 3}', "prompt: got int; give a list of at least one"),
-        ('{"prompt": "\\ud800"}', "prompt has a lone surrogate"),
+        ('{"prompt": "\\ud800"}', "prompt contains a lone surrogate"),
         ('{"messages": "a"}', "messages: got str; give a list of at least one"),
         ('{"messages": []}', "messages: got an empty list"),
         ('{"messages": [{"role": "user"}]}', "messages[0].content: missing"),
         ('{"prompt": [{"content": "a"}]}', "prompt[0].role: missing"),
-        ('{"prompt": [{"role": "user", "content": "a", "id": "b"}]}', "prompt[0].id: no field of a message"),
+        ('{"prompt": [{"role": "user", "content": "a", "id": "b"}]}', "prompt[0].id: not a field of a message"),
         ('{"prompt": [{"role": "user", "content": "\\ud800"}]}', "prompt[0].content: got a str with a lone surrogate"),
         ('{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}', "prompt[0].content: got a list of dict"),
     ],

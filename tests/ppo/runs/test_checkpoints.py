@@ -96,7 +96,7 @@ def test_a_checkpoint_of_an_iterations_start_is_not_replaced_by_one_of_its_middl
 def test_a_state_that_is_none_is_refused(tmp_path, text):
     path = save(tmp_path)
     (path / "state.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"state\.json: not a run's state"):
+    with pytest.raises(CheckpointError, match=r"state\.json: not the state of a run"):
         load_state(path)
 
 
@@ -104,7 +104,7 @@ def test_an_optimizer_of_other_models_and_a_broken_file_are_refused(tmp_path, ma
     learner = make_learner()
     step(learner)
     path = save(tmp_path, learner=learner)
-    with pytest.raises(CheckpointError, match="of other models than those given"):
+    with pytest.raises(CheckpointError, match="it belongs to other models than the given ones"):
         load_optimizer(path, make_learner(size=4).shapes)
     (path / "optimizer.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -17,7 +17,7 @@ def test_a_directory_is_one_processs_until_that_is_killed(tmp_path):
     command = [sys.executable, "-c", HOLD, tmp_path / "run"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "locked\n"
-        says = f"{tmp_path}/run is in use by another run (process {process.pid} on {socket.gethostname()}); wait for "
+        says = f"{tmp_path}/run is in use by another run (process {process.pid} on {socket.gethostname()}); wait until "
         with pytest.raises(ConfigError) as caught, locked(tmp_path / "run"):
             pass
         assert says in str(caught.value)

@@ -86,7 +86,8 @@ def test_a_taken_port_ends_the_run_before_it_begins_with_one_line_and_leaves_the
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = (
-            f"metrics_port: 127.0.0.1:{port} cannot be bound (Address already in use); choose another, or 0 for none"
+            f"metrics_port: 127.0.0.1:{port} cannot be bound (Address already in use); "
+            "choose another port, or 0 for none"
         )
         with pytest.raises(ConfigError, match=re.escape(message)) as refused:
             make_trainer(metrics_port=port).train()

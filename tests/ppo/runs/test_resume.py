@@ -117,12 +117,12 @@ def test_a_checkpoint_is_a_normal_transformers_model_and_holds_no_pickle(make_tr
 
 def test_other_prompts_and_other_models_are_refused(make_trainer, make_policy, tmp_path):
     make_trainer(iterations=1).train()
-    with pytest.raises(CheckpointError, match="the run had other prompts or another tokenizer"):
+    with pytest.raises(CheckpointError, match="the prompts or the tokenizer have changed"):
         make_trainer(iterations=2, prompts=[Prompt(text="w9")]).train(resume=True)
     smaller = type(make_policy())(
         type(make_policy().config)(**make_policy().config.to_dict() | {"num_hidden_layers": 1})
     )
-    with pytest.raises(CheckpointError, match="of other models than those given"):
+    with pytest.raises(CheckpointError, match="it belongs to other models than the given ones"):
         make_trainer(iterations=2, policy=smaller).train(resume=True)
 
 
@@ -225,7 +225,7 @@ def test_a_run_that_a_guard_stopped_ends_in_the_same_bits_once_its_cause_is_gone
     ("kind", "error", "says"),
     [
         ("gradient", DivergenceError, "look in log.jsonl"),
-        ("ratio", RatioError, "look for dropout"),
+        ("ratio", RatioError, "check that dropout is off"),
     ],
 )
 def test_a_broken_update_stops_the_run_with_a_checkpoint(make_trainer, make_policy, tmp_path, kind, error, says):
@@ -275,7 +275,7 @@ def test_weights_of_nan_stop_the_run_before_its_first_step_and_remove_no_former_
             policy.lm_head.weight.fill_(float("nan"))
 
     trainer = make_trainer(policy=policy, iterations=9, checkpoint_every=0, max_checkpoints=1)
-    with pytest.raises(DivergenceError, match="Where the newest checkpoint has NaN too, remove it"):
+    with pytest.raises(DivergenceError, match="If the newest checkpoint has NaN too, delete it"):
         trainer.train(on_iteration=spoil, resume=True)
     assert checkpoints(tmp_path / "run") == ["iteration-000002", "iteration-000003"]
     assert len(read_log(tmp_path / "run" / "log.jsonl")) == 3
@@ -322,7 +322,8 @@ def test_a_run_that_could_leave_nothing_does_not_begin(
     save = parts[part].save_pretrained
     parts[part].save_pretrained = fail
     with pytest.raises(
-        CheckpointError, match=r"is to leave cannot be written, .* \(SavingError: cannot be saved\)"
+        CheckpointError,
+        match=r"the results of the run could not be written at its end, .* \(SavingError: cannot be saved\)",
     ) as got:
         make_trainer(asked.append, reference=make_policy(), **parts).train()
     assert "\n" not in str(got.value)

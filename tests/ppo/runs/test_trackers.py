@@ -45,7 +45,7 @@ def test_no_tracker_writes_no_file(make_trainer, tmp_path):
 
 
 def test_a_tracker_that_is_unknown_missing_or_broken_is_refused_in_one_line(make_trainer, monkeypatch):
-    with pytest.raises(ConfigError, match=r'trackers: "tensorbord" is none; has to be of aim, .*tensorboard'):
+    with pytest.raises(ConfigError, match=r'trackers: "tensorbord" is not a tracker; choose from aim, .*tensorboard'):
         make_trainer(trackers=["tensorbord"])
     with pytest.raises(ConfigError, match="trackers: aim is not installed; pip install aim"):
         make_trainer(trackers=["aim"])

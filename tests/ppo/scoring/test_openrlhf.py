@@ -126,7 +126,9 @@ def test_failures_that_may_pass_are_repeated_and_counted_and_others_are_not(make
 
 def test_a_chat_and_an_address_that_cannot_be_used_are_refused(make):
     scorer, asked = make(lambda body: json_response({"rewards": [1.0]}))
-    with pytest.raises(InvalidArgument, match="a chat, and a service of OpenRLHF's form gets texts"):
+    with pytest.raises(
+        InvalidArgument, match="the prompt is a chat, but a server with OpenRLHF's interface takes texts"
+    ):
         scorer([{"messages": [], "completions": ["a"], "finished": True}])
     assert asked == []
     for address, says in (("openrlhf+ftp://a", "ftp"), ("openrlhf+http://a,http://b", "2 URLs, limit 1")):

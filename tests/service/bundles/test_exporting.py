@@ -85,7 +85,11 @@ def test_a_repository_of_the_hub_without_a_manifest_is_a_checkpoint_also_where_t
     [
         ("exit 2", BundleError, "cannot be exported; plaudit-export gives the reason above"),
         ("exit 1", ExportFailed, "cannot be exported; plaudit-export gives the reason above"),
-        ("kill -KILL $$", ExportFailed, "plaudit-export was ended by SIGKILL; is there memory for it?"),
+        (
+            "kill -KILL $$",
+            ExportFailed,
+            "plaudit-export was ended by SIGKILL; check that the machine has enough memory for it",
+        ),
     ],
 )
 def test_what_the_exporter_ends_with_is_what_the_command_ends_with(environment, checkpoint, script, error, message):

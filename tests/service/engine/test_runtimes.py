@@ -143,7 +143,7 @@ def test_prefixes_are_kept_in_an_eighth_of_the_memory_that_a_device_has_left(fre
 
 
 def test_a_runtime_with_a_device_that_it_does_not_have_is_refused(tiny_bundle):
-    with pytest.raises(SettingsError, match="--runtime openvino has no device cuda:1; leave --device at cpu"):
+    with pytest.raises(SettingsError, match="--runtime openvino cannot compute on cuda:1; leave --device at cpu"):
         Scorer(tiny_bundle(), runtime="openvino", device="cuda:1")
 
 

@@ -41,12 +41,12 @@ def test_wrong_tls_files_are_named(certificate, tmp_path):
     pem, key, locked = (str(certificate / name) for name in ("certificate.pem", "key.pem", "locked.pem"))
     (tmp_path / "text").write_text("no PEM")
     for files, expected in [
-        ((pem, ""), "have to be given together"),
-        (("", key), "have to be given together"),
+        ((pem, ""), "must be given together"),
+        (("", key), "must be given together"),
         (("/nowhere", key), "--tls-certificate-file /nowhere: cannot be read"),
         ((pem, "/nowhere"), "--tls-key-file /nowhere: cannot be read"),
-        ((str(tmp_path / "text"), key), "they are not a PEM certificate and its key"),
-        ((key, pem), "they are not a PEM certificate and its key"),
+        ((str(tmp_path / "text"), key), "these files are not a PEM certificate and its key"),
+        ((key, pem), "these files are not a PEM certificate and its key"),
         ((pem, locked), "without a passphrase"),
     ]:
         with pytest.raises(SettingsError, match=expected):

@@ -587,7 +587,7 @@ def test_a_client_leaves_room_for_others_and_is_told_what_its_share_is(running):
                 queue.ask(*range(20, 29), client="trainer")
             burst = queue.ask(*range(20, 28), client="trainer")
             with pytest.raises(
-                QueueFull, match="8 sequences wait and 8 of this client are in hand, the request has 1 more"
+                QueueFull, match="8 sequences wait and 8 of this client wait or run, the request has 1 more"
             ):
                 queue.ask(30, client="trainer")
             single = queue.ask(2, client="person")

@@ -96,9 +96,9 @@ def test_the_fingerprint_is_of_formula_and_parts_and_of_no_name():
 
 
 WRONG = [
-    ("0.7*a", "no NAME="),
-    ("=a", "no NAME="),
-    ("x=", "'' is no name of a model"),
+    ("0.7*a", "NAME= is missing"),
+    ("=a", "NAME= is missing"),
+    ("x=", "'' is not a name of a model"),
     ("x=nan*a", "weight 'nan' is not a finite number"),
     ("x=1e999*a", "weight '1e999' is not a finite number"),
     ("x=a*0.5", "weight 'a' is not a finite number"),
@@ -106,8 +106,8 @@ WRONG = [
     ("x=a+a", 'part "a" is named twice'),
     ("x=min(a)", "at least two parts"),
     ("x=mean-inf*std(a,b)", "K 'inf' is not a finite number"),
-    ("x=max(a,b)", "'max(a,b)' is no name of a model"),
-    ("x=min(a,__import__('os'))", "is no name of a model"),
+    ("x=max(a,b)", "'max(a,b)' is not a name of a model"),
+    ("x=min(a,__import__('os'))", "is not a name of a model"),
 ]
 
 

@@ -200,8 +200,8 @@ def test_the_token_before_the_first_one_of_an_id_is_scored(make, ids, index):
         ({"space_before_eos": True}, "space_before_eos is true, but scoring.append_eos is false"),
         ({"chat_end": "template"}, "chat_end is set, but no EOS is appended"),
         (EOS | {"pair": True, "chat_end": "eos"}, "chat_end is set"),
-        ({"pooled_before": 0}, "two things of what is pooled"),
-        ({"pair": True, "strip_newlines": True}, "rules of how one text ends"),
+        ({"pooled_before": 0}, "scoring.pad_token_id contradict each other"),
+        ({"pair": True, "strip_newlines": True}, "rules for the end of a single text"),
     ],
 )
 def test_rules_that_contradict_each_other_are_refused(make, rules, message):
@@ -218,7 +218,8 @@ def test_a_text_with_an_id_that_the_model_lacks_fails_alone(make):
     results = make(vocab_size=7).tokenize([TextItem(text="a d"), TextItem(text="a b")])
     assert (results[0].status, results[0].detail) == (
         "failed",
-        'items[0]: token id 7, but the vocabulary of model "tiny" has 7 entries; its tokenizer has more than it knows',
+        'items[0]: token id 7, but the vocabulary of model "tiny" has 7 entries; its tokenizer has more '
+        "tokens than the model",
     )
     assert ids_of(results[1]) == [1, 4, 5, 2]
 
@@ -306,7 +307,7 @@ def test_a_chat_whose_template_rewrites_the_steps_fails_and_says_so(tiny_bundle)
     chat = ChatItem(messages=[Message(role="user", content="good")], steps=["bad"])
     (result,) = tokenization.tokenize([chat], Asked(along="steps"))
     assert (result.status, result.num_tokens) == (Status.FAILED, 0)
-    assert result.detail == "items[0]: the chat template does not write the steps as they are; send a prompt"
+    assert result.detail == "items[0]: the chat template changes the steps; send a prompt in place of a chat"
 
 
 @pytest.mark.parametrize("item", [TextItem(text="a"), TokenItem(token_ids=[4]), PromptItem(prompt="a", completion="b")])

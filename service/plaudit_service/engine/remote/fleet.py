@@ -328,7 +328,7 @@ class Fleet:
         self.send()
 
     def _unavailable(self) -> Unavailable:
-        return Unavailable(f"{self.not_ready or 'every engine was lost on this request'}; try again later")
+        return Unavailable(f"{self.not_ready or 'every engine failed on this request'}; try again later")
 
     def _member_info(self, member: Member) -> dict[str, Any]:
         served, difference = member.served, member.max_abs_diff

@@ -74,7 +74,9 @@ def engine_urls(settings: Settings, names: Sequence[str]) -> Mapping[str, Sequen
     urls: dict[str, list[str]] = {name: [] for name in names}
     for text in settings.engine_url:
         if "@" in text:
-            raise SettingsError("--engine-url: holds a user or password; give a key with --engine-key-file")
+            raise SettingsError(
+                "--engine-url: contains a user name or password; give the API key with --engine-key-file"
+            )
         before, equals, after = text.partition("=")
         name, url = (before, after) if equals and "/" not in before else ("", text)
         if not name and len(names) > 1:
@@ -96,7 +98,7 @@ def _checked(url: str) -> str:
     except ValueError:
         is_base = False
     if not is_base:
-        raise SettingsError(f"--engine-url {url}: is no address of a server; write http://HOST:PORT")
+        raise SettingsError(f"--engine-url {url}: is not the URL of a server; write http://HOST:PORT")
     return url.rstrip("/")
 
 
@@ -106,4 +108,4 @@ def _trusted(file: str) -> ssl.SSLContext | None:
     try:
         return ssl.create_default_context(cafile=Path(file))
     except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"--engine-ca-file {file}: is no PEM file of certificates ({error})") from error
+        raise SettingsError(f"--engine-ca-file {file}: is not a PEM file of certificates ({error})") from error

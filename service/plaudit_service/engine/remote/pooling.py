@@ -80,8 +80,8 @@ def parse_heads(body: bytes, num_sequences: int, num_heads: int) -> npt.NDArray[
     if len(body) != expected:
         told = "longer" if len(body) > expected else "shorter"
         raise AnswerError(
-            f"its answer is {told} than the {expected} bytes of {num_sequences} sequences and {num_heads} labels; does "
-            "it serve the bundle's checkpoint?"
+            f"its answer is {told} than the {expected} bytes of {num_sequences} sequences and {num_heads} labels; "
+            "check that it serves the bundle's checkpoint"
         )
     return np.frombuffer(body, dtype="<f4").reshape(num_sequences, num_heads).astype(np.float32)
 
@@ -123,7 +123,7 @@ def _object(body: bytes) -> dict[str, object]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise AnswerError("its answer is no JSON; is it vLLM's server?") from error
+        raise AnswerError("its answer is not JSON; is it vLLM's server?") from error
     if not isinstance(content, dict):
-        raise AnswerError("its answer is no JSON object; is it vLLM's server?")
+        raise AnswerError("its answer is not a JSON object; is it vLLM's server?")
     return content

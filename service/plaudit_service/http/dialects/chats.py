@@ -58,9 +58,9 @@ def find_chat(label: Any, where: str) -> list[Message] | None:
     if not looks_like_chat(label):
         return None
     if isinstance(label, str) and (label := _parsed(label)) is None:
-        raise InvalidRequest(f"{where}: looks like a chat that was written as text, and is no JSON; {_FORM}")
+        raise InvalidRequest(f"{where}: looks like a chat written as text, but is not JSON; {_FORM}")
     if not isinstance(label, list) or isinstance(label[0], list):
-        raise InvalidRequest(f"{where}: holds a chat and is none; {_FORM}")
+        raise InvalidRequest(f"{where}: contains a chat, but is not itself a list of messages; {_FORM}")
     return read_chat(label, where)
 
 

@@ -177,5 +177,5 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise NotJson(f"{error}; send a JSON object") from error
     if not isinstance(document, dict):
-        raise InvalidRequest("body: no JSON object; send one")
+        raise InvalidRequest("body: not a JSON object; send one")
     return document

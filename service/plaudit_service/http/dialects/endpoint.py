@@ -254,9 +254,10 @@ def _refuse_foreign_tokens(asked: Asked, model: ServedModel, tokens: SpecialToke
             number, token = found
             raise InvalidRequest(
                 f"items[{number}]: the text holds the special token {token}, which the tokenizer of model "
-                f'"{part.model.bundle.name}" does not know: policy and reward model have different chat templates, and '
-                "the score would be of another text. Send chats instead of texts (docs/trainers); where this is no "
-                "token of the policy, start the service with --policy-tokenizer DIR, or with --no-dialect-check-tokens"
+                f'"{part.model.bundle.name}" does not know: policy and reward model have different chat templates, '
+                "and the score would be of another text. Send chats instead of texts (docs/trainers); if this is not "
+                "a token of the policy, start the service with --policy-tokenizer DIR, or with "
+                "--no-dialect-check-tokens"
             )
 
 

@@ -50,7 +50,7 @@ class _Verify(Shape):
 
     responses_create_params: _Params
     response: _Response
-    plaudit_model: str | None = Field(None, description="Which loaded model or combination, where there are several.")
+    plaudit_model: str | None = Field(None, description="Name of a loaded model or combination, if there are several.")
 
 
 class _Session(Shape):

@@ -23,7 +23,9 @@ def read(body: bytes, _: Mapping[str, str], tokens: SpecialTokens) -> Asked:
     asked = parse(_Body, body)
     for name, values in (("prompts", asked.prompts), ("labels", asked.labels)):
         if values and len(values) != len(asked.query):
-            raise InvalidRequest(f"{name}: {len(values)} entries for {len(asked.query)} of query")
+            raise InvalidRequest(
+                f"{name}: {len(values)} entries, but query has {len(asked.query)}; send one for each query"
+            )
     prompts = asked.prompts or [""] * len(asked.query)
     labels = asked.labels or [None] * len(asked.query)
     return Asked(
@@ -46,13 +48,14 @@ def _item(number: int, query: str, prompt: str, label: Any, tokens: SpecialToken
         return TextItem(text=query, finished=False)
     if not prompt:
         raise InvalidRequest(
-            f"prompts[{number}]: no text, so it is not known where the completion of query[{number}] begins; send "
-            "prompts, or no chat as label"
+            f"prompts[{number}]: not a text, so it is not known where the completion in query[{number}] begins; "
+            "send prompts as texts, or send no chat as label"
         )
     if not query.startswith(prompt):
         raise InvalidRequest(
-            f"query[{number}]: does not begin with prompts[{number}], so its completion is not known; it was cut to "
-            "the policy's length, or its tokenizer changes text: raise --data.max_len, or send no chat as label"
+            f"query[{number}]: does not begin with prompts[{number}], so its completion is not known; the text "
+            "was cut to the policy's length, or the policy's tokenizer changes text: raise --data.max_len, or "
+            "send no chat as label"
         )
     completion, finished = strip_end(query[len(prompt) :], tokens)
     return ChatItem(messages=chat, completions=[completion], finished=finished)

@@ -139,7 +139,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise _error(path.parent, f"{path.name} cannot be read ({error})") from error
     if not isinstance(value, dict):
-        raise _error(path.parent, f"{path.name} holds no JSON object")
+        raise _error(path.parent, f"{path.name} is not a JSON object")
     return value
 
 

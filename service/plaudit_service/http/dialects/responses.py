@@ -56,7 +56,7 @@ def read_rollout(instructions: str | None, given: Any, output: Sequence[Any], *,
     if not isinstance(given, str | list):
         raise InvalidRequest("responses_create_params.input: neither a text nor a list of items")
     if not any(map(_is_said, output)):
-        raise InvalidRequest("response.output: the policy has said nothing, so there is nothing to score")
+        raise InvalidRequest("response.output: the policy's output is empty, so there is nothing to score")
     entries = [{"role": "user", "content": given}] if isinstance(given, str) else given
     turns: list[_Turn] = []
     said = _Said()
@@ -83,7 +83,7 @@ def _is_said(item: Any) -> bool:
 def _take(item: Any, where: str, said: _Said, turns: list[_Turn]) -> _Said:
     """Add an item to what the policy says, or end its turn by another's message."""
     if not isinstance(item, Mapping):
-        raise InvalidRequest(f"{where}: no object")
+        raise InvalidRequest(f"{where}: not an object")
     kind = item.get("type") or ("message" if item.get("role") else None)
     match kind, item.get("role"):
         case "message", "assistant":
@@ -103,11 +103,11 @@ def _take(item: Any, where: str, said: _Said, turns: list[_Turn]) -> _Said:
             content = _joined(item.get("content"), f"{where}.content")
             return _end(said, turns, {"role": _ROLES[role], "content": content})
         case "message", role:
-            raise InvalidRequest(f"{where}.role: {_shown(role)} is none of assistant, {', '.join(_ROLES)}")
+            raise InvalidRequest(f"{where}.role: {_shown(role)} is not one of assistant, {', '.join(_ROLES)}")
         case _:
             raise InvalidRequest(
-                f"{where}.type: {_shown(kind)} is nothing that chat templates read (message, reasoning, function_call, "
-                "function_call_output)"
+                f"{where}.type: {_shown(kind)} is not a type that chat templates read (message, reasoning, "
+                "function_call, function_call_output)"
             )
     return said
 
@@ -139,7 +139,7 @@ def _texts(content: Any, where: str) -> list[str]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in _TEXT_PARTS:
             raise InvalidRequest(
-                f"{where}[{number}].type: {_shown(kind)} is no text, and a reward model reads no other"
+                f"{where}[{number}].type: {_shown(kind)} is not a text part, and a reward model reads only text"
             )
         texts.append(_text(part.get("text"), f"{where}[{number}].text"))
     return texts
@@ -158,7 +158,7 @@ def _thoughts(item: Mapping[str, Any], where: str) -> list[str]:
     name = "summary" if item.get("summary") else "content"
     parts = item.get(name) or []
     if not isinstance(parts, list):
-        raise InvalidRequest(f"{where}.{name}: no list")
+        raise InvalidRequest(f"{where}.{name}: not a list")
     return [
         _text(part.get("text") if isinstance(part, Mapping) else part, f"{where}.{name}[{number}].text")
         for number, part in enumerate(parts)
@@ -179,7 +179,7 @@ def _call(item: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise InvalidRequest(f"{where}: no text")
+        raise InvalidRequest(f"{where}: not a text")
     return value
 
 

@@ -19,7 +19,7 @@ from plaudit_service.http.dialects.vllm import Texts, TextsOrTokens, TokenIds, i
 
 def _refuse_unknown(value: Any) -> Any:
     if value is not None:
-        raise PydanticCustomError("unknown_field", "not known here, and could change what is computed; leave it out")
+        raise PydanticCustomError("unknown_field", "an unknown field, which could change the result; leave it out")
     return value
 
 

@@ -262,8 +262,8 @@ def _is_reranker(model: Chosen) -> bool:
 def _require_reranker(model: Chosen) -> None:
     if not _is_reranker(model):
         raise NotReranker(
-            f'model is not a re-ranker model: "{model.name}" scores no pairs of texts, or has several labels; ask '
-            "/predict"
+            f'model is not a re-ranker model: "{model.name}" does not score pairs of texts, or has several '
+            "labels; use /predict"
         )
 
 

@@ -71,12 +71,12 @@ def read_pooling(body: bytes, _: Mapping[str, str], __: SpecialTokens) -> Asked:
     def check(model: Chosen) -> None:
         if model.good is None and len(model.labels) > 1:
             raise InvalidRequest(
-                f'model "{model.name}" weighs {len(model.labels)} outputs into one score, and /pooling would have them '
-                "one by one at each token; ask /score"
+                f'model "{model.name}" combines {len(model.labels)} outputs into one score, but /pooling would return '
+                "each output at each token; use /score"
             )
         if model.good is not None and not is_activated:
             raise InvalidRequest(
-                f'use_activation: what model "{model.name}" gives a step is a probability; leave it out'
+                f'use_activation: model "{model.name}" already gives each step a probability; leave use_activation out'
             )
 
     return Asked(
@@ -100,8 +100,8 @@ def _items(asked: _Input, *, finished: bool) -> list[Item]:
 def _refuse_probability(model: Chosen) -> None:
     if model.good is not None:
         raise InvalidRequest(
-            f'model "{model.name}" gives the probability of a step, which is no logit of a class; ask /pooling or '
-            "/score"
+            f'model "{model.name}" gives the probability of a step, which is not the logit of a class; use '
+            "/pooling or /score"
         )
 
 

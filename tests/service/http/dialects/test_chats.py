@@ -71,7 +71,7 @@ def test_another_label_is_no_business_of_ours(label):
     [
         (
             [{"role": "user", "content": "a", "id": 7}],
-            r"labels\[0\]\[0\]\.id: no field of a message that chat templates",
+            r"labels\[0\]\[0\]\.id: not a field of a message that chat templates",
         ),
         ([{"role": "user", "content": 3}], r"labels\[0\]\[0\]\.content: neither a text nor a list of one text part"),
         ([{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}], r"content: 2 parts, and templates join"),
@@ -80,12 +80,12 @@ def test_another_label_is_no_business_of_ours(label):
         ([{"role": None, "content": "a"}], r"\[0\]\.role: Input should be a valid string"),
         ([*CHAT, "a"], r"labels\[0\]\[1\]: Input should be a valid dictionary"),
         ([{"from": "human", "value": "a"}], r"labels\[0\]\[0\]\.role: Field required"),
-        ([CHAT], r"labels\[0\]: holds a chat and is none; give a list of"),
-        (CHAT[0], r"labels\[0\]: holds a chat and is none"),
-        ({"messages": CHAT}, r"labels\[0\]: holds a chat and is none"),
-        (json.dumps({"messages": CHAT}), r"labels\[0\]: holds a chat and is none"),
-        (str(CHAT), r"labels\[0\]: looks like a chat that was written as text, and is no JSON"),
-        (json.dumps(CHAT)[:-1], r"is no JSON"),
+        ([CHAT], r"labels\[0\]: contains a chat, but is not itself a list of messages; give a list of"),
+        (CHAT[0], r"labels\[0\]: contains a chat, but is not itself a list of messages"),
+        ({"messages": CHAT}, r"labels\[0\]: contains a chat, but is not itself a list of messages"),
+        (json.dumps({"messages": CHAT}), r"labels\[0\]: contains a chat, but is not itself a list of messages"),
+        (str(CHAT), r"labels\[0\]: looks like a chat written as text, but is not JSON"),
+        (json.dumps(CHAT)[:-1], r"is not JSON"),
     ],
 )
 def test_what_looks_like_a_chat_and_cannot_be_used_is_refused_with_the_reason(label, message):

@@ -59,7 +59,7 @@ def test_an_unknown_dialect_is_one_clear_line(tiny_bundle):
     command = [str(Path(sys.executable).with_name("plaudit-serve")), str(tiny_bundle()), "--dialects", "slime,nemo"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
-    assert ended.stderr == f"plaudit-serve: error: --dialects: 'nemo' is none of {ALL.replace(',', ', ')}\n"
+    assert ended.stderr == f"plaudit-serve: error: --dialects: 'nemo' is not one of {ALL.replace(',', ', ')}\n"
 
 
 def test_every_dialect_gives_the_score_that_score_gives_with_keys_and_metrics(serve, tiny_bundle):
@@ -202,7 +202,7 @@ NULLS = [{"name": "f", "id": None, "arguments": {"unit": None, "city": None}}]
         ({"role": "user", "content": "bad", "reasoning_content": "good"}, -2.25),
         ({"role": "assistant", "content": None, "tool_calls": [{"name": "f"}], "reasoning_content": "good"}, -1.25),
         ({"role": "assistant", "content": None, "tool_calls": NULLS, "reasoning_content": "good"}, -1.25),
-        ({"role": "user", "content": "bad", "id": 7}, "id: no field of a message that chat templates read"),
+        ({"role": "user", "content": "bad", "id": 7}, "id: not a field of a message that chat templates read"),
         ({"role": "user", "content": [{"type": "text", "text": "bad"}] * 2}, "content: 2 parts"),
         ({"role": "user", "content": None}, "content: missing"),
     ],

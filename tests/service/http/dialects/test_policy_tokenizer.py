@@ -128,7 +128,7 @@ def test_special_tokens_may_stand_in_the_config_alone(tmp_path):
     [
         ({}, "holds neither tokenizer.json nor tokenizer_config.json; give the directory of the policy's tokenizer"),
         ({"tokenizer.json": "{"}, "tokenizer.json cannot be read"),
-        ({"tokenizer.json": "[]"}, "tokenizer.json holds no JSON object"),
+        ({"tokenizer.json": "[]"}, "tokenizer.json is not a JSON object"),
         ({"tokenizer.json": '{"added_tokens": [{"id": 1}]}'}, "lacks content, special or id"),
         ({"tokenizer.json": '{"added_tokens": 5}'}, "lacks content, special or id"),
         (

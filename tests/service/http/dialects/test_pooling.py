@@ -58,10 +58,10 @@ def test_what_would_change_the_answer_of_vllm_is_refused(body):
 
 
 def test_a_probability_is_neither_a_logit_nor_a_class_and_several_outputs_are_no_label():
-    with pytest.raises(InvalidRequest, match="is a probability; leave it out"):
+    with pytest.raises(InvalidRequest, match="already gives each step a probability; leave use_activation out"):
         read(input="a", use_activation=False).check(STEPS)
-    with pytest.raises(InvalidRequest, match="one by one at each token"):
+    with pytest.raises(InvalidRequest, match="would return each output at each token"):
         read(input="a").check(Chosen("rm", ("helpful", "harmless")))
     classify = vllm.CLASSIFY.read(b'{"input": "a"}', {}, KnownTokens())
-    with pytest.raises(InvalidRequest, match="no logit of a class; ask /pooling"):
+    with pytest.raises(InvalidRequest, match="not the logit of a class; use /pooling"):
         classify.check(STEPS)

@@ -248,7 +248,7 @@ SEED ?= 0
 chaos: $(READY) ## three replicas, a load with known scores and PPO under a nemesis that is drawn from a seed: docs/development/faults.md
 	$(BIN)/python loadtests/chaos.py --minutes $(MINUTES) --seed $(SEED)
 
-scale: $(READY) ## throughput with 1 to 32 stand-in replicas behind 1 and 4 clients; the choice of 1,000 by simulation
+scale: $(READY) ## throughput with 1 to 32 stand-in replicas behind clients and PPO runs; what one client core feeds; the choice of 1,000 by simulation
 	$(BIN)/python loadtests/scale.py
 
 gpu-check: $(READY_GPU) ## on a machine with a GPU: parity, speed beside transformers, costs, memory, a service; JSON and a page

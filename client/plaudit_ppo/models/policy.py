@@ -1,6 +1,7 @@
 """The policy, and the frozen copy of it that is the reference."""
 
 import copy
+import importlib.metadata
 import inspect
 import logging
 from pathlib import Path
@@ -42,9 +43,10 @@ def check_cache(policy: PreTrainedModel) -> None:
     """
     network = policy.get_base_model() if is_lora(policy) else policy
     if "past_key_values" not in inspect.signature(network.forward).parameters:
+        installed = importlib.metadata.version("transformers")
         raise ConfigError(
             f"policy: {type(network).__name__} has no key-value cache (past_key_values), which sampling needs; give a "
-            "policy with attention"
+            f"policy with attention, and a transformers below 5.24 (installed: {installed})"
         )
 
 

@@ -24,7 +24,15 @@ from plaudit_export.checkpoints.architecture import (
 from plaudit_export.checkpoints.config_files import CONFIG, is_adapter, read_fields
 from plaudit_export.checkpoints.foreign import Foreign, load_adapted, load_foreign, load_token_logits
 from plaudit_export.checkpoints.formats import VALUE_HEAD, SavedNormalization, recognize, saved_normalization
-from plaudit_export.checkpoints.loading import LOADING_ERRORS, heed_soft_cap, load_config, load_model, loading, network
+from plaudit_export.checkpoints.loading import (
+    LOADING_ERRORS,
+    heed_soft_cap,
+    load_config,
+    load_model,
+    loading,
+    network,
+    takes_keys_and_values,
+)
 from plaudit_export.checkpoints.places import Place, locate
 from plaudit_export.checkpoints.pooling import say_pad, settle_adapters_pad
 from plaudit_export.checkpoints.tokenizer_file import (
@@ -99,7 +107,7 @@ class Checkpoint:
     @property
     def is_encoder(self) -> bool:
         """Whether the model sees the whole text at once; of a graph, whether its class does."""
-        return (_kind(self.model) if self.kind == "plain" else self.kind) == "encoder"
+        return (_kind(self.id, self.model) if self.kind == "plain" else self.kind) == "encoder"
 
     @property
     def named_recipe(self) -> Named | None:
@@ -257,7 +265,7 @@ def _load_whole(place: Place, *, builtin_class: bool, copies_in: Path | None) ->
     return Checkpoint(
         id=place.id,
         revision=place.revision,
-        kind=_kind(model),
+        kind=_kind(source, model),
         architecture=taken,
         model=model,
         tokenizer=tokenizer.taken,
@@ -293,7 +301,7 @@ def _load_adapter(place: Place, adapter: Adapter, base_directory: Path, *, built
         lambda name: name in pretrained or adapter.replaces(name),
     )
     notes += heed_soft_cap(model)
-    kind = _kind(model)  # before the adapter wraps the head
+    kind = _kind(base, model)  # before the adapter wraps the head
     wrapped = loading(str(directory), "adapter", lambda: adapter.put_on(model))
     if kind == "causal":
         notes += settle_adapters_pad(model, tokenizer.taken, has_tokenizer=names_special_tokens(directory))
@@ -393,7 +401,7 @@ def _names_of(source: str, config: Any) -> set[str]:
         return set(loading(source, "model", lambda: own(config)).state_dict())
 
 
-def _kind(model: torch.nn.Module) -> Kind:
+def _kind(source: str, model: torch.nn.Module) -> Kind:
     """A decoder's classification head is called `score` and sits on a base model that takes past keys and values."""
-    takes_past = "past_key_values" in inspect.signature(network(model).forward).parameters
-    return "causal" if takes_past and isinstance(getattr(model, "score", None), torch.nn.Linear) else "encoder"
+    has_score = isinstance(getattr(model, "score", None), torch.nn.Linear)
+    return "causal" if has_score and takes_keys_and_values(source, network(model)) else "encoder"

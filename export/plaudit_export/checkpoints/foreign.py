@@ -3,7 +3,6 @@
 Also language models whose score is made of the logits of tokens. Knows nothing of tokenizers.
 """
 
-import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,14 @@ from plaudit_export.checkpoints.formats import (
     saved_normalization,
 )
 from plaudit_export.checkpoints.heads import HeadedModel, TokenLogitsModel, build_head, num_outputs
-from plaudit_export.checkpoints.loading import heed_soft_cap, load_config, load_model, loading, network
+from plaudit_export.checkpoints.loading import (
+    heed_soft_cap,
+    load_config,
+    load_model,
+    loading,
+    network,
+    takes_keys_and_values,
+)
 from plaudit_export.checkpoints.weights import (
     check_complete,
     check_stored,
@@ -220,7 +226,7 @@ def _class_of(source: str, mapping: Any, config: Any) -> Any:
 
 
 def _check_decoder(source: str, backbone: Any) -> None:
-    takes_past = "past_key_values" in inspect.signature(backbone.forward).parameters
+    takes_past = takes_keys_and_values(source, backbone)
     fills_masks = type(backbone.config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     if not takes_past or (fills_masks and not getattr(backbone.config, "is_decoder", False)):
         raise SourceError(

@@ -1,6 +1,7 @@
 """What transformers loads from a directory, with its errors in one line. Knows nothing of what makes a reward model."""
 
 import importlib.metadata
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -174,6 +175,21 @@ def heed_soft_cap(model: Any) -> list[str]:
 def network(model: Any) -> Any:
     """What is below the head. Gemma 3's wrapper does not name it as its base in transformers 4."""
     return model.model if model.base_model is model and hasattr(model, "model") else model.base_model
+
+
+def takes_keys_and_values(source: str, base: Any) -> bool:
+    """Whether a model without its head continues from keys and values of earlier tokens, as decoders do.
+
+    Raises:
+        SourceError: by its model type it is a decoder, and its forward takes none by the name that is known here.
+    """
+    takes = "past_key_values" in inspect.signature(base.forward).parameters
+    if not takes and type(base.config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise SourceError(
+            f"{source}: {type(base).__name__} is a decoder, but in transformers {transformers.__version__} its forward "
+            "takes no past_key_values; pip install 'transformers<5.24'"
+        )
+    return takes
 
 
 def _experts(config: Any) -> dict[str, str]:

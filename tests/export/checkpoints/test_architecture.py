@@ -185,6 +185,17 @@ def test_a_language_model_is_told_what_would_make_it_a_reward_model(copy):
     assert "score.weight is a weight of the head that transformers' LlamaModel leaves out" in refusal(copy)
 
 
+def test_a_transformers_that_names_keys_and_values_otherwise_makes_no_decoder_an_encoder(copy, monkeypatch):
+    forward = transformers.LlamaModel.forward
+
+    def renamed(self, input_ids=None, *, cache=None, **others):  # as 5.24 does
+        return forward(self, input_ids, past_key_values=cache, **others)
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", renamed)
+    assert "LlamaModel is a decoder, but in transformers" in refusal(copy)
+    assert "takes no past_key_values; pip install 'transformers<5.24'" in refusal(copy)
+
+
 HYBRID = {
     "qwen3_next": {"num_key_value_heads": 2, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1},
     "jamba": {"num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 4},

@@ -285,7 +285,7 @@ def test_prompts_of_weighted_sources_are_dealt_in_their_shares_and_then_repeated
     assert {text: sum(size for name, size in asked if name == text) for text in counted} == {
         text: 2 * count for text, count in counted.items()
     }
-    with pytest.raises(PromptError, match=r"prompts\[1\]: all prompts of this source were left out of this source"):
+    with pytest.raises(PromptError, match=r"prompts\[1\]: all prompts of this source were left out as too long"):
         make_trainer(prompts=prompts[:2], prompt_weights=[1.0, 2.0])
 
 

@@ -58,10 +58,11 @@ def no_ending(config: PPOConfig, eos_ids: Sequence[int], tokenizer: PreTrainedTo
         "off": "",
     }[config.missing_eos]
     names = ", ".join(f"{tokenizer.convert_ids_to_tokens(number)} ({number})" for number in eos_ids)
+    other_remedy = "" if config.missing_eos == "off" else " or set missing_eos"
     return (
         f"no completion of an iteration ended within {config.max_completion_tokens} tokens (max_completion_tokens)"
         f"{consequence}; completions end at {names}: if the policy ends its turns with another token, list it as "
-        "eos_token_id in its generation_config.json, else raise max_completion_tokens or set missing_eos"
+        f"eos_token_id in its generation_config.json, else raise max_completion_tokens{other_remedy}"
     )
 
 

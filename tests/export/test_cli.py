@@ -192,7 +192,7 @@ def test_help_names_units_and_defaults(capsys):
         main(["checkpoint", "--help"])
     assert raised.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert all(word in text for word in ("in tokens", "(default: fp32)", "(default: 1e-5)", "--no-append-eos"))
+    assert all(word in text for word in ("in tokens", "(default: fp32)", "(default: 1e-5;", "--no-append-eos"))
 
 
 @pytest.mark.parametrize(

@@ -170,5 +170,5 @@ def test_a_users_item_of_a_form_that_the_model_lacks_is_refused(encoder):
         golden_cases(
             encoder, derive_rules(encoder, Options()), [{"messages": [{"role": "user", "content": "a"}]}], 128, []
         )
-    with pytest.raises(SourceError, match="pairs"):
+    with pytest.raises(SourceError, match="scores prompt and completion as two texts"):
         golden_cases(encoder, derive_rules(encoder, Options(pair=True)), [{"text": "a"}], 128, [])

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ from plaudit_service.engine.runtime import (
 from plaudit_service.errors import ServiceError
 
 
+@cache
+def _core() -> Any:
+    """The only one of the process: OpenVINO 2026.4 frees the signal stack that each one sets up, and leaves it set."""
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ServiceError("--runtime openvino: openvino is not installed; pip install 'plaudit[openvino]'") from error
+    return openvino.Core()
+
+
 def open_openvino(graph: Path, num_threads: int, num_calls: int) -> "list[OpenVino]":
     """Load a graph once for all threads, and where there are calls at once, once more for all of these.
 
@@ -35,11 +46,7 @@ def open_openvino(graph: Path, num_threads: int, num_calls: int) -> "list[OpenVi
     """
     # A package that reports each import of openvino to Google Analytics; openvino goes on without it.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's way to hide a module
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise ServiceError("--runtime openvino: openvino is not installed; pip install 'plaudit[openvino]'") from error
-    core = openvino.Core()
+    core = _core()
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     common = {"INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32", "INFERENCE_NUM_THREADS": num_threads}
     try:

@@ -1,6 +1,8 @@
 """The runtimes under the engines: what each promises, and what is refused."""
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx2
@@ -94,6 +96,25 @@ def test_calls_at_once_need_a_thread_each_and_a_cpu(causal_bundle):
 def test_openvino_refuses_values_along_a_text_and_says_what_gives_them(causal_bundle):
     with pytest.raises(InvalidRequest, match="computes the pooled token alone; serve with --runtime onnxruntime"):
         Scorer(causal_bundle, runtime="openvino").score(["no"], along="tokens")
+
+
+SEVERAL = """
+import gc, signal, sys
+from plaudit_service import Scorer
+
+scorers = [Scorer(sys.argv[1], runtime="openvino") for _ in range(2)]
+del scorers
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_process_that_has_let_go_of_openvino_models_survives_a_signal(causal_bundle):
+    done = subprocess.run([sys.executable, "-c", SEVERAL, causal_bundle], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n")
 
 
 def test_openvino_continues_a_shared_prefix(causal_bundle):

@@ -102,8 +102,11 @@ SEVERAL = """
 import gc, signal, sys
 from plaudit_service import Scorer
 
-scorers = [Scorer(sys.argv[1], runtime="openvino") for _ in range(2)]
-del scorers
+first = Scorer(sys.argv[1], runtime="openvino")
+second = Scorer(sys.argv[1], runtime="openvino")
+del first
+gc.collect()
+del second
 gc.collect()
 try:
     signal.raise_signal(signal.SIGINT)

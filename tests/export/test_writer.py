@@ -54,7 +54,7 @@ def test_a_bundle_is_replaced_only_by_force_and_only_by_a_whole_one(bundle):
 def test_what_is_no_bundle_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for target in (tmp_path, tmp_path / "thesis.txt"):
-        with pytest.raises(SourceError, match="is no bundle"), staged(target, force=True):
+        with pytest.raises(SourceError, match="is not a bundle"), staged(target, force=True):
             pass
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -14,10 +14,11 @@ def best_within(curve: Sequence[Evaluation], kl: float) -> Evaluation:
     its evaluations, because the KL of a training also falls.
 
     Args:
-        curve: the evaluations; the first is the one before training, whose KL is 0.
-        kl: the budget, in nats per completion.
+        curve: the evaluations; the first is the one before training, which is within every budget.
+        kl: the budget, in nats per completion; as an estimate from samples it may be below 0.
     """
-    return max((point for point in curve if point["kl"] <= kl), key=lambda point: point["score"])
+    start, *others = curve
+    return max([start, *(point for point in others if point["kl"] <= kl)], key=lambda point: point["score"])
 
 
 def mixed_at(points: Sequence[Evaluation], kl: float) -> Evaluation | None:

@@ -17,6 +17,10 @@ def test_within_a_kl_the_checkpoint_of_the_highest_score_counts_wherever_it_was_
     assert best_within(CURVE, 9.0) == CURVE[2]
 
 
+def test_the_start_is_within_a_kl_that_was_estimated_below_0():
+    assert best_within(CURVE, -0.02) == CURVE[0]
+
+
 def test_a_mixture_of_two_neighbours_has_their_weighted_mean():
     points = [point(0.0, 0.0, -1.0), point(1.0, 2.0, 1.0), point(3.0, 3.0, 1.5)]
     assert mixed_at(points, 0.25) == pytest.approx(point(0.25, 0.5, -0.5))

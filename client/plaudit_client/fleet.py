@@ -103,9 +103,8 @@ class Fleet:
                 is_silent = self.replicas.has_other(replica) and not await self._answers(replica, _ALIVE)
                 if is_silent and not sending.done():
                     raise ConnectionFailed(
-                        f"{call.method} {replica.url}{call.path}{call.about}: no answer, and "
-                        f"{_ALIVE.path} did not answer "
-                        f"either within {self._timing.probe_timeout_s:g} s"
+                        f"{call.method} {replica.url}{call.path}{call.about}: no answer, and {_ALIVE.path} did not "
+                        f"answer either within {self._timing.probe_timeout_s:g} s"
                     )
             return sending.result()
         except ConnectionFailed as error:

@@ -44,9 +44,8 @@ def _parser(default: DemoSettings) -> argparse.ArgumentParser:
     parser = Parser(
         prog="plaudit-demo",
         description="Run the whole RLHF loop in minutes on two cores, without any download: warm up a small policy, "
-        "sample noisy preferences from a gold reward, train a reward model on them, export it, serve it, and "
-        "train the policy with PPO against the service. At the end, the demo shows whether the gold reward "
-        "rose.",
+        "sample noisy preferences from a gold reward, train a reward model on them, export it, serve it, and train "
+        "the policy with PPO against the service. At the end, the demo shows whether the gold reward rose.",
     )
     parser.add_argument(
         "--output",

@@ -201,9 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser(
         "plan",
         help="estimate the memory of a run",
-        description="Estimate the memory of each process of a run, part by part, and how much some "
-        "settings would save. "
-        "Only the configs of the networks are read, no weights.",
+        description="Estimate the memory of each process of a run, part by part, and how much some settings would "
+        "save. Only the configs of the networks are read, no weights.",
     )
     plan.add_argument("--config", metavar="FILE", required=True, help="TOML file with the settings of the run")
     _add_set(plan, "replaces a setting of the file; may be given several times")

@@ -352,8 +352,8 @@ class PPOConfig:
             if getattr(self, name) % self.samples_per_prompt:
                 raise ConfigError(
                     f"{name} = {getattr(self, name)} is not a multiple of samples_per_prompt = "
-                    f"{self.samples_per_prompt}, "
-                    "but the completions of a prompt are sampled and scored together; give a multiple"
+                    f"{self.samples_per_prompt}, but the completions of a prompt are sampled and scored together; give "
+                    "a multiple"
                 )
         if self.num_minibatches > self.rollout_batch_size:
             raise ConfigError(

@@ -448,9 +448,8 @@ def _add_scoring_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_onnx(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Convert a text-classification graph of another exporter, such as optimum, to a bundle. Give the "
-        "checkpoint that the graph was made from, so that the graph's scores are checked against the "
-        "checkpoint's own."
+        "Convert a text-classification graph of another exporter, such as optimum, to a bundle. Give the checkpoint "
+        "that the graph was made from, so that the graph's scores are checked against the checkpoint's own."
     )
     parser.set_defaults(run=_onnx)
     parser.add_argument("source", type=Path, metavar="DIR", help="directory with model.onnx, config and tokenizer")

@@ -88,6 +88,5 @@ class Identity:
             if wanted is not None and wanted != actual:
                 raise Mismatch(
                     f'the request pins {what} {wanted}, model "{self.name}" has {actual}; another reward '
-                    "model is loaded "
-                    "here: use the URL of the pinned one, or remove the pin"
+                    "model is loaded here: use the URL of the pinned one, or remove the pin"
                 )

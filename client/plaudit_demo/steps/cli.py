@@ -27,11 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m plaudit_demo.steps",
-        description="PPO with a process reward model, on two cores: warm up a policy that counts in "
-        "steps, with errors; "
-        "train a process reward model with TRL on right and wrong steps; export it, serve it, and train the policy by "
-        "the reward of each step. Prints the share of wrong steps on held-out tasks before and after PPO. A seed with "
-        "results of an earlier call is not run again.",
+        description="PPO with a process reward model, on two cores: warm up a policy that counts in steps, with "
+        "errors; train a process reward model with TRL on right and wrong steps; export it, serve it, and train the "
+        "policy by the reward of each step. Prints the share of wrong steps on held-out tasks before and after PPO. "
+        "A seed with results of an earlier call is not run again.",
     )
     parser.add_argument(
         "--output",

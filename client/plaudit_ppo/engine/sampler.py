@@ -212,9 +212,8 @@ class EngineSampler:
                 own = self._tokenizer.convert_ids_to_tokens(number) if number < len(self._tokenizer) else None
                 if own != token:
                     raise ConfigError(
-                        f"engine {engine.url}: it has another tokenizer than the policy: token {number} "
-                        f"is {token!r}, the "
-                        f"policy's is {own!r}; start the engine with the policy's directory"
+                        f"engine {engine.url}: it has another tokenizer than the policy: token {number} is {token!r}, "
+                        f"the policy's is {own!r}; start the engine with the policy's directory"
                     )
         return ADAPTER if self._as_adapter else served.model
 

@@ -166,9 +166,8 @@ class Engine:
             except TimeoutError as error:
                 raise EngineError(
                     f"engine {self.url}: no answer to {request.path} within {self._connection.timeout_s:g} s "
-                    "(engine_timeout_s); look at the engine's log: it hangs, or is overloaded; for an "
-                    "overloaded engine "
-                    "raise engine_timeout_s"
+                    "(engine_timeout_s); look at the engine's log: it hangs, or is overloaded; for an overloaded "
+                    "engine raise engine_timeout_s"
                 ) from error
             except ConnectionFailed as error:
                 raise EngineError(

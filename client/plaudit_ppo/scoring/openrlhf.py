@@ -82,9 +82,8 @@ class OpenRLHFScorer:
         for number, item in enumerate(items):
             if "messages" in item:
                 raise InvalidArgument(
-                    f"{self._url}: the prompt is a chat, but a server with OpenRLHF's interface takes "
-                    "texts; give prompts "
-                    "as texts, rendered by the policy's chat template"
+                    f"{self._url}: the prompt is a chat, but a server with OpenRLHF's interface takes texts; give "
+                    "prompts as texts, rendered by the policy's chat template"
                 )
             columns = extra[number] if extra else {}
             label = dict(columns) if self._label_column is None else columns.get(self._label_column)

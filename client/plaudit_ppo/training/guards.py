@@ -142,7 +142,6 @@ def check_ratio(error: float, *, tolerance: float) -> None:
         raise RatioError(
             f"before the first step of an iteration the probability ratio differs from 1 by {error:.2e}, limit "
             f"{tolerance:.2e} (ratio_tolerance): the policy that trains is not the one that sampled; check that "
-            "dropout is off, that temperature, padding and position ids are the same in both passes, that no "
-            "weights changed in between, and that no pass computes in a less exact dtype than the setting "
-            "precision"
+            "dropout is off, that temperature, padding and position ids are the same in both passes, that no weights "
+            "changed in between, and that no pass computes in a less exact dtype than the setting precision"
         )

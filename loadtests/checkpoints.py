@@ -1,6 +1,6 @@
 """The reward models of the benchmarks, with random heads: made and exported once, and kept.
 
-`encoder`: the real MiniLM encoder (22M parameters). `decoder`: a Llama of 24M parameters beside its embeddings,
+`encoder`: the real MiniLM encoder (22M parameters). `decoder`: a Llama, 24M parameters without its embeddings,
 8 layers, hidden size 512, 2 KV heads, MiniLM's tokenizer. `tiny`: a Llama of two layers, for the soak. `write_llama`: a
 Llama of any size, as large ones for GPUs.
 """

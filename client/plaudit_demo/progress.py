@@ -68,7 +68,8 @@ class Stage:
                 self._bar.refresh()
         elif self._clock() - self._last_line >= _LINE_EVERY_S:
             self._last_line = self._clock()
-            self._print(f"{self._done}/{self._total}", self._note)
+            so_far = f"{self._done}/{self._total}" if self._total > 1 else f"{self._last_line - self._started:.0f} s"
+            self._print(so_far, self._note)
 
     def close(self) -> float:
         """End the display; returns the seconds that the stage took."""

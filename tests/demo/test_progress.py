@@ -33,6 +33,21 @@ def test_without_a_terminal_there_is_a_plain_line_at_most_every_five_seconds():
     ]
 
 
+def test_without_a_terminal_a_stage_of_one_step_says_how_long_it_runs():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(stream, 1, clock).stage("export the bundle") as stage:
+        for _ in range(2):
+            clock.now += 6
+            stage.advance(0)
+        stage.advance()
+    assert stream.getvalue().splitlines() == [
+        "1/1 export the bundle: started",
+        "1/1 export the bundle: 6 s",
+        "1/1 export the bundle: 12 s",
+        "1/1 export the bundle: done in 12.0 s",
+    ]
+
+
 def test_stages_are_numbered_and_timed():
     clock = Clock()
     progress = Progress(io.StringIO(), 2, clock)

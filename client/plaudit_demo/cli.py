@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from plaudit_client.command_line import Parser, run, say, tell
+from plaudit_client.command_line import Parser, interruptible, run, say, tell
 from plaudit_demo.output import prepare_output
-from plaudit_demo.processes import ENVIRONMENT, interrupt_on_signals
+from plaudit_demo.processes import ENVIRONMENT
 from plaudit_demo.settings import DemoSettings
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def _run(path: Path, settings: DemoSettings) -> int:
     from plaudit_demo.progress import Progress
     from plaudit_demo.run import NUM_STAGES, run_demo
 
-    interrupt_on_signals()
-    results = run_demo(settings, output, Progress(sys.stderr, NUM_STAGES))
+    with interruptible():
+        results = run_demo(settings, output, Progress(sys.stderr, NUM_STAGES))
     tell(_report(results, path))
     return 0
 

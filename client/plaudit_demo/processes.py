@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from plaudit_demo.errors import DemoError
 
@@ -28,21 +27,6 @@ _POLL_S = 0.2
 _TERMINATE_TIMEOUT_S = 10.0
 _TAIL_CHARS = 400
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
-
-
-def interrupt_on_signals() -> None:
-    """From now on SIGINT and SIGTERM raise KeyboardInterrupt in the main thread.
-
-    Once: a second signal must not cut short the stopping of the processes, which is bounded.
-    """
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        for number in _INTERRUPTS:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in _INTERRUPTS:
-        signal.signal(number, interrupt)
 
 
 def command(name: str) -> str:
@@ -103,7 +87,8 @@ def running(arguments: Sequence[str], log: Path, *, piped: bool = False) -> Iter
         raise DemoError(f"{arguments[0]} is not installed; pip install 'plaudit[demo,export]'") from error
     finally:
         if process is not None:
-            stop(process, _TERMINATE_TIMEOUT_S)
+            with _interrupts_deferred():
+                stop(process, _TERMINATE_TIMEOUT_S)
             for pipe in filter(None, (process.stdin, process.stdout)):
                 with suppress(BrokenPipeError):  # what was written last was not read
                     pipe.close()
@@ -145,7 +130,7 @@ def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) ->
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM, so that none comes between the start of a process and its name."""
+    """Hold back SIGINT and SIGTERM: none comes between the start of a process and its name, nor cuts its end short."""
     if threading.current_thread() is not threading.main_thread():  # only there do Python's handlers run
         yield
         return

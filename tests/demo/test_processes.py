@@ -115,10 +115,10 @@ def test_an_interrupted_demo_stops_its_process_and_waits_for_that_even_when_inte
     program = f"""
 import sys, time
 from pathlib import Path
+from plaudit_client.command_line import interruptible
 from plaudit_demo import processes
-processes.interrupt_on_signals()
 processes._TERMINATE_TIMEOUT_S = 1.0
-with processes.running([sys.executable, "-c", {DEAF!r}], Path({str(tmp_path / "log")!r})) as process:
+with interruptible(), processes.running([sys.executable, "-c", {DEAF!r}], Path({str(tmp_path / "log")!r})) as process:
     while not Path({str(tmp_path / "log")!r}).read_text():
         time.sleep(0.02)
     print(process.pid, flush=True)

@@ -47,6 +47,7 @@ def test_a_pull_request_is_linted_and_tested_and_a_night_runs_everything_and_the
     triggers, run = commands("nightly")
     assert "schedule" in triggers
     assert "make test-all" in run
+    assert "make test-newest" in run
     assert "make chaos MINUTES=20" in run
 
 

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from plaudit_client.command_line import Parser, run
+from plaudit_client.command_line import Parser, interruptible, run
 from plaudit_demo.errors import UsageError
-from plaudit_demo.processes import ENVIRONMENT, interrupt_on_signals
+from plaudit_demo.processes import ENVIRONMENT
 
 _COLUMNS = {"step_errors": "wrong steps", "solved": "solved", "steps": "steps"}
 
@@ -62,14 +62,14 @@ def _run(options: argparse.Namespace) -> int:
     from plaudit_demo.progress import Progress
     from plaudit_demo.steps.study import NUM_STAGES, StepSettings, read_summary, run_seed
 
-    interrupt_on_signals()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     output, python = options.output.resolve(), options.trl_python.absolute()
-    for seed in options.seeds:
-        progress = Progress(sys.stderr, NUM_STAGES)
-        run_seed(StepSettings(), output / f"seed-{seed}", seed=seed, trl_python=python, progress=progress)
+    with interruptible():
+        for seed in options.seeds:
+            progress = Progress(sys.stderr, NUM_STAGES)
+            run_seed(StepSettings(), output / f"seed-{seed}", seed=seed, trl_python=python, progress=progress)
     print(f"| seed | | {' | '.join(_COLUMNS.values())} |")
     print(f"|---|---|{'---|' * len(_COLUMNS)}")
     for seed in options.seeds:

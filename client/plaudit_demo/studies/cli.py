@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from plaudit_client.command_line import Parser, run
+from plaudit_client.command_line import Parser, interruptible, run
 from plaudit_demo.errors import UsageError
-from plaudit_demo.processes import ENVIRONMENT, interrupt_on_signals
+from plaudit_demo.processes import ENVIRONMENT
 from plaudit_demo.settings import DemoSettings
 
 _NAMES = ("best-of-n", "beta", "trl", "draws", "engine")
@@ -128,7 +128,6 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
     )
     from plaudit_demo.studies.training import ensure_runs
 
-    interrupt_on_signals()
     report, runs = {
         "best-of-n": (studies.study_best_of_n, [[each] for each in PPO_BY_KL]),
         "beta": (studies.study_beta, [[DEFAULT], [WITHOUT_KL]]),
@@ -153,7 +152,7 @@ def _run(options: argparse.Namespace, sizes: DemoSettings) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     settings.output.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as servers:
+    with interruptible(), ExitStack() as servers:
 
         @cache
         def serve_policy(policy: Path) -> str:

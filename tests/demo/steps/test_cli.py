@@ -21,7 +21,6 @@ def test_a_missing_environment_of_trl_is_one_line_that_names_the_remedy(tmp_path
 @pytest.mark.skipif(not TRL_PYTHON.is_file(), reason="no environment with TRL 1.11; `make study-prm` makes it")
 def test_ppo_makes_fewer_wrong_steps_by_a_process_reward_model_that_trl_trained(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    monkeypatch.setattr("plaudit_demo.steps.cli.interrupt_on_signals", lambda: None)
     arguments = ["--output", str(tmp_path), "--seeds", "1", "--trl-python", str(TRL_PYTHON)]
     assert main(arguments) == 0
     table = capsys.readouterr().out

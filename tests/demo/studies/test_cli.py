@@ -30,7 +30,6 @@ def study(name, output, *more):
 
 def test_a_missing_environment_of_trl_is_one_line_that_names_the_remedy(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    monkeypatch.setattr("plaudit_demo.studies.cli.interrupt_on_signals", lambda: None)
     assert main(["trl", "--output", str(tmp_path), "--trl-python", "/no/python"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("plaudit_demo.studies: error: --trl-python /no/python: there is no such file")

@@ -1,6 +1,17 @@
 """The pages of the documentation: what their tables state, and where their links lead."""
 
 import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "examples/**/*.md", "tests/cuda_stub/*.md")
+    for page in ROOT.glob(pattern)
+)
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def rows(markdown, *columns):
@@ -35,8 +46,8 @@ def stated(value):
         return text
 
 
-def blocks(markdown, language):
-    """The blocks of code in a language, without their fences."""
+def blocks(markdown, language="[^\n]*"):
+    """The blocks of code in a language, or all, without their fences."""
     return re.findall(rf"^```{language}\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
 
 

@@ -6,21 +6,11 @@ What pages state of the code is compared by the `test_docs.py` of each package.
 import ast
 import re
 import tomllib
-from pathlib import Path
 
-import pytest
-from pages import anchors, assert_leads_somewhere, blocks, links, prose
+from pages import PAGES, ROOT, anchors, assert_leads_somewhere, blocks, every_page, links, prose
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    page
-    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "examples/**/*.md", "tests/cuda_stub/*.md")
-    for page in ROOT.glob(pattern)
-)
 NAVIGATION = ROOT / "docs" / "site" / "navigation.md"
 LONG_PAGE_WORDS = 1500
-
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 @every_page

@@ -123,7 +123,7 @@ class PPOConfig:
     sampling_correction"""
 
     label_column: Text | None = None
-    """column of the prompts' rows that a server with OpenRLHF's interface gets as label; none: all columns, as an
+    """column of the prompts' rows that a server with OpenRLHF's interface gets as label; none: all other columns, as an
     object"""
     send_eos_text: bool = False
     """send the EOS text after a finished completion to the scorer; chats get none, because their template ends the

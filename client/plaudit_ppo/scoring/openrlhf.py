@@ -35,7 +35,7 @@ class OpenRLHFScorer:
     Args:
         address: as in `scorer_urls`: `openrlhf+URL`, the URL with its path, such as /get_reward.
         timeout_s: limit of one call with its retries.
-        label_column: which column of a prompt's row is its label; None: all columns, as an object.
+        label_column: which column of a prompt's row is its label; None: all other columns, as an object.
         connect: makes what carries the requests of one call, for tests.
         timing: clock, sleep and chance, for tests.
 

@@ -219,13 +219,11 @@ def _train_reward_model(
             batch_size=settings.reward_model_batch,
             learning_rate=settings.reward_model_learning_rate,
             seed=seed,
-            scratch=output / REWARD_MODEL,
+            output=output / REWARD_MODEL,
             on_step=lambda loss: stage.advance(note=f"loss {loss:.2f}"),
         )
         accuracy = pair_accuracy(model, tokenizer, held_out_pairs)
         stage.advance(0, f"pair accuracy {accuracy:.3f}")
-        model.save_pretrained(output / REWARD_MODEL)
-        tokenizer.save_pretrained(output / REWARD_MODEL)
     return accuracy
 
 
@@ -234,7 +232,7 @@ def _export(pairs: Sequence[Pair], output: Path, progress: Progress) -> None:
         golden = output / "golden-items.jsonl"
         write_jsonl(golden, [{"prompt": pair.prompt, "completion": pair.chosen} for pair in pairs[:_NUM_GOLDEN]])
         arguments = [command("plaudit-export"), "checkpoint", str(output / REWARD_MODEL), str(output / BUNDLE)]
-        arguments += ["--append-eos", "--golden", str(golden)]
+        arguments += ["--golden", str(golden)]
         run_to_end(arguments, output / "plaudit-export.log", on_poll=lambda: stage.advance(0))
         stage.advance()
 

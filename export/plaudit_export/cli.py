@@ -106,6 +106,7 @@ def _cache(parsed: argparse.Namespace) -> int:
         if exported.comparison is not None:
             say(exported.comparison.describe())
         _warn_of_unchecked(exported.bundle)
+        _note("plaudit-serve takes the options that notes name as --export-options NAME=VALUE, without their --")
 
     options = {name: value for name, value in vars(parsed).items() if name not in {"run", "source", "cache"}}
     print(cached_bundle(parsed.source, options, export, cache=parsed.cache, say=_step))

@@ -38,13 +38,13 @@ def train_reward_model(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    scratch: Path,
+    output: Path,
     on_step: Callable[[float], None],
 ) -> None:
-    """Train a reward model in place.
+    """Train a reward model in place, and save it as TRL does.
 
     loss = -log sigmoid(score(chosen) - score(rejected)), plus TRL's 0.01 * (sum of both scores)^2, which keeps the mean
-    score near 0. TRL appends EOS to every completion; the bundle must be exported with `--append-eos`.
+    score near 0. TRL appends EOS to every completion, which the export reads in the `training_args.bin` of TRL.
 
     Args:
         model: changed in place; `num_labels=1`.
@@ -54,14 +54,14 @@ def train_reward_model(
         batch_size: pairs per step.
         learning_rate: peak; rises over the first tenth of the steps, then falls linearly to 0.
         seed: of the order of the pairs.
-        scratch: a directory that TRL wants; nothing is saved there.
+        output: directory of the checkpoint.
         on_step: called after each step with its loss.
     """
     disable_progress_bar()  # of `datasets`, while it tokenizes
     rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
     num_steps = num_epochs * -(-len(rows) // batch_size)
     config = RewardConfig(
-        output_dir=str(scratch),
+        output_dir=str(output),
         num_train_epochs=num_epochs,
         per_device_train_batch_size=batch_size,
         learning_rate=learning_rate,
@@ -89,6 +89,7 @@ def train_reward_model(
     trainer.train()
     model.eval()
     model.config.use_cache = True
+    trainer.save_model()
 
 
 class _OnStep(TrainerCallback):

@@ -65,7 +65,10 @@ def _export(source: str, options: Sequence[str], cache: str) -> Path:
         raise ExportFailed(
             f"bundle {source}: {EXPORTER} was ended by {name}; check that the machine has enough memory for it"
         )
-    refused = f"bundle {source}: cannot be exported; {EXPORTER} gives the reason above"
+    refused = (
+        f"bundle {source}: cannot be exported; {EXPORTER} gives the reason above. An option that it names goes into "
+        "--export-options without its --, as in --export-options recipe=trl"
+    )
     raise BundleError(refused) if process.returncode == 2 else ExportFailed(refused)
 
 

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from plaudit_demo.data.preferences import Pair
 from plaudit_demo.training.models import make_sequence_classifier, train_reward_model_tokenizer
 from plaudit_demo.training.reward_model import pair_accuracy, score_texts, train_reward_model
+from plaudit_export.checkpoints.checkpoint import load_checkpoint
+from plaudit_export.checkpoints.rules import Options, derive_rules
 
 PAIRS = [
     Pair(f"Review {number}:", " It was clean and good.", " It was dirty.", 1.0, 0.0) for number in ("a", "b", "c", "d")
@@ -22,7 +25,7 @@ def trained(tmp_path):
         batch_size=8,
         learning_rate=5e-3,
         seed=1,
-        scratch=tmp_path,
+        output=tmp_path,
         on_step=losses.append,
     )
     return model, tokenizer, losses
@@ -35,7 +38,14 @@ def test_it_learns_what_is_preferred_and_reports_every_step(tmp_path):
     assert pair_accuracy(model, tokenizer, PAIRS) == 1
     swapped = [Pair(pair.prompt, pair.rejected, pair.chosen, 0.0, 1.0) for pair in PAIRS]
     assert pair_accuracy(model, tokenizer, swapped) == 0
-    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_saved_says_that_trl_trained_it_with_eos(tmp_path):
+    model, tokenizer, _ = trained(tmp_path)
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert score_texts(saved, tokenizer, ["It was clean."]) == score_texts(model, tokenizer, ["It was clean."])
+    checkpoint = load_checkpoint(str(tmp_path))
+    assert derive_rules(checkpoint, Options()).recipe == "trl"
 
 
 def test_the_loss_is_that_of_bradley_terry(tmp_path):
@@ -50,7 +60,7 @@ def test_the_loss_is_that_of_bradley_terry(tmp_path):
     expected = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
     losses = []
     train_reward_model(
-        model, tokenizer, distinct, num_epochs=1, batch_size=4, learning_rate=1e-9, seed=1, scratch=tmp_path,
+        model, tokenizer, distinct, num_epochs=1, batch_size=4, learning_rate=1e-9, seed=1, output=tmp_path,
         on_step=losses.append,
     )  # fmt: skip
     assert losses == [pytest.approx(expected.item(), abs=1e-4)]

@@ -83,8 +83,8 @@ def test_a_repository_of_the_hub_without_a_manifest_is_a_checkpoint_also_where_t
 @pytest.mark.parametrize(
     ("script", "error", "message"),
     [
-        ("exit 2", BundleError, "cannot be exported; plaudit-export gives the reason above"),
-        ("exit 1", ExportFailed, "cannot be exported; plaudit-export gives the reason above"),
+        ("exit 2", BundleError, "cannot be exported; plaudit-export gives the reason above. An option"),
+        ("exit 1", ExportFailed, "cannot be exported; plaudit-export gives the reason above. An option"),
         (
             "kill -KILL $$",
             ExportFailed,

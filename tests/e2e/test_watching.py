@@ -1,4 +1,4 @@
-"""A real Prometheus watches a service under load, wrong and sick ones, and a trainer."""
+"""A real Prometheus watches a service under load, wrong and sick ones, and a trainer that an engine samples for."""
 
 import json
 import math
@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx2
 import pytest
 from fake_pooling import fake_pooling
+from fake_vllm import fake_engines
 from ppo_runs import free_port, training, write_config, write_policy
 from prometheus_process import Prometheus, faster, running_prometheus, wait_until
 
+from plaudit_ppo import load_policy
 from plaudit_service.testing import RunningService, running_service, write_tiny_bundle
 
 pytestmark = [
@@ -59,7 +61,10 @@ def watched(tmp_path_factory):
                 flags=["--runtime", "vllm", "--engine-url", sick.url],
             )
         )
-        process = stack.enter_context(training("--config", trainer_config(folder, service.url, trainer_port)))
+        policy = write_policy(folder / "policy")
+        (engine,) = stack.enter_context(fake_engines(*load_policy(policy)))
+        config = trainer_config(folder, policy, (service.url, engine.url), trainer_port)
+        process = stack.enter_context(training("--config", config))
         targets = {
             "plaudit_serve": [instance(service), instance(wrong), instance(behind)],
             "plaudit_ppo": [f"127.0.0.1:{trainer_port}"],
@@ -78,13 +83,15 @@ def instance(service):
     return service.url.removeprefix("http://")
 
 
-def trainer_config(folder, url, port):
+def trainer_config(folder, policy, urls, port):
+    url, engine_url = urls
     (folder / "prompts.jsonl").write_text('{"prompt": "good"}\n{"prompt": "so bad"}\n')
     return write_config(
-        folder / "run.toml", policy=str(write_policy(folder / "policy")), prompts=str(folder / "prompts.jsonl"),
+        folder / "run.toml", policy=str(policy), prompts=str(folder / "prompts.jsonl"),
         output=str(folder / "run"), scorer_urls=(url,), eval_scorer_urls=(url,), metrics_port=port,
         iterations=1_000_000, rollout_batch_size=8, rollout_micro_batch_size=4, max_completion_tokens=8,
         missing_eos="off", checkpoint_every=0, sample_every=0, learning_rate=1e-6, max_masked_share=1.0,
+        sampler="vllm", engine_urls=(engine_url,), temperature=1.0,
     )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from stand_in_engine import complete, tokenize
 from transformers import AutoModelForCausalLM
 
 KEY = "engine-key"
+# transformers 4 patches torch while it loads a model: two threads at once leave the patches behind.
+_LOADING = threading.Lock()
 # What a fault may be, and the trainer's remedy is tested by name.
 FAULTS = (
     "abort", "another tokenizer", "dead core", "hang", "no logprobs", "reload fails", "short answer", "short context",
@@ -90,7 +92,8 @@ class FakeVLLM:
         assert directory.is_absolute()
         self.published.append(directory)
         if self.fault != "stale weights":
-            self._load(directory, is_adapter="lora_path" in body)
+            with _LOADING:
+                self._load(directory, is_adapter="lora_path" in body)
         return 200, {"results": [None]}
 
     def _load(self, directory, *, is_adapter):

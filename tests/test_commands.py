@@ -10,14 +10,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from pages import PAGES, ROOT, blocks, every_page, prose
+from pages import MAKE_TARGETS, PAGES, ROOT, blocks, every_page, prose
 
 COMMANDS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
 # In a text, as in a shell: a path may stand before the command, and it ends where the shell's own signs begin.
 _CALL = re.compile(rf"(?:^|[\s(`/])({'|'.join(COMMANDS)}) ([^\n`|>&;]*)", re.MULTILINE)
 # A file that pytest or locust runs has their options, not its own.
 _PROGRAM = re.compile(r"(?<![\w/.])(?<!-f )((?:loadtests|tests|deploy|examples)/(?!\S*test_)[\w/]+\.py)([^\n`|>&;]*)")
-TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
 def code(page):
@@ -66,7 +65,7 @@ def test_every_command_has_the_subcommand_and_the_options_that_a_page_names(page
 
 @every_page
 def test_every_target_of_make_that_a_page_names_is_there(page):
-    assert set(re.findall(r"(?:^|\s)make ([a-z][a-z0-9-]*)", code(page), re.MULTILINE)) <= TARGETS
+    assert set(re.findall(r"(?:^|\s)make ([a-z][a-z0-9-]*)", code(page), re.MULTILINE)) <= MAKE_TARGETS
 
 
 @every_page

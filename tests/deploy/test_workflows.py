@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pages import MAKE_TARGETS
 
 ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
-TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
 def steps(workflow):
@@ -23,7 +23,7 @@ def test_a_workflow_runs_targets_that_there_are_and_pinned_actions(file):
     commands = [step["run"] for step in steps(workflow) if "run" in step]
     targets = [target for command in commands for target in re.findall(r"\bmake ([a-z0-9-]+)", command)]
     assert targets
-    assert set(targets) <= TARGETS
+    assert set(targets) <= MAKE_TARGETS
     assert all(re.search(r"@[0-9a-f]{40}$", step["uses"]) for step in steps(workflow) if "uses" in step)
 
 

@@ -205,7 +205,7 @@ def test_20_000_items_over_three_replicas_that_are_killed_in_turn_have_the_bits_
             kills = killer.submit(kill_in_turn)
             num_calls = 0
             try:
-                while num_calls == 0 or not all(replica.exit_codes for replica in replicas):  # until each was killed
+                while num_calls == 0 or not (kills.done() or all(replica.exit_codes for replica in replicas)):
                     scores = client.score(items)
                     assert scores.floats == expected
                     assert all(score.ok for score in scores)
@@ -213,6 +213,7 @@ def test_20_000_items_over_three_replicas_that_are_killed_in_turn_have_the_bits_
             finally:
                 done.set()
             kills.result()
+    assert all(replica.exit_codes for replica in replicas)  # each was killed at least once
     num_requests = num_calls * (-(-19_000 // 20) + 1_000 * 2 // 20)
     num_retries = network.num_sent - num_requests
     assert 0 < num_retries * RETRY_COST_TOKENS <= RETRY_BUDGET_TOKENS + num_requests

@@ -2,13 +2,9 @@
 
 import ast
 import re
-from pathlib import Path
 
-import pytest
-from pages import rows
+from pages import ROOT, every_page, rows
 
-ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
 FAULTS_PAGE = (ROOT / "docs/development/faults.md").read_text()
 FAULTS = {int(row["#"]): row for row in rows(FAULTS_PAGE, "#", "fault", "promise", "tests")}
 TRAPS = rows(FAULTS_PAGE, "#", "trap", "what holds", "tests")
@@ -39,7 +35,7 @@ def test_every_trap_has_a_promise_and_a_test():
         assert any(name for _, name in named_tests(row["tests"])), row["#"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@every_page
 def test_every_named_test_exists(page):
     for file, name in named_tests(page.read_text()):
         assert (ROOT / file).exists(), file

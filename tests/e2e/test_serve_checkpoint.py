@@ -102,8 +102,9 @@ def test_what_cannot_be_exported_ends_in_the_exporters_reason_and_exit_code_2(ch
     assert done.returncode == 2
     reason, last = done.stderr.splitlines()[-2:]
     assert reason.startswith(f"plaudit-export: error: {pickled}: pytorch_model*.bin is pickled, and never loaded")
-    assert last.startswith(
-        f"plaudit-serve: error: bundle {pickled}: cannot be exported; plaudit-export gives the reason above. "
+    assert last == (
+        f"plaudit-serve: error: bundle {pickled}: cannot be exported; plaudit-export gives the reason above. An option "
+        "that it names goes into --export-options without its --, as in --export-options recipe=trl"
     )
 
 

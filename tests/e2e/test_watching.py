@@ -63,7 +63,7 @@ def watched(tmp_path_factory):
         )
         policy = write_policy(folder / "policy")
         (engine,) = stack.enter_context(fake_engines(*load_policy(policy)))
-        config = trainer_config(folder, policy, (service.url, engine.url), trainer_port)
+        config = trainer_config(folder, policy, service.url, engine.url, trainer_port)
         process = stack.enter_context(training("--config", config))
         targets = {
             "plaudit_serve": [instance(service), instance(wrong), instance(behind)],
@@ -83,8 +83,7 @@ def instance(service):
     return service.url.removeprefix("http://")
 
 
-def trainer_config(folder, policy, urls, port):
-    url, engine_url = urls
+def trainer_config(folder, policy, url, engine_url, port):
     (folder / "prompts.jsonl").write_text('{"prompt": "good"}\n{"prompt": "so bad"}\n')
     return write_config(
         folder / "run.toml", policy=str(policy), prompts=str(folder / "prompts.jsonl"),

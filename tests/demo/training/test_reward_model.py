@@ -42,6 +42,8 @@ def test_it_learns_what_is_preferred_and_reports_every_step(tmp_path):
 
 def test_what_is_saved_says_that_trl_trained_it_with_eos(tmp_path):
     model, tokenizer, _ = trained(tmp_path)
+    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_args.bin"}
+    assert {path.name for path in tmp_path.iterdir()} == files
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert score_texts(saved, tokenizer, ["It was clean."]) == score_texts(model, tokenizer, ["It was clean."])
     checkpoint = load_checkpoint(str(tmp_path))
